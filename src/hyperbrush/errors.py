@@ -1,0 +1,22 @@
+"""The one kind of error a user can mend: the command line prints it in one line and exits with 2."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """What was got, what was expected, where, and what to do next."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> UserError:
+    """Error for a name that is not among ``known``, with the closest ones.
+
+    >>> str(unknown_name("sampler", "Eulr", ["Euler", "DDIM"]))
+    "unknown sampler 'Eulr'; did you mean 'Euler'? Known: DDIM, Euler"
+    """
+    names = sorted(set(known))
+    by_folded = {n.casefold(): n for n in names}
+    close = [by_folded[n] for n in get_close_matches(name.casefold(), by_folded, n=3, cutoff=0.5)]
+    guess = f"; did you mean {' or '.join(map(repr, close))}?" if close else "."
+    shown = ", ".join(names[:30]) + (", …" if len(names) > 30 else "") if names else "none"
+    return UserError(f"unknown {kind} {name!r}{guess} Known: {shown}{hint}")

@@ -1,0 +1,1 @@
+"""What a latent diffusion model is: models, modules, sampling, data, schedules."""

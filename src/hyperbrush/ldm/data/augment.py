@@ -1,0 +1,89 @@
+"""What happens to a picture on its way to a shape: resize, crop, flip, rotation, colour jitter."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance
+
+from hyperbrush.ldm.util import keyed_generator
+
+Crop = Literal["center", "random", "none"]
+Transform = Callable[[Image.Image, torch.Generator], Image.Image]
+Pixels = NDArray[np.uint8]  # (height, width, 3)
+
+CROPS = ("center", "random", "none")
+
+# Of a very long picture, a random crop sees this many times the wanted width: a 1×20000 strip
+# resized as a whole would fill the memory.
+_RANDOM_CROP_REACH = 8
+
+
+def draws(seed: int, epoch: int, index: int) -> tuple[list[float], torch.Generator]:
+    """All of one example's chances, uniform in [0, 1), and a generator for what comes after.
+
+    In order: crop down, crop right, flip, angle, brightness, contrast, saturation. All are drawn
+    whether used or not, so turning one option on leaves the others' chances as they were.
+    """
+    generator = keyed_generator(seed, "example", epoch, index)
+    return torch.rand(7, generator=generator, dtype=torch.float64).tolist(), generator
+
+
+def flips(seed: int, epoch: int, index: int, probability: float) -> bool:
+    """Tell whether an example is mirrored this epoch; pictures and cached latents agree on it."""
+    return probability > 0 and draws(seed, epoch, index)[0][2] < probability
+
+
+def fit(image: Image.Image, shape: tuple[int, int], crop: Crop) -> Image.Image:
+    """Resize a picture to a shape (height, width), with Lanczos' filter, once.
+
+    "center": the shape exactly, the middle of the picture. "random": the picture covers the shape
+    and its longer side sticks out, for ``crop_at``. "none": the shape exactly, all of the picture,
+    its aspect ratio lost.
+    """
+    height, width = shape
+    whole = 0.0, 0.0, float(image.width), float(image.height)
+    scaled, box = (width, height), whole
+    if crop != "none":
+        scale = max(height / image.height, width / image.width)
+        reach = 1 if crop == "center" else _RANDOM_CROP_REACH
+        full = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+        scaled = min(full[0], width * reach), min(full[1], height * reach)
+        # Whole pixels of the result, so a picture of the right size is not blurred by half one.
+        left = (full[0] - scaled[0]) // 2 * image.width / full[0]
+        top = (full[1] - scaled[1]) // 2 * image.height / full[1]
+        right = min(float(image.width), left + scaled[0] * image.width / full[0])
+        bottom = min(float(image.height), top + scaled[1] * image.height / full[1])
+        box = left, top, right, bottom
+    if scaled == image.size and box == whole:
+        return image
+    return image.resize(scaled, Image.Resampling.LANCZOS, box=box)
+
+
+def crop_at(pixels: Pixels, shape: tuple[int, int], down: float, right: float) -> Pixels:
+    """Cut a shape (height, width) out; ``down`` and ``right`` in [0, 1) say where."""
+    top = int(down * (pixels.shape[0] - shape[0] + 1))
+    left = int(right * (pixels.shape[1] - shape[1] + 1))
+    return pixels[top : top + shape[0], left : left + shape[1]]
+
+
+def turn(image: Image.Image, degrees: float, background: tuple[int, int, int]) -> Image.Image:
+    """Rotate about the middle, counter-clockwise; corners show the background."""
+    return image.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=background)
+
+
+def recolour(
+    image: Image.Image, brightness: float, contrast: float, saturation: float
+) -> Image.Image:
+    """Scale brightness, contrast and saturation; 1.0 each leaves the picture as it is."""
+    image = ImageEnhance.Brightness(image).enhance(brightness)
+    image = ImageEnhance.Contrast(image).enhance(contrast)
+    return ImageEnhance.Color(image).enhance(saturation)
+
+
+def to_tensor(pixels: Pixels) -> torch.Tensor:
+    """Bytes (height, width, 3) to float32 (3, height, width) in [-1, 1]."""
+    planes = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    return planes.to(torch.float32).div_(127.5).sub_(1.0)

@@ -1,0 +1,161 @@
+"""Everything a folder holds, looked at before training starts: usable pictures and problems."""
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from hyperbrush.errors import UserError, unknown_name
+from hyperbrush.ldm.data import pictures
+from hyperbrush.ldm.data.captions import (
+    SOURCES,
+    CaptionError,
+    Metadata,
+    caption_from_name,
+    caption_from_text,
+    nfc,
+    read_metadata,
+)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One usable picture; width and height in pixels, upright."""
+
+    path: Path
+    caption: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One file that cannot be used, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What is in a folder: ``items`` in the order of their paths, and ``problems``."""
+
+    folder: Path
+    items: tuple[Item, ...]
+    problems: tuple[Problem, ...]
+
+    def report(self, limit: int = 20) -> str:
+        """Problems, one a line: the first ``limit`` in full, then a count; empty if none."""
+        lines = []
+        for problem in self.problems[:limit]:
+            name = os.path.relpath(problem.path, self.folder)
+            # Names that are not UTF-8 must not break the terminal that shows them.
+            shown = os.fsencode(name).decode("utf-8", "replace")
+            lines.append(f"  {shown}: {problem.reason}")
+        if more := len(self.problems) - limit:
+            lines += [f"  … and {more} more"] if more > 0 else []
+        return "\n".join(lines)
+
+
+def scan(
+    folder: str | Path,
+    captions: str = "auto",
+    progress: Callable[[int, int], None] | None = None,
+) -> Scan:
+    """Find every picture under a folder, decode it, find its caption; name everything that fails.
+
+    Nested folders and links to folders are followed; names that begin with a dot are passed over.
+
+    captions: "auto" takes ``metadata.jsonl``, else a same-stem ``.txt``, else the file name;
+        "metadata", "text" or "filename" take that one alone; "none" leaves captions empty.
+    progress: called with (pictures done, pictures in all).
+
+    Raises:
+        UserError: the folder is missing, is no folder or holds no picture; unknown ``captions``.
+    """
+    if captions not in SOURCES:
+        raise unknown_name("source of captions", captions, SOURCES)
+    folder = Path(folder)
+    if not folder.exists():
+        raise UserError(f"there is no folder {folder}; expected a folder of pictures")
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file; expected a folder of pictures")
+    problems: list[Problem] = []
+    files = list(_files(folder, problems))
+    found = sorted(
+        (nfc(p.relative_to(folder).as_posix()), p)
+        for p in files
+        if p.suffix.lower() in pictures.SUFFIXES
+    )
+    if not found:
+        raise UserError(
+            f"no picture in {folder} or the folders in it; looked for {' '.join(pictures.SUFFIXES)}"
+        )
+    texts = {(p.parent, nfc(p.stem)): p for p in files if p.suffix.lower() == ".txt"}
+    metadata = Metadata()
+    if captions in ("auto", "metadata"):
+        rows = [p for p in files if p.name == "metadata.jsonl"]
+        metadata = read_metadata(folder, rows, (name for name, _ in found))
+        problems += [Problem(path, reason) for path, reason in metadata.problems]
+    items = []
+    # Pillow decodes without the interpreter's lock, so threads are enough.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        sizes = pool.map(_size_or_reason, (path for _, path in found))
+        for done, ((name, path), size) in enumerate(zip(found, sizes, strict=True), start=1):
+            if progress is not None:
+                progress(done, len(found))
+            if isinstance(size, str):
+                problems.append(Problem(path, size))
+                continue
+            text = texts.get((path.parent, nfc(path.stem)))
+            try:
+                caption = _caption(captions, name, path, text, metadata)
+            except CaptionError as error:
+                problems.append(Problem(text or path, str(error)))
+                continue
+            if caption is not None:
+                items.append(Item(path, caption, *size))
+    return Scan(folder, tuple(items), tuple(problems))
+
+
+def _files(folder: Path, problems: list[Problem]) -> Iterator[Path]:
+    def unreadable(error: OSError) -> None:
+        problems.append(Problem(Path(error.filename), f"cannot be listed: {error.strerror}"))
+
+    seen: set[str] = set()
+    for where, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
+        if (real := os.path.realpath(where)) in seen:  # a link back up would never end
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(where, name) for name in sorted(names) if not name.startswith("."))
+
+
+def _size_or_reason(path: Path) -> tuple[int, int] | str:
+    try:
+        path.name.encode("utf-8")
+    except UnicodeEncodeError:
+        return "the file name is not UTF-8; rename it"
+    try:
+        return pictures.check(path)
+    except Exception as error:  # noqa: BLE001 (Pillow's decoders raise anything on a broken file)
+        return pictures.explain(error)
+
+
+def _caption(
+    source: str, name: str, path: Path, text: Path | None, metadata: Metadata
+) -> str | None:
+    """Caption of one picture, or None where its metadata row is a problem already named."""
+    if name in metadata.bad:
+        return None
+    if source in ("auto", "metadata") and name in metadata.captions:
+        return metadata.captions[name]
+    if source == "metadata":
+        raise CaptionError("no metadata.jsonl has a row for it")
+    if source in ("auto", "text") and text is not None:
+        return caption_from_text(text)
+    if source == "text":
+        raise CaptionError(f"no caption; expected {path.stem}.txt beside it")
+    return "" if source == "none" else caption_from_name(path)

@@ -1,0 +1,120 @@
+"""A UNet and the process it denoises."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hyperbrush.errors import UserError
+from hyperbrush.ldm.models.autoencoder import norm_groups
+from hyperbrush.ldm.modules import diffusion
+
+
+def build_unet(*, latent_dim: int, sample_size: int, channels: Sequence[int], attention_resolutions: Sequence[int],
+               num_heads: int, layers_per_block: int = 2, context_dim: int | None = None,
+               num_classes: int | None = None, extra_channels: int = 0, dropout: float = 0.0) -> nn.Module:
+    """A fresh `UNet2DConditionModel`, with attention where the latent map is as wide as listed.
+
+    Args:
+        latent_dim: channels of the latents (and of the output).
+        sample_size: side of the latent map at the first level.
+        channels: width of each level; each level halves the map.
+        attention_resolutions: sides of the latent map at which attention stands.
+        num_heads: attention heads at every level (diffusers calls this `attention_head_dim`).
+        layers_per_block: residual layers a level.
+        context_dim: width of the text states for cross-attention; None gives the UNet a single null
+            token, so that only the self-attention does work.
+        num_classes: a class embedding is added to the time embedding.
+        extra_channels: channels of a picture concatenated to the input.
+        dropout: in the residual and attention blocks.
+
+    Raises:
+        UserError: no level has a listed width, or the heads do not divide a level with attention.
+    """
+    from diffusers import UNet2DConditionModel
+
+    sides = [sample_size // 2**i for i in range(len(channels))]
+    with_attention = [side in set(attention_resolutions) for side in sides]
+    stray = sorted(set(attention_resolutions) - set(sides))
+    if stray:
+        raise UserError(
+            f"attention_resolutions {stray} match no level: with latents {sample_size} wide the levels "
+            f"are {sides} wide. (CompVis counts downsampling factors; here it is the map's width.)"
+        )
+    for width, attends in zip(channels, with_attention, strict=True):
+        if attends and width % num_heads:
+            raise UserError(f"num_heads={num_heads} does not divide the width {width} of a level with attention")
+    if channels[-1] % num_heads:
+        raise UserError(f"num_heads={num_heads} does not divide the width {channels[-1]} of the middle block")
+    down = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in with_attention]
+    up = ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(with_attention)]
+    return UNet2DConditionModel(  # type: ignore[no-any-return]
+        sample_size=sample_size,
+        in_channels=latent_dim + extra_channels,
+        out_channels=latent_dim,
+        block_out_channels=tuple(channels),
+        down_block_types=tuple(down),
+        up_block_types=tuple(up),
+        layers_per_block=layers_per_block,
+        attention_head_dim=num_heads,
+        cross_attention_dim=context_dim or 32,
+        norm_num_groups=norm_groups(channels),
+        num_class_embeds=num_classes,
+        dropout=dropout,
+    )
+
+
+class DiffusionModel(nn.Module):
+    """UNet and process: what `LatentDiffusion.diffusion` is.
+
+    Args:
+        unet: a diffusers UNet, called as ``unet(latents, timesteps, encoder_hidden_states=…)``.
+        schedule: signal shares of the process.
+        prediction: "epsilon", "v_prediction" or "sample".
+        scheduler_config: the diffusers settings the schedule came from, for samplers.
+    """
+
+    def __init__(self, unet: nn.Module, schedule: diffusion.NoiseSchedule, prediction: str,
+                 scheduler_config: Mapping[str, Any]) -> None:
+        super().__init__()
+        diffusion.check_prediction(prediction, schedule)
+        self.unet = unet
+        self.schedule = schedule
+        self.prediction = prediction
+        self.scheduler_config = dict(scheduler_config)
+
+    def forward(self, latents: Tensor, timesteps: Tensor, context: Tensor | None = None, *,
+                class_labels: Tensor | None = None, concat: Tensor | None = None) -> Tensor:
+        """The UNet's output (batch, c, h, w).
+
+        latents: (batch, c, h, w); timesteps: (batch,) or a scalar; context: (batch, tokens, width);
+        class_labels: (batch,); concat: (batch, extra, h, w).
+        """
+        if concat is not None:
+            latents = torch.cat([latents, concat], dim=1)
+        if context is None:
+            width = self.unet.config.cross_attention_dim  # type: ignore[union-attr]
+            context = latents.new_zeros(len(latents), 1, width)
+        out = self.unet(latents, timesteps, encoder_hidden_states=context, class_labels=class_labels)
+        sample: Tensor = out.sample
+        return sample
+
+    def losses(self, latents: Tensor, noise: Tensor, timesteps: Tensor, context: Tensor | None = None, *,
+               weighting: str = "none", perturbation: Tensor | None = None, mask: Tensor | None = None,
+               **condition: Tensor | None) -> Tensor:
+        """Weighted squared error of each picture, (batch,) float32.
+
+        latents: clean, scaled, (batch, c, h, w); noise: the same shape; timesteps: (batch,);
+        perturbation: noise to make x_t with, where it differs from the target's; mask: (batch, 1, h, w)
+        weights of the latent map's places.
+        """
+        noisy = diffusion.add_noise(self.schedule, latents, noise if perturbation is None else perturbation,
+                                    timesteps)
+        goal = diffusion.target(self.schedule, self.prediction, latents, noise, timesteps)
+        output = self(noisy, timesteps, context, **condition)
+        error = (output.float() - goal.float()).pow(2)
+        if mask is not None:
+            error = error * mask / mask.mean(dim=(1, 2, 3), keepdim=True).clamp_min(1e-6)
+        weight = diffusion.loss_weight(self.schedule, self.prediction, timesteps, weighting)
+        return error.flatten(1).mean(1) * weight.to(error.device)

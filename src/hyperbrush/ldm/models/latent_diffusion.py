@@ -1,0 +1,440 @@
+"""The whole model: first stage, UNet and process, text encoder and tokenizer."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hyperbrush.errors import UserError, unknown_name
+from hyperbrush.ldm.models import autoencoder, text
+from hyperbrush.ldm.models.diffusion_model import DiffusionModel, build_unet
+from hyperbrush.ldm.modules.diffusion import (
+    NoiseSchedule,
+    perturb,
+    rescale_to_zero_terminal_snr,
+    sample_noise,
+    sample_timesteps,
+)
+
+CONDITIONING = ("text", "none", "class", "image")
+
+
+class LatentDiffusion(nn.Module):
+    """A latent diffusion model (Rombach et al. 2022): ``LatentDiffusion(latent_dim=4,
+    attention_resolutions=[8, 16, 32], num_heads=8)`` is complete as it stands.
+
+    The parts are diffusers' and transformers' own classes; each can be passed ready-made.
+
+    Args:
+        latent_dim: channels of the latents.
+        attention_resolutions: sides of the latent map at which the UNet attends. With the default
+            pictures of 512 pixels and four levels the maps are 64, 32, 16 and 8 wide, so [8, 16, 32]
+            leaves only the first level plain. (In CompVis the same list counts downsampling factors;
+            the default model reads alike under both.)
+        num_heads: attention heads at every level of the UNet.
+        image_size: side of the pictures in pixels.
+        channels: widths of the UNet's levels.
+        first_stage_channels: widths of the first stage's levels; each after the first halves the map.
+        first_stage: "kl", "vq", or a ready module.
+        conditioning: "text" (cross-attention), "none", "class" (needs `num_classes`) or "image"
+            (a picture of `image_channels` channels joined to the latents).
+        text_width, text_layers: of a fresh text encoder.
+        schedule, prediction, zero_terminal_snr: the process; see `ldm.modules.diffusion`.
+        scale_factor: latents are multiplied by it before diffusion; see `measure_scale`.
+        unet, text_encoder, tokenizer: ready parts; the default tokenizer is the embedded model's.
+    """
+
+    def __init__(self, latent_dim: int = 4, attention_resolutions: Sequence[int] = (8, 16, 32), num_heads: int = 8, *,
+                 image_size: int = 512, channels: Sequence[int] = (128, 256, 512, 512), layers_per_block: int = 2,
+                 first_stage_channels: Sequence[int] = (64, 128, 256, 256), first_stage: str | nn.Module = "kl",
+                 conditioning: str = "text", num_classes: int | None = None, image_channels: int = 4,
+                 text_width: int = 256, text_layers: int = 4, schedule: str = "scaled_linear",
+                 train_timesteps: int = 1000, prediction: str = "v_prediction", zero_terminal_snr: bool = False,
+                 scale_factor: float = 1.0, dropout: float = 0.0, unet: nn.Module | None = None,
+                 text_encoder: nn.Module | None = None, tokenizer: Any = None) -> None:
+        super().__init__()
+        if conditioning not in CONDITIONING:
+            raise unknown_name("conditioning", conditioning, CONDITIONING)
+        if conditioning == "class" and not num_classes:
+            raise UserError("conditioning='class' needs num_classes, the number of labels")
+        self.conditioning = conditioning
+        self.first_stage = (
+            autoencoder.first_stage(first_stage, latent_dim=latent_dim, channels=first_stage_channels,
+                                    sample_size=image_size)
+            if isinstance(first_stage, str) else first_stage
+        )
+        self.text_encoder, self.tokenizer = text_encoder, tokenizer
+        if conditioning == "text" and text_encoder is None:
+            self.tokenizer = tokenizer if tokenizer is not None else default_tokenizer()
+            self.text_encoder = text.build_text_encoder(self.tokenizer, width=text_width, layers=text_layers)
+        if unet is None:
+            unet = build_unet(
+                latent_dim=latent_dim, sample_size=image_size // autoencoder.downsampling(self.first_stage),
+                channels=channels, attention_resolutions=attention_resolutions, num_heads=num_heads,
+                layers_per_block=layers_per_block, dropout=dropout,
+                context_dim=self.text_encoder.config.hidden_size if self.text_encoder is not None else None,
+                # One label more than asked for: the last one means "no label".
+                num_classes=num_classes + 1 if conditioning == "class" and num_classes else None,
+                extra_channels=image_channels if conditioning == "image" else 0,
+            )
+        config = scheduler_config(schedule, train_timesteps, prediction, zero_terminal_snr)
+        self.diffusion = DiffusionModel(unet, schedule_of(config), prediction, config)
+        self.scale_factor = scale_factor
+
+    @property
+    def unet(self) -> nn.Module:
+        """The denoising network."""
+        return self.diffusion.unet
+
+    @property
+    def encoder(self) -> nn.Module:
+        """The first stage's encoder."""
+        return self.first_stage.encoder  # type: ignore[return-value]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the UNet lives."""
+        return next(self.unet.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The UNet's precision."""
+        return next(self.unet.parameters()).dtype
+
+    @property
+    def scale_factor(self) -> float:
+        """Number the first stage's latents are multiplied by; kept in the first stage's config."""
+        return float(self.first_stage.config.scaling_factor)  # type: ignore[union-attr, arg-type]
+
+    @scale_factor.setter
+    def scale_factor(self, value: float) -> None:
+        self.first_stage.register_to_config(scaling_factor=float(value))  # type: ignore[operator]
+
+    @property
+    def shift_factor(self) -> float:
+        """Number taken from the latents before they are scaled (0 for most models)."""
+        return float(getattr(self.first_stage.config, "shift_factor", None) or 0.0)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one picture's latents at the model's own size."""
+        config: Any = self.unet.config
+        side = config.sample_size
+        height, width = (side, side) if isinstance(side, int) else side
+        return config.out_channels, height, width
+
+    @property
+    def image_size(self) -> int:
+        """Side of the pictures the model was made for, in pixels."""
+        return self.latent_shape[1] * autoencoder.downsampling(self.first_stage)
+
+    def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Scaled latents (batch, c, h, w) of pictures (batch, 3, H, W) in [-1, 1].
+
+        Without a generator the posterior's mean, else a sample drawn from it.
+        """
+        found = autoencoder.moments(self.first_stage, images)
+        return self._scaled(found["mean"], found["std"], generator)
+
+    def _scaled(self, mean: Tensor, std: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        if generator is not None and std is not None:
+            mean = mean + std * torch.randn(mean.shape, generator=generator).to(mean)
+        return (mean - self.shift_factor) * self.scale_factor
+
+    def decode(self, latents: Tensor, *, tiled: bool = False) -> Tensor:
+        """Pictures (batch, 3, H, W), about [-1, 1], of scaled latents (batch, c, h, w).
+
+        ``tiled`` decodes overlapping tiles one by one, for pictures that do not fit in memory.
+        """
+        from hyperbrush.ldm.models.latents import decode_tiled
+
+        unscaled = latents / self.scale_factor + self.shift_factor
+        if tiled:
+            return decode_tiled(lambda z: self.first_stage.decode(z).sample, unscaled,  # type: ignore[operator]
+                                autoencoder.downsampling(self.first_stage))
+        pictures: Tensor = self.first_stage.decode(unscaled).sample  # type: ignore[operator]
+        return pictures
+
+    @torch.no_grad()
+    def measure_scale(self, images: Tensor) -> float:
+        """Set and return the scale factor 1 / std of these pictures' latents (Rombach et al. 2022, G)."""
+        mean = autoencoder.moments(self.first_stage, images)["mean"]
+        std = float(mean.float().std())
+        if not std > 0:
+            raise UserError("the latents do not vary, so that no scale factor can be measured; give more pictures")
+        self.scale_factor = 1 / std
+        return self.scale_factor
+
+    def encode_text(self, captions: Sequence[str]) -> Tensor:
+        """Text states (batch, tokens, width) for cross-attention.
+
+        Raises:
+            UserError: the model has no text encoder.
+        """
+        if self.text_encoder is None or self.tokenizer is None:
+            raise UserError(f"this model is conditioned by {self.conditioning!r} and reads no captions")
+        ids = text.tokenize(self.tokenizer, captions).to(next(self.text_encoder.parameters()).device)
+        return text.encode_text(self.text_encoder, ids)
+
+    def latents_of(self, batch: Mapping[str, Any], generator: torch.Generator | None = None) -> Tensor:
+        """Scaled latents of a batch: `latents` as they are, else `latent_means` (and `latent_stds`) of
+        a cache, else `images` encoded.
+
+        Raises:
+            UserError: the batch holds none of them.
+        """
+        if "latents" in batch:
+            return self._moved(batch["latents"])
+        if "latent_means" in batch:
+            stds = batch.get("latent_stds")
+            return self._scaled(self._moved(batch["latent_means"]),
+                                None if stds is None else self._moved(stds), generator)
+        if "images" in batch:
+            with torch.no_grad():
+                return self.encode(self._moved(batch["images"]), generator)
+        raise UserError(f"a batch needs 'images', 'latents' or 'latent_means'; got {sorted(batch)}")
+
+    def _moved(self, value: Tensor) -> Tensor:
+        return value.to(self.device, non_blocking=True)
+
+    def conditions(self, batch: Mapping[str, Any], keep: Tensor | None = None) -> dict[str, Tensor]:
+        """Keyword arguments for `diffusion` out of a batch: `captions` or `embeddings`,
+        `class_labels`, or `condition_images` (already at the latents' size).
+
+        keep: (batch,) bool, False where the condition is dropped (empty text, the extra label, zeros).
+        """
+        dropped = None if keep is None else ~keep
+        if self.conditioning == "text":
+            if "embeddings" in batch:
+                context = self._moved(batch["embeddings"])
+                if dropped is not None and dropped.any():
+                    null = self.encode_text([""]).to(context)
+                    context = torch.where(dropped.to(context.device)[:, None, None], null, context)
+                return {"context": context}
+            if "captions" not in batch:
+                raise UserError(f"a batch for a text model needs 'captions' or 'embeddings'; got {sorted(batch)}")
+            captions = list(batch["captions"])
+            if dropped is not None:
+                captions = ["" if d else c for c, d in zip(captions, dropped.tolist(), strict=True)]
+            return {"context": self.encode_text(captions)}
+        if self.conditioning == "class":
+            labels = self._moved(batch["class_labels"]).clone()
+            if dropped is not None:
+                labels[dropped.to(labels.device)] = self.null_label
+            return {"class_labels": labels}
+        if self.conditioning == "image":
+            picture = self._moved(batch["condition_images"])
+            if dropped is not None:
+                picture = torch.where(dropped.to(picture.device)[:, None, None, None], 0.0, picture)
+            return {"concat": picture}
+        return {}
+
+    @property
+    def null_label(self) -> int:
+        """The class label that means none."""
+        return int(self.unet.config.num_class_embeds) - 1  # type: ignore[union-attr, arg-type]
+
+    def draw(self, shape: tuple[int, ...], generator: torch.Generator, *, condition_dropout: float = 0.0,
+             offset_noise: float = 0.0, perturbation: float = 0.0, timestep_sampling: str = "uniform",
+             timestep_range: tuple[int, int] | None = None) -> dict[str, Tensor]:
+        """All randomness of one training step: noise, timesteps, which conditions are kept.
+
+        shape: (batch, c, h, w) of the latents.  A batch split over processes draws it whole from one
+        generator and takes its rows.
+        """
+        low, high = timestep_range or (0, len(self.diffusion.schedule))
+        drawn = {
+            "timesteps": sample_timesteps(shape[0], len(self.diffusion.schedule), generator, low=low, high=high,
+                                          method=timestep_sampling),
+            "noise": sample_noise(shape, generator, offset=offset_noise),
+            "keep": torch.rand(shape[0], generator=generator) >= condition_dropout,
+        }
+        if perturbation:
+            drawn["perturbed"] = perturb(drawn["noise"], generator, perturbation)
+        return drawn
+
+    def losses(self, batch: Mapping[str, Any], generator: torch.Generator | None = None, *,
+               weighting: str = "none", **drawing: Any) -> Tensor:
+        """Denoising loss of each picture of a batch, (batch,) float32.
+
+        batch: `images` (batch, 3, H, W) or `latents` or `latent_means`; `captions` or `embeddings` (or
+        the key of another conditioning, see `conditions`); optionally `masks` (batch, 1, h, w); and
+        optionally what `draw` returns, else it is drawn here from ``generator`` (the global one if
+        None) with the settings in ``drawing``.
+        """
+        generator = generator or torch.default_generator
+        latents = self.latents_of(batch, generator if batch.get("sample_latents") else None)
+        drawn = batch if "noise" in batch else self.draw(tuple(latents.shape), generator, **drawing)
+        noise, timesteps = self._moved(drawn["noise"]), self._moved(drawn["timesteps"])
+        perturbed = drawn.get("perturbed")
+        masks = batch.get("masks")
+        return self.diffusion.losses(
+            latents, noise.to(latents.dtype), timesteps, weighting=weighting,
+            perturbation=None if perturbed is None else self._moved(perturbed).to(latents.dtype),
+            mask=None if masks is None else self._moved(masks),
+            **self.conditions(batch, drawn.get("keep")),
+        )
+
+    def forward(self, batch: Mapping[str, Any], generator: torch.Generator | None = None, **settings: Any) -> Tensor:
+        """Mean denoising loss of a batch, a scalar; arguments as in `losses`."""
+        return self.losses(batch, generator, **settings).mean()
+
+    @torch.no_grad()
+    def sample(self, captions: Sequence[str] | None = None, *, count: int | None = None,
+               seeds: Sequence[int] | None = None, steps: int = 25, sampler: str = "DPM++ 2M Karras",
+               guidance_scale: float = 4.0, negative: str | Sequence[str] = "",
+               class_labels: Tensor | None = None, condition_images: Tensor | None = None,
+               size: tuple[int, int] | None = None, output: str = "images",
+               on_step: Callable[[int, int, Tensor], None] | None = None) -> Tensor:
+        """Draw pictures (batch, 3, H, W) in [0, 1], or their scaled latents with ``output="latents"``.
+
+        Args:
+            captions, class_labels, condition_images: the condition, one per picture.
+            count: number of pictures where there is no condition.
+            seeds: one per picture, 0, 1, … by default; equal seeds give equal pictures in any batch.
+            steps, sampler: see `ldm.sampling`.
+            guidance_scale: classifier-free guidance (Ho & Salimans 2022); 1 is none.
+            negative: what guidance moves away from, one text or one per picture.
+            size: (height, width) in pixels, the model's own by default.
+            on_step: called with (step, steps, latents).
+
+        Raises:
+            UserError: unknown sampler; a size the model cannot make; lengths that disagree.
+        """
+        from hyperbrush.ldm import sampling
+
+        given: dict[str, Any] = {"captions": captions, "class_labels": class_labels,
+                                 "condition_images": condition_images}
+        batch = {k: v for k, v in given.items() if v is not None}
+        number = len(next(iter(batch.values()))) if batch else count or len(seeds or [0])
+        seeds = list(range(number)) if seeds is None else list(seeds)
+        if len(seeds) != number:
+            raise UserError(f"{len(seeds)} seeds for {number} pictures; give one for each")
+        conditions = self.conditions(batch) if batch or self.conditioning != "none" else {}
+        if "concat" in conditions:
+            conditions["concat"] = conditions["concat"].to(self.dtype)
+        guided = guidance_scale != 1 and bool(conditions)
+        if guided:
+            if self.conditioning == "text":
+                texts = [negative] * number if isinstance(negative, str) else list(negative)
+                batch = {**batch, "captions": texts}
+                null = self.conditions(batch)
+            else:
+                null = self.conditions(batch, torch.zeros(number, dtype=torch.bool))
+            conditions = {k: torch.cat([null[k], conditions[k]]) for k in conditions}
+
+        def predict(latents: Tensor, timestep: Tensor) -> Tensor:
+            if not guided:
+                return self.diffusion(latents, timestep, **conditions)  # type: ignore[no-any-return]
+            both = self.diffusion(torch.cat([latents, latents]), timestep, **conditions)
+            unconditional, conditional = both.chunk(2)
+            return sampling.classifier_free_guidance(unconditional, conditional, guidance_scale)
+
+        scheduler = sampling.make_scheduler(sampler, self.diffusion.scheduler_config)
+        was_training = self.training
+        self.eval()
+        try:
+            latents = sampling.sample(predict, scheduler, self._map_shape(size), seeds, steps, device=self.device,
+                                      dtype=self.dtype, on_step=on_step)
+            if output == "latents":
+                return latents
+            first = next(self.first_stage.parameters())
+            return (self.decode(latents.to(first)).float() / 2 + 0.5).clamp(0, 1)
+        finally:
+            self.train(was_training)
+
+    def _map_shape(self, size: tuple[int, int] | None) -> tuple[int, int, int]:
+        channels, height, width = self.latent_shape
+        if size is None:
+            return channels, height, width
+        unit = autoencoder.downsampling(self.first_stage) * 2 ** (len(self.unet.config.block_out_channels) - 1)  # type: ignore[union-attr, arg-type]
+        if any(side < unit or side % unit for side in size):
+            raise UserError(f"size {size[1]}x{size[0]} is not possible: both sides must be multiples of {unit} pixels")
+        factor = autoencoder.downsampling(self.first_stage)
+        return channels, size[0] // factor, size[1] // factor
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **settings: Any) -> "LatentDiffusion":
+        """Open "emoji" (embedded), a diffusers folder, a single-file checkpoint or a hub id."""
+        from hyperbrush.ldm.models.loading import from_pretrained
+
+        return from_pretrained(cls, source, **settings)
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write a folder that plain `StableDiffusionPipeline.from_pretrained` opens (text models)."""
+        from hyperbrush.ldm.models.loading import save_pretrained
+
+        save_pretrained(self, folder, dtype)
+
+    def pipeline(self) -> Any:
+        """The same parts as a diffusers `StableDiffusionPipeline`."""
+        from hyperbrush.ldm.models.loading import pipeline
+
+        return pipeline(self)
+
+
+def scheduler_config(schedule: str, steps: int, prediction: str, zero_terminal_snr: bool) -> dict[str, Any]:
+    """The diffusers settings of a process."""
+    name = "squaredcos_cap_v2" if schedule == "cosine" else schedule
+    NoiseSchedule.named(name, steps)  # refuses unknown names
+    config: dict[str, Any] = {
+        "num_train_timesteps": steps,
+        "beta_schedule": name,
+        "prediction_type": prediction,
+        "rescale_betas_zero_snr": zero_terminal_snr,
+        "timestep_spacing": "trailing" if zero_terminal_snr else "leading",
+        "steps_offset": 0 if zero_terminal_snr else 1,
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+    }
+    if name == "linear":
+        config |= {"beta_start": 0.0001, "beta_end": 0.02}
+    if name == "scaled_linear":
+        config |= {"beta_start": 0.00085, "beta_end": 0.012}
+    return config
+
+
+def schedule_of(config: Mapping[str, Any]) -> NoiseSchedule:
+    """The noise schedule that diffusers settings describe."""
+    if config.get("trained_betas") is not None:
+        betas = torch.as_tensor(config["trained_betas"], dtype=torch.float64)
+        alphas = torch.cumprod(1 - betas, 0)
+        zero = config.get("rescale_betas_zero_snr", False)
+        return NoiseSchedule(rescale_to_zero_terminal_snr(alphas) if zero else alphas)
+    name = config.get("beta_schedule", "linear")
+    ends = {} if name == "squaredcos_cap_v2" else {k: config.get(k) for k in ("beta_start", "beta_end")}
+    return NoiseSchedule.named(name, config.get("num_train_timesteps", 1000),
+                               zero_terminal_snr=bool(config.get("rescale_betas_zero_snr", False)), **ends)
+
+
+def default_tokenizer() -> Any:
+    """The embedded model's tokenizer."""
+    from transformers import CLIPTokenizer
+
+    from hyperbrush.assets import model_folder
+
+    return CLIPTokenizer.from_pretrained(model_folder("emoji") / "tokenizer")
+
+
+def train_step(model: LatentDiffusion, batch: Mapping[str, Any], optimizer: torch.optim.Optimizer,
+               generator: torch.Generator | None = None, *, max_grad_norm: float | None = 1.0,
+               **settings: Any) -> float:
+    """One documented step for people with their own loop: loss, gradient, clip, update.
+
+    Returns the loss.  ``settings`` go to `LatentDiffusion.losses` (weighting, condition_dropout, …).
+
+    Raises:
+        UserError: the loss is not finite; no parameter was changed.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    loss = model(batch, generator, **settings)
+    if not torch.isfinite(loss):
+        raise UserError(f"the loss is {loss.item()}: lower the learning rate, or look at this batch's pictures")
+    loss.backward()
+    if max_grad_norm is not None:
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(trained, max_grad_norm)
+    optimizer.step()
+    return float(loss.detach())

@@ -1,0 +1,232 @@
+"""Models from and to disk: diffusers folders, single-file checkpoints, hub ids, the embedded one."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from hyperbrush.assets import MODELS, model_folder
+from hyperbrush.errors import UserError
+from hyperbrush.files import write_json
+from hyperbrush.ldm.models import text
+
+if TYPE_CHECKING:
+    from hyperbrush.ldm.models.latent_diffusion import LatentDiffusion
+
+OWN_INDEX = "hyperbrush.json"  # what a diffusers folder cannot say: the kind of conditioning
+CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".bin")
+
+
+def from_pretrained(cls: "type[LatentDiffusion]", source: str | Path, *, dtype: torch.dtype = torch.float32,
+                    config: str | Path | None = None) -> "LatentDiffusion":
+    """Open a model by name, folder, file or hub id.
+
+    Args:
+        source: "emoji" (embedded), a diffusers folder, a single-file checkpoint, or a hub id
+            ("owner/name", fetched by diffusers).
+        dtype: precision of the weights in memory.
+        config: diffusers folder that describes a single-file checkpoint's architecture, where it is
+            none of Stable Diffusion 1, 2 or XL.
+
+    Raises:
+        UserError: nothing there, or not a latent diffusion model that can be used here.
+    """
+    path = Path(source)
+    if str(source) in MODELS and not path.exists():
+        path = model_folder(str(source))
+    if path.is_file():
+        from hyperbrush.ldm.models.single_file import open_single_file
+
+        return from_pipeline(cls, open_single_file(path, dtype=dtype, config=config))
+    if path.is_dir():
+        return _from_folder(cls, path, dtype)
+    if path.suffix in CHECKPOINT_SUFFIXES or str(source).startswith((".", "/", "~")) or "/" not in str(source):
+        known = ", ".join(MODELS)
+        raise UserError(
+            f"unknown model {str(source)!r}: expected {known} (embedded), a diffusers folder, a single-file "
+            "checkpoint, or a hub id like owner/name"
+        )
+    return from_pipeline(cls, _from_hub(str(source), dtype))
+
+
+def _from_folder(cls: "type[LatentDiffusion]", path: Path, dtype: torch.dtype) -> "LatentDiffusion":
+    index = path / "model_index.json"
+    if not index.is_file():
+        raise UserError(f"{path} is not a model: it has no model_index.json (a diffusers folder has one)")
+    own = path / OWN_INDEX
+    if own.is_file():
+        return _from_own_folder(cls, path, json.loads(own.read_text(encoding="utf-8")), dtype)
+    from diffusers import DiffusionPipeline
+
+    try:
+        opened = DiffusionPipeline.from_pretrained(
+            path, torch_dtype=dtype, local_files_only=True, safety_checker=None, requires_safety_checker=False
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"cannot open the model in {path}: {_first_line(error)}") from error
+    return from_pipeline(cls, opened)
+
+
+def _from_own_folder(cls: "type[LatentDiffusion]", path: Path, about: dict[str, Any],
+                     dtype: torch.dtype) -> "LatentDiffusion":
+    from diffusers import AutoencoderKL, UNet2DConditionModel, VQModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    classes = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
+    try:
+        # Read in the precision of the file and cast after: diffusers' own casting is several times slower.
+        first = classes[about["first_stage"]].from_pretrained(path / "vae", low_cpu_mem_usage=False)
+        unet = UNet2DConditionModel.from_pretrained(path / "unet", low_cpu_mem_usage=False)
+        encoder = tokenizer = None
+        if about["conditioning"] == "text":
+            encoder = CLIPTextModel.from_pretrained(path / "text_encoder", dtype=dtype)
+            tokenizer = CLIPTokenizer.from_pretrained(path / "tokenizer")
+        process = json.loads((path / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"cannot open the model in {path}: {_first_line(error)}") from error
+    model = assemble(cls, first, unet, encoder, tokenizer, process, about["conditioning"])
+    return model.to(dtype=dtype).eval()
+
+
+def _from_hub(name: str, dtype: torch.dtype) -> Any:
+    from diffusers import DiffusionPipeline
+
+    try:
+        return DiffusionPipeline.from_pretrained(name, torch_dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot fetch model {name!r}: {_first_line(error)}. Is it a folder on this machine? Give its path"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def from_pipeline(cls: "type[LatentDiffusion]", pipe: Any) -> "LatentDiffusion":
+    """The parts of a diffusers Stable Diffusion pipeline as a `LatentDiffusion`.
+
+    Raises:
+        UserError: the pipeline has no UNet of the kind used here (Flux and the like).
+    """
+    if not hasattr(pipe, "unet") or not hasattr(pipe, "vae"):
+        raise UserError(f"{type(pipe).__name__} has no UNet and VAE; Stable Diffusion 1, 2 and XL do")
+    model = assemble(cls, pipe.vae, pipe.unet, getattr(pipe, "text_encoder", None),
+                     getattr(pipe, "tokenizer", None), dict(pipe.scheduler.config), "text")
+    return model.eval()
+
+
+def assemble(cls: "type[LatentDiffusion]", first: nn.Module, unet: nn.Module, text_encoder: nn.Module | None,
+             tokenizer: Any, process: dict[str, Any], conditioning: str) -> "LatentDiffusion":
+    """A model of ready parts, without drawing any weights."""
+    from hyperbrush.ldm.models.diffusion_model import DiffusionModel
+    from hyperbrush.ldm.models.latent_diffusion import schedule_of
+
+    model = cls.__new__(cls)
+    nn.Module.__init__(model)
+    model.conditioning = conditioning
+    model.first_stage = first
+    model.text_encoder, model.tokenizer = text_encoder, tokenizer
+    prediction = process.get("prediction_type", "epsilon")
+    model.diffusion = DiffusionModel(unet, schedule_of(process), prediction, process)
+    return model
+
+
+def pipeline(model: "LatentDiffusion") -> Any:
+    """The same modules in a `StableDiffusionPipeline`.
+
+    Raises:
+        UserError: the model is not of Stable Diffusion's kind (text condition, KL first stage).
+    """
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+
+    if model.conditioning != "text" or not isinstance(model.first_stage, AutoencoderKL):
+        raise UserError(
+            f"a Stable Diffusion pipeline needs a text condition and a KL first stage; this model has "
+            f"{model.conditioning!r} and {type(model.first_stage).__name__}"
+        )
+    return StableDiffusionPipeline(
+        vae=model.first_stage, text_encoder=model.text_encoder, tokenizer=model.tokenizer, unet=model.unet,
+        scheduler=DDIMScheduler.from_config(model.diffusion.scheduler_config), safety_checker=None,
+        feature_extractor=None, image_encoder=None, requires_safety_checker=False,
+    )
+
+
+def save_pretrained(model: "LatentDiffusion", folder: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Write the model as a diffusers folder, whole or not at all.
+
+    A text model with a KL first stage opens in plain `StableDiffusionPipeline.from_pretrained`, also
+    under older versions of transformers.  dtype: precision on disk, the present one by default.
+
+    Raises:
+        UserError: the folder cannot be written (disk full); what stood there is kept.
+    """
+    import tempfile
+
+    from safetensors import SafetensorError
+
+    folder = Path(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}") from error
+    try:
+        _write_parts(model, temporary, dtype)
+        old = temporary.with_name(temporary.name + ".old")
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+        folder.chmod(0o755)
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write {folder}: {_first_line(error)}. Make room or choose another place") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_parts(model: "LatentDiffusion", folder: Path, dtype: torch.dtype | None) -> None:
+    from diffusers import AutoencoderKL, DDIMScheduler
+
+    def write(module: nn.Module, name: str) -> None:
+        own = next(module.parameters()).dtype
+        module.to(dtype or own)
+        try:
+            if name == "text_encoder":
+                text.save_text_encoder(module, folder / name)
+            else:
+                module.save_pretrained(folder / name)  # type: ignore[operator]
+        finally:
+            module.to(own)
+
+    if dtype is not None:  # casting down and back would lose digits of the model in memory
+        import copy
+
+        model = copy.deepcopy(model)
+    write(model.first_stage, "vae")
+    write(model.unet, "unet")
+    index: dict[str, Any] = {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": "0.35.0",
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", type(model.first_stage).__name__],
+    }
+    if model.text_encoder is not None:
+        write(model.text_encoder, "text_encoder")
+        text.save_tokenizer(model.tokenizer, folder / "tokenizer")
+        index |= {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
+    DDIMScheduler.from_config(model.diffusion.scheduler_config).save_pretrained(folder / "scheduler")
+    if model.conditioning != "text" or not isinstance(model.first_stage, AutoencoderKL):
+        index["_class_name"] = "LatentDiffusion"
+    write_json(folder / "model_index.json", dict(sorted(index.items())))
+    about = {"conditioning": model.conditioning, "first_stage": type(model.first_stage).__name__}
+    write_json(folder / OWN_INDEX, about)

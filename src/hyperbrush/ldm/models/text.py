@@ -1,0 +1,93 @@
+"""The text side: a CLIP text model, a BPE tokenizer, and files that old programs can read too."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hyperbrush.files import write_json
+
+
+def build_text_encoder(tokenizer: Any, *, width: int = 256, layers: int = 4, num_heads: int = 4) -> nn.Module:
+    """A fresh `CLIPTextModel` for this tokenizer, of the architecture Stable Diffusion 1 uses.
+
+    tokenizer: a `CLIPTokenizer`; width: of the hidden states; layers, num_heads: of the transformer.
+    """
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=num_heads,
+        max_position_embeddings=tokenizer.model_max_length,
+        projection_dim=width,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config)  # type: ignore[no-any-return]
+
+
+def train_tokenizer(captions: Sequence[str], *, vocabulary: int = 4096, max_length: int = 77) -> Any:
+    """Train CLIP's byte-level BPE (lower case, "</w>" ends a word) on captions; returns a `CLIPTokenizer`.
+
+    The special tokens are CLIP's, and padding is the end token as in Stable Diffusion 1.
+    """
+    from tokenizers import pre_tokenizers, trainers
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer().backend_tokenizer
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(captions, trainers.BpeTrainer(
+        vocab_size=vocabulary, min_frequency=2, show_progress=False, initial_alphabet=letters,
+        end_of_word_suffix="</w>",
+    ))
+    found = json.loads(tokenizer.to_str())["model"]["merges"]
+    merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in found]
+    # CLIP's order: bytes, bytes that end a word, merges, special tokens last.
+    pieces = letters + [x + "</w>" for x in letters] + [a + b for a, b in merges]
+    pieces += ["<|startoftext|>", "<|endoftext|>"]
+    ids = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    return CLIPTokenizer(vocab=ids, merges=merges, model_max_length=max_length)
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str]) -> Tensor:
+    """Token ids (batch, tokens), padded and cut to the tokenizer's length, as the pipelines do."""
+    ids: Tensor = tokenizer(
+        list(texts), padding="max_length", max_length=tokenizer.model_max_length, truncation=True,
+        return_tensors="pt",
+    ).input_ids
+    return ids
+
+
+def encode_text(text_encoder: nn.Module, ids: Tensor) -> Tensor:
+    """Hidden states (batch, tokens, width) after the final layer norm: what cross-attention sees."""
+    states: Tensor = text_encoder(ids).last_hidden_state
+    return states
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """`save_pretrained`, and vocab.json and merges.txt beside it, which transformers 5 leaves out."""
+    tokenizer.save_pretrained(folder)
+    model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    write_json(folder / "vocab.json", model["vocab"])
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+
+
+def save_text_encoder(text_encoder: nn.Module, folder: Path) -> None:
+    """`save_pretrained` with the keys under "text_model.", which every older program expects."""
+    from safetensors.torch import save_file
+
+    text_encoder.save_pretrained(folder)  # type: ignore[operator]
+    state = {
+        key if key.startswith(("text_model.", "text_projection.")) else f"text_model.{key}": value.contiguous()
+        for key, value in text_encoder.state_dict().items()
+        if not key.endswith("position_ids")
+    }
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})

@@ -1,0 +1,1 @@
+"""The parts with equations in them: attention sites, the diffusion process, first-stage losses."""

@@ -1,0 +1,1 @@
+"""One Trainer on Accelerate, the objectives it minimises, its checkpoints and its metrics."""

@@ -1,0 +1,252 @@
+"""`hyperbrush ldm train CONFIG`: configs of a first stage or a diffusion model, from folders to a run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from pydantic import Field, TypeAdapter
+
+from hyperbrush.errors import UserError, unknown_name
+from hyperbrush.files import write_text
+from hyperbrush.ldm.data import ImageFolder, LatentCache, LatentDataset, cache_latents
+from hyperbrush.ldm.models import LatentDiffusion, first_stage
+from hyperbrush.ldm.models.autoencoder import moments
+from hyperbrush.ldm.modules.losses import FirstStageLoss
+from hyperbrush.ldm.util import keyed_seed, load_config
+from hyperbrush.training.checkpoint import digest
+from hyperbrush.training.config import Share, Strict, TrainerConfig
+from hyperbrush.training.ldm import DenoisingObjective, Examples, FirstStageObjective
+from hyperbrush.training.objectives import Objective
+
+
+class Folder(Strict):
+    """One folder of captioned pictures."""
+
+    path: str
+    caption_suffix: str = Field("", description="joined to every caption, such as ', flat style'")
+    repeats: int = Field(1, ge=1, description="times each picture counts in an epoch")
+
+
+class DataConfig(Strict):
+    """Where the pictures are; all are brought to `size`."""
+
+    folders: list[Folder] = Field(min_length=1)
+    held_out: list[Folder] = []
+    size: int = Field(64, ge=8)
+    flip: Share = 0.0
+    cache: str = Field("", description="folder for cached latents; the run's own by default")
+
+
+class FirstStageConfig(Strict):
+    """An autoencoder from scratch."""
+
+    type: Literal["kl", "vq"] = "kl"
+    latent_dim: int = Field(4, ge=1)
+    channels: list[int] = [16, 48, 96]
+    layers_per_block: int = Field(1, ge=1)
+    mid_attention: bool = False
+    codebook: int = Field(1024, ge=2)
+
+
+class LossConfig(Strict):
+    """Weights of the first stage's loss; see `FirstStageLoss`."""
+
+    l1: float = 1.0
+    mse: float = 1.0
+    gradient: float = 1.0
+    log_mse: float = 0.0
+    kl: float = 1e-3
+    adversarial_weight: float = 0.0
+    adversarial_start: int = 0
+
+
+class FirstStageRun(Strict):
+    """`kind: first_stage`."""
+
+    kind: Literal["first_stage"]
+    data: DataConfig
+    model: FirstStageConfig = FirstStageConfig()
+    loss: LossConfig = LossConfig()
+    training: TrainerConfig = TrainerConfig()
+
+
+class TextConfig(Strict):
+    """A CLIP text model from scratch, its tokenizer trained on the captions."""
+
+    width: int = Field(128, ge=8)
+    layers: int = Field(3, ge=1)
+    num_heads: int = Field(4, ge=1)
+    vocabulary: int = Field(4096, ge=600)
+    max_length: int = Field(77, ge=8)
+
+
+class UNetConfig(Strict):
+    """A UNet from scratch; attention stands where the latent map is as wide as listed."""
+
+    channels: list[int] = [64, 128, 192]
+    attention_resolutions: list[int] = [8, 4]
+    num_heads: int = Field(4, ge=1)
+    layers_per_block: int = Field(2, ge=1)
+
+
+class ProcessConfig(Strict):
+    """The diffusion process and what is asked of it."""
+
+    schedule: str = "scaled_linear"
+    prediction: str = "v_prediction"
+    zero_terminal_snr: bool = False
+    weighting: str = "none"
+    timestep_sampling: str = "uniform"
+    condition_dropout: Share = 0.1
+    offset_noise: float = Field(0.0, ge=0)
+    perturbation: float = Field(0.0, ge=0)
+
+
+class DiffusionRun(Strict):
+    """`kind: diffusion`: a UNet and text encoder on a trained first stage, or on from another model."""
+
+    kind: Literal["diffusion"]
+    data: DataConfig
+    first_stage: str = Field("", description="folder of the trained first stage")
+    start_from: str = Field("", description="go on from a whole model instead (emoji, folder, file)")
+    text: TextConfig = TextConfig()
+    unet: UNetConfig = UNetConfig()
+    process: ProcessConfig = ProcessConfig()
+    prompts: list[str] = []
+    guidance_scale: float = 4.0
+    training: TrainerConfig = TrainerConfig()
+
+
+Run = FirstStageRun | DiffusionRun
+KINDS = {"first_stage": FirstStageRun, "diffusion": DiffusionRun}
+
+
+class Folders:
+    """Several folders as one dataset of captioned examples."""
+
+    def __init__(self, folders: list[Folder], size: int, flip: float, seed: int) -> None:
+        self.parts = [(ImageFolder(f.path, size=size, flip=flip, seed=keyed_seed(seed, f.path)), f) for f in folders]
+        self.examples: list[Examples] = [dataset for dataset, _ in self.parts]
+        self._index()
+
+    def _index(self) -> None:
+        self.places = [(part, i) for part, (data, folder) in enumerate(self.parts)
+                       for _ in range(folder.repeats) for i in range(len(data))]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def example(self, index: int, epoch: int) -> dict[str, Any]:
+        """An example with its folder's caption suffix."""
+        part, i = self.places[index]
+        found = self.examples[part].example(i, epoch)
+        return found | {"caption": found["caption"] + self.parts[part][1].caption_suffix}
+
+    @property
+    def captions(self) -> list[str]:
+        """Every caption once, suffix included."""
+        return list(dict.fromkeys(c + f.caption_suffix for data, f in self.parts for c in data.captions))
+
+    def cached(self, model: LatentDiffusion, folder: Path, progress: Callable[[int, int], None] | None) -> None:
+        """Replace pictures by their latents, encoded once and kept in ``folder``."""
+
+        def encode(images: torch.Tensor) -> dict[str, torch.Tensor]:
+            with torch.no_grad():
+                return moments(model.first_stage, images.to(model.device))
+
+        fingerprint = digest(dict(model.first_stage.state_dict()))
+        with LatentCache(folder, fingerprint) as cache:
+            datasets: list[LatentDataset] = [
+                cache_latents(data, encode, cache, progress=progress) for data, _ in self.parts
+            ]
+        self.examples = list(datasets)
+
+
+def read_config(source: str | Path | dict[str, Any], **overrides: Any) -> Run:
+    """Validate a config; its `kind` says which.
+
+    Raises:
+        UserError: see `load_config`.
+    """
+    if isinstance(source, dict):
+        values = source
+    else:
+        path = Path(source)
+        if not path.is_file():
+            raise UserError(f"config file {path} does not exist")
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    kind = values.get("kind") if isinstance(values, dict) else None
+    if kind not in KINDS:
+        raise unknown_name("kind of training (first line 'kind: …')", str(kind), KINDS)
+    model: Any = KINDS[kind]
+    return TypeAdapter(Run).validate_python(load_config(model, source, **overrides))
+
+
+def build(config: Run, run: Path, progress: Callable[[int, int], None] | None = None) -> Objective:
+    """Data, networks and objective of a run; pictures are checked before anything is computed."""
+    data, seed = config.data, config.training.seed
+    train = Folders(data.folders, data.size, data.flip, seed)
+    held_out = Folders(data.held_out, data.size, 0.0, seed) if data.held_out else None
+    torch.manual_seed(keyed_seed(seed, "initialisation"))
+    if isinstance(config, FirstStageRun):
+        m = config.model
+        stage = first_stage(m.type, latent_dim=m.latent_dim, channels=m.channels, layers_per_block=m.layers_per_block,
+                            mid_attention=m.mid_attention, codebook=m.codebook, sample_size=data.size)
+        if config.training.channels_last:
+            stage = stage.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return FirstStageObjective(stage, FirstStageLoss(**config.loss.model_dump()), train, held_out=held_out,
+                                   seed=seed)
+    model = _diffusion_model(config, train)
+    if not config.start_from:
+        every = range(0, len(train), max(1, len(train) // 512))
+        model.measure_scale(torch.stack([train.example(i, 0)["image"] for i in every]))
+    cache = Path(data.cache) if data.cache else run / "cache"
+    train.cached(model, cache, progress)
+    if held_out is not None:
+        held_out.cached(model, cache, progress)
+    model.first_stage.requires_grad_(False)
+    if config.training.gradient_checkpointing:
+        model.unet.enable_gradient_checkpointing()  # type: ignore[operator]
+    if config.training.channels_last:
+        model.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    p = config.process
+    return DenoisingObjective(
+        model, train, held_out=held_out, seed=seed, weighting=p.weighting, condition_dropout=p.condition_dropout,
+        offset_noise=p.offset_noise, perturbation=p.perturbation, timestep_sampling=p.timestep_sampling,
+        prompts=config.prompts, guidance_scale=config.guidance_scale,
+    )
+
+
+def _diffusion_model(config: DiffusionRun, train: Folders) -> LatentDiffusion:
+    if config.start_from:
+        return LatentDiffusion.from_pretrained(config.start_from)
+    if not config.first_stage:
+        raise UserError("a diffusion run needs 'first_stage' (a trained autoencoder's folder) or 'start_from'")
+    from diffusers import AutoencoderKL, VQModel
+
+    from hyperbrush.ldm.models.text import build_text_encoder, train_tokenizer
+
+    folder = Path(config.first_stage)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"first_stage: {folder} holds no trained autoencoder (no config.json); train it first")
+    is_vq = "VQModel" in (folder / "config.json").read_text(encoding="utf-8")
+    stage = (VQModel if is_vq else AutoencoderKL).from_pretrained(folder, low_cpu_mem_usage=False)
+    t, u, p = config.text, config.unet, config.process
+    tokenizer = train_tokenizer(train.captions, vocabulary=t.vocabulary, max_length=t.max_length)
+    encoder = build_text_encoder(tokenizer, width=t.width, layers=t.layers, num_heads=t.num_heads)
+    return LatentDiffusion(
+        stage.config.latent_channels, u.attention_resolutions, u.num_heads, image_size=config.data.size,
+        channels=u.channels, layers_per_block=u.layers_per_block, first_stage=stage, text_encoder=encoder,
+        tokenizer=tokenizer, schedule=p.schedule, prediction=p.prediction, zero_terminal_snr=p.zero_terminal_snr,
+    )
+
+
+def save_config(config: Run, run: Path) -> None:
+    """Write config.yaml into the run folder, defaults included: what `--resume` reads."""
+    write_text(run / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+

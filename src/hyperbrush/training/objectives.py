@@ -1,0 +1,75 @@
+"""What is trained towards what: an objective turns step numbers into losses, pictures and files.
+
+The Trainer owns the loop; an objective owns the data, the network and the meaning.  All randomness
+comes from generators keyed by (seed, purpose, step), drawn for the whole batch and then cut into
+parts, so that neither accumulation nor the number of processes changes a result.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class Objective(nn.Module, ABC):
+    """Base of all objectives; parameters that require a gradient are what is trained."""
+
+    @abstractmethod
+    def batch(self, step: int, batch_size: int) -> dict[str, Any]:
+        """The whole batch of one optimizer step, with all that is random in it: a pure function of step."""
+
+    @abstractmethod
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Loss terms of (a part of) a batch; "loss" is the one minimised."""
+
+    def validate(self) -> dict[str, float]:
+        """Figures on held-out data; "loss" is the one to judge by.  Empty where none is held out."""
+        return {}
+
+    def preview(self) -> "Image | None":
+        """A picture of the present state."""
+        return None
+
+    @abstractmethod
+    def save(self, folder: Path) -> Path:
+        """Write the finished thing into the run folder and return where."""
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups for the optimizer; "scale" multiplies the learning rate."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+
+def rows(batch: Mapping[str, Any], start: int, stop: int, size: int) -> dict[str, Any]:
+    """Rows start … stop of a batch: tensors and lists of `size` entries are cut, the rest is shared."""
+    return {
+        key: value[start:stop] if isinstance(value, Tensor | list) and len(value) == size else value
+        for key, value in batch.items()
+    }
+
+
+def trained_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The trained parameters by name."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def load_trained(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy saved values into the trained parameters.
+
+    Raises:
+        UserError: names or shapes differ from those saved.
+    """
+    from hyperbrush.errors import UserError
+
+    own = trained_tensors(module)
+    if own.keys() != tensors.keys() or any(own[k].shape != tensors[k].shape for k in own):
+        odd = sorted(own.keys() ^ tensors.keys())[:5]
+        raise UserError(f"the checkpoint is of another network than the config describes (first differences: {odd})")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(tensors[name])

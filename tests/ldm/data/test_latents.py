@@ -1,0 +1,123 @@
+import pytest
+import torch
+from PIL import Image
+
+from hyperbrush.errors import UserError
+from hyperbrush.ldm.data import Buckets, ImageFolder, LatentCache, cache_latents
+
+
+class Encoder:
+    """Every second pixel, and how often it was asked."""
+
+    def __init__(self):
+        self.batches = []
+
+    def __call__(self, images):
+        self.batches.append(len(images))
+        return {"mean": images[:, :, ::2, ::2], "std": images[:, :, ::2, ::2].abs()}
+
+
+@pytest.fixture
+def folder(paint, tmp_path):
+    for index in range(5):
+        paint(f"pictures/p{index}.png", seed=index)
+    return tmp_path / "pictures"
+
+
+def test_latents_are_what_the_encoder_gives(folder, tmp_path):
+    dataset = ImageFolder(folder, size=16)
+    encoder, seen = Encoder(), []
+    with LatentCache(tmp_path / "cache", "x") as cache:
+        progress = lambda done, total: seen.append((done, total))  # noqa: E731
+        latents = cache_latents(dataset, encoder, cache, batch_size=2, progress=progress)
+    assert encoder.batches == [2, 2, 1]
+    assert seen == [(0, 5), (2, 5), (4, 5), (5, 5)]
+    assert (latents.captions, latents.paths) == (dataset.captions, dataset.paths)
+    assert latents.groups == dataset.groups
+    for one, other in zip(latents, dataset, strict=True):
+        assert set(one) == {"latent_mean", "latent_std", "caption", "path"}
+        assert torch.equal(one["latent_mean"], other["image"][:, ::2, ::2])
+        assert one["latent_mean"].untyped_storage().nbytes() == one["latent_mean"].nbytes
+
+
+def test_a_second_run_encodes_only_what_changed(folder, tmp_path):
+    def run(fingerprint="x", **options):
+        encoder = Encoder()
+        with LatentCache(tmp_path / "cache", fingerprint) as cache:
+            dataset = ImageFolder(folder, **{"size": 16, **options})
+            latents = cache_latents(dataset, encoder, cache)
+        return latents, sum(encoder.batches)
+
+    first, encoded = run()
+    assert encoded == 5
+    second, encoded = run()
+    assert encoded == 0
+    assert torch.equal(first[3]["latent_mean"], second[3]["latent_mean"])
+    Image.new("RGB", (16, 16), "red").save(folder / "p3.png")
+    changed, encoded = run()
+    assert encoded == 1
+    assert not torch.equal(first[3]["latent_mean"], changed[3]["latent_mean"])
+    (folder / "p0.png").rename(folder / "renamed.png")
+    assert run()[1] == 0
+    assert run("other encoder")[1] == 5
+    for options in ({"size": 8}, {"crop": "none"}, {"background": "black"}, {"flip": 0.5}):
+        assert run(**options)[1] == 5
+    for shard in (tmp_path / "cache").rglob("*.safetensors"):
+        shard.write_bytes(shard.read_bytes()[:-10])
+    healed, encoded = run()
+    assert encoded == 5
+    assert torch.equal(healed[0]["latent_mean"], second[1]["latent_mean"])
+
+
+def test_equal_pictures_are_encoded_once(folder, tmp_path):
+    (folder / "copy.png").write_bytes((folder / "p1.png").read_bytes())
+    encoder = Encoder()
+    latents = cache_latents(ImageFolder(folder, size=16), encoder, LatentCache(tmp_path / "c", "x"))
+    assert encoder.batches == [5]
+    assert torch.equal(latents[0]["latent_mean"], latents[2]["latent_mean"])
+
+
+def test_flips_are_those_of_the_pictures(folder, tmp_path):
+    dataset = ImageFolder(folder, size=16, flip=0.5, seed=4)
+    latents = cache_latents(dataset, Encoder(), LatentCache(tmp_path / "cache", "x"))
+    flipped = 0
+    for epoch in range(6):
+        for index in range(5):
+            image = dataset.example(index, epoch)["image"]
+            assert torch.equal(latents.example(index, epoch)["latent_mean"], image[:, ::2, ::2])
+            flipped += not torch.equal(image, dataset.picture(index))
+    assert 5 < flipped < 25
+
+
+def test_buckets_are_encoded_by_shape(paint, folder, tmp_path):
+    paint("pictures/wide.png", size=(32, 16))
+    dataset = ImageFolder(folder, buckets=Buckets(16, step=4))
+    encoder = Encoder()
+    latents = cache_latents(dataset, encoder, LatentCache(tmp_path / "cache", "x"))
+    assert encoder.batches == [5, 1]
+    assert latents[5]["latent_mean"].shape == (3, 6, 10)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"crop": "random"}, 'crop="random"'),
+        ({"jitter": 0.1, "rotate": 5.0}, "jitter and rotate"),
+        ({"transform": lambda picture, generator: picture}, "transform"),
+    ],
+)
+def test_random_pictures_cannot_be_cached(folder, tmp_path, options, named):
+    dataset = ImageFolder(folder, size=16, **options)
+    with pytest.raises(UserError, match=f"cannot be cached with {named}: .*Leave that out"):
+        cache_latents(dataset, Encoder(), LatentCache(tmp_path / "cache", "x"))
+
+
+def test_encoders_that_fail_are_told_apart(folder, tmp_path):
+    dataset, cache = ImageFolder(folder, size=16), LatentCache(tmp_path / "cache", "x")
+    with pytest.raises(UserError, match=r"'mean' with shape \(1, 3\) for 5 pictures"):
+        cache_latents(dataset, lambda images: {"mean": torch.zeros(1, 3)}, cache)
+    with pytest.raises(UserError, match=r"NaN or infinity in 'mean' for .*p0\.png; .*float32"):
+        cache_latents(dataset, lambda images: {"mean": images * float("nan")}, cache)
+    with pytest.raises(UserError, match="batch_size is 0"):
+        cache_latents(dataset, Encoder(), cache, batch_size=0)
+    assert len(cache) == 0
