@@ -28,9 +28,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.close(handle)
         temporary = Path(name)
         yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())
+        temporary.chmod(0o666 & ~_umask())
         fsync(temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
         temporary = None
         fsync_folder(path.parent)
     except OSError as error:

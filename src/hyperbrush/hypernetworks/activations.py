@@ -1,7 +1,8 @@
-"""Activations by the names that webui hypernetwork files carry, computed as the webui computes them."""
+"""Activations by the names in webui hypernetwork files, computed as the webui computes them."""
 
 import functools
 import inspect
+from typing import cast
 
 import torch
 from torch.nn.modules import activation as torch_activations
@@ -18,19 +19,36 @@ IMPOSSIBLE = {
 
 
 class OverTheBatch(torch.nn.Module):
-    """A softmax over the batch axis as the webui computes it for one picture alone: over one element.
+    """Softmax, softmin or log-softmax of a 3-D context as the webui computes it: over the batch.
 
-    So softmax and softmin give 1 and log-softmax gives 0, whatever the input; in a batch each picture
-    is treated as if alone, so that a picture does not depend on its neighbours.
+    For one picture that is over its rows: with classifier-free guidance two, unconditional and
+    conditional. Rows lie as diffusers lays them: all pictures' unconditional ones, then all
+    pictures' conditional ones.
     """
 
-    def __init__(self, value: float) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__()
-        self.value = value
+        self.name = name
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """X: any shape; the same shape back."""
-        return torch.full_like(x, self.value)
+    def forward(self, x: torch.Tensor, rows_per_picture: int | None = None) -> torch.Tensor:
+        """X: (rows·pictures, tokens, width), same shape back; None: all rows are one picture's.
+
+        Each picture is computed as if alone, so that it does not depend on its neighbours.
+
+        Raises:
+            UserError: the batch cannot be divided into pictures of that many rows.
+        """
+        rows = len(x) if rows_per_picture is None else rows_per_picture
+        if rows < 1 or len(x) % rows:
+            raise UserError(
+                f"a batch of {len(x)} rows has no whole number of pictures of {rows} rows each: "
+                f"{self.name!r} needs rows_per_picture to divide the batch (2 with guidance, 1 "
+                f"without)"
+            )
+        pictures = x.reshape(rows, -1, *x.shape[1:])
+        if self.name == "logsoftmax":
+            return pictures.log_softmax(0).reshape(x.shape)
+        return (-pictures if self.name == "softmin" else pictures).softmax(0).reshape(x.shape)
 
 
 class PReLU(torch.nn.PReLU):
@@ -53,10 +71,10 @@ def activation_names() -> tuple[str, ...]:
 
 
 def make_activation(name: str | None) -> torch.nn.Module | None:
-    """The module for an activation name; None for "linear" and None. "swish" is Hardswish, as in the webui.
+    """The module for an activation name; None for "linear" and None; "swish" is Hardswish.
 
     Raises:
-        UserError: the name is unknown, or cannot work in a hypernetwork (glu, threshold, multiheadattention).
+        UserError: the name is unknown, or cannot work here (glu, threshold, multiheadattention).
     """
     name = "linear" if name is None else name
     if name in IMPOSSIBLE:
@@ -69,19 +87,18 @@ def make_activation(name: str | None) -> torch.nn.Module | None:
     if name == "linear":
         return None
     if name in OVER_THE_BATCH:
-        return OverTheBatch(0.0 if name == "logsoftmax" else 1.0)
+        return OverTheBatch(name)
     if name == "prelu":
         return PReLU()
     wanted = "hardswish" if name == "swish" else name
     for cls_name, cls in inspect.getmembers(torch_activations, inspect.isclass):
         if cls_name.lower() == wanted:
-            module: torch.nn.Module = cls()
-            return module
+            return cast(torch.nn.Module, cls())
     raise unknown_name("activation", name, activation_names())
 
 
 def activation_slope_at_zero(name: str | None) -> tuple[float, float]:
-    """Value and derivative at 0, as torch computes them: what a zero-initialised layer passes on."""
+    """Value and derivative at 0 as torch computes them: what a zero layer passes on."""
     module = make_activation(name)
     x = torch.zeros(1, 1, 1, dtype=torch.float64, requires_grad=True)
     if module is None:

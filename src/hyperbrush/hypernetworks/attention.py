@@ -1,9 +1,10 @@
 """Attention hypernetworks, the NovelAI and webui kind: MLPs on what to_k and to_v see.
 
-k = to_k(c + strength·MLP_k(c)), v = to_v(c + strength·MLP_v(c)), with one (key, value) pair of MLPs per
-context width, shared by all attentions of that width, or one pair per attention site.
+k = to_k(c + strength·MLP_k(c)), v = to_v(c + strength·MLP_v(c)), with one (key, value) pair of
+MLPs per context width, shared by all attentions of that width, or one pair per attention site.
 """
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,19 +37,20 @@ class NetworkPair(torch.nn.Module):
 class AttentionHypernetwork(torch.nn.Module):
     """Networks for contexts of some widths or of some attention sites.
 
-    widths: context widths, each with a network shared by all sites of that width (SD 1.x: 320, 640, 1280
-        for self-attention, 768 for cross-attention), or a mapping from site path to its context width
-        for one network per site.
+    widths: context widths, each with a network shared by all sites of that width (SD 1.x: 320,
+        640, 1280 for self-attention, 768 for cross-attention), or a mapping from site path to its
+        context width for one network per site.
     layer_structure: widths of the layers as multiples of the context's, first and last 1.
-    activation: a name of `activations.activation_names`; on the last layer only with ``activate_output``.
+    activation: a name of `activations.activation_names`; on the last layer only with
+        ``activate_output``.
     layer_norm: a LayerNorm after every layer, the last one included.
-    dropout_structure: one rate per entry of ``layer_structure``. ``use_dropout`` alone means 0.3 on the
-        hidden layers (the last one only with ``last_layer_dropout``).
+    dropout_structure: one rate per entry of ``layer_structure``. ``use_dropout`` alone means 0.3
+        on the hidden layers (the last one only with ``last_layer_dropout``).
     weight_init: "zero" (no effect at the start), "Normal", "XavierUniform", "XavierNormal",
         "KaimingUniform" or "KaimingNormal"; drawn from torch's global generator.
     skip_connection, upsample_linear: residual layers of the webui's MonkeyPatch extension.
-    name, step, metadata: carried to files; ``metadata`` holds texts, numbers, booleans and None, with
-        the webui's keys sd_checkpoint, sd_checkpoint_name, optional_info among them.
+    name, step, metadata: carried to files; ``metadata`` holds texts, numbers, booleans and None,
+        with the webui's keys sd_checkpoint, sd_checkpoint_name, optional_info among them.
 
     A new hypernetwork is in evaluation mode: dropout acts only after ``train()``.
 
@@ -58,7 +60,7 @@ class AttentionHypernetwork(torch.nn.Module):
 
     def __init__(
         self,
-        widths: Iterable[int] | Mapping[str, int] = SD1_WIDTHS,
+        widths: Iterable[int] | Mapping[str, int] | Mapping[Key, int] = SD1_WIDTHS,
         *,
         layer_structure: Sequence[float] = (1, 2, 1),
         activation: str | None = "relu",
@@ -93,9 +95,14 @@ class AttentionHypernetwork(torch.nn.Module):
         self.name = name
         self.step = step
         self.metadata: dict[str, Any] = dict(metadata or {})
-        by_key: dict[Key, int] = dict(widths) if isinstance(widths, Mapping) else {w: w for w in widths}
+        by_key: dict[Key, int] = {}
+        if isinstance(widths, Mapping):
+            by_key.update(widths)
+        else:
+            by_key.update((width, width) for width in widths)
         _check_widths(by_key)
-        self._names = {key: str(key).replace(".", "/") for key in by_key}  # module names bear no dots
+        # Module names bear no dots.
+        self._names = {key: str(key).replace(".", "/") for key in by_key}
         self.networks = torch.nn.ModuleDict(
             {self._names[key]: NetworkPair(width, self.settings) for key, width in by_key.items()}
         )
@@ -116,15 +123,17 @@ class AttentionHypernetwork(torch.nn.Module):
     ) -> "AttentionHypernetwork":
         """Networks for the attentions of a UNet, or for some kinds and blocks of them.
 
-        per_site: one pair of networks per site instead of one per width. settings: as the constructor's.
-        ``blocks`` only means something with ``per_site``: networks of a width serve all its sites.
+        per_site: one pair of networks per site instead of one per width. settings: as the
+        constructor's. ``blocks`` only means something with ``per_site``: networks of a width
+        serve all its sites.
 
         Raises:
             UserError: no site is left; or as the constructor.
         """
         if blocks is not None and not per_site:
             raise UserError(
-                "blocks can only be chosen with per_site=True: a network per width serves every block. "
+                "blocks can only be chosen with per_site=True: a network per width serves every "
+                "block. "
                 "Restrict it when attaching instead: attach(…, blocks=…)"
             )
         sites = attention_sites(unet, attn, blocks)
@@ -149,7 +158,9 @@ class AttentionHypernetwork(torch.nn.Module):
             assert isinstance(pair, NetworkPair)
             yield key, pair
 
-    def network_for(self, width: int, site: str | AttentionSite | None = None) -> NetworkPair | None:
+    def network_for(
+        self, width: int, site: str | AttentionSite | None = None
+    ) -> NetworkPair | None:
         """The networks for a context: the site's own, else those of its width, else None."""
         path = site.path if isinstance(site, AttentionSite) else site
         for key in (path, width):
@@ -165,30 +176,39 @@ class AttentionHypernetwork(torch.nn.Module):
         context: torch.Tensor,
         strength: float | torch.Tensor = 1.0,
         site: str | AttentionSite | None = None,
+        rows_per_picture: int | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What to_k and to_v see instead of ``context``.
 
         context: (batch, tokens, width). strength: any finite number, or a 0-dim tensor. site: the
-        attention, where the hypernetwork has networks per site.
+        attention, where the hypernetwork has networks per site. rows_per_picture: see
+        `apply_networks`.
         Returns (key_context, value_context), each with the context's shape and dtype.
 
         Raises:
-            UserError: no network for this width or site, or the context is no such tensor.
+            UserError: no network for this width or site, the context is no such tensor, or the
+                strength is not finite.
         """
-        if context.ndim < 2 or not context.is_floating_point():
+        if context.ndim != 3 or not context.is_floating_point():
             raise UserError(
                 f"context is {context.dtype} of shape {tuple(context.shape)}: "
                 "expected a floating-point tensor (batch, tokens, width)"
             )
         pair = self.network_for(context.shape[-1], site)
         if pair is None:
-            where = "" if site is None else f" at {site.path if isinstance(site, AttentionSite) else site}"
+            where = (
+                ""
+                if site is None
+                else f" at {site.path if isinstance(site, AttentionSite) else site}"
+            )
             raise UserError(
                 f"{self.name!r} has no network for a context {context.shape[-1]} wide{where}: "
                 f"it has networks for {self.describe_keys()}"
             )
-        key = apply_networks(context, [(pair.key, strength)])
-        return key, apply_networks(context, [(pair.value, strength)])
+        if not isinstance(strength, torch.Tensor):
+            strength = finite(strength)
+        key = apply_networks(context, [(pair.key, strength)], rows_per_picture)
+        return key, apply_networks(context, [(pair.value, strength)], rows_per_picture)
 
     forward = transform
 
@@ -214,26 +234,56 @@ class AttentionHypernetwork(torch.nn.Module):
 def apply_networks(
     context: torch.Tensor,
     networks: Iterable[tuple[ContextNetwork, float | torch.Tensor]],
+    rows_per_picture: int | None = None,
 ) -> torch.Tensor:
-    """c ← c + strength·MLP(c) for each network in order, each on the output of the one before.
+    """Compose c ← c + strength·MLP(c) for each network in order, each on the output of the one
+    before.
 
     context: (batch, tokens, width); same shape and dtype back. Computed in the highest precision of
-    the context and the networks. A network whose strength is the number 0 is left out: no-op, exactly.
+    the context and the networks. A network whose strength is the number 0 is left out: no-op,
+    exactly.
+    rows_per_picture: only read by softmax-like activations, which the webui computes over the
+    batch: how many rows are one picture's (2 with classifier-free guidance); None: all of them.
     """
     x = context
     for network, strength in networks:
         if isinstance(strength, torch.Tensor) or strength != 0:
-            change = network(x)
+            change = network(x, rows_per_picture)
             x = x.to(change.dtype) + strength * change
     return x.to(context.dtype)
 
 
+def finite(strength: Any) -> float:
+    """A strength as a float.
+
+    Raises:
+        UserError: it is not a finite number.
+    """
+    try:
+        number = float(strength)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(
+            f"strength {strength!r} is not a finite number: expected one such as 0.7, 0 or -0.3"
+        )
+    return number
+
+
 def _check_widths(by_key: Mapping[Key, int]) -> None:
     if not by_key:
-        raise UserError("a hypernetwork needs at least one context width or site, but none was given")
+        raise UserError(
+            "a hypernetwork needs at least one context width or site, but none was given"
+        )
     for key, width in by_key.items():
         if isinstance(width, bool) or not isinstance(width, int) or not 0 < width <= 65536:
             at = f" of site {key}" if isinstance(key, str) else ""
-            raise UserError(f"width {width!r}{at} is impossible: expected a whole number from 1 to 65536")
-        if isinstance(key, str) and not key.rpartition(".")[2] in KINDS:
-            raise unknown_name("site", key, (), hint="; a site is a path that ends in attn1 or attn2")
+            raise UserError(
+                f"width {width!r}{at} is impossible: expected a whole number from 1 to 65536"
+            )
+        if isinstance(key, int) and key != width:
+            raise UserError(f"the network of width {key} cannot have contexts {width} wide")
+        if isinstance(key, str) and key.rpartition(".")[2] not in KINDS:
+            raise unknown_name(
+                "site", key, (), hint="; a site is a path that ends in attn1 or attn2"
+            )

@@ -1,18 +1,19 @@
 """One small MLP that answers what to add to a context: the unit of an attention hypernetwork.
 
-The layer order matches the webui's hypernetwork module (Linear, activation, LayerNorm, dropout) and,
-with a skip connection, the Hypernetwork-MonkeyPatch extension's residual layers (Linear, LayerNorm,
-dropout, activation, plus the resized or projected input).
+The layer order matches the webui's hypernetwork module (Linear, activation, LayerNorm, dropout)
+and, with a skip connection, the Hypernetwork-MonkeyPatch extension's residual layers (Linear,
+LayerNorm, dropout, activation, plus the resized or projected input).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 
 from hyperbrush.errors import UserError
-from hyperbrush.hypernetworks.activations import make_activation
+from hyperbrush.hypernetworks.activations import OverTheBatch, make_activation
 
 
 @dataclass(frozen=True)
@@ -23,21 +24,33 @@ class NetworkSettings:
         UserError: a setting cannot work; all that is wrong is said at once.
     """
 
-    layer_structure: tuple[float, ...] = (1, 2, 1)  # widths of the layers as multiples of the context's
+    layer_structure: tuple[float, ...] = (
+        1,
+        2,
+        1,
+    )  # widths of the layers as multiples of the context's
     activation: str = "linear"  # see `activations.activation_names`
     layer_norm: bool = False
-    dropout_structure: tuple[float, ...] | None = None  # one rate per entry of layer_structure; None: no dropout
+    dropout_structure: tuple[float, ...] | None = (
+        None  # one rate per entry of layer_structure; None: no dropout
+    )
     activate_output: bool = False  # the activation on the last layer too
     skip_connection: bool = False  # the extension's residual layers
-    upsample_linear: str | None = None  # "Linear": the skip path is a projection, else an interpolation
+    upsample_linear: str | None = (
+        None  # "Linear": the skip path is a projection, else an interpolation
+    )
 
     def __post_init__(self) -> None:
         wrong = []
         structure = self.layer_structure
         if len(structure) < 2 or structure[0] != 1 or structure[-1] != 1:
-            wrong.append(f"layer_structure {list(structure)} must have two or more entries, first and last 1")
+            wrong.append(
+                f"layer_structure {list(structure)} must have two or more entries, first and last 1"
+            )
         if any(not 0 < s < 1000 for s in structure):
-            wrong.append(f"layer_structure {list(structure)} must hold numbers over 0 and below 1000")
+            wrong.append(
+                f"layer_structure {list(structure)} must hold numbers over 0 and below 1000"
+            )
         rates = self.dropout_structure
         if rates is not None and len(rates) != len(structure):
             wrong.append(
@@ -62,14 +75,17 @@ class NetworkSettings:
         if make_activation(self.activation) is None:
             return False
         last = layer == len(self.layer_structure) - 2
-        # The extension's residual layers are always activated, whatever the file says of the output.
+        # The extension's residual layers are always activated, whatever the file says of the
+        # output.
         return self.skip_connection or self.activate_output or not last
 
 
-def derived_dropout(layer_structure: Sequence[float], last_layer_dropout: bool) -> tuple[float, ...]:
+def derived_dropout(
+    layer_structure: Sequence[float], last_layer_dropout: bool
+) -> tuple[float, ...]:
     """Dropout rates of files that only say ``use_dropout``, as the webui derives them.
 
-    0.3 on the hidden layers, on the last hidden one only with ``last_layer_dropout``; 0 at both ends.
+    0.3 on hidden layers, on the last hidden one only with ``last_layer_dropout``; 0 at both ends.
     """
     hidden = [0.3] * (len(layer_structure) - 2)
     if hidden and not last_layer_dropout:
@@ -78,10 +94,12 @@ def derived_dropout(layer_structure: Sequence[float], last_layer_dropout: bool) 
 
 
 class ContextLayer(torch.nn.Module):
-    """One layer: (…, in_width) → (…, out_width)."""
+    """One layer: (batch, tokens, in_width) → (batch, tokens, out_width)."""
 
     # Registration order is the order in which files list the parameters.
-    def __init__(self, in_width: int, out_width: int, settings: NetworkSettings, index: int) -> None:
+    def __init__(
+        self, in_width: int, out_width: int, settings: NetworkSettings, index: int
+    ) -> None:
         super().__init__()
         self.residual = settings.skip_connection
         self.dropout = settings.rates[index + 1]
@@ -95,15 +113,19 @@ class ContextLayer(torch.nn.Module):
         else:
             self.activation, self.norm = activation, norm
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x: (…, tokens, in_width) → (…, tokens, out_width)."""
+    def forward(self, x: torch.Tensor, rows_per_picture: int | None = None) -> torch.Tensor:
+        """X: (batch, tokens, in_width) → (batch, tokens, out_width)."""
         y = F.linear(x, self.linear.weight.to(x.dtype), self.linear.bias.to(x.dtype))
         if not self.residual:
-            return self._drop(self._normalise(self._activate(y)))
-        return self._skip(x) + self._activate(self._drop(self._normalise(y)))
+            return self._drop(self._normalise(self._activate(y, rows_per_picture)))
+        return self._skip(x) + self._activate(self._drop(self._normalise(y)), rows_per_picture)
 
-    def _activate(self, x: torch.Tensor) -> torch.Tensor:
-        return x if self.activation is None else self.activation(x)
+    def _activate(self, x: torch.Tensor, rows_per_picture: int | None) -> torch.Tensor:
+        if self.activation is None:
+            return x
+        if isinstance(self.activation, OverTheBatch):
+            return self.activation(x, rows_per_picture)  # type: ignore[no-any-return]
+        return self.activation(x)  # type: ignore[no-any-return]
 
     def _normalise(self, x: torch.Tensor) -> torch.Tensor:
         if self.norm is None:
@@ -134,16 +156,16 @@ class ContextNetwork(torch.nn.Module):
         widths = [int(width * s) for s in settings.layer_structure]
         if min(widths) < 1:
             raise UserError(
-                f"layer_structure {list(settings.layer_structure)} makes layers {widths} wide of a context "
+                f"layer_structure {list(settings.layer_structure)} makes layers {widths} wide of "
+                f"a context "
                 f"{width} wide: every layer must be at least 1 wide"
             )
         self.layers = torch.nn.ModuleList(
-            ContextLayer(a, b, settings, i)
-            for i, (a, b) in enumerate(zip(widths[:-1], widths[1:], strict=True))
+            ContextLayer(a, b, settings, i) for i, (a, b) in enumerate(pairwise(widths))
         )
 
-    def forward(self, context: torch.Tensor) -> torch.Tensor:
-        """Context (…, tokens, width) → what strength 1 adds to it, same shape.
+    def forward(self, context: torch.Tensor, rows_per_picture: int | None = None) -> torch.Tensor:
+        """Context (batch, tokens, width) → what strength 1 adds to it, same shape.
 
         Computed in the network's own precision or the context's, whichever is higher, also under
         autocast; the result keeps that precision.
@@ -155,5 +177,5 @@ class ContextNetwork(torch.nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             y = x
             for layer in self.layers:
-                y = layer(y)
+                y = layer(y, rows_per_picture)
             return y - x if self.residual else y

@@ -1,4 +1,4 @@
-"""First weights of an attention hypernetwork: the webui's five ways, and our start at exactly no effect."""
+"""First weights of an attention hypernetwork: the webui's five ways, and exactly no effect."""
 
 from collections.abc import Callable
 
@@ -40,7 +40,8 @@ def check_weight_init(weight_init: str, settings: NetworkSettings) -> None:
         return
     if settings.skip_connection:
         raise UserError(
-            "weight_init 'zero' cannot be had with skip_connection: a residual network with a zero last layer "
+            "weight_init 'zero' cannot be had with skip_connection: a residual network with a "
+            "zero last layer "
             "is not the identity. Choose 'Normal', or leave skip_connection off"
         )
     last = len(settings.layer_structure) - 2
@@ -51,7 +52,8 @@ def check_weight_init(weight_init: str, settings: NetworkSettings) -> None:
             if value != 0:
                 why = f"it is {value:g} at zero, so the start would not be without effect"
             raise UserError(
-                f"weight_init 'zero' cannot be had with activate_output and {settings.activation!r}: {why}. "
+                f"weight_init 'zero' cannot be had with activate_output and "
+                f"{settings.activation!r}: {why}. "
                 "Set activate_output=False, or choose weight_init='Normal'"
             )
 
@@ -60,9 +62,13 @@ def check_weight_init(weight_init: str, settings: NetworkSettings) -> None:
 def initialise(network: ContextNetwork, weight_init: str, settings: NetworkSettings) -> None:
     """Draw the weights of one network from the global generator; biases 0, LayerNorm 1 and 0.
 
-    "zero": torch's usual Linear start, but the last layer adds exactly nothing: its linear weights are
-    zero, or, where a LayerNorm follows them, that norm's (a norm of zeros would blow up its gradient).
+    "zero": torch's usual Linear start, but the last layer adds exactly nothing: its linear "
+    "weights are
+    zero, or, where a LayerNorm follows them, that norm's (a norm of zeros would blow up its
+    gradient).
     """
+    if next(network.parameters()).is_meta:
+        return  # about to be filled from a file
     kind = "leaky_relu" if settings.activation == "leakyrelu" else "relu"
     for layer in network.layers:
         for linear in (layer.linear, layer.skip):

@@ -1,1 +1,8 @@
 """One Trainer on Accelerate, the objectives it minimises, its checkpoints and its metrics."""
+
+from hyperbrush.training.config import TrainerConfig
+from hyperbrush.training.hypernetwork import HypernetworkConfig, HypernetworkTrainer, train_hypernetwork
+from hyperbrush.training.trainer import Interrupted, Progress, Trainer
+
+__all__ = ["HypernetworkConfig", "HypernetworkTrainer", "Interrupted", "Progress", "Trainer", "TrainerConfig",
+           "train_hypernetwork"]

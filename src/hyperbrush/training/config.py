@@ -42,6 +42,7 @@ class TrainerConfig(Strict):
     validate_every: int = Field(500, ge=1)
     preview_every: int = Field(500, ge=1)
     log_every: int = Field(10, ge=1)
+    keep_best: bool = Field(False, description="finish with the weights of the lowest validation loss")
     tensorboard: bool = Field(False, description="TensorBoard logs in the run folder")
 
     @model_validator(mode="after")

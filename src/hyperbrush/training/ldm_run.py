@@ -1,5 +1,6 @@
 """`hyperbrush ldm train CONFIG`: configs of a first stage or a diffusion model, from folders to a run."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -202,6 +203,8 @@ def build(config: Run, run: Path, progress: Callable[[int, int], None] | None = 
         return FirstStageObjective(stage, FirstStageLoss(**config.loss.model_dump()), train, held_out=held_out,
                                    seed=seed)
     model = _diffusion_model(config, train)
+    words = re.findall(r"[^\W_]+", " ".join(train.captions).casefold())
+    model.known_words = (model.known_words or frozenset()) | frozenset(words)
     if not config.start_from:
         every = range(0, len(train), max(1, len(train) // 512))
         model.measure_scale(torch.stack([train.example(i, 0)["image"] for i in every]))

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 class Objective(nn.Module, ABC):
     """Base of all objectives; parameters that require a gradient are what is trained."""
 
+    def place(self, device: torch.device) -> None:
+        """Move what is not a submodule (a frozen model) to the device of the training."""
+
     @abstractmethod
     def batch(self, step: int, batch_size: int) -> dict[str, Any]:
         """The whole batch of one optimizer step, with all that is random in it: a pure function of step."""

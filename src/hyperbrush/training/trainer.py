@@ -32,13 +32,22 @@ class Progress:
     steps: int
     losses: dict[str, float]
     learning_rate: float
-    seconds: float  # since this process began to train
+    seconds: float  # of training so far, earlier parts of a resumed run included
     validation: dict[str, float] = field(default_factory=dict)
     preview: Path | None = None
     checkpoint: Path | None = None
 
 
-class Interrupted(Exception):  # noqa: N818
+@dataclass
+class Best:
+    """Weights of the lowest validation loss so far."""
+
+    step: int
+    loss: float
+    tensors: dict[str, Tensor]
+
+
+class Interrupted(Exception):
     """The training was asked to stop; its state is on disk."""
 
     def __init__(self, run: Path, step: int) -> None:
@@ -95,10 +104,13 @@ class Trainer:
                                       num_training_steps=config.steps - fall)
         self.fall = fall
         self.step = 0
+        objective.place(self.accelerator.device)
         self.module, self.optimizer = self.accelerator.prepare(objective, optimizer)
         self.average = None
         if config.ema_decay is not None:
             self.average = {k: p.detach().clone() for k, p in trained_tensors(objective).items()}
+        self.best: Best | None = None
+        self.seconds = 0.0  # spent before a resume, and then in all
 
     def rate(self, step: int) -> float:
         """Learning rate of the step after ``step`` steps: warm-up, plateau until `decay_from`, schedule."""
@@ -121,20 +133,23 @@ class Trainer:
         metrics = Metrics(self.run / "metrics.jsonl", self.step) if self.accelerator.is_main_process else None
         if self.config.tensorboard:
             self.accelerator.init_trackers("tensorboard")
-        begin = time.monotonic()
+        begin = time.monotonic() - self.seconds
         self.objective.train()
         try:
             while self.step < self.config.steps:
                 rate = self.rate(self.step)
                 losses = self._one_step(rate)
                 self.step += 1
-                self._after(losses, rate, time.monotonic() - begin, metrics)
+                self.seconds = time.monotonic() - begin
+                self._after(losses, rate, metrics)
         finally:
             if metrics is not None:
                 metrics.close()
             if self.config.tensorboard:
                 self.accelerator.end_training()
         with self.averaged():
+            if self.best is not None:
+                load_trained(self.objective, self.best.tensors)
             return self.objective.save(self.run)
 
     def _one_step(self, rate: float) -> dict[str, float]:
@@ -189,27 +204,29 @@ class Trainer:
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within, the objective has the averaged weights (and is in evaluation mode)."""
-        own = trained_tensors(self.objective)
-        kept = {k: p.detach().clone() for k, p in own.items()} if self.average is not None else {}
+        """Within, the objective has the averaged weights and is in evaluation mode."""
+        kept = {k: p.detach().clone() for k, p in trained_tensors(self.objective).items()}
         self.objective.eval()
         try:
             if self.average is not None:
                 load_trained(self.objective, self.average)
             yield
         finally:
-            if self.average is not None:
-                load_trained(self.objective, kept)
+            load_trained(self.objective, kept)
             self.objective.train()
 
-    def _after(self, losses: dict[str, float], rate: float, seconds: float, metrics: Metrics | None) -> None:
+    def _after(self, losses: dict[str, float], rate: float, metrics: Metrics | None) -> None:
         config, step, end = self.config, self.step, self.step == self.config.steps
         stop = self.should_stop()
-        told = Progress(step, config.steps, losses, rate, seconds)
+        told = Progress(step, config.steps, losses, rate, self.seconds)
         main = self.accelerator.is_main_process
         if main and (end or step % config.validate_every == 0):
             with self.averaged(), torch.no_grad():
                 told.validation = self.objective.validate()
+                loss = told.validation.get("loss", math.inf)
+                if config.keep_best and loss < (self.best.loss if self.best else math.inf):
+                    own = trained_tensors(self.objective)
+                    self.best = Best(step, loss, {k: p.detach().clone() for k, p in own.items()})
         if main and (end or step % config.preview_every == 0):
             with self.averaged(), torch.no_grad():
                 picture = self.objective.preview()
@@ -218,7 +235,7 @@ class Trainer:
                 told.preview.parent.mkdir(parents=True, exist_ok=True)
                 picture.save(told.preview)
         if metrics is not None and (end or stop or step % config.log_every == 0 or told.validation):
-            values = {**losses, "learning_rate": rate, "seconds": round(seconds, 3)}
+            values = {**losses, "learning_rate": rate, "seconds": round(self.seconds, 3)}
             metrics.write(step, values | {f"validation_{k}": v for k, v in told.validation.items()})
         if config.tensorboard and step % config.log_every == 0:
             self.accelerator.log({**losses, "learning_rate": rate}, step=step)
@@ -237,7 +254,10 @@ class Trainer:
         tensors |= {f"optimizer.{k}": v for k, v in state.items()}
         if self.average is not None:
             tensors |= {f"average.{k}": v for k, v in self.average.items()}
-        extra: dict[str, Any] = {"optimizer": rest}
+        extra: dict[str, Any] = {"optimizer": rest, "seconds": self.seconds}
+        if self.best is not None:
+            tensors |= {f"best.{k}": v for k, v in self.best.tensors.items()}
+            extra["best"] = {"step": self.best.step, "loss": self.best.loss}
         if self.accelerator.scaler is not None:
             extra["scaler"] = self.accelerator.scaler.state_dict()
         found = checkpoints.Checkpoint(self.step, tensors, json.loads(json.dumps(extra)))
@@ -256,6 +276,8 @@ class Trainer:
         if self.average is not None:
             saved = part("average.") or part("model.")
             self.average = {k: saved[k].to(v) for k, v in self.average.items()}
+        if self.config.keep_best and "best" in found.extra:
+            self.best = Best(**found.extra["best"], tensors=part("best."))
         if self.accelerator.scaler is not None and "scaler" in found.extra:
             self.accelerator.scaler.load_state_dict(found.extra["scaler"])
-        self.step = found.step
+        self.step, self.seconds = found.step, float(found.extra.get("seconds", 0.0))

@@ -1,8 +1,9 @@
-"""Our own safetensors form: tensors by width or site, settings as JSON and ModelSpec fields in the header.
+"""Our safetensors form: tensors by width or site; settings and ModelSpec fields in the header.
 
-Tensor names: ``{width or site path}.{key|value}.layers.{i}.{linear|norm|activation|skip}.{weight|bias}``.
-Header: ``hyperbrush.format`` = "attention-hypernetwork/1", ``hyperbrush.config`` (the webui's keys as
-JSON, and ``widths``: width or site path → context width), and ModelSpec 1.0.0.
+Tensor names: ``{width or site path}.{key|value}.layers.{i}.{part}.{weight|bias}``, where part is
+linear, norm, activation (PReLU) or skip.
+Header: ``hyperbrush.format`` = "attention-hypernetwork/1", ``hyperbrush.config`` (the webui's
+keys as JSON, and ``widths``: width or site path → context width), and ModelSpec 1.0.0.
 """
 
 import hashlib
@@ -40,8 +41,12 @@ def read(path: Path) -> AttentionHypernetwork:
             config = _config(path, header, names)
             tensors = {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
-        raise UserError(f"{path} is damaged or no safetensors file ({error}). Copy or download it again") from error
-    widths: dict[Key, int] = {int(k) if k.isdecimal() else k: w for k, w in config.pop("widths").items()}
+        raise UserError(
+            f"{path} is damaged or no safetensors file ({error}). Copy or download it again"
+        ) from error
+    widths: dict[Key, int] = {
+        int(k) if k.isdecimal() else k: w for k, w in config.pop("widths").items()
+    }
     if any(isinstance(key, int) and key != width for key, width in widths.items()):
         raise UserError(f"{path}: the header's widths contradict themselves: {widths}")
     hypernetwork = build(path, path.stem, config, widths)
@@ -49,7 +54,10 @@ def read(path: Path) -> AttentionHypernetwork:
     for name, tensor in tensors.items():
         match = _NAME.match(name)
         if match is None:
-            raise UserError(f"{path}: unexpected tensor {name!r:.100}; expected WIDTH.key.layers.N.linear.weight")
+            raise UserError(
+                f"{path}: unexpected tensor {name!r:.100}; expected "
+                f"WIDTH.key.layers.N.linear.weight"
+            )
         groups[match["key"], match["use"]][match["parameter"]] = tensor
     for key, pair in hypernetwork.pairs():
         for network, use in ((pair.key, "key"), (pair.value, "value")):
@@ -60,7 +68,9 @@ def read(path: Path) -> AttentionHypernetwork:
             fill(path, where, network, ordered)
     if groups:
         key, use = next(iter(groups))
-        raise UserError(f"{path}: tensors for {key!r:.100} ({use}s), which the header does not name")
+        raise UserError(
+            f"{path}: tensors for {key!r:.100} ({use}s), which the header does not name"
+        )
     return hypernetwork
 
 
@@ -73,13 +83,16 @@ def _config(path: Path, header: dict[str, str], names: list[str]) -> dict[str, A
         widths = config["widths"]
         assert isinstance(widths, dict)
     except (KeyError, ValueError, AssertionError, RecursionError) as error:
-        raise UserError(f"{path}: the header's {CONFIG_KEY} is damaged; expected JSON with widths") from error
+        raise UserError(
+            f"{path}: the header's {CONFIG_KEY} is damaged; expected JSON with widths"
+        ) from error
     return config
 
 
 def _looks_like(header: dict[str, str], names: list[str]) -> str:
     if FORMAT_KEY in header:
-        return f"its format is {header[FORMAT_KEY]!r:.80}, and this version of hyperbrush reads {FORMAT!r}"
+        found = header[FORMAT_KEY]
+        return f"its format is {found!r:.80}, but this hyperbrush reads {FORMAT!r}; update it"
     if any("lora" in name.lower() for name in names):
         return "it is a LoRA; load it with pipe.load_lora_weights"
     if any(name.startswith("model.diffusion_model") for name in names):
@@ -106,7 +119,8 @@ def write(hypernetwork: AttentionHypernetwork, path: Path) -> None:
         text = json.dumps(config, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"cannot write {path}: the metadata of {hypernetwork.name!r} must be texts, finite numbers, "
+            f"cannot write {path}: the metadata of {hypernetwork.name!r} must be texts, finite "
+            f"numbers, "
             f"booleans or None ({error})"
         ) from error
     header = {
@@ -125,7 +139,11 @@ def write(hypernetwork: AttentionHypernetwork, path: Path) -> None:
 def architecture(hypernetwork: AttentionHypernetwork) -> str:
     """ModelSpec's name of the base model, read off the cross-attention widths."""
     widths = {pair.width for _, pair in hypernetwork.pairs()}
-    by_width = {768: "stable-diffusion-v1", 1024: "stable-diffusion-v2", 2048: "stable-diffusion-xl-v1-base"}
+    by_width = {
+        768: "stable-diffusion-v1",
+        1024: "stable-diffusion-v2",
+        2048: "stable-diffusion-xl-v1-base",
+    }
     found = [name for width, name in by_width.items() if width in widths]
     return found[0] if len(found) == 1 else "latent-diffusion"
 
@@ -133,5 +151,5 @@ def architecture(hypernetwork: AttentionHypernetwork) -> str:
 def _hash(tensors: dict[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""The webui's .pt: {width: (key tensors, value tensors), settings…}, with all its older and foreign variants."""
+"""The webui's .pt, {width: (key tensors, value tensors), settings…}, and its older variants."""
 
 import io
 import pickle
@@ -12,7 +12,7 @@ import torch
 
 from hyperbrush.errors import UserError
 from hyperbrush.files import atomic_path
-from hyperbrush.hypernetworks.attention import AttentionHypernetwork
+from hyperbrush.hypernetworks.attention import AttentionHypernetwork, Key
 from hyperbrush.hypernetworks.context_network import ContextLayer, ContextNetwork
 from hyperbrush.hypernetworks.formats.checks import build, fill, settings_of
 
@@ -21,26 +21,41 @@ _PARAMETER = re.compile(r"^linear\.?\d+(?:\.linear\.\d+|\.upsample_layer)?\.(wei
 
 
 def read(path: Path) -> AttentionHypernetwork:
-    """Read a webui hypernetwork: the present form, older ones, bare widths, lists for pairs, residual layers.
+    """Read a webui hypernetwork: present and older forms, bare widths, lists, residual layers.
 
     Raises:
         UserError: the file is not a whole and sound hypernetwork.
     """
     content = _unpickle(path)
     if not isinstance(content, Mapping):
-        raise UserError(f"{path} holds a {type(content).__name__}: expected a hypernetwork, a mapping from widths")
-    widths = {k: k for k in content if isinstance(k, int) and not isinstance(k, bool)}
+        raise UserError(
+            f"{path} holds a {type(content).__name__}: expected a hypernetwork, a mapping from "
+            f"widths"
+        )
+    widths: dict[Key, int] = {
+        k: k for k in content if isinstance(k, int) and not isinstance(k, bool)
+    }
     if not widths:
         raise UserError(f"{path} is not a hypernetwork: {_looks_like(content)}")
-    hypernetwork = build(path, path.stem, {k: v for k, v in content.items() if isinstance(k, str)}, widths)
+    hypernetwork = build(
+        path, path.stem, {k: v for k, v in content.items() if isinstance(k, str)}, widths
+    )
     for width, pair in hypernetwork.pairs():
         states = content[width]
         if not isinstance(states, list | tuple) or len(states) != 2:
-            got = f"{len(states)} of them" if isinstance(states, list | tuple) else f"a {type(states).__name__}"
-            raise UserError(
-                f"{path}, width {width}: expected two sets of tensors, for keys and values, but got {got}"
+            got = (
+                f"{len(states)} of them"
+                if isinstance(states, list | tuple)
+                else f"a {type(states).__name__}"
             )
-        for network, state, use in ((pair.key, states[0], "keys"), (pair.value, states[1], "values")):
+            raise UserError(
+                f"{path}, width {width}: expected two sets of tensors, for keys and values, but "
+                f"got {got}"
+            )
+        for network, state, use in (
+            (pair.key, states[0], "keys"),
+            (pair.value, states[1], "values"),
+        ):
             where = f"width {width}, {use}"
             fill(path, where, network, _ordered(path, where, state))
     return hypernetwork
@@ -51,13 +66,15 @@ def _unpickle(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).partition("\n")[0]
-        detail = re.search(r"(?:Unsupported (?:global|class|operand)|WeightsUnpickler error)[^\n]*", str(error))
+        detail = re.search(
+            r"(?:Unsupported (?:global|class|operand)|WeightsUnpickler error)[^\n]*", str(error)
+        )
         raise UserError(
             f"{path} is damaged, or holds more than tensors and settings, which is never executed "
             f"({detail[0] if detail else reason:.200}). Get it again from a source you trust"
         ) from error
-    except Exception as error:  # noqa: BLE001 - whatever a broken file makes the reader stumble over
-        if isinstance(error, OSError | MemoryError) and not isinstance(error, EOFError):
+    except Exception as error:  # whatever a broken file makes the reader stumble over
+        if isinstance(error, MemoryError):
             raise
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise UserError(
@@ -80,13 +97,18 @@ def _looks_like(content: Mapping[Any, Any]) -> str:
 
 
 def _ordered(path: Path, where: str, state: Any) -> list[tuple[str, Any]]:
-    """Tensors in layer order: module numbers differ with the settings, so only their order counts."""
+    """Tensors in layer order: module numbers vary with the settings, only their order counts."""
     if not isinstance(state, Mapping) or not state:
-        raise UserError(f"{path}, {where}: expected a mapping of tensors, but got a {type(state).__name__}")
+        raise UserError(
+            f"{path}, {where}: expected a mapping of tensors, but got a {type(state).__name__}"
+        )
     for key in state:
         if not isinstance(key, str) or not _PARAMETER.match(key):
             hint = " (multihead attention cannot work here)" if "proj" in str(key) else ""
-            raise UserError(f"{path}, {where}: unexpected tensor name {str(key)[:80]!r}{hint}; expected linear.N.weight")
+            raise UserError(
+                f"{path}, {where}: unexpected tensor name {str(key)[:80]!r}{hint}; expected "
+                f"linear.N.weight"
+            )
     return sorted(state.items(), key=lambda item: _position(item[0]))
 
 
@@ -108,7 +130,7 @@ def write(hypernetwork: AttentionHypernetwork, path: Path) -> None:
     content: dict[int | str, Any] = {}
     for width, pair in hypernetwork.pairs():
         content[width] = (_state(pair.key), _state(pair.value))
-    content |= _NULLS | settings_of(hypernetwork)
+    content.update(_NULLS | settings_of(hypernetwork))
     buffer = io.BytesIO()
     torch.save(content, buffer)
     with atomic_path(path) as temporary:

@@ -82,6 +82,7 @@ class LatentDiffusion(nn.Module):
         config = scheduler_config(schedule, train_timesteps, prediction, zero_terminal_snr)
         self.diffusion = DiffusionModel(unet, schedule_of(config), prediction, config)
         self.scale_factor = scale_factor
+        self.known_words: frozenset[str] | None = None  # of the captions it was trained on, where that is known
 
     @property
     def unet(self) -> nn.Module:

@@ -88,6 +88,8 @@ def _from_own_folder(cls: "type[LatentDiffusion]", path: Path, about: dict[str, 
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"cannot open the model in {path}: {_first_line(error)}") from error
     model = assemble(cls, first, unet, encoder, tokenizer, process, about["conditioning"])
+    if "words" in about:
+        model.known_words = frozenset(about["words"])
     return model.to(dtype=dtype).eval()
 
 
@@ -132,6 +134,7 @@ def assemble(cls: "type[LatentDiffusion]", first: nn.Module, unet: nn.Module, te
     model.first_stage = first
     model.text_encoder, model.tokenizer = text_encoder, tokenizer
     prediction = process.get("prediction_type", "epsilon")
+    model.known_words = None
     model.diffusion = DiffusionModel(unet, schedule_of(process), prediction, process)
     return model
 
@@ -228,5 +231,7 @@ def _write_parts(model: "LatentDiffusion", folder: Path, dtype: torch.dtype | No
     if model.conditioning != "text" or not isinstance(model.first_stage, AutoencoderKL):
         index["_class_name"] = "LatentDiffusion"
     write_json(folder / "model_index.json", dict(sorted(index.items())))
-    about = {"conditioning": model.conditioning, "first_stage": type(model.first_stage).__name__}
+    about: dict[str, Any] = {"conditioning": model.conditioning, "first_stage": type(model.first_stage).__name__}
+    if model.known_words is not None:
+        about["words"] = sorted(model.known_words)
     write_json(folder / OWN_INDEX, about)

@@ -1,4 +1,4 @@
-"""The attention sites of a diffusers UNet: every attn1 and attn2, its place, projections and widths."""
+"""The attention sites of a diffusers UNet: every attn1 and attn2, its place and its widths."""
 
 import re
 from collections.abc import Collection
@@ -11,8 +11,10 @@ from hyperbrush.errors import UserError, unknown_name
 
 KINDS = ("attn1", "attn2")
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
-# Wrappers (PEFT, DDP, compile, a pipeline-like module) put names before the UNet's own, hence no "^".
-_PATH = re.compile(r"(?:^|\.)((?P<part>down_blocks|mid_block|up_blocks)\.(?:.+\.)?(?P<kind>attn[12]))$")
+# Wrappers (PEFT, DDP, compile) put names before the UNet's own, hence more than "^".
+_PATH = re.compile(
+    r"(?:^|\.)((?P<part>down_blocks|mid_block|up_blocks)\.(?:.+\.)?(?P<kind>attn[12]))$"
+)
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,12 @@ def attention_sites(
     kinds: Collection[str] = KINDS,
     blocks: Collection[str] | None = None,
 ) -> list[AttentionSite]:
-    """Every attention of a UNet2DConditionModel from its input to its output: down, mid, up; attn1 before attn2.
+    """Every attention of a UNet2DConditionModel from input to output, attn1 before attn2.
 
     unet: also one wrapped by PEFT, DDP or torch.compile, with LoRA layers or other wrappers at its
     projections, with any attention processor. Paths are always the bare UNet's.
-    kinds, blocks: keep only these; blocks are "down.1", "mid", "up.2", or "down" and "up" for all of them.
+    kinds, blocks: keep only these; blocks are "down.1", "mid", "up.2", or "down" and "up" for all
+        of them.
 
     Raises:
         UserError: no attention, several UNets at once, or an unknown kind or block.
@@ -95,7 +98,7 @@ def _attention_modules(unet: torch.nn.Module) -> dict[str, torch.nn.Module]:
     found: dict[str, torch.nn.Module] = {}
     for name, module in unet.named_modules():
         match = _PATH.search(name.replace("_orig_mod.", ""))
-        # Motion modules attend over time, not over a picture: no hypernetwork was ever meant for them.
+        # Motion modules attend over time, not over a picture: no hypernetwork is for them.
         if match is None or "motion_modules" in name or not _has_projections(module):
             continue
         if match[1] in found:
@@ -165,7 +168,9 @@ def _in_blocks(block: str, blocks: Collection[str]) -> bool:
 def _check_names(kinds: Collection[str], blocks: Collection[str] | None, known: set[str]) -> None:
     for what, names in (("kinds", kinds), ("blocks", blocks)):
         if isinstance(names, str):
-            raise UserError(f"{what} must be a list of names, not the text {names!r}: write [{names!r}]")
+            raise UserError(
+                f"{what} must be a list of names, not the text {names!r}: write [{names!r}]"
+            )
     for kind in kinds:
         if kind not in KINDS:
             raise unknown_name("kind of attention", kind, KINDS)

@@ -1,0 +1,41 @@
+# make demo, make test, make lint: each makes .venv when it is missing and is quick when it is there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-all test-older lint format clean
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,recipe]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/hyperbrush demo --out demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest -n 2
+
+# The embedded model must open under an older transformers too: packages beside the pinned ones, in .older.
+test-older: $(STAMP)
+	test -d .older || $(BIN)/python -m pip install --quiet --no-deps --target .older \
+		transformers==4.49.0 diffusers==0.32.2 huggingface-hub==0.29.3 tokenizers==0.21.1 requests tqdm
+	$(BIN)/python tests/older/check.py save .older
+	PYTHONPATH=.older $(BIN)/python tests/older/check.py compare .older
+
+lint: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix-only --quiet
+	$(BIN)/ruff format
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,42 @@
+"""Hypernetworks for Stable Diffusion: use, train and generate them.
+
+Everything here is loaded when first used, so that ``import hyperbrush`` stays quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from hyperbrush.errors import UserError as UserError
+    from hyperbrush.generation import generate as generate
+    from hyperbrush.hypernetworks import AttentionHypernetwork as AttentionHypernetwork
+    from hyperbrush.hypernetworks import HypernetworkLibrary as HypernetworkLibrary
+    from hyperbrush.hypernetworks import attach as attach
+    from hyperbrush.hypernetworks import load as load
+    from hyperbrush.training import HypernetworkTrainer as HypernetworkTrainer
+    from hyperbrush.training import train_hypernetwork as train_hypernetwork
+
+_HOMES = {
+    "AttentionHypernetwork": "hypernetworks",
+    "HypernetworkLibrary": "hypernetworks",
+    "HypernetworkTrainer": "training",
+    "UserError": "errors",
+    "attach": "hypernetworks",
+    "generate": "generation",
+    "load": "hypernetworks",
+    "train_hypernetwork": "training",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hyperbrush' has no attribute {name!r}")
+    return getattr(import_module(f"hyperbrush.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,29 @@
+"""Hypernetworks: networks on the context of a UNet's attention, their files, and attaching them."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hyperbrush.hypernetworks.attention import AttentionHypernetwork
+    from hyperbrush.hypernetworks.formats import load, save
+    from hyperbrush.hypernetworks.injection import Attached, attach
+    from hyperbrush.hypernetworks.library import HypernetworkLibrary
+
+__all__ = ["Attached", "AttentionHypernetwork", "HypernetworkLibrary", "attach", "load", "save"]
+
+_HOMES = {
+    "Attached": "injection",
+    "AttentionHypernetwork": "attention",
+    "HypernetworkLibrary": "library",
+    "attach": "injection",
+    "load": "formats",
+    "save": "formats",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for, when it is asked for: torch takes seconds to load."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,139 @@
+"""Training a hypernetwork on a frozen model."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import hyperbrush as hb
+from hyperbrush.assets import style_folder
+from hyperbrush.errors import UserError
+from hyperbrush.ldm.data import ImageFolder
+from hyperbrush.ldm.models import LatentDiffusion
+from hyperbrush.training import Interrupted, train_hypernetwork
+from hyperbrush.training.hypernetwork_run import HypernetworkRun, read_run, save_run, train_run
+
+DATA = style_folder() / "validation"
+
+
+@pytest.fixture(scope="module")
+def emoji() -> LatentDiffusion:
+    return LatentDiffusion.from_pretrained("emoji")
+
+
+def network(model: LatentDiffusion, **settings) -> hb.AttentionHypernetwork:
+    torch.manual_seed(0)
+    return hb.AttentionHypernetwork.for_unet(model.unet, name="t", layer_structure=(1, 1), activation="linear", **settings)
+
+
+def train(model: LatentDiffusion, run: Path, *, resume: bool = False, stop_at: int | None = None, **config):
+    hn = network(model)
+    seen: list[int] = []
+
+    def should_stop() -> bool:
+        return stop_at is not None and len(seen) + 1 >= stop_at
+
+    settings = {"max_steps": 6, "batch_size": 4, "validate_every": 3, "checkpoint_every": 2, "validation_share": 0.2,
+                "log_every": 1}
+    trainer = hb.HypernetworkTrainer(hn, settings | config, run=run, on_progress=lambda p: seen.append(p.step),
+                                     should_stop=should_stop)
+    trainer.train(model, DATA, resume=resume)
+    return hn
+
+
+def weights(hn: hb.AttentionHypernetwork) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in hn.parameters()])
+
+
+def test_learns_and_leaves_the_model_alone(emoji: LatentDiffusion, tmp_path: Path) -> None:
+    before = {k: v.clone() for k, v in emoji.state_dict().items()}
+    hn = train(emoji, tmp_path / "run", max_steps=12, learning_rate=3e-3, validate_every=4)
+    assert all(torch.equal(before[k], v) for k, v in emoji.state_dict().items())
+    assert not any(m._forward_pre_hooks for m in emoji.unet.modules())
+    rows = [json.loads(x) for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    valid = [r["validation_loss"] for r in rows if "validation_loss" in r]
+    assert valid[-1] < rows[-1]["validation_base"], "twelve steps already help on this style"
+    assert not hn.training
+
+
+def test_resume_is_exact(emoji: LatentDiffusion, tmp_path: Path) -> None:
+    whole = weights(train(emoji, tmp_path / "whole"))
+    with pytest.raises(Interrupted) as stopped:
+        train(emoji, tmp_path / "parts", stop_at=3)
+    assert stopped.value.step == 3
+    parts = weights(train(emoji, tmp_path / "parts", resume=True))
+    assert torch.equal(whole, parts)
+    again = train(emoji, tmp_path / "parts", resume=True)
+    assert torch.equal(whole, weights(again)), "a finished run resumed gives its result again"
+
+
+@pytest.mark.parametrize("change", [
+    {"learning_rate": 1e-4}, {"weighting": "min_snr"}, {"offset_noise": 0.1}, {"perturbation": 0.1},
+    {"condition_dropout": 1.0}, {"timestep_sampling": "logit_normal"}, {"seed": 1}, {"schedule": "constant"},
+    {"warmup_steps": 2}, {"ema_decay": None}, {"max_grad_norm": 1e-3}, {"weight_decay": 10.0}, {"flip": 0.0},
+    {"target_layers": ["attn2"]}, {"mixed_precision": "bf16"}, {"size": 32}, {"batch_size": 2},
+    {"validation_share": 0.5}, {"max_steps": 5},
+], ids=str)
+def test_each_setting_makes_a_difference(emoji: LatentDiffusion, tmp_path: Path, change: dict) -> None:
+    def run(name: str, **more) -> torch.Tensor:
+        return weights(train(emoji, tmp_path / name, **({"max_steps": 4, "validate_every": 4} | more)))
+
+    assert not torch.equal(run("base"), run("changed", **change))
+
+
+def test_accumulation_and_gradient_checkpointing_change_nothing(emoji: LatentDiffusion, tmp_path: Path) -> None:
+    base = weights(train(emoji, tmp_path / "a", max_steps=3))
+    parts = weights(train(emoji, tmp_path / "b", max_steps=3, gradient_accumulation=2))
+    torch.testing.assert_close(base, parts, atol=2e-5, rtol=0)
+    fresh = LatentDiffusion.from_pretrained("emoji")
+    spared = weights(train(fresh, tmp_path / "c", max_steps=3, gradient_checkpointing=True))
+    torch.testing.assert_close(base, spared, atol=2e-5, rtol=0)
+
+
+def test_epochs_previews_and_dataset(emoji: LatentDiffusion, tmp_path: Path) -> None:
+    data = ImageFolder(DATA, size=64)
+    hn = network(emoji)
+    trainer = hb.HypernetworkTrainer(hn, {"max_epochs": 1, "batch_size": 32, "prompts": ["cat face"],
+                                          "preview_every": 1, "validation_share": 0.0, "tensorboard": True},
+                                     run=tmp_path)
+    trainer.train(emoji, data)
+    assert [p.name for p in sorted((tmp_path / "previews").iterdir())] == ["step-00000001.png", "step-00000002.png"]
+    assert list(tmp_path.rglob("events.out.tfevents.*"))
+
+
+def test_one_documented_step(emoji: LatentDiffusion) -> None:
+    hn = network(emoji)
+    optimizer = torch.optim.SGD(hn.parameters(), lr=1.0)
+    batch = {"latents": torch.randn(2, *emoji.latent_shape), "captions": ["cat face", "rocket"]}
+    before = weights(hn)
+    first = train_hypernetwork(emoji, batch, hn, optimizer, torch.Generator().manual_seed(0))
+    assert not torch.equal(before, weights(hn))
+    second = train_hypernetwork(emoji, batch, hn, optimizer, torch.Generator().manual_seed(0))
+    assert second < first
+    with pytest.raises(UserError, match="the loss is nan"):
+        train_hypernetwork(emoji, batch | {"latents": torch.full((2, *emoji.latent_shape), torch.nan)}, hn, optimizer)
+
+
+def test_run_from_a_config(tmp_path: Path, emoji: LatentDiffusion) -> None:
+    config = HypernetworkRun.of(name="ink", data=str(DATA), hypernetworks=str(tmp_path / "library"),
+                                training={"max_steps": 4, "batch_size": 4, "validate_every": 2})
+    save_run(config, tmp_path / "run")
+    assert read_run(tmp_path / "run") == config
+    result = train_run(config, tmp_path / "run", model=emoji)
+    assert result.file == tmp_path / "library/ink.safetensors"
+    loaded = hb.load(result.file)
+    assert loaded.name == "ink"
+    assert loaded.step == result.best_step
+    assert "hyperbrush generate" in result.summary()
+    with pytest.raises(UserError, match="holds a run already; go on with --resume"):
+        save_run(config, tmp_path / "run")
+
+
+def test_wrong_settings_are_told_together(emoji: LatentDiffusion) -> None:
+    with pytest.raises(UserError) as caught:
+        hb.HypernetworkTrainer(network(emoji), {"learning_rte": 1, "batch_size": 0})
+    assert "unknown setting 'learning_rte', did you mean 'learning_rate'?" in str(caught.value)
+    assert "batch_size" in str(caught.value)
+    with pytest.raises(UserError, match="expected a folder or an ImageFolder"):
+        hb.HypernetworkTrainer(network(emoji)).train(emoji, 3)
