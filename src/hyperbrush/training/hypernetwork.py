@@ -199,7 +199,8 @@ class HypernetworkTrainer:
         opened = model if isinstance(model, LatentDiffusion) else from_pipeline(LatentDiffusion, model)
         config, c = self.config, self.config
         size = config.size or opened.image_size
-        train, held_out = examples_of(dataset, size, config.flip, config.seed), None
+        train: ImageFolder | Subset = examples_of(dataset, size, config.flip, config.seed)
+        held_out: ImageFolder | Subset | None = None
         if validation is not None:
             held_out = examples_of(validation, size, 0.0, config.seed)
         elif config.validation_share and len(train) >= 10:
@@ -234,7 +235,7 @@ def examples_of(source: Any, size: int, flip: float, seed: int) -> ImageFolder:
     return source
 
 
-def split(data: ImageFolder, share: float, seed: int) -> tuple["Subset", "Subset"]:
+def split(data: "ImageFolder | Subset", share: float, seed: int) -> tuple["Subset", "Subset"]:
     """Two parts by a seeded choice, the second of ``share`` of the pictures and never mirrored."""
     order = torch.randperm(len(data), generator=keyed_generator(seed, "split")).tolist()
     held = max(1, round(share * len(data)))

@@ -222,7 +222,7 @@ def validation_losses(model: LatentDiffusion, data: Examples, *, limit: int | No
         indices = range(start, min(count, start + batch_size))
         batch = make_batch(data, [(0, i) for i in indices])
         latents = model.latents_of(batch)
-        conditions = model.conditions(batch)
+        conditions: dict[str, Any] = model.conditions(batch)
         columns = []
         for j, step in enumerate(steps):
             noise = torch.stack([torch.randn(latents.shape[1:], generator=keyed_generator(seed, "grid", i, j))

@@ -29,12 +29,13 @@ def loss_curve(rows: Sequence[dict[str, Any]], *, width: int = 720, height: int 
         kept = loss if kept is None else 0.8 * kept + 0.2 * loss
         smooth.append((step, kept))
     valid = [(r["step"], r["validation_loss"]) for r in rows if "validation_loss" in r]
-    values = [y for _, y in smooth + valid] + ([base] if base is not None else [])
+    values: list[float] = [y for _, y in smooth + valid] + ([base] if base is not None else [])
     if not values:
         return ""
     low, high = min(values), max(values)
     margin = 0.08 * (high - low) or 0.1
-    low, high, last = low - margin, high + margin, max(s for s, _ in smooth or valid)
+    low, high = low - margin, high + margin
+    last: int = max(s for s, _ in smooth or valid)
 
     def x(step: float) -> float:
         return 56 + (width - 72) * step / last

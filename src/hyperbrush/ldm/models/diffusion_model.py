@@ -94,7 +94,7 @@ class DiffusionModel(nn.Module):
         if concat is not None:
             latents = torch.cat([latents, concat], dim=1)
         if context is None:
-            width = self.unet.config.cross_attention_dim  # type: ignore[union-attr]
+            width = int(self.unet.config.cross_attention_dim)  # type: ignore[union-attr, arg-type]
             context = latents.new_zeros(len(latents), 1, width)
         out = self.unet(latents, timesteps, encoder_hidden_states=context, class_labels=class_labels)
         sample: Tensor = out.sample
@@ -117,4 +117,5 @@ class DiffusionModel(nn.Module):
         if mask is not None:
             error = error * mask / mask.mean(dim=(1, 2, 3), keepdim=True).clamp_min(1e-6)
         weight = diffusion.loss_weight(self.schedule, self.prediction, timesteps, weighting)
-        return error.flatten(1).mean(1) * weight.to(error.device)
+        losses: Tensor = error.flatten(1).mean(1) * weight.to(error.device)
+        return losses

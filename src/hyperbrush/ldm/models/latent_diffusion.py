@@ -74,7 +74,7 @@ class LatentDiffusion(nn.Module):
                 latent_dim=latent_dim, sample_size=image_size // autoencoder.downsampling(self.first_stage),
                 channels=channels, attention_resolutions=attention_resolutions, num_heads=num_heads,
                 layers_per_block=layers_per_block, dropout=dropout,
-                context_dim=self.text_encoder.config.hidden_size if self.text_encoder is not None else None,
+                context_dim=text.width_of(self.text_encoder),
                 # One label more than asked for: the last one means "no label".
                 num_classes=num_classes + 1 if conditioning == "class" and num_classes else None,
                 extra_channels=image_channels if conditioning == "image" else 0,

@@ -47,7 +47,7 @@ def fit_preview(latents: Tensor, images: Tensor) -> Tensor:
 
     latents: (batch, c, h, w); images: (batch, 3, H, W) in [-1, 1], H a multiple of h.
     """
-    small = F.adaptive_avg_pool2d(images.float(), latents.shape[-2:])
+    small = F.adaptive_avg_pool2d(images.float(), (latents.shape[-2], latents.shape[-1]))
     x = latents.float().permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
     x = torch.cat([x, torch.ones(len(x), 1)], dim=1)
     y = small.permute(0, 2, 3, 1).reshape(-1, 3)

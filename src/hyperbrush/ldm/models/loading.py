@@ -117,6 +117,11 @@ def from_pipeline(cls: "type[LatentDiffusion]", pipe: Any) -> "LatentDiffusion":
     """
     if not hasattr(pipe, "unet") or not hasattr(pipe, "vae"):
         raise UserError(f"{type(pipe).__name__} has no UNet and VAE; Stable Diffusion 1, 2 and XL do")
+    if getattr(pipe, "text_encoder_2", None) is not None:
+        raise UserError(
+            f"{type(pipe).__name__} has two text encoders (Stable Diffusion XL), which LatentDiffusion does not "
+            "drive; draw with the diffusers pipeline itself, hyperbrush.attach works on it"
+        )
     model = assemble(cls, pipe.vae, pipe.unet, getattr(pipe, "text_encoder", None),
                      getattr(pipe, "tokenizer", None), dict(pipe.scheduler.config), "text")
     return model.eval()

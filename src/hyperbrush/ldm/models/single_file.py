@@ -1,10 +1,11 @@
 """Single-file Stable Diffusion checkpoints in CompVis' layout, as a diffusers pipeline, without network."""
 
+import contextlib
 import json
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -220,7 +221,7 @@ def _pipeline(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype, process:
         "scheduler": scheduler.from_config({**settings, **process}),  # type: ignore[attr-defined]
     }
     for text in texts:
-        encoder = parts[text] = _text_encoder(checkpoint, text, folder, dtype)
+        encoder = parts[text] = _text_encoder(checkpoint, folder / text, dtype)
         tokenizer = text.replace("text_encoder", "tokenizer")
         parts[tokenizer] = _tokenizer(folder / tokenizer)
         if len(parts[tokenizer]) > encoder.config.vocab_size:
@@ -236,50 +237,69 @@ def _pipeline(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype, process:
 
 def _diffusers_part(cls: Any, checkpoint: Checkpoint, prefix: str, folder: Path, dtype: torch.dtype) -> Any:
     """The UNet or VAE, its names converted by diffusers itself."""
-    _json(folder / "config.json")  # diffusers would say less about a missing one
+    from accelerate import init_empty_weights
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+
+    config = _json(folder / "config.json")
     state = {name: checkpoint.tensor(name) for name in checkpoint.shapes if name.startswith(prefix)}
     if not state:
         raise _lacks(checkpoint, f"it has no {folder.name} (tensors named {prefix}*)")
+    convert = convert_ldm_unet_checkpoint if prefix == UNET else convert_ldm_vae_checkpoint
+    with _refuse_config(folder), init_empty_weights():
+        model = cls.from_config(config)
     try:
-        model = cls.from_single_file(
-            state, config=str(folder.parent), subfolder=folder.name, torch_dtype=dtype, local_files_only=True
-        )
+        converted = convert(state, config=dict(model.config))
     except KeyError as error:
         raise _lacks(checkpoint, f"its {folder.name} lacks {error}") from error
-    except (ValueError, RuntimeError, NotImplementedError, AttributeError, TypeError) as error:
-        raise UserError(
-            f"{checkpoint.path} does not fit the {folder.name} described in {folder.parent}: {_first_line(error)}"
-        ) from error
-    _refuse_gaps(checkpoint, folder.name, [name for name, value in model.state_dict().items() if value.is_meta])
-    return model
+    return _fill(model, converted, checkpoint, folder, dtype)
 
 
-def _text_encoder(checkpoint: Checkpoint, part: str, folder: Path, dtype: torch.dtype) -> Any:
+def _text_encoder(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype) -> Any:
     from accelerate import init_empty_weights
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+    config, prefixes = _json(folder / "config.json"), TEXT[folder.name]
     names = list(checkpoint.shapes)
-    prefix = next((p for p in TEXT[part] if any(n.startswith(p) for n in names)), None)
+    prefix = next((p for p in prefixes if any(n.startswith(p) for n in names)), None)
     if prefix is None:
-        raise _lacks(checkpoint, f"it has no {part} (tensors named {TEXT[part][0]}*)")
+        raise _lacks(checkpoint, f"it has no {folder.name} (tensors named {prefixes[0]}*)")
     state = {name.removeprefix(prefix): checkpoint.tensor(name) for name in names if name.startswith(prefix)}
     if prefix.endswith(".model."):
         state = convert_openclip(state)
-    with init_empty_weights():
-        cls = CLIPTextModelWithProjection if part == "text_encoder_2" else CLIPTextModel
-        model = cls(CLIPTextConfig.from_dict(_json(folder / part / "config.json")))
+    with _refuse_config(folder), init_empty_weights():
+        cls = CLIPTextModelWithProjection if folder.name == "text_encoder_2" else CLIPTextModel
+        model = cls(CLIPTextConfig.from_dict(config))
+    return _fill(model, state, checkpoint, folder, dtype)
+
+
+def _fill(model: Any, state: Mapping[str, Tensor], checkpoint: Checkpoint, folder: Path, dtype: torch.dtype) -> Any:
+    """Put ``state`` in the place of the model's empty weights.  Tensors the model has no use for are left out."""
     # Versions of transformers, and of old checkpoints, differ in whether names begin with "text_model.".
     state = {name.removeprefix("text_model."): value for name, value in state.items()}
-    wanted = {name: (name.removeprefix("text_model."), value.shape) for name, value in model.state_dict().items()}
-    _refuse_gaps(checkpoint, part, [short for short, _ in wanted.values() if short not in state])
-    for short, shape in wanted.values():
-        if state[short].shape != shape:
+    short = {name: name.removeprefix("text_model.") for name in model.state_dict()}
+    missing = [name for name in short.values() if name not in state]
+    if missing:
+        raise _lacks(checkpoint, f"its {folder.name} lacks {len(missing)} tensors such as {missing[0]!r}")
+    for name, value in model.state_dict().items():
+        found = state[short[name]].shape
+        if found != value.shape:
             raise UserError(
-                f"{checkpoint.path} does not fit the {part} described in {folder}: "
-                f"{short} is {tuple(state[short].shape)}, expected {tuple(shape)}"
+                f"{checkpoint.path} does not fit the {folder.name} described in {folder.parent}: "
+                f"{short[name]} is {tuple(found)}, expected {tuple(value.shape)}"
             )
-    model.load_state_dict({name: state[short].to(dtype) for name, (short, _) in wanted.items()}, assign=True)
+    # Copied: a weight that stays mapped from the file is badly aligned, which changes the last bits of results.
+    weights = {name: state[key].to(dtype, copy=True) for name, key in short.items()}
+    model.load_state_dict(weights, assign=True)
     return model.eval()
+
+
+@contextlib.contextmanager
+def _refuse_config(folder: Path) -> Iterator[None]:
+    """What the libraries say about a configuration they cannot build, as one `UserError`."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, ZeroDivisionError) as error:
+        raise UserError(f"cannot build the {folder.name} described in {folder}: {_first_line(error)}") from error
 
 
 def convert_openclip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -312,11 +332,6 @@ def _tokenizer(folder: Path) -> Any:
     settings = _json(folder / "tokenizer_config.json")
     pad = settings.get("pad_token", END)
     return clip_tokenizer(pad["content"] if isinstance(pad, dict) else pad, settings.get("model_max_length", 77))
-
-
-def _refuse_gaps(checkpoint: Checkpoint, part: str, missing: list[str]) -> None:
-    if missing:
-        raise _lacks(checkpoint, f"its {part} lacks {len(missing)} tensors such as {missing[0]!r}")
 
 
 def _lacks(checkpoint: Checkpoint, what: str) -> UserError:

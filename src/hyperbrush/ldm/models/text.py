@@ -55,6 +55,12 @@ def train_tokenizer(captions: Sequence[str], *, vocabulary: int = 4096, max_leng
     return CLIPTokenizer(vocab=ids, merges=merges, model_max_length=max_length)
 
 
+def width_of(text_encoder: nn.Module | None) -> int | None:
+    """Width of a text encoder's hidden states; None for no encoder."""
+    config: Any = getattr(text_encoder, "config", None)
+    return None if config is None else int(config.hidden_size)
+
+
 def tokenize(tokenizer: Any, texts: Sequence[str]) -> Tensor:
     """Token ids (batch, tokens), padded and cut to the tokenizer's length, as the pipelines do."""
     ids: Tensor = tokenizer(
