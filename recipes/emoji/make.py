@@ -10,11 +10,15 @@ installed with its `recipe` extra; npm is needed for the icons.
 
 import argparse
 import json
+import os
+import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
+import yaml
 
 from hyperbrush.assets import model_folder, style_folder
 from hyperbrush.ldm.models import LatentDiffusion
@@ -56,10 +60,31 @@ def card() -> None:
         curve = loss_curve(rows).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" style="background:#fff" ', 1)
         (HERE / f"{kind}.svg").write_text(curve + "\n", encoding="utf-8")
     figures = json.loads(Path("benchmarks/results/emoji.json").read_text())
-    text = (HERE / "card.md").read_text(encoding="utf-8")
+    text = (HERE / "card.md").read_text(encoding="utf-8").replace("{HOW}", how())
+    for name in ("grid.png", "grid.txt"):
+        shutil.copy(Path("benchmarks/results") / f"emoji-{name}", model_folder("emoji") / name)
     for key, value in flat(figures).items():
         text = text.replace(f"{{{key}}}", f"{value:.4g}" if isinstance(value, float) else str(value))
     (model_folder("emoji") / "README.md").write_text(text, encoding="utf-8")
+
+
+def how() -> str:
+    """What was run, out of the run folders: steps, seconds, versions."""
+    from importlib.metadata import version
+
+    from hyperbrush.training.metrics import read
+
+    lines = []
+    for kind in ("first_stage", "diffusion"):
+        rows = read(WORK / "runs" / kind / "metrics.jsonl")
+        settings = yaml.safe_load((WORK / "runs" / kind / "config.yaml").read_text())["training"]
+        lines.append(
+            f"- `{kind}`: {rows[-1]['step']} steps of {settings['batch_size']} pictures in "
+            f"{rows[-1]['seconds'] / 60:.0f} minutes, {settings['mixed_precision']}, "
+            f"EMA {settings['ema_decay']}, AdamW {settings['optimizer']['learning_rate']}"
+        )
+    packages = ", ".join(f"{p} {version(p)}" for p in ("torch", "diffusers", "transformers", "accelerate"))
+    return "\n".join([*lines, f"- {platform.processor() or platform.machine()}, {os.cpu_count()} cores; {packages}"])
 
 
 def flat(values: dict, prefix: str = "") -> dict[str, object]:

@@ -22,6 +22,10 @@ Sampler = Annotated[str, typer.Option(help="DDIM, PLMS, Euler, Euler a, Heun, DP
 Guidance = Annotated[float, typer.Option("--cfg", help="Guidance scale; 1 is none.")]
 Seed = Annotated[int | None, typer.Option(help="Of the first picture; drawn and told where it is left out.")]
 
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+Precision = Annotated[str, typer.Option(help="auto, fp32, fp16 or bf16.")]
+Attention = Annotated[str, typer.Option(help="auto, sdpa, sliced (least memory), eager or flash.")]
+
 DEFAULT_NETWORKS = Path("models/hypernetworks")
 
 
@@ -39,13 +43,18 @@ def generate(
     width: Annotated[int | None, typer.Option(help="In pixels; the model's own by default.")] = None,
     height: Annotated[int | None, typer.Option(help="In pixels; the model's own by default.")] = None,
     hypernetworks: Networks = DEFAULT_NETWORKS,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    attention: Attention = "auto",
 ) -> None:
     """Draw pictures from a prompt."""
     from hyperbrush import console
     from hyperbrush.generation import generate as draw
     from hyperbrush.ldm.models import LatentDiffusion
+    from hyperbrush.ldm.models.device import place, placement
 
-    opened = LatentDiffusion.from_pretrained(model)
+    where = placement(device, precision, attention)
+    opened = place(LatentDiffusion.from_pretrained(model), where)
     own = opened.image_size
     size = (height or own, width or own) if height or width else None
     with console.sampling_bar(steps) as on_step:
@@ -190,14 +199,17 @@ def ldm_sample(
     steps: Steps = 25,
     sampler: Sampler = "DPM++ 2M Karras",
     cfg: Guidance = 4.0,
+    device: Device = "auto",
+    precision: Precision = "auto",
 ) -> None:
     """Sample a grid of pictures from a latent diffusion model."""
     from hyperbrush import console
     from hyperbrush.files import atomic_path
     from hyperbrush.ldm.models import LatentDiffusion
+    from hyperbrush.ldm.models.device import place, placement
     from hyperbrush.ldm.pictures import grid, to_pictures
 
-    opened = LatentDiffusion.from_pretrained(model)
+    opened = place(LatentDiffusion.from_pretrained(model), placement(device, precision))
     captions = list(prompts) if prompts else ([""] * count if opened.conditioning == "text" else None)
     number = len(captions) if captions else count
     seeds = [(seed or 0) + i for i in range(number)]

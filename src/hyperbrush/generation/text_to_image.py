@@ -56,8 +56,8 @@ class Picture:
 def generate(prompt: str | Sequence[str], *, model: "str | Path | LatentDiffusion" = "emoji", negative: str = "",
              seed: int | None = None, count: int = 1, steps: int = 25, sampler: str = "DPM++ 2M Karras",
              guidance_scale: float = 4.0, size: tuple[int, int] | None = None,
-             hypernetworks: str | Path = DEFAULT_FOLDER,
-             on_step: Callable[[int, int, Any], None] | None = None) -> list[Picture]:
+             hypernetworks: str | Path = DEFAULT_FOLDER, device: str = "auto", precision: str = "auto",
+             attention: str = "auto", on_step: Callable[[int, int, Any], None] | None = None) -> list[Picture]:
     """Draw pictures from a prompt, tags honoured.
 
     Args:
@@ -69,6 +69,7 @@ def generate(prompt: str | Sequence[str], *, model: "str | Path | LatentDiffusio
         steps, sampler, guidance_scale: see `ldm.sampling`.
         size: (height, width) in pixels, the model's own by default.
         hypernetworks: folder the tags' names are looked up in.
+        device, precision, attention: see `ldm.models.device.placement`; an opened model stays as it is.
         on_step: called with (step, steps, latents).
 
     Returns:
@@ -80,6 +81,7 @@ def generate(prompt: str | Sequence[str], *, model: "str | Path | LatentDiffusio
     """
     from hyperbrush.hypernetworks import HypernetworkLibrary, attach
     from hyperbrush.ldm.models import LatentDiffusion
+    from hyperbrush.ldm.models.device import place, placement
     from hyperbrush.ldm.pictures import to_pictures
     from hyperbrush.ldm.sampling import find_sampler
 
@@ -102,7 +104,11 @@ def generate(prompt: str | Sequence[str], *, model: "str | Path | LatentDiffusio
     sampler = find_sampler(sampler).name
     library = HypernetworkLibrary(hypernetworks) if tags else None
     networks = [(library.load(tag.name), tag.strength) for tag in tags] if library else []
-    opened = model if isinstance(model, LatentDiffusion) else LatentDiffusion.from_pretrained(model)
+    if isinstance(model, LatentDiffusion):
+        opened = model
+    else:
+        where = placement(device, precision, attention)
+        opened = place(LatentDiffusion.from_pretrained(model), where)
     texts = [text.strip() for text, _ in parsed for _ in range(count)]
     seeds = [first + i for _ in parsed for i in range(count)]
     notes = unknown_words(opened, [text for text, _ in parsed])
@@ -110,6 +116,7 @@ def generate(prompt: str | Sequence[str], *, model: "str | Path | LatentDiffusio
     with scope as attached:
         if networks:
             notes.append(str(attached.applied))
+            attached.rows_per_picture = 1 if guidance_scale == 1 else 2  # `sample` stacks both sides of guidance
         images = opened.sample(texts, seeds=seeds, steps=steps, sampler=sampler, guidance_scale=guidance_scale,
                                negative=negative, size=size, on_step=on_step)
     hashes = {tag.name: sha256(library.find(tag.name))[:10] for tag in tags} if library else {}

@@ -36,7 +36,6 @@ class TrainerConfig(Strict):
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     gradient_checkpointing: bool = False
     channels_last: bool = Field(False, description="memory layout that convolutions like")
-    compile: bool = Field(False, description="torch.compile the network")
     checkpoint_every: int = Field(500, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
     validate_every: int = Field(500, ge=1)

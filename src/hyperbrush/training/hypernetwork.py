@@ -196,7 +196,10 @@ class HypernetworkTrainer:
         Raises:
             UserError: see `Trainer.train`; and whatever is wrong with the folder.
         """
+        from accelerate import PartialState
+
         opened = model if isinstance(model, LatentDiffusion) else from_pipeline(LatentDiffusion, model)
+        opened.to(PartialState().device)  # caches are made where the training will be
         config, c = self.config, self.config
         size = config.size or opened.image_size
         train: ImageFolder | Subset = examples_of(dataset, size, config.flip, config.seed)

@@ -75,7 +75,10 @@ class Trainer:
                  on_progress: Callable[[Progress], None] | None = None,
                  should_stop: Callable[[], bool] = lambda: False) -> None:
         from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
         from accelerate.utils import DistributedDataParallelKwargs
+
+        AcceleratorState._reset_state()  # or a second training could not choose another precision
 
         self.objective, self.config, self.run = objective, config, Path(run)
         self.on_progress, self.should_stop = on_progress, should_stop
@@ -123,6 +126,9 @@ class Trainer:
     def train(self, *, resume: bool = False, at: int | None = None) -> Path:
         """Run to `config.steps` and return what the objective saved.
 
+        The objective is left with the weights that were saved: the best (`keep_best`), the averaged, or
+        the last ones.
+
         Raises:
             UserError: a loss that is not finite (names the step and the pictures; the last checkpoint
                 stands), a damaged checkpoint, a full disk.
@@ -147,10 +153,11 @@ class Trainer:
                 metrics.close()
             if self.config.tensorboard:
                 self.accelerator.end_training()
-        with self.averaged():
-            if self.best is not None:
-                load_trained(self.objective, self.best.tensors)
-            return self.objective.save(self.run)
+        result = self.best.tensors if self.best is not None else self.average
+        if result is not None:
+            load_trained(self.objective, result)
+        self.objective.eval()
+        return self.objective.save(self.run)
 
     def _one_step(self, rate: float) -> dict[str, float]:
         config, accelerator = self.config, self.accelerator

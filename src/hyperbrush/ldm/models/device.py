@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hyperbrush.errors import UserError, unknown_name
 
@@ -18,7 +19,7 @@ class Placement:
 
     device: torch.device
     dtype: torch.dtype
-    attention: str = "sdpa"
+    attention: str = "auto"
     offload: Literal["none", "model", "sequential"] = "none"
 
 
@@ -36,7 +37,7 @@ def placement(device: str = "auto", precision: str = "auto", attention: str = "a
     Args:
         device: auto, cpu, cuda, cuda:1, mps.
         precision: auto (fp16 on CUDA and MPS, fp32 on the CPU), fp32, fp16, bf16.
-        attention: auto (sdpa), sdpa, sliced (least memory), eager, flash (CUDA and half precision only).
+        attention: auto (diffusers' choice: SDPA), sdpa, sliced (least memory), eager, flash (on CUDA in half precision only).
         offload: none, model (parts wait in main memory), sequential (layers do; least memory).
 
     Raises:
@@ -55,28 +56,31 @@ def placement(device: str = "auto", precision: str = "auto", attention: str = "a
     dtype = PRECISION["fp32" if where.type == "cpu" else "fp16"] if precision == "auto" else PRECISION[precision]
     if attention not in ATTENTION:
         raise unknown_name("attention backend", attention, ATTENTION)
-    if attention == "flash" and (where.type != "cuda" or dtype == torch.float32):
-        raise UserError("attention 'flash' needs CUDA and fp16 or bf16; take 'auto'")
+    if attention == "flash" and (where.type == "mps" or (where.type == "cuda" and dtype == torch.float32)):
+        raise UserError("attention 'flash' needs CUDA with fp16 or bf16, or the CPU; take 'auto'")
     if offload not in OFFLOAD:
         raise unknown_name("offload", offload, OFFLOAD)
     if offload != "none" and where.type == "cpu":
         raise UserError(f"offload {offload!r} moves parts off a GPU, and there is none in use; leave it out")
-    return Placement(where, dtype, "sdpa" if attention == "auto" else attention, offload)  # type: ignore[arg-type]
+    return Placement(where, dtype, attention, offload)  # type: ignore[arg-type]
 
 
 def set_attention(unet: Any, backend: str) -> None:
-    """Choose how a diffusers UNet computes attention: sdpa, sliced, eager or flash."""
+    """Choose how a diffusers UNet computes attention; "auto" leaves diffusers' choice, which is SDPA."""
     from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+
+    class FlashProcessor(AttnProcessor2_0):  # type: ignore[misc]
+        """SDPA that may only take the flash kernel."""
+
+        def __call__(self, *arguments: Any, **named: Any) -> Any:
+            with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+                return super().__call__(*arguments, **named)
 
     if backend == "sliced":
         unet.set_attention_slice("auto")
-    elif backend == "eager":
-        unet.set_attn_processor(AttnProcessor())
-    else:
-        unet.set_attn_processor(AttnProcessor2_0())
-        if backend == "flash":
-            torch.backends.cuda.enable_math_sdp(False)
-            torch.backends.cuda.enable_mem_efficient_sdp(False)
+    elif backend != "auto":
+        processors = {"eager": AttnProcessor, "sdpa": AttnProcessor2_0, "flash": FlashProcessor}
+        unet.set_attn_processor(processors[backend]())
 
 
 def place(model: Any, how: Placement) -> Any:
