@@ -259,7 +259,7 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if not hasattr(error, "format_message"):  # what click raises for a wrong command line
             raise
-        print(f"hyperbrush: {error.format_message()} See hyperbrush --help", file=sys.stderr)
+        print(f"hyperbrush: {error.format_message()}; see hyperbrush --help", file=sys.stderr)
         sys.exit(2)
     sys.exit(result if isinstance(result, int) else 0)
 
