@@ -21,8 +21,18 @@ from hyperbrush.ldm.pictures import grid, to_pictures
 from hyperbrush.ldm.util import count_parameters, keyed_generator
 from hyperbrush.training.ldm import make_batch, validation_losses
 
-SETS = ("noto", "noto-v1", "fluent-emoji", "fluent-emoji-flat", "fluent-emoji-high-contrast", "twemoji", "emojione",
-        "emojione-monotone", "streamline-emojis", "fxemoji")
+SETS = (
+    "noto",
+    "noto-v1",
+    "fluent-emoji",
+    "fluent-emoji-flat",
+    "fluent-emoji-high-contrast",
+    "twemoji",
+    "emojione",
+    "emojione-monotone",
+    "streamline-emojis",
+    "fxemoji",
+)
 
 
 def latents_of(model: LatentDiffusion, data: ImageFolder) -> torch.Tensor:
@@ -34,8 +44,9 @@ def latents_of(model: LatentDiffusion, data: ImageFolder) -> torch.Tensor:
     return torch.cat(found)
 
 
-def recognisability(model: LatentDiffusion, data: ImageFolder, *, names: int, steps: int, sampler: str,
-                    guidance: float) -> dict[str, float]:
+def recognisability(
+    model: LatentDiffusion, data: ImageFolder, *, names: int, steps: int, sampler: str, guidance: float
+) -> dict[str, float]:
     """Share of fixed training names whose drawn picture is nearest to its own training picture in latent
     space (Euclidean), among the first 1 and 5 of all training pictures (either way round: flips count).
     """
@@ -44,9 +55,14 @@ def recognisability(model: LatentDiffusion, data: ImageFolder, *, names: int, st
     both = torch.stack([train.flatten(1), train.flip(-1).flatten(1)])
     first = five = 0
     for start in range(0, names, 50):
-        part = chosen[start:start + 50]
-        drawn = model.sample([data.captions[i] for i in part], seeds=[1000 + i for i in part], steps=steps,
-                             sampler=sampler, guidance_scale=guidance)
+        part = chosen[start : start + 50]
+        drawn = model.sample(
+            [data.captions[i] for i in part],
+            seeds=[1000 + i for i in part],
+            steps=steps,
+            sampler=sampler,
+            guidance_scale=guidance,
+        )
         own = model.encode(drawn.to(model.device) * 2 - 1).cpu().flatten(1)
         distance = torch.cdist(own, both).amin(0)
         rank = (distance < distance[torch.arange(len(part)), part][:, None]).sum(1)
@@ -55,8 +71,13 @@ def recognisability(model: LatentDiffusion, data: ImageFolder, *, names: int, st
 
 
 @torch.no_grad()
-def understanding(model: LatentDiffusion, folders: list[ImageFolder], *, pictures: int, others: int = 19,
-                  ) -> dict[str, float]:
+def understanding(
+    model: LatentDiffusion,
+    folders: list[ImageFolder],
+    *,
+    pictures: int,
+    others: int = 19,
+) -> dict[str, float]:
     """For held-out pictures: does the true caption have a lower denoising loss than each of 19 random
     ones (of other held-out pictures), and its mean rank?  The same noise and timesteps for all.
     """
@@ -76,9 +97,15 @@ def understanding(model: LatentDiffusion, folders: list[ImageFolder], *, picture
         total = torch.zeros(len(captions))
         for j, share in enumerate(shares):
             noise = torch.randn(latent.shape, generator=keyed_generator(2, number, j)).to(latent)
-            steps = torch.full((len(captions),), int(share * len(model.diffusion.schedule)), device=latent.device)
-            total += model.diffusion.losses(latent.expand(len(captions), -1, -1, -1),
-                                            noise.expand(len(captions), -1, -1, -1), steps, states).cpu()
+            steps = torch.full(
+                (len(captions),), int(share * len(model.diffusion.schedule)), device=latent.device
+            )
+            total += model.diffusion.losses(
+                latent.expand(len(captions), -1, -1, -1),
+                noise.expand(len(captions), -1, -1, -1),
+                steps,
+                states,
+            ).cpu()
         rank = 1 + int((total[1:] <= total[0]).sum())
         ranks.append(rank)
         best += rank == 1
@@ -86,7 +113,9 @@ def understanding(model: LatentDiffusion, folders: list[ImageFolder], *, picture
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, default=Path("recipes/emoji/work"))
     parser.add_argument("--model", default="emoji")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
@@ -104,9 +133,15 @@ def main() -> None:
     held_out = ImageFolder(icons / "noto/held_out")
     wanted = [given.only] if given.only else ["psnr", "recognisability", "understanding", "loss", "grid"]
     found: dict[str, object] = {
-        "model": given.model, "steps": given.steps, "sampler": given.sampler, "guidance": given.guidance,
-        "parameters": {"first_stage": count_parameters(model.first_stage), "unet": count_parameters(model.unet),
-                       "text_encoder": count_parameters(model.text_encoder)},
+        "model": given.model,
+        "steps": given.steps,
+        "sampler": given.sampler,
+        "guidance": given.guidance,
+        "parameters": {
+            "first_stage": count_parameters(model.first_stage),
+            "unet": count_parameters(model.unet),
+            "text_encoder": count_parameters(model.text_encoder),
+        },
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {model.device}",
         "versions": {"torch": torch.__version__},
     }
@@ -118,8 +153,14 @@ def main() -> None:
             found["psnr_by_set"] = by_set
             found["psnr"] = sum(by_set[n] * sizes[n] for n in SETS) / sum(sizes.values())
         if "recognisability" in wanted:
-            found["recognisability"] = recognisability(model, train, names=given.names, steps=given.steps,
-                                                       sampler=given.sampler, guidance=given.guidance)
+            found["recognisability"] = recognisability(
+                model,
+                train,
+                names=given.names,
+                steps=given.steps,
+                sampler=given.sampler,
+                guidance=given.guidance,
+            )
         if "understanding" in wanted:
             # Noto holds out 74 names; 200 pictures take in the older Noto and Twemoji with the same names.
             folders = [held_out, *(ImageFolder(icons / name / "held_out") for name in ("noto-v1", "twemoji"))]
@@ -131,8 +172,13 @@ def main() -> None:
             found["training_loss"] = float(validation_losses(model, _Latents(model, train), limit=512).mean())
         if "grid" in wanted:
             chosen = sorted(random.Random(3).sample(range(len(train)), 64))
-            made = model.sample([train.captions[i] for i in chosen], seeds=chosen, steps=given.steps,
-                                sampler=given.sampler, guidance_scale=given.guidance)
+            made = model.sample(
+                [train.captions[i] for i in chosen],
+                seeds=chosen,
+                steps=given.steps,
+                sampler=given.sampler,
+                guidance_scale=given.guidance,
+            )
             grid(to_pictures(made), columns=8).save(given.out / "emoji-grid.png")
             (given.out / "emoji-grid.txt").write_text("\n".join(train.captions[i] for i in chosen) + "\n")
     found["seconds"] = round(time.monotonic() - begin)

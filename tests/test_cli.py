@@ -36,31 +36,38 @@ def wrong_folder(pictures: Path) -> None:
     Image.new("RGB", (8, 8)).save(pictures / "odd.png")
 
 
-@pytest.mark.parametrize(("words", "message"), [
-    (["train", "--data", "nowhere", "--name", "x"], "nowhere"),
-    (["train", "--data", "empty", "--name", "x"], "empty"),
-    (["train", "--data", "broken", "--name", "x"], "torn.png"),
-    (["train", "--name", "x"], "--data"),
-    (["train", "--data", "broken", "--name", "a/b"], "name"),
-    (["train", "--resume", "nowhere"], "no run folder"),
-    (["generate", "cat", "--sampler", "Eulr"], "did you mean 'Euler'"),
-    (["generate", "cat", "--model", "emojy"], "unknown model 'emojy'"),
-    (["generate", "cat", "--model", "./nowhere"], "unknown model './nowhere'"),
-    (["generate", "cat <hypernet:none:1>"], "no hypernetwork folder at models/hypernetworks"),
-    (["generate", "cat <hypernet:none:x>"], "'x' is not a number"),
-    (["generate", "cat", "--steps", "many"], "Invalid value for '--steps'"),
-    (["generate", "cat", "--foo"], "--foo"),
-    (["ldm", "train", "nowhere.yaml"], "nowhere.yaml"),
-    (["ldm", "train", "wrong.yaml"], "did you mean 'batch_size'"),
-    (["ldm", "train"], "config"),
-    (["nonsense"], "nonsense"),
-], ids=lambda x: " ".join(x) if isinstance(x, list) else "")
-def test_bad_input_is_one_line_and_status_2(tmp_path: Path, pictures: Path, words: list[str], message: str) -> None:
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "--data", "nowhere", "--name", "x"], "nowhere"),
+        (["train", "--data", "empty", "--name", "x"], "empty"),
+        (["train", "--data", "broken", "--name", "x"], "torn.png"),
+        (["train", "--name", "x"], "--data"),
+        (["train", "--data", "broken", "--name", "a/b"], "name"),
+        (["train", "--resume", "nowhere"], "no run folder"),
+        (["generate", "cat", "--sampler", "Eulr"], "did you mean 'Euler'"),
+        (["generate", "cat", "--model", "emojy"], "unknown model 'emojy'"),
+        (["generate", "cat", "--model", "./nowhere"], "unknown model './nowhere'"),
+        (["generate", "cat <hypernet:none:1>"], "no hypernetwork folder at models/hypernetworks"),
+        (["generate", "cat <hypernet:none:x>"], "'x' is not a number"),
+        (["generate", "cat", "--steps", "many"], "Invalid value for '--steps'"),
+        (["generate", "cat", "--foo"], "--foo"),
+        (["ldm", "train", "nowhere.yaml"], "nowhere.yaml"),
+        (["ldm", "train", "wrong.yaml"], "did you mean 'batch_size'"),
+        (["ldm", "train"], "config"),
+        (["nonsense"], "nonsense"),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else "",
+)
+def test_bad_input_is_one_line_and_status_2(
+    tmp_path: Path, pictures: Path, words: list[str], message: str
+) -> None:
     (tmp_path / "empty").mkdir()
     pictures.rename(tmp_path / "broken")
     wrong_folder(tmp_path / "broken")
     (tmp_path / "wrong.yaml").write_text(
-        "kind: first_stage\ndata: {folders: [{path: x}], sise: 64}\ntraining: {batch_sise: 4, steps: -1}\n")
+        "kind: first_stage\ndata: {folders: [{path: x}], sise: 64}\ntraining: {batch_sise: 4, steps: -1}\n"
+    )
     before = {p for p in tmp_path.rglob("*.p*")}
     done = hyperbrush(*words, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
@@ -78,13 +85,26 @@ def test_every_broken_file_is_in_one_report(tmp_path: Path, pictures: Path) -> N
 
 
 def test_train_list_generate_evaluate(tmp_path: Path, pictures: Path) -> None:
-    done = hyperbrush("train", "--data", pictures, "--name", "mine", "--steps", 4, "--batch-size", 4, cwd=tmp_path)
+    done = hyperbrush(
+        "train", "--data", pictures, "--name", "mine", "--steps", 4, "--batch-size", 4, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert "left" in done.stderr
     assert (tmp_path / "models/hypernetworks/mine.safetensors").is_file()
     assert hyperbrush("list", cwd=tmp_path).stdout.split() == ["mine"]
-    made = hyperbrush("generate", "cat face <hypernet:mine:1>", "--seed", 1, "--steps", 2, "--count", 2, "--out", "c.png",
-                      cwd=tmp_path)
+    made = hyperbrush(
+        "generate",
+        "cat face <hypernet:mine:1>",
+        "--seed",
+        1,
+        "--steps",
+        2,
+        "--count",
+        2,
+        "--out",
+        "c.png",
+        cwd=tmp_path,
+    )
     assert made.returncode == 0, made.stderr
     assert "projections reached" in made.stderr
     assert (tmp_path / "c-02.png").is_file()
@@ -98,8 +118,20 @@ def test_train_list_generate_evaluate(tmp_path: Path, pictures: Path) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
 def test_ctrl_c_keeps_a_checkpoint_and_prints_the_command_to_resume(tmp_path: Path, pictures: Path) -> None:
-    command = [sys.executable, "-m", "hyperbrush", "train", "--data", str(pictures), "--name", "mine", "--steps", "400",
-               "--batch-size", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "hyperbrush",
+        "train",
+        "--data",
+        str(pictures),
+        "--name",
+        "mine",
+        "--steps",
+        "400",
+        "--batch-size",
+        "2",
+    ]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     metrics = tmp_path / "runs/mine/metrics.jsonl"
     for _ in range(600):

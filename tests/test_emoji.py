@@ -25,8 +25,12 @@ def test_plain_diffusers_gives_the_same_picture(sampler: str) -> None:
     pipe.set_progress_bar_config(disable=True)
     if sampler != "DDIM":  # the folder's own
         pipe.scheduler = make_scheduler(sampler, dict(pipe.scheduler.config))
-    there = pipe("slice of pizza", num_inference_steps=6, guidance_scale=4.0,
-                 generator=torch.Generator().manual_seed(7)).images[0]
+    there = pipe(
+        "slice of pizza",
+        num_inference_steps=6,
+        guidance_scale=4.0,
+        generator=torch.Generator().manual_seed(7),
+    ).images[0]
     [here] = generate("slice of pizza", seed=7, steps=6, sampler=sampler)
     assert np.abs(np.asarray(there).astype(int) - np.asarray(here.image)).max() <= 1
 
@@ -54,7 +58,16 @@ def test_it_knows_words_and_its_captions_matter() -> None:
 def test_card_says_what_it_must() -> None:
     card = (EMOJI / "README.md").read_text(encoding="utf-8")
     assert "{" not in card.split("---")[-1], "an unfilled figure"
-    for part in ("licence", "PSNR", "recognisab", "understanding", "validation", "recipes/emoji", "Noto", "seen"):
+    for part in (
+        "licence",
+        "PSNR",
+        "recognisab",
+        "understanding",
+        "validation",
+        "recipes/emoji",
+        "Noto",
+        "seen",
+    ):
         assert part.lower() in card.lower(), part
 
 

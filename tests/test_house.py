@@ -19,8 +19,10 @@ def test_imports_nothing_heavy(code: str) -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    program = ("import sys\nfrom hyperbrush.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit as stop:\n"
-               f"    print(stop.code, [m for m in {HEAVY} if m in sys.modules])")
+    program = (
+        "import sys\nfrom hyperbrush.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit as stop:\n"
+        f"    print(stop.code, [m for m in {HEAVY} if m in sys.modules])"
+    )
     shown = subprocess.check_output([sys.executable, "-c", program], text=True)
     assert shown.strip().endswith("0 []")
     for command in ("generate", "train", "demo", "ldm", "evaluate", "list"):

@@ -57,7 +57,9 @@ def card() -> None:
 
     for kind in ("first_stage", "diffusion"):
         rows = read(WORK / "runs" / kind / "metrics.jsonl")
-        curve = loss_curve(rows).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" style="background:#fff" ', 1)
+        curve = loss_curve(rows).replace(
+            "<svg ", '<svg xmlns="http://www.w3.org/2000/svg" style="background:#fff" ', 1
+        )
         (HERE / f"{kind}.svg").write_text(curve + "\n", encoding="utf-8")
     figures = json.loads(Path("benchmarks/results/emoji.json").read_text())
     text = (HERE / "card.md").read_text(encoding="utf-8").replace("{HOW}", how())
@@ -84,7 +86,9 @@ def how() -> str:
             f"EMA {settings['ema_decay']}, AdamW {settings['optimizer']['learning_rate']}"
         )
     packages = ", ".join(f"{p} {version(p)}" for p in ("torch", "diffusers", "transformers", "accelerate"))
-    return "\n".join([*lines, f"- {platform.processor() or platform.machine()}, {os.cpu_count()} cores; {packages}"])
+    return "\n".join(
+        [*lines, f"- {platform.processor() or platform.machine()}, {os.cpu_count()} cores; {packages}"]
+    )
 
 
 def flat(values: dict, prefix: str = "") -> dict[str, object]:
@@ -96,7 +100,9 @@ def flat(values: dict, prefix: str = "") -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("steps", nargs="*", choices=[*STEPS, []], default=list(STEPS))
     for step in parser.parse_args().steps:
         print(f"== {step}", flush=True)

@@ -12,15 +12,27 @@ from pathlib import Path
 
 TRAIN, VALIDATION = 48, 64
 # Prompts the demo shows; kept out of the 48, so that the style is seen on what it was not trained on.
-SHOWN = {"cat-face", "rocket", "red-apple", "mushroom", "house", "slice-of-pizza", "pizza", "red-heart", "grinning-face"}
+SHOWN = {
+    "cat-face",
+    "rocket",
+    "red-apple",
+    "mushroom",
+    "house",
+    "slice-of-pizza",
+    "pizza",
+    "red-heart",
+    "grinning-face",
+}
 
 
 def main(work: Path, out: Path) -> None:
     style = {p.stem: p for p in (work / "icons/fluent-emoji-high-contrast/train").glob("*.png")}
     known = {p.stem for p in (work / "icons/noto/train").glob("*.png")}
-    names = sorted((style.keys() & known) - SHOWN, key=lambda n: hashlib.sha256(f"style {n}".encode()).digest())
+    names = sorted(
+        (style.keys() & known) - SHOWN, key=lambda n: hashlib.sha256(f"style {n}".encode()).digest()
+    )
     shutil.rmtree(out, ignore_errors=True)
-    for folder, chosen in (("train", names[:TRAIN]), ("validation", names[TRAIN:TRAIN + VALIDATION])):
+    for folder, chosen in (("train", names[:TRAIN]), ("validation", names[TRAIN : TRAIN + VALIDATION])):
         (out / folder).mkdir(parents=True)
         for name in chosen:
             shutil.copy(style[name], out / folder)
@@ -29,4 +41,4 @@ def main(work: Path, out: Path) -> None:
 
 if __name__ == "__main__":
     given = [Path(a) for a in sys.argv[1:]]
-    main(*(given + [Path("recipes/emoji/work"), Path("src/hyperbrush/assets/style")][len(given):]))
+    main(*(given + [Path("recipes/emoji/work"), Path("src/hyperbrush/assets/style")][len(given) :]))

@@ -9,13 +9,18 @@ import typer
 from hyperbrush.errors import UserError
 
 app = typer.Typer(
-    name="hyperbrush", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=True,
+    name="hyperbrush",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=True,
     help="Hypernetworks for Stable Diffusion: use, train and generate them.",
 )
 ldm = typer.Typer(no_args_is_help=True, help="Latent diffusion models: train one, sample from one.")
 app.add_typer(ldm, name="ldm")
 
-Model = Annotated[str, typer.Option(help="emoji (embedded), a diffusers folder, a single-file checkpoint or a hub id.")]
+Model = Annotated[
+    str, typer.Option(help="emoji (embedded), a diffusers folder, a single-file checkpoint or a hub id.")
+]
 Networks = Annotated[Path, typer.Option("--hypernetworks", help="Folder where names are looked up.")]
 Steps = Annotated[int, typer.Option(help="Sampling steps.")]
 Sampler = Annotated[str, typer.Option(help="DDIM, PLMS, Euler, Euler a, Heun, DPM++ 2M Karras, …")]
@@ -31,7 +36,9 @@ DEFAULT_NETWORKS = Path("models/hypernetworks")
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What to draw; <hypernet:NAME:STRENGTH> applies a hypernetwork.")],
+    prompt: Annotated[
+        str, typer.Argument(help="What to draw; <hypernet:NAME:STRENGTH> applies a hypernetwork.")
+    ],
     out: Annotated[Path, typer.Option(help="Picture to write; several get a number.")] = Path("picture.png"),
     model: Model = "emoji",
     negative: Annotated[str, typer.Option(help="What to move away from.")] = "",
@@ -58,8 +65,19 @@ def generate(
     own = opened.image_size
     size = (height or own, width or own) if height or width else None
     with console.sampling_bar(steps) as on_step:
-        pictures = draw(prompt, model=opened, negative=negative, seed=seed, count=count, steps=steps, sampler=sampler,
-                        guidance_scale=cfg, size=size, hypernetworks=hypernetworks, on_step=on_step)
+        pictures = draw(
+            prompt,
+            model=opened,
+            negative=negative,
+            seed=seed,
+            count=count,
+            steps=steps,
+            sampler=sampler,
+            guidance_scale=cfg,
+            size=size,
+            hypernetworks=hypernetworks,
+            on_step=on_step,
+        )
     for text in pictures[0].notes:
         console.note(text)
     for i, picture in enumerate(pictures):
@@ -72,7 +90,9 @@ def train(
     data: Annotated[Path | None, typer.Option(help="Folder of pictures with captions.")] = None,
     name: Annotated[str, typer.Option(help="Name of the hypernetwork.")] = "",
     model: Model = "emoji",
-    validation: Annotated[Path | None, typer.Option(help="Folder of held-out pictures; else a tenth of the data.")] = None,
+    validation: Annotated[
+        Path | None, typer.Option(help="Folder of held-out pictures; else a tenth of the data.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps; 20 epochs by default.")] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--lr")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures per step.")] = None,
@@ -81,7 +101,9 @@ def train(
     hypernetworks: Networks = DEFAULT_NETWORKS,
     run: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME by default.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Run folder to go on with.")] = None,
-    at: Annotated[int | None, typer.Option(help="Step to resume at; the newest checkpoint by default.")] = None,
+    at: Annotated[
+        int | None, typer.Option(help="Step to resume at; the newest checkpoint by default.")
+    ] = None,
 ) -> None:
     """Train a hypernetwork on a folder of pictures."""
     from hyperbrush import console
@@ -94,16 +116,27 @@ def train(
         if data is None or not name:
             raise UserError("give --data FOLDER and --name NAME (or --resume RUN)")
         folder = run or Path("runs") / name
-        given = {"max_steps": steps, "learning_rate": learning_rate, "batch_size": batch_size, "seed": seed,
-                 "prompts": prompt or None}
-        config = HypernetworkRun.of(name=name, data=str(data), model=model, hypernetworks=str(hypernetworks),
-                                    validation=str(validation) if validation else None,
-                                    training={k: v for k, v in given.items() if v is not None})
+        given = {
+            "max_steps": steps,
+            "learning_rate": learning_rate,
+            "batch_size": batch_size,
+            "seed": seed,
+            "prompts": prompt or None,
+        }
+        config = HypernetworkRun.of(
+            name=name,
+            data=str(data),
+            model=model,
+            hypernetworks=str(hypernetworks),
+            validation=str(validation) if validation else None,
+            training={k: v for k, v in given.items() if v is not None},
+        )
         save_run(config, folder)
     with console.stop_on_signal() as should_stop, console.training_bar(config.name) as told:
         try:
-            result = train_run(config, folder, resume=resume is not None, at=at, on_progress=told,
-                               should_stop=should_stop)
+            result = train_run(
+                config, folder, resume=resume is not None, at=at, on_progress=told, should_stop=should_stop
+            )
         except Interrupted as stopped:
             console.note(f"stopped after step {stopped.step}; go on with: hyperbrush train --resume {folder}")
             raise typer.Exit(130) from None
@@ -112,7 +145,9 @@ def train(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the grid, the report and the hypernetwork.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(help="Folder for the grid, the report and the hypernetwork.")] = Path(
+        "demo"
+    ),
     steps: Annotated[int, typer.Option(help="Training steps.")] = 150,
     seed: Annotated[int, typer.Option()] = 0,
 ) -> None:
@@ -125,7 +160,9 @@ def demo(
         try:
             result = run_demo(out, steps=steps, seed=seed, on_progress=told, should_stop=should_stop)
         except Interrupted as stopped:
-            console.note(f"stopped after step {stopped.step}; go on with: hyperbrush train --resume {stopped.run}")
+            console.note(
+                f"stopped after step {stopped.step}; go on with: hyperbrush train --resume {stopped.run}"
+            )
             raise typer.Exit(130) from None
     console.done(result.summary())
 
@@ -155,7 +192,9 @@ def evaluate(
     from hyperbrush import console
     from hyperbrush.evaluation import evaluate_folder
 
-    for line in evaluate_folder(data, model=model, hypernetwork=hypernetwork, library=hypernetworks, limit=limit):
+    for line in evaluate_folder(
+        data, model=model, hypernetwork=hypernetwork, library=hypernetworks, limit=limit
+    ):
         console.done(line)
 
 
@@ -184,14 +223,18 @@ def ldm_train(
         try:
             saved = trainer.train(resume=resume is not None)
         except Interrupted as stopped:
-            console.note(f"stopped after step {stopped.step}; go on with: hyperbrush ldm train --resume {folder}")
+            console.note(
+                f"stopped after step {stopped.step}; go on with: hyperbrush ldm train --resume {folder}"
+            )
             raise typer.Exit(130) from None
     console.done(f"{saved}")
 
 
 @ldm.command("sample")
 def ldm_sample(
-    prompts: Annotated[list[str] | None, typer.Argument(help="One picture each; none for unconditional models.")] = None,
+    prompts: Annotated[
+        list[str] | None, typer.Argument(help="One picture each; none for unconditional models.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Grid to write.")] = Path("sample.png"),
     model: Model = "emoji",
     count: Annotated[int, typer.Option(help="Pictures without prompts.")] = 4,
@@ -214,8 +257,15 @@ def ldm_sample(
     number = len(captions) if captions else count
     seeds = [(seed or 0) + i for i in range(number)]
     with console.sampling_bar(steps) as on_step:
-        images = opened.sample(captions, count=number, seeds=seeds, steps=steps, sampler=sampler, guidance_scale=cfg,
-                               on_step=on_step)
+        images = opened.sample(
+            captions,
+            count=number,
+            seeds=seeds,
+            steps=steps,
+            sampler=sampler,
+            guidance_scale=cfg,
+            on_step=on_step,
+        )
     with atomic_path(out) as temporary:
         grid(to_pictures(images), columns=min(8, number)).save(temporary)
     console.done(str(out))
@@ -240,8 +290,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Run a command: status 0, 2 for what the user can mend (one line), 1 for a bug."""
     import os
 
-    quiet = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-             "TRANSFORMERS_VERBOSITY": "error", "DIFFUSERS_VERBOSITY": "error"}
+    quiet = {
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "DIFFUSERS_VERBOSITY": "error",
+    }
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
     try:

@@ -36,8 +36,15 @@ def done(text: str) -> None:
 def bar(*, transient: bool = False) -> Progress:
     """A progress bar with count, elapsed time and time left."""
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
-        TimeRemainingColumn(), TextColumn("{task.fields[info]}"), console=err, transient=transient,
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[info]}"),
+        console=err,
+        transient=transient,
         disable=not err.is_terminal,
     )
 

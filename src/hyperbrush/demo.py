@@ -30,15 +30,17 @@ class DemoResult:
         """What was made, the figure, and where to go on."""
         t = self.training
         drop = 1 - t.best_loss / t.base_loss
-        return "\n".join([
-            f"validation loss on 64 held-out pictures of the style: {t.base_loss:.4f} without, {t.best_loss:.4f} "
-            f"with the hypernetwork ({drop:.0%} lower)",
-            f"grid:   {self.grid}",
-            f"report: {self.report}",
-            f"file:   {t.file}",
-            "next:",
-            *(f"  {command}" for command in next_commands(t)),
-        ])
+        return "\n".join(
+            [
+                f"validation loss on 64 held-out pictures of the style: {t.base_loss:.4f} without, {t.best_loss:.4f} "
+                f"with the hypernetwork ({drop:.0%} lower)",
+                f"grid:   {self.grid}",
+                f"report: {self.report}",
+                f"file:   {t.file}",
+                "next:",
+                *(f"  {command}" for command in next_commands(t)),
+            ]
+        )
 
 
 def next_commands(result: Result) -> list[str]:
@@ -51,8 +53,14 @@ def next_commands(result: Result) -> list[str]:
     ]
 
 
-def run_demo(out: Path, *, steps: int = 150, seed: int = 0, on_progress: Callable[[Progress], None] | None = None,
-             should_stop: Callable[[], bool] = lambda: False) -> DemoResult:
+def run_demo(
+    out: Path,
+    *,
+    steps: int = 150,
+    seed: int = 0,
+    on_progress: Callable[[Progress], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> DemoResult:
     """Train on the bundled style, draw the grid, write the report.
 
     Raises:
@@ -64,9 +72,16 @@ def run_demo(out: Path, *, steps: int = 150, seed: int = 0, on_progress: Callabl
     run = out / "run"
     shutil.rmtree(run, ignore_errors=True)  # the demo's own folder: begin anew
     config = HypernetworkRun.of(
-        name=NAME, data=str(style_folder() / "train"), validation=str(style_folder() / "validation"),
+        name=NAME,
+        data=str(style_folder() / "train"),
+        validation=str(style_folder() / "validation"),
         hypernetworks=str(out / "hypernetworks"),
-        training={"max_steps": steps, "seed": seed, "prompts": list(PROMPTS), "preview_every": max(1, steps // 3)},
+        training={
+            "max_steps": steps,
+            "seed": seed,
+            "prompts": list(PROMPTS),
+            "preview_every": max(1, steps // 3),
+        },
     )
     save_run(config, run)
     model = LatentDiffusion.from_pretrained("emoji")
@@ -76,20 +91,34 @@ def run_demo(out: Path, *, steps: int = 150, seed: int = 0, on_progress: Callabl
         tag = f" <hypernet:{NAME}:{strength:g}>" if strength else ""
         drawn = generate([p + tag for p in PROMPTS], model=model, seed=seed, hypernetworks=result.file.parent)
         columns.append([picture.image for picture in drawn])
-    grid = labelled_grid(list(zip(*columns, strict=True)), rows=PROMPTS,
-                         columns=["without", *(f"strength {s:g}" for s in STRENGTHS[1:])])
+    grid = labelled_grid(
+        list(zip(*columns, strict=True)),
+        rows=PROMPTS,
+        columns=["without", *(f"strength {s:g}" for s in STRENGTHS[1:])],
+    )
     with atomic_path(out / "grid.png") as temporary:
         grid.save(temporary)
     figures = [
-        ("Trained on", "48 pictures of Fluent Emoji High Contrast (Microsoft, MIT); the prompts below are not among them"),
+        (
+            "Trained on",
+            "48 pictures of Fluent Emoji High Contrast (Microsoft, MIT); the prompts below are not among them",
+        ),
         ("Steps", f"{result.steps} in {result.seconds:.0f} s"),
-        ("Validation loss", f"{result.base_loss:.4f} without, {result.best_loss:.4f} with the hypernetwork "
-                            f"({1 - result.best_loss / result.base_loss:.0%} lower), 64 held-out pictures over one fixed "
-                            "grid of timesteps and noises"),
+        (
+            "Validation loss",
+            f"{result.base_loss:.4f} without, {result.best_loss:.4f} with the hypernetwork "
+            f"({1 - result.best_loss / result.base_loss:.0%} lower), 64 held-out pictures over one fixed "
+            "grid of timesteps and noises",
+        ),
         ("Best at step", str(result.best_step)),
         ("File", str(result.file)),
     ]
-    report = write_report(out / "report.html", title="A first hypernetwork", figures=figures, run=run,
-                          pictures=[("The same prompts and seeds, without and with it", grid)],
-                          commands=next_commands(result))
+    report = write_report(
+        out / "report.html",
+        title="A first hypernetwork",
+        figures=figures,
+        run=run,
+        pictures=[("The same prompts and seeds, without and with it", grid)],
+        commands=next_commands(result),
+    )
     return DemoResult(result, out / "grid.png", report)

@@ -19,14 +19,22 @@ def mean_psnr(model: LatentDiffusion, data: ImageFolder, limit: int) -> float:
     """Mean of per-picture PSNR in dB over [0, 1] RGB, decoding the posterior's mean."""
     count, found = min(limit, len(data)), []
     for start in range(0, count, 64):
-        images = make_batch(data, [(0, i) for i in range(start, min(count, start + 64))])["images"].to(model.device)
+        images = make_batch(data, [(0, i) for i in range(start, min(count, start + 64))])["images"].to(
+            model.device
+        )
         made = reconstruct(model.first_stage, images)["reconstruction"]
         found.append(psnr((made / 2 + 0.5).clamp(0, 1), images / 2 + 0.5))
     return float(torch.cat(found).mean())
 
 
-def evaluate_folder(folder: str | Path, *, model: str = "emoji", hypernetwork: str = "",
-                    library: str | Path = "models/hypernetworks", limit: int = 256) -> Iterator[str]:
+def evaluate_folder(
+    folder: str | Path,
+    *,
+    model: str = "emoji",
+    hypernetwork: str = "",
+    library: str | Path = "models/hypernetworks",
+    limit: int = 256,
+) -> Iterator[str]:
     """Lines of a report: PSNR of the first stage, denoising loss without and with a hypernetwork.
 
     Raises:
@@ -38,7 +46,11 @@ def evaluate_folder(folder: str | Path, *, model: str = "emoji", hypernetwork: s
     yield f"first stage: PSNR {mean_psnr(opened, data, limit):.2f} dB (mean over {count} pictures)"
     import tempfile
 
-    with tempfile.TemporaryDirectory() as scratch, torch.no_grad(), LatentCache(Path(scratch), "evaluate") as cache:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        torch.no_grad(),
+        LatentCache(Path(scratch), "evaluate") as cache,
+    ):
         latents = cache_latents(data, lambda x: moments(opened.first_stage, x.to(opened.device)), cache)
     without = validation_losses(opened, latents, limit=limit)
     yield f"denoising loss without a hypernetwork: {_spread(without)} ({count} pictures x {without.shape[1]} timesteps)"

@@ -71,8 +71,16 @@ def test_unknown_words_are_told(emoji: LatentDiffusion) -> None:
 
 
 def test_settings_travel_in_the_png(emoji: LatentDiffusion, library: Path, tmp_path: Path) -> None:
-    [picture] = generate("cat <hypernet:ink:0.5>", model=emoji, negative="dog", seed=9, steps=2, sampler="euler_a",
-                         guidance_scale=3.5, hypernetworks=library)
+    [picture] = generate(
+        "cat <hypernet:ink:0.5>",
+        model=emoji,
+        negative="dog",
+        seed=9,
+        steps=2,
+        sampler="euler_a",
+        guidance_scale=3.5,
+        hypernetworks=library,
+    )
     path = picture.save(tmp_path / "deep" / "cat.png")
     text = Image.open(path).text["parameters"]
     lines = text.splitlines()
@@ -84,16 +92,19 @@ def test_settings_travel_in_the_png(emoji: LatentDiffusion, library: Path, tmp_p
         picture.save(tmp_path / "cat.xyz")
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"steps": 0}, "steps must be 1 to 1000"),
-    ({"count": 0}, "count must be 1 or more"),
-    ({"seed": -1}, "a seed is a whole number"),
-    ({"sampler": "Eulr"}, "unknown sampler 'Eulr'; did you mean"),
-    ({"negative": "<hypernet:ink:1>"}, "negative prompt holds a <hypernet"),
-    ({"size": (60, 64)}, "multiples of 16 pixels"),
-    ({"prompt": []}, "no prompt"),
-    ({"prompt": ["a <hypernet:x>", "b"]}, "must name the same hypernetworks"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps must be 1 to 1000"),
+        ({"count": 0}, "count must be 1 or more"),
+        ({"seed": -1}, "a seed is a whole number"),
+        ({"sampler": "Eulr"}, "unknown sampler 'Eulr'; did you mean"),
+        ({"negative": "<hypernet:ink:1>"}, "negative prompt holds a <hypernet"),
+        ({"size": (60, 64)}, "multiples of 16 pixels"),
+        ({"prompt": []}, "no prompt"),
+        ({"prompt": ["a <hypernet:x>", "b"]}, "must name the same hypernetworks"),
+    ],
+)
 def test_refuses(emoji: LatentDiffusion, change: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         generate(**{"prompt": "cat", "model": emoji, "steps": 1} | change)
@@ -106,7 +117,10 @@ def test_unknown_network_names_the_closest(emoji: LatentDiffusion, library: Path
 
 def test_labelled_grid_shows_every_picture() -> None:
     colours = ["red", "green", "blue", "yellow"]
-    cells = [[Image.new("RGB", (8, 8), c) for c in colours[:2]], [Image.new("RGB", (8, 8), c) for c in colours[2:]]]
+    cells = [
+        [Image.new("RGB", (8, 8), c) for c in colours[:2]],
+        [Image.new("RGB", (8, 8), c) for c in colours[2:]],
+    ]
     page = labelled_grid(cells, rows=["one", "two"], columns=["a", "b"], side=32, title="t")
     found = {c for _, c in page.getcolors(10**6)}
     assert {(255, 0, 0), (0, 128, 0), (0, 0, 255), (255, 255, 0)} <= found

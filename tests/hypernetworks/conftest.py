@@ -40,9 +40,7 @@ def make_unet() -> Callable[..., Any]:
             "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
             "norm_num_groups": 8,
         }
-        return (
-            UNet2DConditionModel(**config | FAMILIES[family] | changes).eval().requires_grad_(False)
-        )
+        return UNet2DConditionModel(**config | FAMILIES[family] | changes).eval().requires_grad_(False)
 
     return make
 

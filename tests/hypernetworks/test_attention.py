@@ -24,9 +24,7 @@ def contexts(width: int = 8, batch: int = 2) -> torch.Tensor:
 def test_zero_init_starts_at_no_effect_and_can_learn(
     activation: str, layer_norm: bool, structure: tuple[float, ...]
 ) -> None:
-    hn = AttentionHypernetwork(
-        [8], layer_structure=structure, activation=activation, layer_norm=layer_norm
-    )
+    hn = AttentionHypernetwork([8], layer_structure=structure, activation=activation, layer_norm=layer_norm)
     context = contexts()
     for out in hn.transform(context, 1.0):
         assert torch.equal(out, context)

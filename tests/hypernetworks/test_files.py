@@ -33,9 +33,7 @@ def same(a: AttentionHypernetwork, b: AttentionHypernetwork) -> bool:
     assert a.settings.skip_connection == b.settings.skip_connection
     assert a.settings.upsample_linear == b.settings.upsample_linear
     x, y = a.state_dict(), b.state_dict()
-    return list(x) == list(y) and all(
-        torch.equal(x[k], y[k]) and x[k].dtype == y[k].dtype for k in x
-    )
+    return list(x) == list(y) and all(torch.equal(x[k], y[k]) and x[k].dtype == y[k].dtype for k in x)
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])

@@ -126,9 +126,7 @@ def test_says_what_it_reached(make_unet: Make) -> None:
         lines = str(attached.applied).split("\n")
         assert lines[0] == f"water: {text}"
         assert lines[1].startswith("fire: 22 of 28 projections reached: widths 24, 32; the file")
-        assert lines[1].endswith(
-            "768 fit nothing here (the file is likely for Stable Diffusion 1.x)"
-        )
+        assert lines[1].endswith("768 fit nothing here (the file is likely for Stable Diffusion 1.x)")
     per_site = AttentionHypernetwork.for_unet(unet, per_site=True, blocks=["mid"])
     with attach(unet, per_site) as attached:
         assert "4 of 28 projections reached: widths 24, 32" in str(attached.applied)
@@ -181,9 +179,7 @@ def test_networks_per_site(make_unet: Make, make_network: Make, call: Make) -> N
         assert not torch.equal(call(unet), expected)
 
 
-def test_keys_and_values_have_strengths_of_their_own(
-    make_unet: Make, make_network: Make, call: Make
-) -> None:
+def test_keys_and_values_have_strengths_of_their_own(make_unet: Make, make_network: Make, call: Make) -> None:
     unet = make_unet()
     hn = make_network(unet)
     outputs = []
@@ -285,9 +281,7 @@ def test_lora_by_inject_adapter_in_model(make_unet: Make, make_network: Make, ca
         attached = attach(unet, hn) if order == "attach first" else None
         torch.manual_seed(5)
         model = (
-            get_peft_model(unet, config)
-            if order == "peft model"
-            else inject_adapter_in_model(config, unet)
+            get_peft_model(unet, config) if order == "peft model" else inject_adapter_in_model(config, unet)
         ).eval()
         attached = attached or attach(model, hn)
         assert len(attached.applied.sites) == 14
@@ -298,9 +292,7 @@ def test_lora_by_inject_adapter_in_model(make_unet: Make, make_network: Make, ca
     assert torch.equal(outputs[0], outputs[2])
 
 
-def test_processors_may_change_while_attached(
-    make_unet: Make, make_network: Make, call: Make
-) -> None:
+def test_processors_may_change_while_attached(make_unet: Make, make_network: Make, call: Make) -> None:
     from diffusers.models.attention_processor import AttnProcessor
 
     unet = make_unet()
@@ -322,9 +314,7 @@ def test_processors_may_change_while_attached(
         attach(unet, hn)
 
 
-def test_compiled_graphs_follow_without_recompiling(
-    make_unet: Make, make_network: Make, call: Make
-) -> None:
+def test_compiled_graphs_follow_without_recompiling(make_unet: Make, make_network: Make, call: Make) -> None:
     from torch._dynamo.testing import CompileCounter
 
     unet = make_unet()
@@ -404,9 +394,7 @@ def test_zero_init_learns_with_gradients(make_unet: Make, call: Make) -> None:
     assert losses[-1] < losses[0] - 0.01
 
 
-def test_dropout_acts_only_when_the_network_trains(
-    make_unet: Make, make_network: Make, call: Make
-) -> None:
+def test_dropout_acts_only_when_the_network_trains(make_unet: Make, make_network: Make, call: Make) -> None:
     unet = make_unet()
     hn = make_network(unet, dropout_structure=(0, 0.5, 0))
     with attach(unet, hn):

@@ -12,14 +12,10 @@ from safetensors.torch import load_file
 from hyperbrush.hypernetworks import attach, load
 
 HERE = Path(__file__).parent / "reference"
-SHARED = Path(
-    os.environ.get("HYPERBRUSH_REFERENCE", Path(__file__).parents[3] / "shared" / "reference")
-)
+SHARED = Path(os.environ.get("HYPERBRUSH_REFERENCE", Path(__file__).parents[3] / "shared" / "reference"))
 BOUND = 1e-5
 INDEX: dict[str, dict[str, Any]] = json.loads((HERE / "index.json").read_text())
-FOLDERS = {
-    name: next((f for f in (HERE, SHARED) if (f / f"{name}.pt").is_file()), None) for name in INDEX
-}
+FOLDERS = {name: next((f for f in (HERE, SHARED) if (f / f"{name}.pt").is_file()), None) for name in INDEX}
 FILES = [n for n in INDEX if FOLDERS[n] is not None and n != "unet"]
 STACKS = [n for n, entry in INDEX.items() if "files" in entry]
 

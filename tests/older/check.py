@@ -1,7 +1,7 @@
 """Does an older transformers open the embedded model and draw the same picture?  See `make test-older`.
 
-    python tests/older/check.py save FOLDER      # with the pinned versions
-    python tests/older/check.py compare FOLDER   # with the older ones on PYTHONPATH
+python tests/older/check.py save FOLDER      # with the pinned versions
+python tests/older/check.py compare FOLDER   # with the older ones on PYTHONPATH
 """
 
 import sys
@@ -19,8 +19,13 @@ def draw() -> np.ndarray:
 
     pipe = StableDiffusionPipeline.from_pretrained(EMOJI, torch_dtype=torch.float32, safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
-    return pipe("slice of pizza", num_inference_steps=10, guidance_scale=4.0,
-                generator=torch.Generator().manual_seed(7), output_type="np").images[0]
+    return pipe(
+        "slice of pizza",
+        num_inference_steps=10,
+        guidance_scale=4.0,
+        generator=torch.Generator().manual_seed(7),
+        output_type="np",
+    ).images[0]
 
 
 def main(what: str, folder: Path) -> None:

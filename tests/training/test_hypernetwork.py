@@ -24,7 +24,9 @@ def emoji() -> LatentDiffusion:
 
 def network(model: LatentDiffusion, **settings) -> hb.AttentionHypernetwork:
     torch.manual_seed(0)
-    return hb.AttentionHypernetwork.for_unet(model.unet, name="t", layer_structure=(1, 1), activation="linear", **settings)
+    return hb.AttentionHypernetwork.for_unet(
+        model.unet, name="t", layer_structure=(1, 1), activation="linear", **settings
+    )
 
 
 def train(model: LatentDiffusion, run: Path, *, resume: bool = False, stop_at: int | None = None, **config):
@@ -34,10 +36,17 @@ def train(model: LatentDiffusion, run: Path, *, resume: bool = False, stop_at: i
     def should_stop() -> bool:
         return stop_at is not None and len(seen) + 1 >= stop_at
 
-    settings = {"max_steps": 6, "batch_size": 4, "validate_every": 3, "checkpoint_every": 2, "validation_share": 0.2,
-                "log_every": 1}
-    trainer = hb.HypernetworkTrainer(hn, settings | config, run=run, on_progress=lambda p: seen.append(p.step),
-                                     should_stop=should_stop)
+    settings = {
+        "max_steps": 6,
+        "batch_size": 4,
+        "validate_every": 3,
+        "checkpoint_every": 2,
+        "validation_share": 0.2,
+        "log_every": 1,
+    }
+    trainer = hb.HypernetworkTrainer(
+        hn, settings | config, run=run, on_progress=lambda p: seen.append(p.step), should_stop=should_stop
+    )
     trainer.train(model, DATA, resume=resume)
     return hn
 
@@ -68,13 +77,31 @@ def test_resume_is_exact(emoji: LatentDiffusion, tmp_path: Path) -> None:
     assert torch.equal(whole, weights(again)), "a finished run resumed gives its result again"
 
 
-@pytest.mark.parametrize("change", [
-    {"learning_rate": 1e-4}, {"weighting": "min_snr"}, {"offset_noise": 0.1}, {"perturbation": 0.1},
-    {"condition_dropout": 1.0}, {"timestep_sampling": "logit_normal"}, {"seed": 1}, {"schedule": "constant"},
-    {"warmup_steps": 0}, {"ema_decay": None}, {"max_grad_norm": 1e-3}, {"weight_decay": 10.0}, {"flip": 0.0},
-    {"target_layers": ["attn2"]}, {"mixed_precision": "bf16"}, {"size": 32}, {"batch_size": 2},
-    {"validation_share": 0.5}, {"max_steps": 5},
-], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"learning_rate": 1e-4},
+        {"weighting": "min_snr"},
+        {"offset_noise": 0.1},
+        {"perturbation": 0.1},
+        {"condition_dropout": 1.0},
+        {"timestep_sampling": "logit_normal"},
+        {"seed": 1},
+        {"schedule": "constant"},
+        {"warmup_steps": 0},
+        {"ema_decay": None},
+        {"max_grad_norm": 1e-3},
+        {"weight_decay": 10.0},
+        {"flip": 0.0},
+        {"target_layers": ["attn2"]},
+        {"mixed_precision": "bf16"},
+        {"size": 32},
+        {"batch_size": 2},
+        {"validation_share": 0.5},
+        {"max_steps": 5},
+    ],
+    ids=str,
+)
 def test_each_setting_makes_a_difference(emoji: LatentDiffusion, tmp_path: Path, change: dict) -> None:
     def run(name: str, **more) -> torch.Tensor:
         return weights(train(emoji, tmp_path / name, **({"max_steps": 4, "validate_every": 4} | more)))
@@ -82,7 +109,9 @@ def test_each_setting_makes_a_difference(emoji: LatentDiffusion, tmp_path: Path,
     assert not torch.equal(run("base"), run("changed", **change))
 
 
-def test_accumulation_and_gradient_checkpointing_change_nothing(emoji: LatentDiffusion, tmp_path: Path) -> None:
+def test_accumulation_and_gradient_checkpointing_change_nothing(
+    emoji: LatentDiffusion, tmp_path: Path
+) -> None:
     base = weights(train(emoji, tmp_path / "a", max_steps=3))
     parts = weights(train(emoji, tmp_path / "b", max_steps=3, gradient_accumulation=2))
     torch.testing.assert_close(base, parts, atol=2e-5, rtol=0)
@@ -94,11 +123,23 @@ def test_accumulation_and_gradient_checkpointing_change_nothing(emoji: LatentDif
 def test_epochs_previews_and_dataset(emoji: LatentDiffusion, tmp_path: Path) -> None:
     data = ImageFolder(DATA, size=64)
     hn = network(emoji)
-    trainer = hb.HypernetworkTrainer(hn, {"max_epochs": 1, "batch_size": 32, "prompts": ["cat face"],
-                                          "preview_every": 1, "validation_share": 0.0, "tensorboard": True},
-                                     run=tmp_path)
+    trainer = hb.HypernetworkTrainer(
+        hn,
+        {
+            "max_epochs": 1,
+            "batch_size": 32,
+            "prompts": ["cat face"],
+            "preview_every": 1,
+            "validation_share": 0.0,
+            "tensorboard": True,
+        },
+        run=tmp_path,
+    )
     trainer.train(emoji, data)
-    assert [p.name for p in sorted((tmp_path / "previews").iterdir())] == ["step-00000001.png", "step-00000002.png"]
+    assert [p.name for p in sorted((tmp_path / "previews").iterdir())] == [
+        "step-00000001.png",
+        "step-00000002.png",
+    ]
     assert list(tmp_path.rglob("events.out.tfevents.*"))
 
 
@@ -112,12 +153,18 @@ def test_one_documented_step(emoji: LatentDiffusion) -> None:
     second = train_hypernetwork(emoji, batch, hn, optimizer, torch.Generator().manual_seed(0))
     assert second < first
     with pytest.raises(UserError, match="the loss is nan"):
-        train_hypernetwork(emoji, batch | {"latents": torch.full((2, *emoji.latent_shape), torch.nan)}, hn, optimizer)
+        train_hypernetwork(
+            emoji, batch | {"latents": torch.full((2, *emoji.latent_shape), torch.nan)}, hn, optimizer
+        )
 
 
 def test_run_from_a_config(tmp_path: Path, emoji: LatentDiffusion) -> None:
-    config = HypernetworkRun.of(name="ink", data=str(DATA), hypernetworks=str(tmp_path / "library"),
-                                training={"max_steps": 4, "batch_size": 4, "validate_every": 2})
+    config = HypernetworkRun.of(
+        name="ink",
+        data=str(DATA),
+        hypernetworks=str(tmp_path / "library"),
+        training={"max_steps": 4, "batch_size": 4, "validate_every": 2},
+    )
     save_run(config, tmp_path / "run")
     assert read_run(tmp_path / "run") == config
     result = train_run(config, tmp_path / "run", model=emoji)

@@ -7,8 +7,14 @@ from PIL import Image, ImageDraw, ImageFont
 INK, PAPER = "#222222", "white"
 
 
-def labelled_grid(pictures: Sequence[Sequence[Image.Image]], rows: Sequence[str], columns: Sequence[str], *,
-                  side: int = 128, title: str = "") -> Image.Image:
+def labelled_grid(
+    pictures: Sequence[Sequence[Image.Image]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    side: int = 128,
+    title: str = "",
+) -> Image.Image:
     """Pictures as rows of columns with labels above and to the left.
 
     pictures: one list a row, all of one size; side: height of a cell in pixels, pictures are scaled to
@@ -34,6 +40,8 @@ def labelled_grid(pictures: Sequence[Sequence[Image.Image]], rows: Sequence[str]
         middle = top + (side + 6) * y + side / 2
         pen.text((wide - line / 2, middle), rows[y], INK, font, anchor="rm")
         for x, picture in enumerate(row):
-            scaled = picture.resize((width, side), Image.Resampling.NEAREST if sharp else Image.Resampling.LANCZOS)
+            scaled = picture.resize(
+                (width, side), Image.Resampling.NEAREST if sharp else Image.Resampling.LANCZOS
+            )
             page.paste(scaled, (int(wide) + cell_width * x, top + (side + 6) * y))
     return page

@@ -42,7 +42,9 @@ class Picture:
         path = Path(path)
         known = Image.registered_extensions()
         if path.suffix.lower() not in known:
-            raise UserError(f"cannot save {path}: {path.suffix or 'no suffix'!r} is no picture format; take .png")
+            raise UserError(
+                f"cannot save {path}: {path.suffix or 'no suffix'!r} is no picture format; take .png"
+            )
         with atomic_path(path) as temporary:
             if path.suffix.lower() == ".png":
                 info = PngImagePlugin.PngInfo()
@@ -53,11 +55,23 @@ class Picture:
         return path
 
 
-def generate(prompt: str | Sequence[str], *, model: "str | Path | LatentDiffusion" = "emoji", negative: str = "",
-             seed: int | None = None, count: int = 1, steps: int = 25, sampler: str = "DPM++ 2M Karras",
-             guidance_scale: float = 4.0, size: tuple[int, int] | None = None,
-             hypernetworks: str | Path = DEFAULT_FOLDER, device: str = "auto", precision: str = "auto",
-             attention: str = "auto", on_step: Callable[[int, int, Any], None] | None = None) -> list[Picture]:
+def generate(
+    prompt: str | Sequence[str],
+    *,
+    model: "str | Path | LatentDiffusion" = "emoji",
+    negative: str = "",
+    seed: int | None = None,
+    count: int = 1,
+    steps: int = 25,
+    sampler: str = "DPM++ 2M Karras",
+    guidance_scale: float = 4.0,
+    size: tuple[int, int] | None = None,
+    hypernetworks: str | Path = DEFAULT_FOLDER,
+    device: str = "auto",
+    precision: str = "auto",
+    attention: str = "auto",
+    on_step: Callable[[int, int, Any], None] | None = None,
+) -> list[Picture]:
     """Draw pictures from a prompt, tags honoured.
 
     Args:
@@ -96,7 +110,9 @@ def generate(prompt: str | Sequence[str], *, model: "str | Path | LatentDiffusio
         raise UserError(f"a seed is a whole number from 0 to {MAX_SEED}, got {seed}")
     parsed = [parse_tags(p) for p in prompts]
     if parse_tags(negative)[1]:
-        raise UserError("the negative prompt holds a <hypernet:…> tag; write it in the prompt, with a negative strength")
+        raise UserError(
+            "the negative prompt holds a <hypernet:…> tag; write it in the prompt, with a negative strength"
+        )
     if any(tags != parsed[0][1] for _, tags in parsed):
         raise UserError("prompts of one call must name the same hypernetworks; make one call for each")
     tags = parsed[0][1]
@@ -116,15 +132,38 @@ def generate(prompt: str | Sequence[str], *, model: "str | Path | LatentDiffusio
     with scope as attached:
         if networks:
             notes.append(str(attached.applied))
-            attached.rows_per_picture = 1 if guidance_scale == 1 else 2  # `sample` stacks both sides of guidance
-        images = opened.sample(texts, seeds=seeds, steps=steps, sampler=sampler, guidance_scale=guidance_scale,
-                               negative=negative, size=size, on_step=on_step)
+            attached.rows_per_picture = (
+                1 if guidance_scale == 1 else 2
+            )  # `sample` stacks both sides of guidance
+        images = opened.sample(
+            texts,
+            seeds=seeds,
+            steps=steps,
+            sampler=sampler,
+            guidance_scale=guidance_scale,
+            negative=negative,
+            size=size,
+            on_step=on_step,
+        )
     hashes = {tag.name: sha256(library.find(tag.name))[:10] for tag in tags} if library else {}
     made = to_pictures(images)
     return [
-        Picture(image, parameters_text(prompts[i // count], negative, seeds[i], steps, sampler, guidance_scale,
-                                       image.size, str(model) if isinstance(model, str | Path) else "", hashes),
-                seeds[i], notes)
+        Picture(
+            image,
+            parameters_text(
+                prompts[i // count],
+                negative,
+                seeds[i],
+                steps,
+                sampler,
+                guidance_scale,
+                image.size,
+                str(model) if isinstance(model, str | Path) else "",
+                hashes,
+            ),
+            seeds[i],
+            notes,
+        )
         for i, image in enumerate(made)
     ]
 
@@ -145,14 +184,26 @@ def unknown_words(model: "LatentDiffusion", texts: Sequence[str]) -> list[str]:
     return [f"the model has never seen the {'word' if len(odd) == 1 else 'words'} {', '.join(told)}"]
 
 
-def parameters_text(prompt: str, negative: str, seed: int, steps: int, sampler: str, guidance_scale: float,
-                    size: tuple[int, int], model: str, hashes: dict[str, str]) -> str:
+def parameters_text(
+    prompt: str,
+    negative: str,
+    seed: int,
+    steps: int,
+    sampler: str,
+    guidance_scale: float,
+    size: tuple[int, int],
+    model: str,
+    hashes: dict[str, str],
+) -> str:
     """Settings as the webui writes them into a PNG's `parameters`."""
     lines = [prompt]
     if negative:
         lines.append(f"Negative prompt: {negative}")
     settings: dict[str, object] = {
-        "Steps": steps, "Sampler": sampler, "CFG scale": f"{guidance_scale:g}", "Seed": seed,
+        "Steps": steps,
+        "Sampler": sampler,
+        "CFG scale": f"{guidance_scale:g}",
+        "Seed": seed,
         "Size": f"{size[0]}x{size[1]}",
     }
     if model:
@@ -160,4 +211,3 @@ def parameters_text(prompt: str, negative: str, seed: int, steps: int, sampler: 
     if hashes:
         settings["Hypernet hashes"] = '"' + ", ".join(f"{k}: {v}" for k, v in hashes.items()) + '"'
     return "\n".join([*lines, ", ".join(f"{k}: {v}" for k, v in settings.items())])
-

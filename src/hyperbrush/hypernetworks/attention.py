@@ -158,9 +158,7 @@ class AttentionHypernetwork(torch.nn.Module):
             assert isinstance(pair, NetworkPair)
             yield key, pair
 
-    def network_for(
-        self, width: int, site: str | AttentionSite | None = None
-    ) -> NetworkPair | None:
+    def network_for(self, width: int, site: str | AttentionSite | None = None) -> NetworkPair | None:
         """The networks for a context: the site's own, else those of its width, else None."""
         path = site.path if isinstance(site, AttentionSite) else site
         for key in (path, width):
@@ -196,11 +194,7 @@ class AttentionHypernetwork(torch.nn.Module):
             )
         pair = self.network_for(context.shape[-1], site)
         if pair is None:
-            where = (
-                ""
-                if site is None
-                else f" at {site.path if isinstance(site, AttentionSite) else site}"
-            )
+            where = "" if site is None else f" at {site.path if isinstance(site, AttentionSite) else site}"
             raise UserError(
                 f"{self.name!r} has no network for a context {context.shape[-1]} wide{where}: "
                 f"it has networks for {self.describe_keys()}"
@@ -264,26 +258,18 @@ def finite(strength: Any) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise UserError(
-            f"strength {strength!r} is not a finite number: expected one such as 0.7, 0 or -0.3"
-        )
+        raise UserError(f"strength {strength!r} is not a finite number: expected one such as 0.7, 0 or -0.3")
     return number
 
 
 def _check_widths(by_key: Mapping[Key, int]) -> None:
     if not by_key:
-        raise UserError(
-            "a hypernetwork needs at least one context width or site, but none was given"
-        )
+        raise UserError("a hypernetwork needs at least one context width or site, but none was given")
     for key, width in by_key.items():
         if isinstance(width, bool) or not isinstance(width, int) or not 0 < width <= 65536:
             at = f" of site {key}" if isinstance(key, str) else ""
-            raise UserError(
-                f"width {width!r}{at} is impossible: expected a whole number from 1 to 65536"
-            )
+            raise UserError(f"width {width!r}{at} is impossible: expected a whole number from 1 to 65536")
         if isinstance(key, int) and key != width:
             raise UserError(f"the network of width {key} cannot have contexts {width} wide")
         if isinstance(key, str) and key.rpartition(".")[2] not in KINDS:
-            raise unknown_name(
-                "site", key, (), hint="; a site is a path that ends in attn1 or attn2"
-            )
+            raise unknown_name("site", key, (), hint="; a site is a path that ends in attn1 or attn2")

@@ -36,21 +36,15 @@ class NetworkSettings:
     )
     activate_output: bool = False  # the activation on the last layer too
     skip_connection: bool = False  # the extension's residual layers
-    upsample_linear: str | None = (
-        None  # "Linear": the skip path is a projection, else an interpolation
-    )
+    upsample_linear: str | None = None  # "Linear": the skip path is a projection, else an interpolation
 
     def __post_init__(self) -> None:
         wrong = []
         structure = self.layer_structure
         if len(structure) < 2 or structure[0] != 1 or structure[-1] != 1:
-            wrong.append(
-                f"layer_structure {list(structure)} must have two or more entries, first and last 1"
-            )
+            wrong.append(f"layer_structure {list(structure)} must have two or more entries, first and last 1")
         if any(not 0 < s < 1000 for s in structure):
-            wrong.append(
-                f"layer_structure {list(structure)} must hold numbers over 0 and below 1000"
-            )
+            wrong.append(f"layer_structure {list(structure)} must hold numbers over 0 and below 1000")
         rates = self.dropout_structure
         if rates is not None and len(rates) != len(structure):
             wrong.append(
@@ -80,9 +74,7 @@ class NetworkSettings:
         return self.skip_connection or self.activate_output or not last
 
 
-def derived_dropout(
-    layer_structure: Sequence[float], last_layer_dropout: bool
-) -> tuple[float, ...]:
+def derived_dropout(layer_structure: Sequence[float], last_layer_dropout: bool) -> tuple[float, ...]:
     """Dropout rates of files that only say ``use_dropout``, as the webui derives them.
 
     0.3 on hidden layers, on the last hidden one only with ``last_layer_dropout``; 0 at both ends.
@@ -97,9 +89,7 @@ class ContextLayer(torch.nn.Module):
     """One layer: (batch, tokens, in_width) → (batch, tokens, out_width)."""
 
     # Registration order is the order in which files list the parameters.
-    def __init__(
-        self, in_width: int, out_width: int, settings: NetworkSettings, index: int
-    ) -> None:
+    def __init__(self, in_width: int, out_width: int, settings: NetworkSettings, index: int) -> None:
         super().__init__()
         self.residual = settings.skip_connection
         self.dropout = settings.rates[index + 1]

@@ -89,9 +89,7 @@ class Attached:
 
     def _hook(self, site: AttentionSite, attention: torch.nn.Module) -> None:
         keys, values, rows = [], [], None
-        for hypernetwork, (for_keys, for_values) in zip(
-            self.hypernetworks, self._strengths, strict=True
-        ):
+        for hypernetwork, (for_keys, for_values) in zip(self.hypernetworks, self._strengths, strict=True):
             pair = hypernetwork.network_for(site.context_width, site)
             if pair is not None:
                 keys.append((pair.key, for_keys))
@@ -109,9 +107,7 @@ class Attached:
         guided = getattr(self._pipe, "do_classifier_free_guidance", None)
         if guided is None:
             return None
-        rows = (
-            1 + bool(guided) + bool(getattr(self._pipe, "do_perturbed_attention_guidance", False))
-        )
+        rows = 1 + bool(guided) + bool(getattr(self._pipe, "do_perturbed_attention_guidance", False))
         return rows if batch % rows == 0 else 1
 
     @property
@@ -128,15 +124,10 @@ class Attached:
             UserError: another number of entries, or one that is not finite; nothing was changed
                 then.
         """
-        given = (
-            list(strengths)
-            if isinstance(strengths, Sequence)
-            else [strengths] * len(self._strengths)
-        )
+        given = list(strengths) if isinstance(strengths, Sequence) else [strengths] * len(self._strengths)
         if len(given) != len(self._strengths):
             raise UserError(
-                f"got {len(given)} strengths for {len(self._strengths)} hypernetworks: expected "
-                f"one each"
+                f"got {len(given)} strengths for {len(self._strengths)} hypernetworks: expected one each"
             )
         pairs = [_pair(strength) for strength in given]
         for (for_keys, for_values), (key, value) in zip(self._strengths, pairs, strict=True):
@@ -198,9 +189,7 @@ def _is_entry(value: Any) -> bool:
 def _pair(strength: Any) -> tuple[float, float]:
     if isinstance(strength, tuple | list):
         if len(strength) != 2:
-            raise UserError(
-                f"strength {strength!r}: expected a number, or two (for keys, for values)"
-            )
+            raise UserError(f"strength {strength!r}: expected a number, or two (for keys, for values)")
         return finite(strength[0]), finite(strength[1])
     return finite(strength), finite(strength)
 

@@ -51,9 +51,7 @@ class HypernetworkLibrary:
                 f"several hypernetworks are called {name!r} in {self.folder}: say which of {places}"
             )
         if not same:
-            raise unknown_name(
-                "hypernetwork", name, self.names(), hint=f"; looked in {self.folder}"
-            )
+            raise unknown_name("hypernetwork", name, self.names(), hint=f"; looked in {self.folder}")
         return same[0]
 
     def load(self, name: str) -> AttentionHypernetwork:
@@ -67,9 +65,7 @@ class HypernetworkLibrary:
     def _by_stem(self) -> dict[str, list[Path]]:
         """Files by stem. Of twins in one folder that differ only in suffix, the safetensors one."""
         if not self.folder.is_dir():
-            raise UserError(
-                f"no hypernetwork folder at {self.folder}: make it and put the files there"
-            )
+            raise UserError(f"no hypernetwork folder at {self.folder}: make it and put the files there")
         root = self.folder.resolve()
         by_place: dict[str, Path] = {}
         for parent, folders, files in os.walk(self.folder):

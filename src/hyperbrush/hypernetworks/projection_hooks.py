@@ -87,9 +87,7 @@ class ProjectionHook:
         context = args[0]
         # Compiled code must serve every strength; elsewhere a strength of 0 costs nothing.
         compiling = torch.compiler.is_compiling()
-        networks = [
-            (n, s.on(context.device)) for n, s in self.networks if compiling or s.value != 0
-        ]
+        networks = [(n, s.on(context.device)) for n, s in self.networks if compiling or s.value != 0]
         if not networks:
             return args
         rows = None if self.rows_per_picture is None else self.rows_per_picture(len(context))

@@ -4,5 +4,12 @@ from hyperbrush.training.config import TrainerConfig
 from hyperbrush.training.hypernetwork import HypernetworkConfig, HypernetworkTrainer, train_hypernetwork
 from hyperbrush.training.trainer import Interrupted, Progress, Trainer
 
-__all__ = ["HypernetworkConfig", "HypernetworkTrainer", "Interrupted", "Progress", "Trainer", "TrainerConfig",
-           "train_hypernetwork"]
+__all__ = [
+    "HypernetworkConfig",
+    "HypernetworkTrainer",
+    "Interrupted",
+    "Progress",
+    "Trainer",
+    "TrainerConfig",
+    "train_hypernetwork",
+]

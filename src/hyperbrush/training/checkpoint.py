@@ -80,7 +80,9 @@ def load(path: Path) -> Checkpoint:
     except FileNotFoundError as error:
         raise UserError(f"checkpoint {path} does not exist") from error
     except (SafetensorError, OSError) as error:
-        raise UserError(f"checkpoint {path} cannot be read ({error}); an older one may stand beside it") from error
+        raise UserError(
+            f"checkpoint {path} cannot be read ({error}); an older one may stand beside it"
+        ) from error
     if metadata.get("hyperbrush") != FORMAT:
         raise UserError(f"{path} is not a hyperbrush checkpoint")
     if metadata.get("sha256") != digest(tensors):
@@ -96,7 +98,9 @@ def latest(folder: Path, at: int | None = None) -> Checkpoint | None:
     """
     if at is not None:
         if not path_of(folder, at).is_file():
-            steps = ", ".join(str(int(p.stem[5:])) for p in sorted(folder.glob("step-*.safetensors"))) or "none"
+            steps = (
+                ", ".join(str(int(p.stem[5:])) for p in sorted(folder.glob("step-*.safetensors"))) or "none"
+            )
             raise UserError(f"no checkpoint at step {at} in {folder}; there are: {steps}")
         return load(path_of(folder, at))
     problems = []
@@ -124,7 +128,9 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
     return tensors, rest
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]
+) -> None:
     """Undo `flatten_optimizer`; the settings of the groups stay as they are now."""
     state: dict[int, dict[str, Any]] = {}
     for key, value in [*tensors.items(), *rest.items()]:

@@ -17,7 +17,9 @@ class OptimizerConfig(Strict):
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
     schedule: str = Field("constant", description="constant, linear, cosine, …, or '5e-5:100, 5e-6:1000'")
     warmup_steps: int = Field(0, ge=0, description="steps from 0 up to the learning rate")
-    decay_from: float = Field(0.0, ge=0, lt=1, description="share of the steps before the schedule starts to fall")
+    decay_from: float = Field(
+        0.0, ge=0, lt=1, description="share of the steps before the schedule starts to fall"
+    )
     weight_decay: float = Field(0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.99)
     eps: float = Field(1e-8, gt=0)

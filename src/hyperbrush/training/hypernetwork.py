@@ -39,11 +39,24 @@ class HypernetworkObjective(Objective):
         prompts: of the preview, drawn with fixed seeds.
     """
 
-    def __init__(self, model: LatentDiffusion, hypernetwork: AttentionHypernetwork, data: Examples,
-                 texts: Mapping[str, Tensor], *, held_out: Examples | None = None, seed: int = 0,
-                 target_layers: Sequence[str] = ("attn1", "attn2"), weighting: str = "none",
-                 condition_dropout: float = 0.1, offset_noise: float = 0.0, perturbation: float = 0.0,
-                 timestep_sampling: str = "uniform", prompts: Sequence[str] = (), guidance_scale: float = 4.0) -> None:
+    def __init__(
+        self,
+        model: LatentDiffusion,
+        hypernetwork: AttentionHypernetwork,
+        data: Examples,
+        texts: Mapping[str, Tensor],
+        *,
+        held_out: Examples | None = None,
+        seed: int = 0,
+        target_layers: Sequence[str] = ("attn1", "attn2"),
+        weighting: str = "none",
+        condition_dropout: float = 0.1,
+        offset_noise: float = 0.0,
+        perturbation: float = 0.0,
+        timestep_sampling: str = "uniform",
+        prompts: Sequence[str] = (),
+        guidance_scale: float = 4.0,
+    ) -> None:
         super().__init__()
         model.requires_grad_(False).eval()
         self._model = (model,)  # in a tuple, out of torch's sight
@@ -52,8 +65,11 @@ class HypernetworkObjective(Objective):
         self.data, self.texts, self.held_out, self.seed = data, texts, held_out, seed
         self.weighting, self.dropout = weighting, condition_dropout
         self.prompts, self.guidance_scale = list(prompts), guidance_scale
-        self.drawing: dict[str, Any] = {"offset_noise": offset_noise, "perturbation": perturbation,
-                                        "timestep_sampling": timestep_sampling}
+        self.drawing: dict[str, Any] = {
+            "offset_noise": offset_noise,
+            "perturbation": perturbation,
+            "timestep_sampling": timestep_sampling,
+        }
         self.base_loss: float | None = None
         groups = getattr(data, "groups", None)
         self._groups: Any = len(data) if groups is None else groups
@@ -78,8 +94,9 @@ class HypernetworkObjective(Objective):
             self.order = BatchOrder(self._groups, batch_size, self.seed)
         batch = make_batch(self.data, self.order.pairs(step))
         generator = keyed_generator(self.seed, "noise", step)
-        drawn = self.model.draw(tuple(batch["latent_means"].shape), generator, condition_dropout=self.dropout,
-                                **self.drawing)
+        drawn = self.model.draw(
+            tuple(batch["latent_means"].shape), generator, condition_dropout=self.dropout, **self.drawing
+        )
         keep = drawn.pop("keep").tolist()
         captions = [c if k else "" for c, k in zip(batch["captions"], keep, strict=True)]
         return batch | drawn | {"embeddings": torch.stack([self.texts[c] for c in captions])}
@@ -132,7 +149,9 @@ class HypernetworkConfig(Strict):
     gradient_checkpointing: bool = False
     mixed_precision: str = "no"
     flip: Share = Field(0.5, description="share of mirrored pictures")
-    size: int | None = Field(None, ge=8, description="side of the pictures in pixels; the model's own by default")
+    size: int | None = Field(
+        None, ge=8, description="side of the pictures in pixels; the model's own by default"
+    )
     validation_share: Share = Field(0.1, description="share of the pictures held out where none are given")
     validate_every: int = Field(25, ge=1)
     preview_every: int = Field(100, ge=1)
@@ -149,18 +168,30 @@ class HypernetworkConfig(Strict):
     def trainer(self, pictures: int) -> TrainerConfig:
         """The loop's share of the settings."""
         steps = self.max_steps or max(1, -(-pictures * self.max_epochs // self.batch_size))
-        return load_config(TrainerConfig, {
-            "steps": steps, "batch_size": self.batch_size, "gradient_accumulation": self.gradient_accumulation,
-            "seed": self.seed, "ema_decay": self.ema_decay, "mixed_precision": self.mixed_precision,
-            "validate_every": self.validate_every, "preview_every": self.preview_every,
-            "checkpoint_every": self.checkpoint_every, "log_every": self.log_every,
-            "tensorboard": self.tensorboard, "keep_best": True,
-            "optimizer": OptimizerConfig(
-                learning_rate=self.learning_rate, schedule=self.schedule,
-                warmup_steps=min(self.warmup_steps, steps // 2), weight_decay=self.weight_decay,
-                max_grad_norm=self.max_grad_norm,
-            ).model_dump(),
-        })
+        return load_config(
+            TrainerConfig,
+            {
+                "steps": steps,
+                "batch_size": self.batch_size,
+                "gradient_accumulation": self.gradient_accumulation,
+                "seed": self.seed,
+                "ema_decay": self.ema_decay,
+                "mixed_precision": self.mixed_precision,
+                "validate_every": self.validate_every,
+                "preview_every": self.preview_every,
+                "checkpoint_every": self.checkpoint_every,
+                "log_every": self.log_every,
+                "tensorboard": self.tensorboard,
+                "keep_best": True,
+                "optimizer": OptimizerConfig(
+                    learning_rate=self.learning_rate,
+                    schedule=self.schedule,
+                    warmup_steps=min(self.warmup_steps, steps // 2),
+                    weight_decay=self.weight_decay,
+                    max_grad_norm=self.max_grad_norm,
+                ).model_dump(),
+            },
+        )
 
 
 class HypernetworkTrainer:
@@ -173,18 +204,28 @@ class HypernetworkTrainer:
         on_progress, should_stop: see `Trainer`.
     """
 
-    def __init__(self, hypernetwork: AttentionHypernetwork, config: Mapping[str, Any] | HypernetworkConfig | None = None,
-                 *, run: str | Path | None = None, on_progress: Callable[[Progress], None] | None = None,
-                 should_stop: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        hypernetwork: AttentionHypernetwork,
+        config: Mapping[str, Any] | HypernetworkConfig | None = None,
+        *,
+        run: str | Path | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.hypernetwork = hypernetwork
-        self.config = config if isinstance(config, HypernetworkConfig) else load_config(HypernetworkConfig,
-                                                                                       dict(config or {}))
+        self.config = (
+            config
+            if isinstance(config, HypernetworkConfig)
+            else load_config(HypernetworkConfig, dict(config or {}))
+        )
         self.run = Path(run) if run is not None else Path("runs") / hypernetwork.name
         self.on_progress, self.should_stop = on_progress, should_stop
         self.objective: HypernetworkObjective | None = None
 
-    def train(self, model: Any, dataset: Any, validation: Any = None, *, resume: bool = False,
-              at: int | None = None) -> Path:
+    def train(
+        self, model: Any, dataset: Any, validation: Any = None, *, resume: bool = False, at: int | None = None
+    ) -> Path:
         """Train and return the file written.
 
         Args:
@@ -212,13 +253,28 @@ class HypernetworkTrainer:
             opened.unet.enable_gradient_checkpointing()  # type: ignore[operator]
         cached, held, texts = cached_examples(opened, train, held_out, self.run / "cache")
         self.objective = HypernetworkObjective(
-            opened, self.hypernetwork, cached, texts, held_out=held, seed=c.seed, target_layers=c.target_layers,
-            weighting=c.weighting, condition_dropout=c.condition_dropout, offset_noise=c.offset_noise,
-            perturbation=c.perturbation, timestep_sampling=c.timestep_sampling, prompts=c.prompts,
+            opened,
+            self.hypernetwork,
+            cached,
+            texts,
+            held_out=held,
+            seed=c.seed,
+            target_layers=c.target_layers,
+            weighting=c.weighting,
+            condition_dropout=c.condition_dropout,
+            offset_noise=c.offset_noise,
+            perturbation=c.perturbation,
+            timestep_sampling=c.timestep_sampling,
+            prompts=c.prompts,
         )
         try:
-            trainer = Trainer(self.objective, config.trainer(len(train)), self.run, on_progress=self.on_progress,
-                              should_stop=self.should_stop)
+            trainer = Trainer(
+                self.objective,
+                config.trainer(len(train)),
+                self.run,
+                on_progress=self.on_progress,
+                should_stop=self.should_stop,
+            )
             return trainer.train(resume=resume, at=at)
         finally:
             self.objective.close()
@@ -263,8 +319,12 @@ class Subset:
         return found
 
 
-def cached_examples(model: LatentDiffusion, train: Any, held_out: Any, folder: Path,
-                    ) -> tuple[Examples, Examples | None, dict[str, Tensor]]:
+def cached_examples(
+    model: LatentDiffusion,
+    train: Any,
+    held_out: Any,
+    folder: Path,
+) -> tuple[Examples, Examples | None, dict[str, Tensor]]:
     """Latents of all pictures and text states of all captions, encoded once and kept in ``folder``."""
 
     def encode(images: Tensor) -> dict[str, Tensor]:
@@ -290,9 +350,16 @@ def cached_examples(model: LatentDiffusion, train: Any, held_out: Any, folder: P
     return cached, held, texts
 
 
-def train_hypernetwork(model: LatentDiffusion, batch: Mapping[str, Any], hypernetwork: AttentionHypernetwork,
-                       optimizer: torch.optim.Optimizer, generator: torch.Generator | None = None, *,
-                       max_grad_norm: float | None = 1.0, **settings: Any) -> float:
+def train_hypernetwork(
+    model: LatentDiffusion,
+    batch: Mapping[str, Any],
+    hypernetwork: AttentionHypernetwork,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator | None = None,
+    *,
+    max_grad_norm: float | None = 1.0,
+    **settings: Any,
+) -> float:
     """One documented step for people with their own loop: only the hypernetwork learns.
 
     batch, settings: as for `LatentDiffusion.losses`; optimizer: over the hypernetwork's parameters.
@@ -307,7 +374,9 @@ def train_hypernetwork(model: LatentDiffusion, batch: Mapping[str, Any], hyperne
     with attach(model.unet, [(hypernetwork, 1.0)]):
         loss = model(batch, generator, **settings)
         if not torch.isfinite(loss):
-            raise UserError(f"the loss is {loss.item()}: lower the learning rate, or look at this batch's pictures")
+            raise UserError(
+                f"the loss is {loss.item()}: lower the learning rate, or look at this batch's pictures"
+            )
         loss.backward()
     if max_grad_norm is not None:
         torch.nn.utils.clip_grad_norm_(hypernetwork.parameters(), max_grad_norm)

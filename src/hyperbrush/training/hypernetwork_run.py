@@ -69,10 +69,14 @@ class Result:
         """A few lines for a person."""
         lines = [f"{self.file}  ({self.steps} steps, {self.seconds:.0f} s)"]
         if math.isfinite(self.best_loss):
-            lines.append(f"validation loss {self.base_loss:.4f} without, {self.best_loss:.4f} with it "
-                         f"(best, at step {self.best_step})")
-        lines.append(f'try: hyperbrush generate "<hypernet:{self.config.name}:1> cat face" '
-                     f"--model {self.config.model} --hypernetworks {self.file.parent}")
+            lines.append(
+                f"validation loss {self.base_loss:.4f} without, {self.best_loss:.4f} with it "
+                f"(best, at step {self.best_step})"
+            )
+        lines.append(
+            f'try: hyperbrush generate "<hypernet:{self.config.name}:1> cat face" '
+            f"--model {self.config.model} --hypernetworks {self.file.parent}"
+        )
         return "\n".join(lines)
 
 
@@ -83,8 +87,13 @@ def save_run(config: HypernetworkRun, run: Path) -> None:
         UserError: a run stands there already, so that nothing is lost by a name used twice.
     """
     if (run / "checkpoints").is_dir() and any((run / "checkpoints").iterdir()):
-        raise UserError(f"{run} holds a run already; go on with --resume {run}, or take another --name or --run")
-    write_text(run / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+        raise UserError(
+            f"{run} holds a run already; go on with --resume {run}, or take another --name or --run"
+        )
+    write_text(
+        run / "config.yaml",
+        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+    )
 
 
 def read_run(run: Path) -> HypernetworkRun:
@@ -98,9 +107,16 @@ def read_run(run: Path) -> HypernetworkRun:
     return load_config(HypernetworkRun, run / "config.yaml")
 
 
-def train_run(config: HypernetworkRun, run: Path, *, resume: bool = False, at: int | None = None,
-              model: LatentDiffusion | None = None, on_progress: Callable[[Progress], None] | None = None,
-              should_stop: Callable[[], bool] = lambda: False) -> Result:
+def train_run(
+    config: HypernetworkRun,
+    run: Path,
+    *,
+    resume: bool = False,
+    at: int | None = None,
+    model: LatentDiffusion | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Result:
     """Train, save into the run and into the library folder, and say how it went.
 
     Raises:
@@ -111,10 +127,15 @@ def train_run(config: HypernetworkRun, run: Path, *, resume: bool = False, at: i
     opened = model or LatentDiffusion.from_pretrained(config.model)
     torch.manual_seed(keyed_seed(config.training.seed, "initialisation"))
     network = AttentionHypernetwork.for_unet(
-        opened.unet, attn=tuple(config.training.target_layers), name=config.name,
-        metadata={"sd_checkpoint_name": config.model}, **config.network.model_dump(),
+        opened.unet,
+        attn=tuple(config.training.target_layers),
+        name=config.name,
+        metadata={"sd_checkpoint_name": config.model},
+        **config.network.model_dump(),
     )
-    trainer = HypernetworkTrainer(network, config.training, run=run, on_progress=on_progress, should_stop=should_stop)
+    trainer = HypernetworkTrainer(
+        network, config.training, run=run, on_progress=on_progress, should_stop=should_stop
+    )
     trained = trainer.train(opened, config.data, config.validation, resume=resume, at=at)
     rows = read(run / "metrics.jsonl")
     best = min((r for r in rows if "validation_loss" in r), key=lambda r: r["validation_loss"], default={})
@@ -122,5 +143,13 @@ def train_run(config: HypernetworkRun, run: Path, *, resume: bool = False, at: i
     file = Path(config.hypernetworks) / trained.name
     network.save(trained)
     network.save(file)
-    return Result(config, run, file, rows[-1]["step"], rows[-1]["seconds"], best.get("validation_base", math.inf),
-                  best.get("validation_loss", math.inf), network.step)
+    return Result(
+        config,
+        run,
+        file,
+        rows[-1]["step"],
+        rows[-1]["seconds"],
+        best.get("validation_base", math.inf),
+        best.get("validation_loss", math.inf),
+        network.step,
+    )

@@ -45,8 +45,16 @@ class FirstStageObjective(Objective):
     each side sees the other's parameters as constants.
     """
 
-    def __init__(self, model: nn.Module, loss: FirstStageLoss, data: Examples, *, held_out: Examples | None = None,
-                 seed: int = 0, sample_posterior: bool = True) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: FirstStageLoss,
+        data: Examples,
+        *,
+        held_out: Examples | None = None,
+        seed: int = 0,
+        sample_posterior: bool = True,
+    ) -> None:
         super().__init__()
         self.model, self.terms = model, loss
         self.discriminator = PatchDiscriminator() if loss.adversarial_weight else None
@@ -104,7 +112,9 @@ class FirstStageObjective(Objective):
         device = next(self.model.parameters()).device
         found = []
         for start in range(0, len(indices), 64):
-            batch = make_batch(self.held_out, [(0, i) for i in indices[start:start + 64]])["images"].to(device)
+            batch = make_batch(self.held_out, [(0, i) for i in indices[start : start + 64]])["images"].to(
+                device
+            )
             made = reconstruct(self.model, batch)["reconstruction"]
             found.append(((made.float() / 2 + 0.5).clamp(0, 1), batch / 2 + 0.5))
         return found
@@ -137,19 +147,34 @@ class DenoisingObjective(Objective):
         prompts: of the sample grid.
     """
 
-    def __init__(self, model: LatentDiffusion, data: Examples, *, held_out: Examples | None = None, seed: int = 0,
-                 weighting: str = "none", condition_dropout: float = 0.1, offset_noise: float = 0.0,
-                 perturbation: float = 0.0, timestep_sampling: str = "uniform",
-                 timestep_range: tuple[int, int] | None = None, prompts: Sequence[str] = (),
-                 guidance_scale: float = 4.0, text_learning_rate_scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        model: LatentDiffusion,
+        data: Examples,
+        *,
+        held_out: Examples | None = None,
+        seed: int = 0,
+        weighting: str = "none",
+        condition_dropout: float = 0.1,
+        offset_noise: float = 0.0,
+        perturbation: float = 0.0,
+        timestep_sampling: str = "uniform",
+        timestep_range: tuple[int, int] | None = None,
+        prompts: Sequence[str] = (),
+        guidance_scale: float = 4.0,
+        text_learning_rate_scale: float = 1.0,
+    ) -> None:
         super().__init__()
         self.model = model
         self.data, self.held_out, self.seed = data, held_out, seed
         self.weighting, self.prompts, self.guidance_scale = weighting, list(prompts), guidance_scale
         self.text_scale = text_learning_rate_scale
         self.drawing: dict[str, Any] = {
-            "condition_dropout": condition_dropout, "offset_noise": offset_noise, "perturbation": perturbation,
-            "timestep_sampling": timestep_sampling, "timestep_range": timestep_range,
+            "condition_dropout": condition_dropout,
+            "offset_noise": offset_noise,
+            "perturbation": perturbation,
+            "timestep_sampling": timestep_sampling,
+            "timestep_range": timestep_range,
         }
         self.order: BatchOrder | None = None
 
@@ -204,9 +229,15 @@ class DenoisingObjective(Objective):
 
 
 @torch.no_grad()
-def validation_losses(model: LatentDiffusion, data: Examples, *, limit: int | None = None,
-                      shares: Sequence[float] = (0.125, 0.375, 0.625, 0.875), seed: int = 0,
-                      batch_size: int = 64) -> Tensor:
+def validation_losses(
+    model: LatentDiffusion,
+    data: Examples,
+    *,
+    limit: int | None = None,
+    shares: Sequence[float] = (0.125, 0.375, 0.625, 0.875),
+    seed: int = 0,
+    batch_size: int = 64,
+) -> Tensor:
     """Unweighted denoising loss over one fixed grid: (pictures, timesteps), float32 on the CPU.
 
     Picture i meets timestep j always with the same noise, keyed by (seed, i, j), whatever the model,
@@ -225,8 +256,12 @@ def validation_losses(model: LatentDiffusion, data: Examples, *, limit: int | No
         conditions: dict[str, Any] = model.conditions(batch)
         columns = []
         for j, step in enumerate(steps):
-            noise = torch.stack([torch.randn(latents.shape[1:], generator=keyed_generator(seed, "grid", i, j))
-                                 for i in indices]).to(latents)
+            noise = torch.stack(
+                [
+                    torch.randn(latents.shape[1:], generator=keyed_generator(seed, "grid", i, j))
+                    for i in indices
+                ]
+            ).to(latents)
             timesteps = torch.full((len(latents),), step, device=latents.device)
             columns.append(model.diffusion.losses(latents, noise, timesteps, **conditions).cpu())
         found.append(torch.stack(columns, dim=1))

@@ -128,13 +128,19 @@ class Folders:
     """Several folders as one dataset of captioned examples."""
 
     def __init__(self, folders: list[Folder], size: int, flip: float, seed: int) -> None:
-        self.parts = [(ImageFolder(f.path, size=size, flip=flip, seed=keyed_seed(seed, f.path)), f) for f in folders]
+        self.parts = [
+            (ImageFolder(f.path, size=size, flip=flip, seed=keyed_seed(seed, f.path)), f) for f in folders
+        ]
         self.examples: list[Examples] = [dataset for dataset, _ in self.parts]
         self._index()
 
     def _index(self) -> None:
-        self.places = [(part, i) for part, (data, folder) in enumerate(self.parts)
-                       for _ in range(folder.repeats) for i in range(len(data))]
+        self.places = [
+            (part, i)
+            for part, (data, folder) in enumerate(self.parts)
+            for _ in range(folder.repeats)
+            for i in range(len(data))
+        ]
 
     def __len__(self) -> int:
         return len(self.places)
@@ -150,7 +156,9 @@ class Folders:
         """Every caption once, suffix included."""
         return list(dict.fromkeys(c + f.caption_suffix for data, f in self.parts for c in data.captions))
 
-    def cached(self, model: LatentDiffusion, folder: Path, progress: Callable[[int, int], None] | None) -> None:
+    def cached(
+        self, model: LatentDiffusion, folder: Path, progress: Callable[[int, int], None] | None
+    ) -> None:
         """Replace pictures by their latents, encoded once and kept in ``folder``."""
 
         def encode(images: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -196,12 +204,20 @@ def build(config: Run, run: Path, progress: Callable[[int, int], None] | None = 
     torch.manual_seed(keyed_seed(seed, "initialisation"))
     if isinstance(config, FirstStageRun):
         m = config.model
-        stage = first_stage(m.type, latent_dim=m.latent_dim, channels=m.channels, layers_per_block=m.layers_per_block,
-                            mid_attention=m.mid_attention, codebook=m.codebook, sample_size=data.size)
+        stage = first_stage(
+            m.type,
+            latent_dim=m.latent_dim,
+            channels=m.channels,
+            layers_per_block=m.layers_per_block,
+            mid_attention=m.mid_attention,
+            codebook=m.codebook,
+            sample_size=data.size,
+        )
         if config.training.channels_last:
             stage = stage.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return FirstStageObjective(stage, FirstStageLoss(**config.loss.model_dump()), train, held_out=held_out,
-                                   seed=seed)
+        return FirstStageObjective(
+            stage, FirstStageLoss(**config.loss.model_dump()), train, held_out=held_out, seed=seed
+        )
     model = _diffusion_model(config, train)
     words = re.findall(r"[^\W_]+", " ".join(train.captions).casefold())
     model.known_words = (model.known_words or frozenset()) | frozenset(words)
@@ -219,9 +235,17 @@ def build(config: Run, run: Path, progress: Callable[[int, int], None] | None = 
         model.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     p = config.process
     return DenoisingObjective(
-        model, train, held_out=held_out, seed=seed, weighting=p.weighting, condition_dropout=p.condition_dropout,
-        offset_noise=p.offset_noise, perturbation=p.perturbation, timestep_sampling=p.timestep_sampling,
-        prompts=config.prompts, guidance_scale=config.guidance_scale,
+        model,
+        train,
+        held_out=held_out,
+        seed=seed,
+        weighting=p.weighting,
+        condition_dropout=p.condition_dropout,
+        offset_noise=p.offset_noise,
+        perturbation=p.perturbation,
+        timestep_sampling=p.timestep_sampling,
+        prompts=config.prompts,
+        guidance_scale=config.guidance_scale,
     )
 
 
@@ -229,27 +253,39 @@ def _diffusion_model(config: DiffusionRun, train: Folders) -> LatentDiffusion:
     if config.start_from:
         return LatentDiffusion.from_pretrained(config.start_from)
     if not config.first_stage:
-        raise UserError("a diffusion run needs 'first_stage' (a trained autoencoder's folder) or 'start_from'")
+        raise UserError(
+            "a diffusion run needs 'first_stage' (a trained autoencoder's folder) or 'start_from'"
+        )
     from diffusers import AutoencoderKL, VQModel
 
     from hyperbrush.ldm.models.text import build_text_encoder, train_tokenizer
 
     folder = Path(config.first_stage)
     if not (folder / "config.json").is_file():
-        raise UserError(f"first_stage: {folder} holds no trained autoencoder (no config.json); train it first")
+        raise UserError(
+            f"first_stage: {folder} holds no trained autoencoder (no config.json); train it first"
+        )
     is_vq = "VQModel" in (folder / "config.json").read_text(encoding="utf-8")
     stage = (VQModel if is_vq else AutoencoderKL).from_pretrained(folder, low_cpu_mem_usage=False)
     t, u, p = config.text, config.unet, config.process
     tokenizer = train_tokenizer(train.captions, vocabulary=t.vocabulary, max_length=t.max_length)
     encoder = build_text_encoder(tokenizer, width=t.width, layers=t.layers, num_heads=t.num_heads)
     return LatentDiffusion(
-        stage.config.latent_channels, u.attention_resolutions, u.num_heads, image_size=config.data.size,
-        channels=u.channels, layers_per_block=u.layers_per_block, first_stage=stage, text_encoder=encoder,
-        tokenizer=tokenizer, schedule=p.schedule, prediction=p.prediction, zero_terminal_snr=p.zero_terminal_snr,
+        stage.config.latent_channels,
+        u.attention_resolutions,
+        u.num_heads,
+        image_size=config.data.size,
+        channels=u.channels,
+        layers_per_block=u.layers_per_block,
+        first_stage=stage,
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        schedule=p.schedule,
+        prediction=p.prediction,
+        zero_terminal_snr=p.zero_terminal_snr,
     )
 
 
 def save_config(config: Run, run: Path) -> None:
     """Write config.yaml into the run folder, defaults included: what `--resume` reads."""
     write_text(run / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-

@@ -72,7 +72,9 @@ def load_trained(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     own = trained_tensors(module)
     if own.keys() != tensors.keys() or any(own[k].shape != tensors[k].shape for k in own):
         odd = sorted(own.keys() ^ tensors.keys())[:5]
-        raise UserError(f"the checkpoint is of another network than the config describes (first differences: {odd})")
+        raise UserError(
+            f"the checkpoint is of another network than the config describes (first differences: {odd})"
+        )
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(tensors[name])

@@ -21,7 +21,9 @@ pre{background:#f4f4f4;padding:.8rem;overflow-x:auto}img,svg{max-width:100%;heig
 """
 
 
-def loss_curve(rows: Sequence[dict[str, Any]], *, width: int = 720, height: int = 280, base: float | None = None) -> str:
+def loss_curve(
+    rows: Sequence[dict[str, Any]], *, width: int = 720, height: int = 280, base: float | None = None
+) -> str:
     """Training loss (smoothed), validation loss and the bare model's loss over the steps, as SVG."""
     train = [(r["step"], r["loss"]) for r in rows if "loss" in r]
     smooth, kept = [], None
@@ -49,10 +51,15 @@ def loss_curve(rows: Sequence[dict[str, Any]], *, width: int = 720, height: int 
 
     marks = [low + (high - low) * i / 4 for i in range(5)]
     parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="loss over steps" font-size="12">']
-    parts += [f'<line x1="56" x2="{width - 16}" y1="{y(m):.1f}" y2="{y(m):.1f}" stroke="#ddd"/>'
-              f'<text x="50" y="{y(m) + 4:.1f}" text-anchor="end">{m:.3f}</text>' for m in marks]
-    parts += [f'<text x="{x(last * i / 4):.1f}" y="{height - 10}" text-anchor="middle">{last * i / 4:.0f}</text>'
-              for i in range(5)]
+    parts += [
+        f'<line x1="56" x2="{width - 16}" y1="{y(m):.1f}" y2="{y(m):.1f}" stroke="#ddd"/>'
+        f'<text x="50" y="{y(m) + 4:.1f}" text-anchor="end">{m:.3f}</text>'
+        for m in marks
+    ]
+    parts += [
+        f'<text x="{x(last * i / 4):.1f}" y="{height - 10}" text-anchor="middle">{last * i / 4:.0f}</text>'
+        for i in range(5)
+    ]
     # Okabe and Ito's colours; dashes tell the lines apart without colour.
     parts += [line(smooth, "#0072B2")]
     legend = [("training (smoothed)", "#0072B2", "")]
@@ -64,8 +71,10 @@ def loss_curve(rows: Sequence[dict[str, Any]], *, width: int = 720, height: int 
         legend += [("without the hypernetwork", "#666666", "2 4")]
     for i, (name, colour, dash) in enumerate(legend):
         left = 70 + 190 * i
-        parts.append(f'<line x1="{left}" x2="{left + 26}" y1="10" y2="10" stroke="{colour}" stroke-width="2" '
-                     f'stroke-dasharray="{dash}"/><text x="{left + 32}" y="14">{name}</text>')
+        parts.append(
+            f'<line x1="{left}" x2="{left + 26}" y1="10" y2="10" stroke="{colour}" stroke-width="2" '
+            f'stroke-dasharray="{dash}"/><text x="{left + 32}" y="14">{name}</text>'
+        )
     return "".join([*parts, "</svg>"])
 
 
@@ -77,15 +86,26 @@ def embedded(picture: "Image", text: str) -> str:
     return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{source}">'
 
 
-def write_report(path: Path, *, title: str, figures: Sequence[tuple[str, str]], run: Path,
-                 pictures: "Sequence[tuple[str, Image]]" = (), commands: Sequence[str] = ()) -> Path:
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    figures: Sequence[tuple[str, str]],
+    run: Path,
+    pictures: "Sequence[tuple[str, Image]]" = (),
+    commands: Sequence[str] = (),
+) -> Path:
     """Write the page: ``figures`` as a table, the run's curve, ``pictures`` with captions, ``commands``."""
     rows = read(run / "metrics.jsonl")
     base = next((r["validation_base"] for r in rows if "validation_base" in r), None)
     table = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in figures)
     shown = "".join(f"<h2>{html.escape(text)}</h2>{embedded(picture, text)}" for text, picture in pictures)
-    next_steps = f"<h2>What to try next</h2><pre>{html.escape(chr(10).join(commands))}</pre>" if commands else ""
-    write_text(path, f"""<!doctype html>
+    next_steps = (
+        f"<h2>What to try next</h2><pre>{html.escape(chr(10).join(commands))}</pre>" if commands else ""
+    )
+    write_text(
+        path,
+        f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{html.escape(title)}</title><style>{STYLE}</style>
 <h1>{html.escape(title)}</h1>
@@ -95,5 +115,6 @@ def write_report(path: Path, *, title: str, figures: Sequence[tuple[str, str]], 
 {loss_curve(rows, base=base)}
 {next_steps}
 </html>
-""")
+""",
+    )
     return path

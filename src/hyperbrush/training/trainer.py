@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hyperbrush.errors import UserError
+from hyperbrush.files import atomic_path
 from hyperbrush.ldm.lr_scheduler import make_schedule
 from hyperbrush.ldm.util import keyed_seed
 from hyperbrush.training import checkpoint as checkpoints
@@ -71,9 +72,15 @@ class Trainer:
         should_stop: asked after each step; True saves and raises `Interrupted`.
     """
 
-    def __init__(self, objective: Objective, config: TrainerConfig, run: str | Path, *,
-                 on_progress: Callable[[Progress], None] | None = None,
-                 should_stop: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        objective: Objective,
+        config: TrainerConfig,
+        run: str | Path,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
         from accelerate.utils import DistributedDataParallelKwargs
@@ -99,12 +106,21 @@ class Trainer:
             raise UserError("nothing is trainable: every parameter of the objective is frozen")
         self.scales = [float(group.pop("scale", 1.0)) for group in groups]
         settings = config.optimizer
-        optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps,
-                                      weight_decay=settings.weight_decay, fused=True)
+        optimizer = torch.optim.AdamW(
+            groups,
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
         fall = int(settings.decay_from * config.steps)
-        self.schedule = make_schedule(settings.schedule, base_rate=settings.learning_rate,
-                                      num_warmup_steps=0 if fall else settings.warmup_steps,
-                                      num_training_steps=config.steps - fall)
+        self.schedule = make_schedule(
+            settings.schedule,
+            base_rate=settings.learning_rate,
+            num_warmup_steps=0 if fall else settings.warmup_steps,
+            num_training_steps=config.steps - fall,
+        )
         self.fall = fall
         self.step = 0
         objective.place(self.accelerator.device)
@@ -198,8 +214,10 @@ class Trainer:
         pictures = ", ".join(map(str, batch.get("paths", batch.get("captions", ["(unnamed)"]))[:16]))
         kept = checkpoints.latest(self.run / "checkpoints")
         back = f"The checkpoint at step {kept.step} is intact" if kept else "No checkpoint was written yet"
-        return (f"step {self.step + 1}: {bad}, so no weight was changed. Batch: {pictures}. {back}; "
-                "lower the learning rate or look at these pictures")
+        return (
+            f"step {self.step + 1}: {bad}, so no weight was changed. Batch: {pictures}. {back}; "
+            "lower the learning rate or look at these pictures"
+        )
 
     def _update_average(self) -> None:
         """EMA with the warm-up of diffusers' EMAModel: min(decay, (1 + n) / (10 + n))."""
@@ -239,8 +257,8 @@ class Trainer:
                 picture = self.objective.preview()
             if picture is not None:
                 told.preview = self.run / "previews" / f"step-{step:08d}.png"
-                told.preview.parent.mkdir(parents=True, exist_ok=True)
-                picture.save(told.preview)
+                with atomic_path(told.preview) as temporary:
+                    picture.save(temporary)
         if metrics is not None and (end or stop or step % config.log_every == 0 or told.validation):
             values = {**losses, "learning_rate": rate, "seconds": round(self.seconds, 3)}
             metrics.write(step, values | {f"validation_{k}": v for k, v in told.validation.items()})
@@ -276,7 +294,7 @@ class Trainer:
             raise UserError(f"{self.run} holds no checkpoint to resume from")
 
         def part(prefix: str) -> dict[str, Tensor]:
-            return {k[len(prefix):]: v for k, v in found.tensors.items() if k.startswith(prefix)}
+            return {k[len(prefix) :]: v for k, v in found.tensors.items() if k.startswith(prefix)}
 
         load_trained(self.objective, part("model."))
         checkpoints.restore_optimizer(self.optimizer, part("optimizer."), found.extra["optimizer"])

@@ -39,11 +39,7 @@ RANDOM = [
     {"flip": 0.5},
     {"jitter": 0.5},
     {"rotate": 30.0},
-    {
-        "transform": lambda i, g: (
-            i.point(lambda v: v // 2) if torch.rand((), generator=g) < 0.5 else i
-        )
-    },
+    {"transform": lambda i, g: i.point(lambda v: v // 2) if torch.rand((), generator=g) < 0.5 else i},
 ]
 
 
@@ -108,9 +104,7 @@ def test_captions_option(folder):
 def test_problems_raise_or_are_skipped(folder):
     (folder / "a.png").write_bytes(b"")
     (folder / "b.png").write_bytes(b"rubbish")
-    with pytest.raises(
-        UserError, match=r"4 pictures can.*\n.*a\.png: .*empty.*\n.*b\.png: not a pic"
-    ):
+    with pytest.raises(UserError, match=r"4 pictures can.*\n.*a\.png: .*empty.*\n.*b\.png: not a pic"):
         ImageFolder(folder)
     with pytest.raises(UserError, match='on_problem="skip"'):
         ImageFolder(folder)
@@ -135,9 +129,7 @@ def test_many_problems_are_counted(paint, tmp_path):
 def test_a_picture_that_vanishes_is_named(folder):
     dataset = ImageFolder(folder)
     (folder / "picture_2.png").unlink()
-    with pytest.raises(
-        UserError, match=r"cannot read the picture .*picture_2\.png: the file is gone"
-    ):
+    with pytest.raises(UserError, match=r"cannot read the picture .*picture_2\.png: the file is gone"):
         dataset[2]
 
 

@@ -47,20 +47,36 @@ def original_unet(model: Any) -> State:
     rules: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
         (r"^time_embedding\.linear_([12])", lambda m: f"time_embed.{2 * int(m[1]) - 2}"),
         (r"^add_embedding\.linear_([12])", lambda m: f"label_emb.0.{2 * int(m[1]) - 2}"),
-        (r"^conv_in", "input_blocks.0.0"), (r"^conv_norm_out", "out.0"), (r"^conv_out", "out.2"),
-        (r"^down_blocks\.(\d)\.(resnets|attentions)\.(\d)",
-         lambda m: f"input_blocks.{1 + int(m[1]) * per_level + int(m[3])}.{int(m[2] == 'attentions')}"),
-        (r"^down_blocks\.(\d)\.downsamplers\.0\.conv", lambda m: f"input_blocks.{(1 + int(m[1])) * per_level}.0.op"),
+        (r"^conv_in", "input_blocks.0.0"),
+        (r"^conv_norm_out", "out.0"),
+        (r"^conv_out", "out.2"),
+        (
+            r"^down_blocks\.(\d)\.(resnets|attentions)\.(\d)",
+            lambda m: f"input_blocks.{1 + int(m[1]) * per_level + int(m[3])}.{int(m[2] == 'attentions')}",
+        ),
+        (
+            r"^down_blocks\.(\d)\.downsamplers\.0\.conv",
+            lambda m: f"input_blocks.{(1 + int(m[1])) * per_level}.0.op",
+        ),
         (r"^mid_block\.resnets\.(\d)", lambda m: f"middle_block.{2 * int(m[1])}"),
         (r"^mid_block\.attentions\.0", "middle_block.1"),
-        (r"^up_blocks\.(\d)\.(resnets|attentions)\.(\d)",
-         lambda m: f"output_blocks.{int(m[1]) * per_level + int(m[3])}.{int(m[2] == 'attentions')}"),
-        (r"^up_blocks\.(\d)\.upsamplers\.0\.conv",
-         lambda m: f"output_blocks.{int(m[1]) * per_level + per_level - 1}.{1 + attends[int(m[1])]}.conv"),
-        (r"time_emb_proj", "emb_layers.1"), (r"conv_shortcut", "skip_connection"),
+        (
+            r"^up_blocks\.(\d)\.(resnets|attentions)\.(\d)",
+            lambda m: f"output_blocks.{int(m[1]) * per_level + int(m[3])}.{int(m[2] == 'attentions')}",
+        ),
+        (
+            r"^up_blocks\.(\d)\.upsamplers\.0\.conv",
+            lambda m: f"output_blocks.{int(m[1]) * per_level + per_level - 1}.{1 + attends[int(m[1])]}.conv",
+        ),
+        (r"time_emb_proj", "emb_layers.1"),
+        (r"conv_shortcut", "skip_connection"),
     ]
-    inner = [(r"\.norm1\.", ".in_layers.0."), (r"\.conv1\.", ".in_layers.2."),
-             (r"\.norm2\.", ".out_layers.0."), (r"\.conv2\.", ".out_layers.3.")]
+    inner = [
+        (r"\.norm1\.", ".in_layers.0."),
+        (r"\.conv1\.", ".in_layers.2."),
+        (r"\.norm2\.", ".out_layers.0."),
+        (r"\.conv2\.", ".out_layers.3."),
+    ]
     return {
         "model.diffusion_model." + renamed(name, *(inner if ".resnets." in name else []), *rules): value
         for name, value in model.state_dict().items()
@@ -70,29 +86,45 @@ def original_unet(model: Any) -> State:
 def original_vae(model: Any) -> State:
     last = len(model.config.block_out_channels) - 1
     rules: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
-        (r"down_blocks\.(\d)\.resnets", r"down.\1.block"), (r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample"),
+        (r"down_blocks\.(\d)\.resnets", r"down.\1.block"),
+        (r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample"),
         (r"up_blocks\.(\d)\.resnets", lambda m: f"up.{last - int(m[1])}.block"),
         (r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"up.{last - int(m[1])}.upsample"),
-        (r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}"), (r"mid_block\.attentions\.0", "mid.attn_1"),
-        (r"group_norm", "norm"), (r"to_([qkv])\.", r"\1."), (r"to_out\.0", "proj_out"),
-        (r"conv_norm_out", "norm_out"), (r"conv_shortcut", "nin_shortcut"),
+        (r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}"),
+        (r"mid_block\.attentions\.0", "mid.attn_1"),
+        (r"group_norm", "norm"),
+        (r"to_([qkv])\.", r"\1."),
+        (r"to_out\.0", "proj_out"),
+        (r"conv_norm_out", "norm_out"),
+        (r"conv_shortcut", "nin_shortcut"),
     ]
     return {
-        "first_stage_model." + renamed(name, *rules):
-            value[..., None, None] if ".attentions." in name and value.ndim == 2 else value  # they were convolutions
+        "first_stage_model." + renamed(name, *rules): value[..., None, None]
+        if ".attentions." in name and value.ndim == 2
+        else value  # they were convolutions
         for name, value in model.state_dict().items()
     }
 
 
 def original_clip(model: Any, prefix: str) -> State:
-    return {f"{prefix}text_model.{name.removeprefix('text_model.')}": value
-            for name, value in model.state_dict().items()}
+    return {
+        f"{prefix}text_model.{name.removeprefix('text_model.')}": value
+        for name, value in model.state_dict().items()
+    }
 
 
 def original_openclip(model: Any, prefix: str, *, last_layer: bool) -> State:
-    rules = [(r"encoder\.layers", "transformer.resblocks"), ("layer_norm", "ln_"), ("self_attn", "attn"), ("fc1", "c_fc"),
-             ("fc2", "c_proj"), ("final_ln_", "ln_final"), (r"embeddings\.token", "token"),
-             (r"embeddings\.position_embedding\.weight", "positional_embedding"), ("text_projection.weight", "text_projection")]
+    rules = [
+        (r"encoder\.layers", "transformer.resblocks"),
+        ("layer_norm", "ln_"),
+        ("self_attn", "attn"),
+        ("fc1", "c_fc"),
+        ("fc2", "c_proj"),
+        ("final_ln_", "ln_final"),
+        (r"embeddings\.token", "token"),
+        (r"embeddings\.position_embedding\.weight", "positional_embedding"),
+        ("text_projection.weight", "text_projection"),
+    ]
     state: State = {}
     for name, value in model.state_dict().items():
         name = renamed(name.removeprefix("text_model."), *rules)
@@ -130,10 +162,15 @@ def build(configs: dict[str, dict[str, Any]]) -> dict[str, Any]:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    parts = {"unet": UNet2DConditionModel.from_config(configs["unet"]), "vae": AutoencoderKL.from_config(configs["vae"]),
-             "text_encoder": CLIPTextModel(CLIPTextConfig.from_dict(configs["text_encoder"]))}
+    parts = {
+        "unet": UNet2DConditionModel.from_config(configs["unet"]),
+        "vae": AutoencoderKL.from_config(configs["vae"]),
+        "text_encoder": CLIPTextModel(CLIPTextConfig.from_dict(configs["text_encoder"])),
+    }
     if "text_encoder_2" in configs:
-        parts["text_encoder_2"] = CLIPTextModelWithProjection(CLIPTextConfig.from_dict(configs["text_encoder_2"]))
+        parts["text_encoder_2"] = CLIPTextModelWithProjection(
+            CLIPTextConfig.from_dict(configs["text_encoder_2"])
+        )
     return parts
 
 
@@ -161,16 +198,31 @@ def write_tiny(kind: str, root: Path) -> tuple[Path, Path, dict[str, Any]]:
     shutil.copytree(CONFIGS / kind, root / "config")
     configs = {part: settings(kind, part) for part in parts_of(kind)}
     levels = len(configs["unet"]["block_out_channels"])
-    configs["unet"] |= {"block_out_channels": [8, 16, 16, 16][:levels], "norm_num_groups": 4, "cross_attention_dim": 16,
-                        "attention_head_dim": 2, "sample_size": 8, "layers_per_block": 1}
+    configs["unet"] |= {
+        "block_out_channels": [8, 16, 16, 16][:levels],
+        "norm_num_groups": 4,
+        "cross_attention_dim": 16,
+        "attention_head_dim": 2,
+        "sample_size": 8,
+        "layers_per_block": 1,
+    }
     configs["vae"] |= {"block_out_channels": [8, 8, 16, 16], "norm_num_groups": 4, "layers_per_block": 1}
-    narrow = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2,
-              "projection_dim": 16}
+    narrow = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "projection_dim": 16,
+    }
     configs["text_encoder"] |= narrow
     if kind == "sdxl":
         configs["text_encoder_2"] |= {**narrow, "hidden_size": 24, "projection_dim": 12}
-        configs["unet"] |= {"cross_attention_dim": 40, "addition_time_embed_dim": 8, "transformer_layers_per_block": [1, 1, 2],
-                            "projection_class_embeddings_input_dim": 12 + 6 * 8}
+        configs["unet"] |= {
+            "cross_attention_dim": 40,
+            "addition_time_embed_dim": 8,
+            "transformer_layers_per_block": [1, 1, 2],
+            "projection_class_embeddings_input_dim": 12 + 6 * 8,
+        }
     for part, config in configs.items():
         (root / "config" / part / "config.json").write_text(json.dumps(config), encoding="utf-8")
     torch.manual_seed(0)
@@ -194,7 +246,12 @@ def test_shipped_configs_have_the_published_sizes(full: tuple[str, dict[str, Any
     expected = {
         "sd1": {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480},
         "sd2": {"unet": 865_910_724, "vae": 83_653_863, "text_encoder": 340_387_840},
-        "sdxl": {"unet": 2_567_463_684, "vae": 83_653_863, "text_encoder": 123_060_480, "text_encoder_2": 694_659_840},
+        "sdxl": {
+            "unet": 2_567_463_684,
+            "vae": 83_653_863,
+            "text_encoder": 123_060_480,
+            "text_encoder_2": 694_659_840,
+        },
     }
     assert {part: count(model) for part, model in full[1].items()} == expected[full[0]]
 
@@ -235,11 +292,14 @@ def test_full_size_checkpoint_is_known_by_its_header_and_opens_whole(
     assert pipe.scheduler.config.prediction_type == "v_prediction"
     assert pipe.unet.config.sample_size == {"sd1": 64, "sd2": 96, "sdxl": 128}[kind]
     assert {getattr(pipe, part).dtype for part in parts} == {torch.float16}
-    assert {part: count(getattr(pipe, part)) for part in parts} == {part: count(m) for part, m in parts.items()}
+    assert {part: count(getattr(pipe, part)) for part in parts} == {
+        part: count(m) for part, m in parts.items()
+    }
 
 
-def fake(shapes: dict[str, tuple[int, ...]], metadata: dict[str, str] | None = None,
-         bias: float = 0.0) -> single_file.Checkpoint:
+def fake(
+    shapes: dict[str, tuple[int, ...]], metadata: dict[str, str] | None = None, bias: float = 0.0
+) -> single_file.Checkpoint:
     spread = torch.tensor([bias, -bias] * 160)
     return single_file.Checkpoint(Path("fake.safetensors"), shapes, metadata or {}, lambda _: spread)
 
@@ -247,14 +307,17 @@ def fake(shapes: dict[str, tuple[int, ...]], metadata: dict[str, str] | None = N
 BIAS = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias"
 
 
-@pytest.mark.parametrize(("checkpoint", "kind", "expected"), [
-    (fake({BIAS: (320,)}, bias=0.10), "sd2", "v_prediction"),
-    (fake({BIAS: (320,)}, bias=0.08), "sd2", "epsilon"),
-    (fake({BIAS: (320,)}, bias=0.10), "sd1", "epsilon"),
-    (fake({BIAS: (320,)}, {"modelspec.prediction_type": "epsilon"}, bias=0.10), "sd2", "epsilon"),
-    (fake({}, {"modelspec.prediction_type": "v"}), "sd1", "v_prediction"),
-    (fake({"v_pred": ()}), "sdxl", "v_prediction"),
-])
+@pytest.mark.parametrize(
+    ("checkpoint", "kind", "expected"),
+    [
+        (fake({BIAS: (320,)}, bias=0.10), "sd2", "v_prediction"),
+        (fake({BIAS: (320,)}, bias=0.08), "sd2", "epsilon"),
+        (fake({BIAS: (320,)}, bias=0.10), "sd1", "epsilon"),
+        (fake({BIAS: (320,)}, {"modelspec.prediction_type": "epsilon"}, bias=0.10), "sd2", "epsilon"),
+        (fake({}, {"modelspec.prediction_type": "v"}), "sd1", "v_prediction"),
+        (fake({"v_pred": ()}), "sdxl", "v_prediction"),
+    ],
+)
 def test_prediction_type(checkpoint: single_file.Checkpoint, kind: str, expected: str) -> None:
     assert single_file.prediction_type(checkpoint, kind) == expected
 
@@ -264,20 +327,28 @@ def test_prediction_type(checkpoint: single_file.Checkpoint, kind: str, expected
 
 def same_outputs(pipe: Any, parts: dict[str, Any], kind: str) -> None:
     torch.manual_seed(1)
-    ids = pipe.tokenizer("a photo of a cat!", padding="max_length", max_length=12, return_tensors="pt").input_ids
+    ids = pipe.tokenizer(
+        "a photo of a cat!", padding="max_length", max_length=12, return_tensors="pt"
+    ).input_ids
     images, latents = torch.randn(1, 3, 32, 32), torch.randn(2, 4, 8, 8)
     context = torch.randn(2, 5, parts["unet"].config.cross_attention_dim)
     extra = {"text_embeds": torch.randn(2, 12), "time_ids": torch.randn(2, 6)} if kind == "sdxl" else None
     with torch.no_grad():
         for part in ("text_encoder", "text_encoder_2"):
             if part in parts:
-                ours, theirs = (model(ids, output_hidden_states=True) for model in (getattr(pipe, part), parts[part]))
+                ours, theirs = (
+                    model(ids, output_hidden_states=True) for model in (getattr(pipe, part), parts[part])
+                )
                 assert torch.equal(ours[0], theirs[0])
                 assert torch.equal(ours.hidden_states[-2], theirs.hidden_states[-2])
-        assert torch.equal(pipe.vae.encode(images).latent_dist.mean, parts["vae"].encode(images).latent_dist.mean)
+        assert torch.equal(
+            pipe.vae.encode(images).latent_dist.mean, parts["vae"].encode(images).latent_dist.mean
+        )
         assert torch.equal(pipe.vae.decode(latents).sample, parts["vae"].decode(latents).sample)
-        ours, theirs = (unet(latents, torch.tensor([7, 900]), context, added_cond_kwargs=extra).sample
-                        for unet in (pipe.unet, parts["unet"]))
+        ours, theirs = (
+            unet(latents, torch.tensor([7, 900]), context, added_cond_kwargs=extra).sample
+            for unet in (pipe.unet, parts["unet"])
+        )
         assert torch.equal(ours, theirs)
         assert ours.std() > 0
 
@@ -300,22 +371,32 @@ def test_ckpt_and_old_names(tiny: Tiny, tmp_path: Path) -> None:
     state = load_file(path)
     old = {name.replace("transformer.text_model.", "transformer."): value for name, value in state.items()}
     for zipped, weights in ((True, state), (False, old)):
-        torch.save({"state_dict": weights, "global_step": 7}, tmp_path / "model.ckpt",
-                   _use_new_zipfile_serialization=zipped)
-        same_outputs(open_single_file(tmp_path / "model.ckpt", dtype=torch.float32, config=config), parts, "sd1")
+        torch.save(
+            {"state_dict": weights, "global_step": 7},
+            tmp_path / "model.ckpt",
+            _use_new_zipfile_serialization=zipped,
+        )
+        same_outputs(
+            open_single_file(tmp_path / "model.ckpt", dtype=torch.float32, config=config), parts, "sd1"
+        )
 
 
 def test_marks_of_zero_terminal_snr_reach_the_scheduler(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, config, _ = tiny("sdxl")
-    save_file(load_file(path) | {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}, tmp_path / "m.safetensors")
+    save_file(
+        load_file(path) | {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}, tmp_path / "m.safetensors"
+    )
     shutil.copytree(config, tmp_path / "sdxl")
     monkeypatch.setattr(single_file, "CONFIGS", tmp_path)
     monkeypatch.setattr(single_file, "architecture", lambda _: "sdxl")
     found = open_single_file(tmp_path / "m.safetensors", dtype=torch.float32, config=None).scheduler.config
     assert (found.prediction_type, found.rescale_betas_zero_snr, found.timestep_spacing) == (
-        "v_prediction", True, "trailing")
+        "v_prediction",
+        True,
+        "trailing",
+    )
 
 
 def test_the_folders_own_tokenizer_is_taken(tiny: Tiny, tmp_path: Path) -> None:
@@ -323,9 +404,13 @@ def test_the_folders_own_tokenizer_is_taken(tiny: Tiny, tmp_path: Path) -> None:
     from transformers import CLIPTokenizer
 
     shutil.copytree(config, tmp_path / "config")
-    own = CLIPTokenizer(vocab={"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2}, merges=[], model_max_length=9)
+    own = CLIPTokenizer(
+        vocab={"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2}, merges=[], model_max_length=9
+    )
     own.save_pretrained(tmp_path / "config" / "tokenizer")
-    assert open_single_file(path, dtype=torch.float32, config=tmp_path / "config").tokenizer("a").input_ids == [0, 2, 1]
+    assert open_single_file(path, dtype=torch.float32, config=tmp_path / "config").tokenizer(
+        "a"
+    ).input_ids == [0, 2, 1]
 
 
 # The vocabulary.
@@ -335,9 +420,24 @@ def test_clip_tokenizer() -> None:
     tokenizer = clip_tokenizer()
     assert len(tokenizer) == 49408
     assert tokenizer("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
-    assert tokenizer("A  Cat!", padding="max_length", max_length=6).input_ids == [49406, 320, 2368, 256, 49407, 49407]
+    assert tokenizer("A  Cat!", padding="max_length", max_length=6).input_ids == [
+        49406,
+        320,
+        2368,
+        256,
+        49407,
+        49407,
+    ]
     openclip = clip_tokenizer("!")
-    assert openclip("a cat!", padding="max_length", max_length=7).input_ids == [49406, 320, 2368, 256, 49407, 0, 0]
+    assert openclip("a cat!", padding="max_length", max_length=7).input_ids == [
+        49406,
+        320,
+        2368,
+        256,
+        49407,
+        0,
+        0,
+    ]
 
 
 # Errors.
@@ -350,18 +450,24 @@ def says(path: Path, message: str, config: Path | str | None = None) -> None:
     assert config or str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize(("name", "expected"), [
-    ("lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight", "looks like a LoRA"),
-    ("768.key.layers.0.linear.weight", "looks like a hypernetwork"),
-    ("model.diffusion_model.double_blocks.0.img_attn.qkv.weight", "looks like a FLUX model"),
-    ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", "looks like a Stable Diffusion 3 model"),
-    ("control_model.input_blocks.0.0.weight", "looks like a ControlNet"),
-    ("emb_params", "looks like a textual inversion"),
-    ("down_blocks.0.resnets.0.conv1.weight", "one part of a diffusers folder"),
-    ("decoder.up.0.block.0.conv1.weight", "looks like a VAE alone"),
-    ("input_blocks.0.0.weight", "looks like a UNet alone"),
-    ("banana", "a file of 1 tensors such as 'banana'"),
-])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight", "looks like a LoRA"),
+        ("768.key.layers.0.linear.weight", "looks like a hypernetwork"),
+        ("model.diffusion_model.double_blocks.0.img_attn.qkv.weight", "looks like a FLUX model"),
+        (
+            "model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight",
+            "looks like a Stable Diffusion 3 model",
+        ),
+        ("control_model.input_blocks.0.0.weight", "looks like a ControlNet"),
+        ("emb_params", "looks like a textual inversion"),
+        ("down_blocks.0.resnets.0.conv1.weight", "one part of a diffusers folder"),
+        ("decoder.up.0.block.0.conv1.weight", "looks like a VAE alone"),
+        ("input_blocks.0.0.weight", "looks like a UNet alone"),
+        ("banana", "a file of 1 tensors such as 'banana'"),
+    ],
+)
 def test_other_files_are_named(name: str, expected: str, tmp_path: Path) -> None:
     save_file({name: torch.zeros(2, 2)}, tmp_path / "other.safetensors")
     says(tmp_path / "other.safetensors", expected)
@@ -384,8 +490,11 @@ class Code:
 
 def test_code_is_not_executed(tmp_path: Path) -> None:
     for zipped in (True, False):
-        torch.save({"state_dict": {"a": torch.zeros(2)}, "callback": Code()}, tmp_path / "model.ckpt",
-                   _use_new_zipfile_serialization=zipped)
+        torch.save(
+            {"state_dict": {"a": torch.zeros(2)}, "callback": Code()},
+            tmp_path / "model.ckpt",
+            _use_new_zipfile_serialization=zipped,
+        )
         says(tmp_path / "model.ckpt", r"holds code \(_?pickle\.loads\).*\.safetensors version")
 
 
@@ -411,14 +520,26 @@ def test_damaged_files(tiny: Tiny, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
-@pytest.mark.parametrize(("dropped", "message"), [
-    (r"diffusion_model\.input_blocks\.1\.0\.in_layers\.2\.weight", "unet lacks 1 tensors such as 'down_blocks.0.resnets.0"),
-    (r"first_stage_model\.decoder\.conv_in\.bias", "vae lacks 1 tensors such as 'decoder.conv_in.bias'"),
-    (r"first_stage_model", "has no vae"),
-    (r"cond_stage_model|embedders\.0", "has no text_encoder"),
-    (r"transformer\.resblocks\.1\.mlp|layers\.1\.mlp", r"text_encoder\S* lacks 4 tensors such as 'encoder.layers.1.mlp"),
-    (r"label_emb\.0\.0\.weight|input_blocks\.0\.0\.bias", "unet lacks .*(label_emb.0.0.weight|conv_in.bias)"),
-])
+@pytest.mark.parametrize(
+    ("dropped", "message"),
+    [
+        (
+            r"diffusion_model\.input_blocks\.1\.0\.in_layers\.2\.weight",
+            "unet lacks 1 tensors such as 'down_blocks.0.resnets.0",
+        ),
+        (r"first_stage_model\.decoder\.conv_in\.bias", "vae lacks 1 tensors such as 'decoder.conv_in.bias'"),
+        (r"first_stage_model", "has no vae"),
+        (r"cond_stage_model|embedders\.0", "has no text_encoder"),
+        (
+            r"transformer\.resblocks\.1\.mlp|layers\.1\.mlp",
+            r"text_encoder\S* lacks 4 tensors such as 'encoder.layers.1.mlp",
+        ),
+        (
+            r"label_emb\.0\.0\.weight|input_blocks\.0\.0\.bias",
+            "unet lacks .*(label_emb.0.0.weight|conv_in.bias)",
+        ),
+    ],
+)
 def test_missing_tensors(kind: str, dropped: str, message: str, tiny: Tiny, tmp_path: Path) -> None:
     path, config, _ = tiny(kind)
     state = load_file(path)
@@ -444,13 +565,18 @@ def test_config_of_another_architecture(tiny: Tiny, tmp_path: Path) -> None:
     says(path, "describes a FluxPipeline", tmp_path / "config")
 
 
-@pytest.mark.parametrize(("shape", "context", "message"), [
-    ((320, 9, 3, 3), 768, "an inpainting model"),
-    ((320, 4, 3, 3), 1280, "a context 1280 wide"),
-    ((64, 4, 3, 3), 768, "its UNet is 64 channels wide"),
-])
+@pytest.mark.parametrize(
+    ("shape", "context", "message"),
+    [
+        ((320, 9, 3, 3), 768, "an inpainting model"),
+        ((320, 4, 3, 3), 1280, "a context 1280 wide"),
+        ((64, 4, 3, 3), 768, "its UNet is 64 channels wide"),
+    ],
+)
 def test_unknown_architectures(shape: tuple[int, ...], context: int, message: str) -> None:
-    shapes = {single_file.UNET + "input_blocks.0.0.weight": shape,
-              single_file.UNET + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (shape[0], context)}
+    shapes = {
+        single_file.UNET + "input_blocks.0.0.weight": shape,
+        single_file.UNET + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (shape[0], context),
+    }
     with pytest.raises(UserError, match=message):
         single_file.architecture(fake(shapes))

@@ -26,13 +26,10 @@ def load(path: str | Path) -> AttentionHypernetwork:
     if path.is_dir():
         raise UserError(f"{path} is a folder: expected a hypernetwork file ({', '.join(SUFFIXES)})")
     if suffix not in SUFFIXES:
-        raise UserError(
-            f"{path}: expected a file ending in {', '.join(SUFFIXES)}, not {suffix or 'none'!r}"
-        )
+        raise UserError(f"{path}: expected a file ending in {', '.join(SUFFIXES)}, not {suffix or 'none'!r}")
     if not path.is_file():
         raise UserError(
-            f"{path} does not exist: expected a hypernetwork file; check the folder and the "
-            f"spelling"
+            f"{path} does not exist: expected a hypernetwork file; check the folder and the spelling"
         )
     try:
         if path.stat().st_size == 0:
@@ -55,9 +52,7 @@ def save(hypernetwork: AttentionHypernetwork, path: str | Path) -> Path:
 
     path = Path(path)
     if path.is_dir():
-        raise UserError(
-            f"cannot write {path}: it is a folder; name a file in it, such as water.safetensors"
-        )
+        raise UserError(f"cannot write {path}: it is a folder; name a file in it, such as water.safetensors")
     if path.suffix.lower() == ".safetensors":
         native.write(hypernetwork, path)
     elif path.suffix.lower() == ".pt":

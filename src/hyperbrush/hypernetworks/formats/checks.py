@@ -101,9 +101,7 @@ def build(
     return hypernetwork
 
 
-def fill(
-    path: Any, where: str, network: torch.nn.Module, tensors: Sequence[tuple[str, Any]]
-) -> None:
+def fill(path: Any, where: str, network: torch.nn.Module, tensors: Sequence[tuple[str, Any]]) -> None:
     """Put a file's tensors, in order, into a network on the meta device, after looking at each one.
 
     where: the network in words, "width 768, keys". tensors: (the file's name, tensor), in layer
@@ -122,20 +120,14 @@ def fill(
         )
     state = {}
     for (name, _), (file_name, tensor) in zip(expected, tensors, strict=True):
-        if (
-            tensor.layout != torch.strided
-            or tensor.dtype not in DTYPES
-            or tensor.device.type != "cpu"
-        ):
+        if tensor.layout != torch.strided or tensor.dtype not in DTYPES or tensor.device.type != "cpu":
             raise UserError(
                 f"{path}, {where}: {file_name} is a {tensor.layout} tensor of {tensor.dtype}: "
                 "expected a dense one of float16, bfloat16, float32 or float64"
             )
         # A view that repeats a few bytes would unpack to any size.
         if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
-            raise UserError(
-                f"{path}, {where}: {file_name} repeats its content: the file is damaged"
-            )
+            raise UserError(f"{path}, {where}: {file_name} repeats its content: the file is damaged")
         # The maximum hands NaN on, and is many times as fast as isfinite of every number.
         if not torch.isfinite(tensor.abs().max()):
             raise UserError(

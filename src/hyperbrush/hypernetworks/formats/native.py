@@ -44,9 +44,7 @@ def read(path: Path) -> AttentionHypernetwork:
         raise UserError(
             f"{path} is damaged or no safetensors file ({error}). Copy or download it again"
         ) from error
-    widths: dict[Key, int] = {
-        int(k) if k.isdecimal() else k: w for k, w in config.pop("widths").items()
-    }
+    widths: dict[Key, int] = {int(k) if k.isdecimal() else k: w for k, w in config.pop("widths").items()}
     if any(isinstance(key, int) and key != width for key, width in widths.items()):
         raise UserError(f"{path}: the header's widths contradict themselves: {widths}")
     hypernetwork = build(path, path.stem, config, widths)
@@ -55,8 +53,7 @@ def read(path: Path) -> AttentionHypernetwork:
         match = _NAME.match(name)
         if match is None:
             raise UserError(
-                f"{path}: unexpected tensor {name!r:.100}; expected "
-                f"WIDTH.key.layers.N.linear.weight"
+                f"{path}: unexpected tensor {name!r:.100}; expected WIDTH.key.layers.N.linear.weight"
             )
         groups[match["key"], match["use"]][match["parameter"]] = tensor
     for key, pair in hypernetwork.pairs():
@@ -68,9 +65,7 @@ def read(path: Path) -> AttentionHypernetwork:
             fill(path, where, network, ordered)
     if groups:
         key, use = next(iter(groups))
-        raise UserError(
-            f"{path}: tensors for {key!r:.100} ({use}s), which the header does not name"
-        )
+        raise UserError(f"{path}: tensors for {key!r:.100} ({use}s), which the header does not name")
     return hypernetwork
 
 
@@ -83,9 +78,7 @@ def _config(path: Path, header: dict[str, str], names: list[str]) -> dict[str, A
         widths = config["widths"]
         assert isinstance(widths, dict)
     except (KeyError, ValueError, AssertionError, RecursionError) as error:
-        raise UserError(
-            f"{path}: the header's {CONFIG_KEY} is damaged; expected JSON with widths"
-        ) from error
+        raise UserError(f"{path}: the header's {CONFIG_KEY} is damaged; expected JSON with widths") from error
     return config
 
 

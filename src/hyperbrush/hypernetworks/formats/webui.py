@@ -29,28 +29,20 @@ def read(path: Path) -> AttentionHypernetwork:
     content = _unpickle(path)
     if not isinstance(content, Mapping):
         raise UserError(
-            f"{path} holds a {type(content).__name__}: expected a hypernetwork, a mapping from "
-            f"widths"
+            f"{path} holds a {type(content).__name__}: expected a hypernetwork, a mapping from widths"
         )
-    widths: dict[Key, int] = {
-        k: k for k in content if isinstance(k, int) and not isinstance(k, bool)
-    }
+    widths: dict[Key, int] = {k: k for k in content if isinstance(k, int) and not isinstance(k, bool)}
     if not widths:
         raise UserError(f"{path} is not a hypernetwork: {_looks_like(content)}")
-    hypernetwork = build(
-        path, path.stem, {k: v for k, v in content.items() if isinstance(k, str)}, widths
-    )
+    hypernetwork = build(path, path.stem, {k: v for k, v in content.items() if isinstance(k, str)}, widths)
     for width, pair in hypernetwork.pairs():
         states = content[width]
         if not isinstance(states, list | tuple) or len(states) != 2:
             got = (
-                f"{len(states)} of them"
-                if isinstance(states, list | tuple)
-                else f"a {type(states).__name__}"
+                f"{len(states)} of them" if isinstance(states, list | tuple) else f"a {type(states).__name__}"
             )
             raise UserError(
-                f"{path}, width {width}: expected two sets of tensors, for keys and values, but "
-                f"got {got}"
+                f"{path}, width {width}: expected two sets of tensors, for keys and values, but got {got}"
             )
         for network, state, use in (
             (pair.key, states[0], "keys"),
@@ -99,15 +91,12 @@ def _looks_like(content: Mapping[Any, Any]) -> str:
 def _ordered(path: Path, where: str, state: Any) -> list[tuple[str, Any]]:
     """Tensors in layer order: module numbers vary with the settings, only their order counts."""
     if not isinstance(state, Mapping) or not state:
-        raise UserError(
-            f"{path}, {where}: expected a mapping of tensors, but got a {type(state).__name__}"
-        )
+        raise UserError(f"{path}, {where}: expected a mapping of tensors, but got a {type(state).__name__}")
     for key in state:
         if not isinstance(key, str) or not _PARAMETER.match(key):
             hint = " (multihead attention cannot work here)" if "proj" in str(key) else ""
             raise UserError(
-                f"{path}, {where}: unexpected tensor name {str(key)[:80]!r}{hint}; expected "
-                f"linear.N.weight"
+                f"{path}, {where}: unexpected tensor name {str(key)[:80]!r}{hint}; expected linear.N.weight"
             )
     return sorted(state.items(), key=lambda item: _position(item[0]))
 

@@ -74,9 +74,7 @@ def turn(image: Image.Image, degrees: float, background: tuple[int, int, int]) -
     return image.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=background)
 
 
-def recolour(
-    image: Image.Image, brightness: float, contrast: float, saturation: float
-) -> Image.Image:
+def recolour(image: Image.Image, brightness: float, contrast: float, saturation: float) -> Image.Image:
     """Scale brightness, contrast and saturation; 1.0 each leaves the picture as it is."""
     image = ImageEnhance.Brightness(image).enhance(brightness)
     image = ImageEnhance.Contrast(image).enhance(contrast)

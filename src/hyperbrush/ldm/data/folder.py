@@ -82,9 +82,7 @@ class ImageFolder(Dataset[dict[str, Any]]):
         self.problems: tuple[Problem, ...] = found.problems
         self.captions = [item.caption for item in found.items]
         self.paths = [str(item.path) for item in found.items]
-        self.groups = [
-            buckets.assign(item.width, item.height) if buckets else shape for item in found.items
-        ]
+        self.groups = [buckets.assign(item.width, item.height) if buckets else shape for item in found.items]
         self._memory: dict[int, augment.Pixels] = {}
         self._memory_left = memory_limit
 

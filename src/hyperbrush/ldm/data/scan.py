@@ -84,9 +84,7 @@ def scan(
     problems: list[Problem] = []
     files = list(_files(folder, problems))
     found = sorted(
-        (nfc(p.relative_to(folder).as_posix()), p)
-        for p in files
-        if p.suffix.lower() in pictures.SUFFIXES
+        (nfc(p.relative_to(folder).as_posix()), p) for p in files if p.suffix.lower() in pictures.SUFFIXES
     )
     if not found:
         raise UserError(
@@ -144,9 +142,7 @@ def _size_or_reason(path: Path) -> tuple[int, int] | str:
         return pictures.explain(error)
 
 
-def _caption(
-    source: str, name: str, path: Path, text: Path | None, metadata: Metadata
-) -> str | None:
+def _caption(source: str, name: str, path: Path, text: Path | None, metadata: Metadata) -> str | None:
     """Caption of one picture, or None where its metadata row is a problem already named."""
     if name in metadata.bad:
         return None

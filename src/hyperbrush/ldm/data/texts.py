@@ -50,9 +50,7 @@ def cache_texts(
             )
         for text, context in zip(batch, encoded, strict=True):
             if not torch.isfinite(context).all():
-                raise UserError(
-                    f"the text encoder gave NaN or infinity for {text!r}; run it in float32"
-                )
+                raise UserError(f"the text encoder gave NaN or infinity for {text!r}; run it in float32")
             contexts[text] = context.clone()
             cache.put(missing[text], {"context": contexts[text]})
         if progress is not None:

@@ -9,9 +9,16 @@ from torch import Tensor, nn
 from hyperbrush.errors import UserError, unknown_name
 
 
-def first_stage(kind: str = "kl", *, latent_dim: int = 4, channels: Sequence[int] = (64, 128, 256, 256),
-                layers_per_block: int = 1, mid_attention: bool = False, codebook: int = 1024,
-                sample_size: int = 512) -> nn.Module:
+def first_stage(
+    kind: str = "kl",
+    *,
+    latent_dim: int = 4,
+    channels: Sequence[int] = (64, 128, 256, 256),
+    layers_per_block: int = 1,
+    mid_attention: bool = False,
+    codebook: int = 1024,
+    sample_size: int = 512,
+) -> nn.Module:
     """A fresh `AutoencoderKL` ("kl") or `VQModel` ("vq"); downsampling is 2^(len(channels) - 1).
 
     Args:

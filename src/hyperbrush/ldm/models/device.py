@@ -30,8 +30,9 @@ def best_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def placement(device: str = "auto", precision: str = "auto", attention: str = "auto",
-              offload: str = "none") -> Placement:
+def placement(
+    device: str = "auto", precision: str = "auto", attention: str = "auto", offload: str = "none"
+) -> Placement:
     """Resolve plain words to a `Placement`.
 
     Args:
@@ -48,12 +49,16 @@ def placement(device: str = "auto", precision: str = "auto", attention: str = "a
     except RuntimeError as error:
         raise unknown_name("device", device, ("auto", "cpu", "cuda", "mps")) from error
     if where.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {device!r} was asked for, but torch sees no CUDA GPU here; take 'auto' or 'cpu'")
+        raise UserError(
+            f"device {device!r} was asked for, but torch sees no CUDA GPU here; take 'auto' or 'cpu'"
+        )
     if where.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("device 'mps' was asked for, but this is no Mac with Metal; take 'auto' or 'cpu'")
     if precision != "auto" and precision not in PRECISION:
         raise unknown_name("precision", precision, ("auto", *PRECISION))
-    dtype = PRECISION["fp32" if where.type == "cpu" else "fp16"] if precision == "auto" else PRECISION[precision]
+    dtype = (
+        PRECISION["fp32" if where.type == "cpu" else "fp16"] if precision == "auto" else PRECISION[precision]
+    )
     if attention not in ATTENTION:
         raise unknown_name("attention backend", attention, ATTENTION)
     if attention == "flash" and (where.type == "mps" or (where.type == "cuda" and dtype == torch.float32)):

@@ -11,9 +11,19 @@ from hyperbrush.ldm.models.autoencoder import norm_groups
 from hyperbrush.ldm.modules import diffusion
 
 
-def build_unet(*, latent_dim: int, sample_size: int, channels: Sequence[int], attention_resolutions: Sequence[int],
-               num_heads: int, layers_per_block: int = 2, context_dim: int | None = None,
-               num_classes: int | None = None, extra_channels: int = 0, dropout: float = 0.0) -> nn.Module:
+def build_unet(
+    *,
+    latent_dim: int,
+    sample_size: int,
+    channels: Sequence[int],
+    attention_resolutions: Sequence[int],
+    num_heads: int,
+    layers_per_block: int = 2,
+    context_dim: int | None = None,
+    num_classes: int | None = None,
+    extra_channels: int = 0,
+    dropout: float = 0.0,
+) -> nn.Module:
     """A fresh `UNet2DConditionModel`, with attention where the latent map is as wide as listed.
 
     Args:
@@ -44,7 +54,9 @@ def build_unet(*, latent_dim: int, sample_size: int, channels: Sequence[int], at
         )
     for width, attends in zip(channels, with_attention, strict=True):
         if attends and width % num_heads:
-            raise UserError(f"num_heads={num_heads} does not divide the width {width} of a level with attention")
+            raise UserError(
+                f"num_heads={num_heads} does not divide the width {width} of a level with attention"
+            )
     if channels[-1] % num_heads:
         raise UserError(f"num_heads={num_heads} does not divide the width {channels[-1]} of the middle block")
     down = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in with_attention]
@@ -75,8 +87,13 @@ class DiffusionModel(nn.Module):
         scheduler_config: the diffusers settings the schedule came from, for samplers.
     """
 
-    def __init__(self, unet: nn.Module, schedule: diffusion.NoiseSchedule, prediction: str,
-                 scheduler_config: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        unet: nn.Module,
+        schedule: diffusion.NoiseSchedule,
+        prediction: str,
+        scheduler_config: Mapping[str, Any],
+    ) -> None:
         super().__init__()
         diffusion.check_prediction(prediction, schedule)
         self.unet = unet
@@ -84,8 +101,15 @@ class DiffusionModel(nn.Module):
         self.prediction = prediction
         self.scheduler_config = dict(scheduler_config)
 
-    def forward(self, latents: Tensor, timesteps: Tensor, context: Tensor | None = None, *,
-                class_labels: Tensor | None = None, concat: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        context: Tensor | None = None,
+        *,
+        class_labels: Tensor | None = None,
+        concat: Tensor | None = None,
+    ) -> Tensor:
         """The UNet's output (batch, c, h, w).
 
         latents: (batch, c, h, w); timesteps: (batch,) or a scalar; context: (batch, tokens, width);
@@ -100,17 +124,27 @@ class DiffusionModel(nn.Module):
         sample: Tensor = out.sample
         return sample
 
-    def losses(self, latents: Tensor, noise: Tensor, timesteps: Tensor, context: Tensor | None = None, *,
-               weighting: str = "none", perturbation: Tensor | None = None, mask: Tensor | None = None,
-               **condition: Tensor | None) -> Tensor:
+    def losses(
+        self,
+        latents: Tensor,
+        noise: Tensor,
+        timesteps: Tensor,
+        context: Tensor | None = None,
+        *,
+        weighting: str = "none",
+        perturbation: Tensor | None = None,
+        mask: Tensor | None = None,
+        **condition: Tensor | None,
+    ) -> Tensor:
         """Weighted squared error of each picture, (batch,) float32.
 
         latents: clean, scaled, (batch, c, h, w); noise: the same shape; timesteps: (batch,);
         perturbation: noise to make x_t with, where it differs from the target's; mask: (batch, 1, h, w)
         weights of the latent map's places.
         """
-        noisy = diffusion.add_noise(self.schedule, latents, noise if perturbation is None else perturbation,
-                                    timesteps)
+        noisy = diffusion.add_noise(
+            self.schedule, latents, noise if perturbation is None else perturbation, timesteps
+        )
         goal = diffusion.target(self.schedule, self.prediction, latents, noise, timesteps)
         output = self(noisy, timesteps, context, **condition)
         error = (output.float() - goal.float()).pow(2)

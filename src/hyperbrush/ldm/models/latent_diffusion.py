@@ -46,14 +46,32 @@ class LatentDiffusion(nn.Module):
         unet, text_encoder, tokenizer: ready parts; the default tokenizer is the embedded model's.
     """
 
-    def __init__(self, latent_dim: int = 4, attention_resolutions: Sequence[int] = (8, 16, 32), num_heads: int = 8, *,
-                 image_size: int = 512, channels: Sequence[int] = (128, 256, 512, 512), layers_per_block: int = 2,
-                 first_stage_channels: Sequence[int] = (64, 128, 256, 256), first_stage: str | nn.Module = "kl",
-                 conditioning: str = "text", num_classes: int | None = None, image_channels: int = 4,
-                 text_width: int = 256, text_layers: int = 4, schedule: str = "scaled_linear",
-                 train_timesteps: int = 1000, prediction: str = "v_prediction", zero_terminal_snr: bool = False,
-                 scale_factor: float = 1.0, dropout: float = 0.0, unet: nn.Module | None = None,
-                 text_encoder: nn.Module | None = None, tokenizer: Any = None) -> None:
+    def __init__(
+        self,
+        latent_dim: int = 4,
+        attention_resolutions: Sequence[int] = (8, 16, 32),
+        num_heads: int = 8,
+        *,
+        image_size: int = 512,
+        channels: Sequence[int] = (128, 256, 512, 512),
+        layers_per_block: int = 2,
+        first_stage_channels: Sequence[int] = (64, 128, 256, 256),
+        first_stage: str | nn.Module = "kl",
+        conditioning: str = "text",
+        num_classes: int | None = None,
+        image_channels: int = 4,
+        text_width: int = 256,
+        text_layers: int = 4,
+        schedule: str = "scaled_linear",
+        train_timesteps: int = 1000,
+        prediction: str = "v_prediction",
+        zero_terminal_snr: bool = False,
+        scale_factor: float = 1.0,
+        dropout: float = 0.0,
+        unet: nn.Module | None = None,
+        text_encoder: nn.Module | None = None,
+        tokenizer: Any = None,
+    ) -> None:
         super().__init__()
         if conditioning not in CONDITIONING:
             raise unknown_name("conditioning", conditioning, CONDITIONING)
@@ -61,9 +79,11 @@ class LatentDiffusion(nn.Module):
             raise UserError("conditioning='class' needs num_classes, the number of labels")
         self.conditioning = conditioning
         self.first_stage = (
-            autoencoder.first_stage(first_stage, latent_dim=latent_dim, channels=first_stage_channels,
-                                    sample_size=image_size)
-            if isinstance(first_stage, str) else first_stage
+            autoencoder.first_stage(
+                first_stage, latent_dim=latent_dim, channels=first_stage_channels, sample_size=image_size
+            )
+            if isinstance(first_stage, str)
+            else first_stage
         )
         self.text_encoder, self.tokenizer = text_encoder, tokenizer
         if conditioning == "text" and text_encoder is None:
@@ -71,9 +91,13 @@ class LatentDiffusion(nn.Module):
             self.text_encoder = text.build_text_encoder(self.tokenizer, width=text_width, layers=text_layers)
         if unet is None:
             unet = build_unet(
-                latent_dim=latent_dim, sample_size=image_size // autoencoder.downsampling(self.first_stage),
-                channels=channels, attention_resolutions=attention_resolutions, num_heads=num_heads,
-                layers_per_block=layers_per_block, dropout=dropout,
+                latent_dim=latent_dim,
+                sample_size=image_size // autoencoder.downsampling(self.first_stage),
+                channels=channels,
+                attention_resolutions=attention_resolutions,
+                num_heads=num_heads,
+                layers_per_block=layers_per_block,
+                dropout=dropout,
                 context_dim=text.width_of(self.text_encoder),
                 # One label more than asked for: the last one means "no label".
                 num_classes=num_classes + 1 if conditioning == "class" and num_classes else None,
@@ -82,7 +106,9 @@ class LatentDiffusion(nn.Module):
         config = scheduler_config(schedule, train_timesteps, prediction, zero_terminal_snr)
         self.diffusion = DiffusionModel(unet, schedule_of(config), prediction, config)
         self.scale_factor = scale_factor
-        self.known_words: frozenset[str] | None = None  # of the captions it was trained on, where that is known
+        self.known_words: frozenset[str] | None = (
+            None  # of the captions it was trained on, where that is known
+        )
 
     @property
     def unet(self) -> nn.Module:
@@ -152,10 +178,10 @@ class LatentDiffusion(nn.Module):
         from hyperbrush.ldm.models.latents import decode_tiled
 
         unscaled = latents / self.scale_factor + self.shift_factor
+        stage: Any = self.first_stage
         if tiled:
-            return decode_tiled(lambda z: self.first_stage.decode(z).sample, unscaled,  # type: ignore[operator]
-                                autoencoder.downsampling(self.first_stage))
-        pictures: Tensor = self.first_stage.decode(unscaled).sample  # type: ignore[operator]
+            return decode_tiled(lambda z: stage.decode(z).sample, unscaled, autoencoder.downsampling(stage))
+        pictures: Tensor = stage.decode(unscaled).sample
         return pictures
 
     @torch.no_grad()
@@ -164,7 +190,9 @@ class LatentDiffusion(nn.Module):
         mean = autoencoder.moments(self.first_stage, images)["mean"]
         std = float(mean.float().std())
         if not std > 0:
-            raise UserError("the latents do not vary, so that no scale factor can be measured; give more pictures")
+            raise UserError(
+                "the latents do not vary, so that no scale factor can be measured; give more pictures"
+            )
         self.scale_factor = 1 / std
         return self.scale_factor
 
@@ -190,8 +218,9 @@ class LatentDiffusion(nn.Module):
             return self._moved(batch["latents"])
         if "latent_means" in batch:
             stds = batch.get("latent_stds")
-            return self._scaled(self._moved(batch["latent_means"]),
-                                None if stds is None else self._moved(stds), generator)
+            return self._scaled(
+                self._moved(batch["latent_means"]), None if stds is None else self._moved(stds), generator
+            )
         if "images" in batch:
             with torch.no_grad():
                 return self.encode(self._moved(batch["images"]), generator)
@@ -215,7 +244,9 @@ class LatentDiffusion(nn.Module):
                     context = torch.where(dropped.to(context.device)[:, None, None], null, context)
                 return {"context": context}
             if "captions" not in batch:
-                raise UserError(f"a batch for a text model needs 'captions' or 'embeddings'; got {sorted(batch)}")
+                raise UserError(
+                    f"a batch for a text model needs 'captions' or 'embeddings'; got {sorted(batch)}"
+                )
             captions = list(batch["captions"])
             if dropped is not None:
                 captions = ["" if d else c for c, d in zip(captions, dropped.tolist(), strict=True)]
@@ -237,9 +268,17 @@ class LatentDiffusion(nn.Module):
         """The class label that means none."""
         return int(self.unet.config.num_class_embeds) - 1  # type: ignore[union-attr, arg-type]
 
-    def draw(self, shape: tuple[int, ...], generator: torch.Generator, *, condition_dropout: float = 0.0,
-             offset_noise: float = 0.0, perturbation: float = 0.0, timestep_sampling: str = "uniform",
-             timestep_range: tuple[int, int] | None = None) -> dict[str, Tensor]:
+    def draw(
+        self,
+        shape: tuple[int, ...],
+        generator: torch.Generator,
+        *,
+        condition_dropout: float = 0.0,
+        offset_noise: float = 0.0,
+        perturbation: float = 0.0,
+        timestep_sampling: str = "uniform",
+        timestep_range: tuple[int, int] | None = None,
+    ) -> dict[str, Tensor]:
         """All randomness of one training step: noise, timesteps, which conditions are kept.
 
         shape: (batch, c, h, w) of the latents.  A batch split over processes draws it whole from one
@@ -247,8 +286,14 @@ class LatentDiffusion(nn.Module):
         """
         low, high = timestep_range or (0, len(self.diffusion.schedule))
         drawn = {
-            "timesteps": sample_timesteps(shape[0], len(self.diffusion.schedule), generator, low=low, high=high,
-                                          method=timestep_sampling),
+            "timesteps": sample_timesteps(
+                shape[0],
+                len(self.diffusion.schedule),
+                generator,
+                low=low,
+                high=high,
+                method=timestep_sampling,
+            ),
             "noise": sample_noise(shape, generator, offset=offset_noise),
             "keep": torch.rand(shape[0], generator=generator) >= condition_dropout,
         }
@@ -256,8 +301,14 @@ class LatentDiffusion(nn.Module):
             drawn["perturbed"] = perturb(drawn["noise"], generator, perturbation)
         return drawn
 
-    def losses(self, batch: Mapping[str, Any], generator: torch.Generator | None = None, *,
-               weighting: str = "none", **drawing: Any) -> Tensor:
+    def losses(
+        self,
+        batch: Mapping[str, Any],
+        generator: torch.Generator | None = None,
+        *,
+        weighting: str = "none",
+        **drawing: Any,
+    ) -> Tensor:
         """Denoising loss of each picture of a batch, (batch,) float32.
 
         batch: `images` (batch, 3, H, W) or `latents` or `latent_means`; `captions` or `embeddings` (or
@@ -272,23 +323,38 @@ class LatentDiffusion(nn.Module):
         perturbed = drawn.get("perturbed")
         masks = batch.get("masks")
         return self.diffusion.losses(
-            latents, noise.to(latents.dtype), timesteps, weighting=weighting,
+            latents,
+            noise.to(latents.dtype),
+            timesteps,
+            weighting=weighting,
             perturbation=None if perturbed is None else self._moved(perturbed).to(latents.dtype),
             mask=None if masks is None else self._moved(masks),
             **self.conditions(batch, drawn.get("keep")),
         )
 
-    def forward(self, batch: Mapping[str, Any], generator: torch.Generator | None = None, **settings: Any) -> Tensor:
+    def forward(
+        self, batch: Mapping[str, Any], generator: torch.Generator | None = None, **settings: Any
+    ) -> Tensor:
         """Mean denoising loss of a batch, a scalar; arguments as in `losses`."""
         return self.losses(batch, generator, **settings).mean()
 
     @torch.no_grad()
-    def sample(self, captions: Sequence[str] | None = None, *, count: int | None = None,
-               seeds: Sequence[int] | None = None, steps: int = 25, sampler: str = "DPM++ 2M Karras",
-               guidance_scale: float = 4.0, negative: str | Sequence[str] = "",
-               class_labels: Tensor | None = None, condition_images: Tensor | None = None,
-               size: tuple[int, int] | None = None, output: str = "images",
-               on_step: Callable[[int, int, Tensor], None] | None = None) -> Tensor:
+    def sample(
+        self,
+        captions: Sequence[str] | None = None,
+        *,
+        count: int | None = None,
+        seeds: Sequence[int] | None = None,
+        steps: int = 25,
+        sampler: str = "DPM++ 2M Karras",
+        guidance_scale: float = 4.0,
+        negative: str | Sequence[str] = "",
+        class_labels: Tensor | None = None,
+        condition_images: Tensor | None = None,
+        size: tuple[int, int] | None = None,
+        output: str = "images",
+        on_step: Callable[[int, int, Tensor], None] | None = None,
+    ) -> Tensor:
         """Draw pictures (batch, 3, H, W) in [0, 1], or their scaled latents with ``output="latents"``.
 
         Args:
@@ -306,8 +372,11 @@ class LatentDiffusion(nn.Module):
         """
         from hyperbrush.ldm import sampling
 
-        given: dict[str, Any] = {"captions": captions, "class_labels": class_labels,
-                                 "condition_images": condition_images}
+        given: dict[str, Any] = {
+            "captions": captions,
+            "class_labels": class_labels,
+            "condition_images": condition_images,
+        }
         batch = {k: v for k, v in given.items() if v is not None}
         number = len(next(iter(batch.values()))) if batch else count or len(seeds or [0])
         seeds = list(range(number)) if seeds is None else list(seeds)
@@ -337,8 +406,16 @@ class LatentDiffusion(nn.Module):
         was_training = self.training
         self.eval()
         try:
-            latents = sampling.sample(predict, scheduler, self._map_shape(size), seeds, steps, device=self.device,
-                                      dtype=self.dtype, on_step=on_step)
+            latents = sampling.sample(
+                predict,
+                scheduler,
+                self._map_shape(size),
+                seeds,
+                steps,
+                device=self.device,
+                dtype=self.dtype,
+                on_step=on_step,
+            )
             if output == "latents":
                 return latents
             first = next(self.first_stage.parameters())
@@ -350,10 +427,13 @@ class LatentDiffusion(nn.Module):
         channels, height, width = self.latent_shape
         if size is None:
             return channels, height, width
-        unit = autoencoder.downsampling(self.first_stage) * 2 ** (len(self.unet.config.block_out_channels) - 1)  # type: ignore[union-attr, arg-type]
-        if any(side < unit or side % unit for side in size):
-            raise UserError(f"size {size[1]}x{size[0]} is not possible: both sides must be multiples of {unit} pixels")
         factor = autoencoder.downsampling(self.first_stage)
+        config: Any = self.unet.config
+        unit = factor * 2 ** (len(config.block_out_channels) - 1)
+        if any(side < unit or side % unit for side in size):
+            raise UserError(
+                f"size {size[1]}x{size[0]} is not possible: both sides must be multiples of {unit} pixels"
+            )
         return channels, size[0] // factor, size[1] // factor
 
     @classmethod
@@ -406,8 +486,12 @@ def schedule_of(config: Mapping[str, Any]) -> NoiseSchedule:
         return NoiseSchedule(rescale_to_zero_terminal_snr(alphas) if zero else alphas)
     name = config.get("beta_schedule", "linear")
     ends = {} if name == "squaredcos_cap_v2" else {k: config.get(k) for k in ("beta_start", "beta_end")}
-    return NoiseSchedule.named(name, config.get("num_train_timesteps", 1000),
-                               zero_terminal_snr=bool(config.get("rescale_betas_zero_snr", False)), **ends)
+    return NoiseSchedule.named(
+        name,
+        config.get("num_train_timesteps", 1000),
+        zero_terminal_snr=bool(config.get("rescale_betas_zero_snr", False)),
+        **ends,
+    )
 
 
 def default_tokenizer() -> Any:
@@ -419,9 +503,15 @@ def default_tokenizer() -> Any:
     return CLIPTokenizer.from_pretrained(model_folder("emoji") / "tokenizer")
 
 
-def train_step(model: LatentDiffusion, batch: Mapping[str, Any], optimizer: torch.optim.Optimizer,
-               generator: torch.Generator | None = None, *, max_grad_norm: float | None = 1.0,
-               **settings: Any) -> float:
+def train_step(
+    model: LatentDiffusion,
+    batch: Mapping[str, Any],
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator | None = None,
+    *,
+    max_grad_norm: float | None = 1.0,
+    **settings: Any,
+) -> float:
     """One documented step for people with their own loop: loss, gradient, clip, update.
 
     Returns the loss.  ``settings`` go to `LatentDiffusion.losses` (weighting, condition_dropout, …).
@@ -432,7 +522,9 @@ def train_step(model: LatentDiffusion, batch: Mapping[str, Any], optimizer: torc
     optimizer.zero_grad(set_to_none=True)
     loss = model(batch, generator, **settings)
     if not torch.isfinite(loss):
-        raise UserError(f"the loss is {loss.item()}: lower the learning rate, or look at this batch's pictures")
+        raise UserError(
+            f"the loss is {loss.item()}: lower the learning rate, or look at this batch's pictures"
+        )
     loss.backward()
     if max_grad_norm is not None:
         trained = [p for group in optimizer.param_groups for p in group["params"]]

@@ -64,8 +64,9 @@ def quick_preview(latents: Tensor, matrix: Tensor) -> Tensor:
     return (rgb / 2 + 0.5).clamp(0, 1)
 
 
-def decode_tiled(decode: Callable[[Tensor], Tensor], latents: Tensor, factor: int, *, tile: int = 64,
-                 overlap: int = 16) -> Tensor:
+def decode_tiled(
+    decode: Callable[[Tensor], Tensor], latents: Tensor, factor: int, *, tile: int = 64, overlap: int = 16
+) -> Tensor:
     """Decode overlapping tiles one by one and blend them linearly over the overlap.
 
     latents: (batch, c, h, w); factor: pixels per latent element; tile, overlap: in latent elements.
@@ -88,10 +89,15 @@ def decode_tiled(decode: Callable[[Tensor], Tensor], latents: Tensor, factor: in
             if out is None or total is None:
                 out = part.new_zeros(*part.shape[:2], height * factor, width * factor)
                 total = part.new_zeros(1, 1, height * factor, width * factor)
-            weight = _ramp(part.shape[-2], overlap * factor)[:, None] * _ramp(part.shape[-1], overlap * factor)
+            weight = _ramp(part.shape[-2], overlap * factor)[:, None] * _ramp(
+                part.shape[-1], overlap * factor
+            )
             weight = weight.to(part)
-            window = (..., slice(top * factor, top * factor + part.shape[-2]),
-                      slice(left * factor, left * factor + part.shape[-1]))
+            window = (
+                ...,
+                slice(top * factor, top * factor + part.shape[-2]),
+                slice(left * factor, left * factor + part.shape[-1]),
+            )
             out[window] += part * weight
             total[window] += weight
     assert out is not None

@@ -20,8 +20,13 @@ OWN_INDEX = "hyperbrush.json"  # what a diffusers folder cannot say: the kind of
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".bin")
 
 
-def from_pretrained(cls: "type[LatentDiffusion]", source: str | Path, *, dtype: torch.dtype = torch.float32,
-                    config: str | Path | None = None) -> "LatentDiffusion":
+def from_pretrained(
+    cls: "type[LatentDiffusion]",
+    source: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    config: str | Path | None = None,
+) -> "LatentDiffusion":
     """Open a model by name, folder, file or hub id.
 
     Args:
@@ -43,7 +48,11 @@ def from_pretrained(cls: "type[LatentDiffusion]", source: str | Path, *, dtype: 
         return from_pipeline(cls, open_single_file(path, dtype=dtype, config=config))
     if path.is_dir():
         return _from_folder(cls, path, dtype)
-    if path.suffix in CHECKPOINT_SUFFIXES or str(source).startswith((".", "/", "~")) or "/" not in str(source):
+    if (
+        path.suffix in CHECKPOINT_SUFFIXES
+        or str(source).startswith((".", "/", "~"))
+        or "/" not in str(source)
+    ):
         known = ", ".join(MODELS)
         raise UserError(
             f"unknown model {str(source)!r}: expected {known} (embedded), a diffusers folder, a single-file "
@@ -70,8 +79,9 @@ def _from_folder(cls: "type[LatentDiffusion]", path: Path, dtype: torch.dtype) -
     return from_pipeline(cls, opened)
 
 
-def _from_own_folder(cls: "type[LatentDiffusion]", path: Path, about: dict[str, Any],
-                     dtype: torch.dtype) -> "LatentDiffusion":
+def _from_own_folder(
+    cls: "type[LatentDiffusion]", path: Path, about: dict[str, Any], dtype: torch.dtype
+) -> "LatentDiffusion":
     from diffusers import AutoencoderKL, UNet2DConditionModel, VQModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -122,13 +132,27 @@ def from_pipeline(cls: "type[LatentDiffusion]", pipe: Any) -> "LatentDiffusion":
             f"{type(pipe).__name__} has two text encoders (Stable Diffusion XL), which LatentDiffusion does not "
             "drive; draw with the diffusers pipeline itself, hyperbrush.attach works on it"
         )
-    model = assemble(cls, pipe.vae, pipe.unet, getattr(pipe, "text_encoder", None),
-                     getattr(pipe, "tokenizer", None), dict(pipe.scheduler.config), "text")
+    model = assemble(
+        cls,
+        pipe.vae,
+        pipe.unet,
+        getattr(pipe, "text_encoder", None),
+        getattr(pipe, "tokenizer", None),
+        dict(pipe.scheduler.config),
+        "text",
+    )
     return model.eval()
 
 
-def assemble(cls: "type[LatentDiffusion]", first: nn.Module, unet: nn.Module, text_encoder: nn.Module | None,
-             tokenizer: Any, process: dict[str, Any], conditioning: str) -> "LatentDiffusion":
+def assemble(
+    cls: "type[LatentDiffusion]",
+    first: nn.Module,
+    unet: nn.Module,
+    text_encoder: nn.Module | None,
+    tokenizer: Any,
+    process: dict[str, Any],
+    conditioning: str,
+) -> "LatentDiffusion":
     """A model of ready parts, without drawing any weights."""
     from hyperbrush.ldm.models.diffusion_model import DiffusionModel
     from hyperbrush.ldm.models.latent_diffusion import schedule_of
@@ -158,9 +182,15 @@ def pipeline(model: "LatentDiffusion") -> Any:
             f"{model.conditioning!r} and {type(model.first_stage).__name__}"
         )
     return StableDiffusionPipeline(
-        vae=model.first_stage, text_encoder=model.text_encoder, tokenizer=model.tokenizer, unet=model.unet,
-        scheduler=DDIMScheduler.from_config(model.diffusion.scheduler_config), safety_checker=None,
-        feature_extractor=None, image_encoder=None, requires_safety_checker=False,
+        vae=model.first_stage,
+        text_encoder=model.text_encoder,
+        tokenizer=model.tokenizer,
+        unet=model.unet,
+        scheduler=DDIMScheduler.from_config(model.diffusion.scheduler_config),
+        safety_checker=None,
+        feature_extractor=None,
+        image_encoder=None,
+        requires_safety_checker=False,
     )
 
 
@@ -192,7 +222,9 @@ def save_pretrained(model: "LatentDiffusion", folder: str | Path, dtype: torch.d
         folder.chmod(0o755)
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write {folder}: {_first_line(error)}. Make room or choose another place") from error
+        raise UserError(
+            f"cannot write {folder}: {_first_line(error)}. Make room or choose another place"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -231,12 +263,18 @@ def _write_parts(model: "LatentDiffusion", folder: Path, dtype: torch.dtype | No
     if model.text_encoder is not None:
         write(model.text_encoder, "text_encoder")
         text.save_tokenizer(model.tokenizer, folder / "tokenizer")
-        index |= {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
+        index |= {
+            "text_encoder": ["transformers", "CLIPTextModel"],
+            "tokenizer": ["transformers", "CLIPTokenizer"],
+        }
     DDIMScheduler.from_config(model.diffusion.scheduler_config).save_pretrained(folder / "scheduler")
     if model.conditioning != "text" or not isinstance(model.first_stage, AutoencoderKL):
         index["_class_name"] = "LatentDiffusion"
     write_json(folder / "model_index.json", dict(sorted(index.items())))
-    about: dict[str, Any] = {"conditioning": model.conditioning, "first_stage": type(model.first_stage).__name__}
+    about: dict[str, Any] = {
+        "conditioning": model.conditioning,
+        "first_stage": type(model.first_stage).__name__,
+    }
     if model.known_words is not None:
         about["words"] = sorted(model.known_words)
     write_json(folder / OWN_INDEX, about)

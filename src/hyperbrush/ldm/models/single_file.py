@@ -21,8 +21,12 @@ CONFIGS = FOLDER / "configs"
 KINDS = ("sd1", "sd2", "sd2-v", "sdxl")
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 TEXT = {  # where the text encoders lie; OpenCLIP's prefixes end in "model.", OpenAI's in "transformer."
-    "text_encoder": ("cond_stage_model.transformer.", "cond_stage_model.model.",
-                     "conditioner.embedders.0.transformer.", "conditioner.embedders.0.model."),
+    "text_encoder": (
+        "cond_stage_model.transformer.",
+        "cond_stage_model.model.",
+        "conditioner.embedders.0.transformer.",
+        "conditioner.embedders.0.model.",
+    ),
     "text_encoder_2": ("conditioner.embedders.1.model.",),
 }
 OPENCLIP_NAMES = {  # OpenCLIP's names -> those of transformers
@@ -42,8 +46,10 @@ OTHER_FILES = (  # what else people pass: (what it is, parts of names that tell)
     ("a Stable Diffusion 3 model", ("joint_blocks.",)),
     ("a FLUX model", ("double_blocks.",)),
     ("a UNet alone, without VAE and text encoder", ("input_blocks.0.0.weight",)),
-    ("one part of a diffusers folder (give the whole folder)",
-     ("down_blocks.0.resnets", "up_blocks.0.resnets", "text_model.encoder.layers.")),
+    (
+        "one part of a diffusers folder (give the whole folder)",
+        ("down_blocks.0.resnets", "up_blocks.0.resnets", "text_model.encoder.layers."),
+    ),
     ("a VAE alone", (VAE, "decoder.up.")),
     ("a textual inversion embedding", ("emb_params", "string_to_param", "clip_l", "clip_g")),
 )
@@ -59,7 +65,9 @@ class Checkpoint:
     tensor: Callable[[str], Tensor]  # reads one, by name
 
 
-def open_single_file(path: Path, *, dtype: torch.dtype = torch.float32, config: str | Path | None = None) -> Any:
+def open_single_file(
+    path: Path, *, dtype: torch.dtype = torch.float32, config: str | Path | None = None
+) -> Any:
     """Open a .safetensors or .ckpt file in the original CompVis or SDXL layout; nothing is fetched or executed.
 
     Of a checkpoint with two sets of weights the plain ones are taken, not the averaged ones (model_ema).
@@ -79,14 +87,18 @@ def open_single_file(path: Path, *, dtype: torch.dtype = torch.float32, config: 
     path = Path(path)
     checkpoint = read_header(path)
     if len(checkpoint.shapes.get(UNET + "input_blocks.0.0.weight", ())) != 4:
-        raise UserError(f"{path} is not a Stable Diffusion checkpoint: it looks like {looks_like(checkpoint.shapes)}")
+        raise UserError(
+            f"{path} is not a Stable Diffusion checkpoint: it looks like {looks_like(checkpoint.shapes)}"
+        )
     process: dict[str, Any] = {}
     if config is None:
         kind = architecture(checkpoint)
         process["prediction_type"] = prediction_type(checkpoint, kind)
         if "ztsnr" in checkpoint.shapes:
             process |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "steps_offset": 0}
-        folder = CONFIGS / ("sd2-v" if (kind, process["prediction_type"]) == ("sd2", "v_prediction") else kind)
+        folder = CONFIGS / (
+            "sd2-v" if (kind, process["prediction_type"]) == ("sd2", "v_prediction") else kind
+        )
     else:
         folder = CONFIGS / config if str(config) in KINDS else Path(config)
     return _pipeline(checkpoint, folder, dtype, process)
@@ -127,7 +139,9 @@ def _torch_header(path: Path) -> Checkpoint:
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL (\S+)", str(error))
         if code is None:
-            raise UserError(f"{path} is not a checkpoint, or is corrupt: expected .safetensors or .ckpt") from error
+            raise UserError(
+                f"{path} is not a checkpoint, or is corrupt: expected .safetensors or .ckpt"
+            ) from error
         raise UserError(
             f"{path} holds code ({code[1]}) beside its weights, which is not executed here: "
             "take the .safetensors version of this model"
@@ -138,7 +152,9 @@ def _torch_header(path: Path) -> Checkpoint:
         found = found["state_dict"]
     if not isinstance(found, dict):
         raise UserError(f"{path} is not a checkpoint: it holds a {type(found).__name__}, not tensors by name")
-    shapes = {str(name): tuple(value.shape) if isinstance(value, Tensor) else () for name, value in found.items()}
+    shapes = {
+        str(name): tuple(value.shape) if isinstance(value, Tensor) else () for name, value in found.items()
+    }
     return Checkpoint(path, shapes, {}, found.__getitem__)
 
 
@@ -164,12 +180,20 @@ def architecture(checkpoint: Checkpoint) -> str:
     """
     shapes = checkpoint.shapes
     width, channels = shapes[UNET + "input_blocks.0.0.weight"][:2]
-    context = next((shape[-1] for name, shape in shapes.items()
-                    if name.startswith(UNET) and name.endswith("attn2.to_k.weight")), 0)
+    context = next(
+        (
+            shape[-1]
+            for name, shape in shapes.items()
+            if name.startswith(UNET) and name.endswith("attn2.to_k.weight")
+        ),
+        0,
+    )
     kind = {768: "sd1", 1024: "sd2", 2048: "sdxl"}.get(context)
     found = f"its UNet is {width} channels wide, takes {channels} channels and a context {context} wide"
     if channels in (5, 7, 8, 9):
-        variant = {5: "a depth-to-image", 7: "an upscaling", 8: "an instruct-pix2pix", 9: "an inpainting"}[channels]
+        variant = {5: "a depth-to-image", 7: "an upscaling", 8: "an instruct-pix2pix", 9: "an inpainting"}[
+            channels
+        ]
         found = f"it is {variant} model ({channels} input channels, expected 4)"
     elif kind and any(name.startswith("edm_") for name in shapes):
         found = "it is trained with the EDM process (as Playground 2.5), expected DDPM's"
@@ -182,7 +206,7 @@ def architecture(checkpoint: Checkpoint) -> str:
 
 
 def prediction_type(checkpoint: Checkpoint, kind: str) -> str:
-    """"epsilon" or "v_prediction": what the UNet was trained to predict, which no shape tells.
+    """ "epsilon" or "v_prediction": what the UNet was trained to predict, which no shape tells.
 
     In order: a tensor named "v_pred", which trainers of XL models leave as a mark; the metadata entry
     modelspec.prediction_type; and for Stable Diffusion 2 the rule of thumb of ComfyUI
@@ -207,10 +231,14 @@ def _pipeline(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype, process:
 
     index = _json(folder / "model_index.json")
     name = index.get("_class_name")
-    texts = {"StableDiffusionPipeline": ["text_encoder"],
-             "StableDiffusionXLPipeline": ["text_encoder", "text_encoder_2"]}.get(str(name))
+    texts = {
+        "StableDiffusionPipeline": ["text_encoder"],
+        "StableDiffusionXLPipeline": ["text_encoder", "text_encoder_2"],
+    }.get(str(name))
     if texts is None:
-        raise UserError(f"{folder} describes a {name}; expected StableDiffusionPipeline or StableDiffusionXLPipeline")
+        raise UserError(
+            f"{folder} describes a {name}; expected StableDiffusionPipeline or StableDiffusionXLPipeline"
+        )
     settings = _json(folder / "scheduler" / "scheduler_config.json")
     scheduler = getattr(diffusers, str(settings.get("_class_name")), None)
     if not (isinstance(scheduler, type) and issubclass(scheduler, diffusers.SchedulerMixin)):
@@ -225,11 +253,15 @@ def _pipeline(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype, process:
         tokenizer = text.replace("text_encoder", "tokenizer")
         parts[tokenizer] = _tokenizer(folder / tokenizer)
         if len(parts[tokenizer]) > encoder.config.vocab_size:
-            raise UserError(f"{folder}: {tokenizer} has {len(parts[tokenizer])} tokens, "
-                            f"{text} only {encoder.config.vocab_size}")
+            raise UserError(
+                f"{folder}: {tokenizer} has {len(parts[tokenizer])} tokens, "
+                f"{text} only {encoder.config.vocab_size}"
+            )
     if len(texts) == 2:
         empty = index.get("force_zeros_for_empty_prompt", True)
-        return diffusers.StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=empty, add_watermarker=False)
+        return diffusers.StableDiffusionXLPipeline(
+            **parts, force_zeros_for_empty_prompt=empty, add_watermarker=False
+        )
     return diffusers.StableDiffusionPipeline(
         **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
     )
@@ -272,7 +304,9 @@ def _text_encoder(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype) -> A
     return _fill(model, state, checkpoint, folder, dtype)
 
 
-def _fill(model: Any, state: Mapping[str, Tensor], checkpoint: Checkpoint, folder: Path, dtype: torch.dtype) -> Any:
+def _fill(
+    model: Any, state: Mapping[str, Tensor], checkpoint: Checkpoint, folder: Path, dtype: torch.dtype
+) -> Any:
     """Put ``state`` in the place of the model's empty weights.  Tensors the model has no use for are left out."""
     # Versions of transformers, and of old checkpoints, differ in whether names begin with "text_model.".
     state = {name.removeprefix("text_model."): value for name, value in state.items()}
@@ -299,7 +333,9 @@ def _refuse_config(folder: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, ZeroDivisionError) as error:
-        raise UserError(f"cannot build the {folder.name} described in {folder}: {_first_line(error)}") from error
+        raise UserError(
+            f"cannot build the {folder.name} described in {folder}: {_first_line(error)}"
+        ) from error
 
 
 def convert_openclip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -331,20 +367,26 @@ def _tokenizer(folder: Path) -> Any:
             raise UserError(f"cannot open the tokenizer in {folder}: {_first_line(error)}") from error
     settings = _json(folder / "tokenizer_config.json")
     pad = settings.get("pad_token", END)
-    return clip_tokenizer(pad["content"] if isinstance(pad, dict) else pad, settings.get("model_max_length", 77))
+    return clip_tokenizer(
+        pad["content"] if isinstance(pad, dict) else pad, settings.get("model_max_length", 77)
+    )
 
 
 def _lacks(checkpoint: Checkpoint, what: str) -> UserError:
-    return UserError(f"{checkpoint.path} is not a whole checkpoint: {what}. Is its architecture another one? "
-                     "Describe it with config=<diffusers folder>")
+    return UserError(
+        f"{checkpoint.path} is not a whole checkpoint: {what}. Is its architecture another one? "
+        "Describe it with config=<diffusers folder>"
+    )
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {_first_line(error)}. config must be a diffusers folder or "
-                        f"one of {', '.join(KINDS)}") from error
+        raise UserError(
+            f"cannot read {path}: {_first_line(error)}. config must be a diffusers folder or "
+            f"one of {', '.join(KINDS)}"
+        ) from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a {type(value).__name__}, expected an object")
     return value

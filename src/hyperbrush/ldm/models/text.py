@@ -42,10 +42,16 @@ def train_tokenizer(captions: Sequence[str], *, vocabulary: int = 4096, max_leng
 
     tokenizer = CLIPTokenizer().backend_tokenizer
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer.train_from_iterator(captions, trainers.BpeTrainer(
-        vocab_size=vocabulary, min_frequency=2, show_progress=False, initial_alphabet=letters,
-        end_of_word_suffix="</w>",
-    ))
+    tokenizer.train_from_iterator(
+        captions,
+        trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            min_frequency=2,
+            show_progress=False,
+            initial_alphabet=letters,
+            end_of_word_suffix="</w>",
+        ),
+    )
     found = json.loads(tokenizer.to_str())["model"]["merges"]
     merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in found]
     # CLIP's order: bytes, bytes that end a word, merges, special tokens last.
@@ -64,7 +70,10 @@ def width_of(text_encoder: nn.Module | None) -> int | None:
 def tokenize(tokenizer: Any, texts: Sequence[str]) -> Tensor:
     """Token ids (batch, tokens), padded and cut to the tokenizer's length, as the pipelines do."""
     ids: Tensor = tokenizer(
-        list(texts), padding="max_length", max_length=tokenizer.model_max_length, truncation=True,
+        list(texts),
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
         return_tensors="pt",
     ).input_ids
     return ids
@@ -91,7 +100,9 @@ def save_text_encoder(text_encoder: nn.Module, folder: Path) -> None:
 
     text_encoder.save_pretrained(folder)  # type: ignore[operator]
     state = {
-        key if key.startswith(("text_model.", "text_projection.")) else f"text_model.{key}": value.contiguous()
+        key
+        if key.startswith(("text_model.", "text_projection."))
+        else f"text_model.{key}": value.contiguous()
         for key, value in text_encoder.state_dict().items()
         if not key.endswith("position_ids")
     }

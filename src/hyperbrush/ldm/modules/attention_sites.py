@@ -12,9 +12,7 @@ from hyperbrush.errors import UserError, unknown_name
 KINDS = ("attn1", "attn2")
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 # Wrappers (PEFT, DDP, compile) put names before the UNet's own, hence more than "^".
-_PATH = re.compile(
-    r"(?:^|\.)((?P<part>down_blocks|mid_block|up_blocks)\.(?:.+\.)?(?P<kind>attn[12]))$"
-)
+_PATH = re.compile(r"(?:^|\.)((?P<part>down_blocks|mid_block|up_blocks)\.(?:.+\.)?(?P<kind>attn[12]))$")
 
 
 @dataclass(frozen=True)
@@ -168,9 +166,7 @@ def _in_blocks(block: str, blocks: Collection[str]) -> bool:
 def _check_names(kinds: Collection[str], blocks: Collection[str] | None, known: set[str]) -> None:
     for what, names in (("kinds", kinds), ("blocks", blocks)):
         if isinstance(names, str):
-            raise UserError(
-                f"{what} must be a list of names, not the text {names!r}: write [{names!r}]"
-            )
+            raise UserError(f"{what} must be a list of names, not the text {names!r}: write [{names!r}]")
     for kind in kinds:
         if kind not in KINDS:
             raise unknown_name("kind of attention", kind, KINDS)

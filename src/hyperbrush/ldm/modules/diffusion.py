@@ -63,8 +63,15 @@ class NoiseSchedule:
     alphas_cumprod: Tensor
 
     @classmethod
-    def named(cls, name: str = "scaled_linear", steps: int = 1000, *, zero_terminal_snr: bool = False,
-              beta_start: float | None = None, beta_end: float | None = None) -> "NoiseSchedule":
+    def named(
+        cls,
+        name: str = "scaled_linear",
+        steps: int = 1000,
+        *,
+        zero_terminal_snr: bool = False,
+        beta_start: float | None = None,
+        beta_end: float | None = None,
+    ) -> "NoiseSchedule":
         """Schedule by its diffusers name: linear, scaled_linear, squaredcos_cap_v2 (or cosine).
 
         Raises:
@@ -136,8 +143,9 @@ def target(schedule: NoiseSchedule, prediction: str, x0: Tensor, noise: Tensor, 
     raise unknown_name("prediction type", prediction, PREDICTIONS)
 
 
-def to_x0_and_noise(schedule: NoiseSchedule, prediction: str, output: Tensor, x_t: Tensor,
-                    timesteps: Tensor) -> tuple[Tensor, Tensor]:
+def to_x0_and_noise(
+    schedule: NoiseSchedule, prediction: str, output: Tensor, x_t: Tensor, timesteps: Tensor
+) -> tuple[Tensor, Tensor]:
     """Both x0 and eps from a network's output, exactly, for every prediction type.
 
     output, x_t: (batch, …); timesteps: (batch,) int.
@@ -152,8 +160,9 @@ def to_x0_and_noise(schedule: NoiseSchedule, prediction: str, output: Tensor, x_
     raise unknown_name("prediction type", prediction, PREDICTIONS)
 
 
-def convert(schedule: NoiseSchedule, output: Tensor, x_t: Tensor, timesteps: Tensor, *,
-            source: str, to: str) -> Tensor:
+def convert(
+    schedule: NoiseSchedule, output: Tensor, x_t: Tensor, timesteps: Tensor, *, source: str, to: str
+) -> Tensor:
     """Restate a network's output of one prediction type as another."""
     x0, noise = to_x0_and_noise(schedule, source, output, x_t, timesteps)
     return target(schedule, to, x0, noise, timesteps)
@@ -196,7 +205,9 @@ WEIGHTINGS: dict[str, Callable[[Tensor, str], Tensor]] = {
 }
 
 
-def loss_weight(schedule: NoiseSchedule, prediction: str, timesteps: Tensor, weighting: str = "none") -> Tensor:
+def loss_weight(
+    schedule: NoiseSchedule, prediction: str, timesteps: Tensor, weighting: str = "none"
+) -> Tensor:
     """Weight of each picture's squared error; timesteps: (batch,) int; returns (batch,) float32.
 
     Raises:
@@ -220,8 +231,9 @@ def sample_noise(shape: tuple[int, ...], generator: torch.Generator, *, offset: 
     """
     noise = torch.randn(shape, generator=generator, device=generator.device)
     if offset:
-        noise = noise + offset * torch.randn(shape[:2] + (1,) * (len(shape) - 2), generator=generator,
-                                             device=generator.device)
+        noise = noise + offset * torch.randn(
+            shape[:2] + (1,) * (len(shape) - 2), generator=generator, device=generator.device
+        )
     return noise
 
 
@@ -234,8 +246,15 @@ def perturb(noise: Tensor, generator: torch.Generator, gamma: float) -> Tensor:
     return noise + gamma * torch.randn(noise.shape, generator=generator, device=generator.device).to(noise)
 
 
-def sample_timesteps(batch: int, steps: int, generator: torch.Generator, *, low: int = 0,
-                     high: int | None = None, method: str = "uniform") -> Tensor:
+def sample_timesteps(
+    batch: int,
+    steps: int,
+    generator: torch.Generator,
+    *,
+    low: int = 0,
+    high: int | None = None,
+    method: str = "uniform",
+) -> Tensor:
     """Timesteps (batch,) int64 in [low, high).
 
     ``uniform`` draws each alone; ``stratified`` spreads the batch evenly over the range in a random

@@ -62,9 +62,16 @@ class FirstStageLoss:
         """Whether the discriminator takes part at this step."""
         return self.adversarial_weight > 0 and step >= self.adversarial_start
 
-    def terms(self, picture: Tensor, reconstruction: Tensor, *, mean: Tensor | None = None,
-              logvar: Tensor | None = None, quantise: Tensor | None = None,
-              fake_logits: Tensor | None = None) -> dict[str, Tensor]:
+    def terms(
+        self,
+        picture: Tensor,
+        reconstruction: Tensor,
+        *,
+        mean: Tensor | None = None,
+        logvar: Tensor | None = None,
+        quantise: Tensor | None = None,
+        fake_logits: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Each term, weighted; their sum is the loss.
 
         picture, reconstruction: (batch, 3, height, width) in [-1, 1]; mean, logvar: (batch, latent

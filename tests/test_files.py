@@ -1,0 +1,57 @@
+"""Files are whole or absent."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hyperbrush.errors import UserError, unknown_name
+from hyperbrush.files import atomic_path, sha256, write_json, write_text
+
+
+def test_replaces_only_on_success(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "a.txt"
+    write_text(path, "one")
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "one"
+    assert [p.name for p in path.parent.iterdir()] == ["a.txt"]
+    write_json(path, {"ü": 1})
+    assert '"ü": 1' in path.read_text(encoding="utf-8")
+    assert path.stat().st_mode & 0o077 == 0o666 & ~_umask() & 0o077
+    assert sha256(path) == sha256(path)
+
+
+def _umask() -> int:
+    value = os.umask(0)
+    os.umask(value)
+    return value
+
+
+def test_the_content_is_on_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda _: calls.append("fsync"))
+    real = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda self, other: (calls.append("rename"), real(self, other))[1])
+    write_text(tmp_path / "a", "x")
+    assert calls == ["fsync", "rename", "fsync"]
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_text(tmp_path / "a", "old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left on device. Nothing was changed"):
+        write_text(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_unknown_name_offers_the_closest() -> None:
+    text = str(unknown_name("sampler", "eular", ["Euler", "Euler a", "DDIM"]))
+    assert "did you mean 'Euler' or 'Euler a'" in text
+    assert str(unknown_name("x", "zzz", [])) == "unknown x 'zzz'. Known: none"
