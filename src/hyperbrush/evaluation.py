@@ -9,7 +9,7 @@ from hyperbrush.hypernetworks import HypernetworkLibrary, attach, load
 from hyperbrush.ldm.data import ImageFolder, cache_latents
 from hyperbrush.ldm.data.cache import LatentCache
 from hyperbrush.ldm.models import LatentDiffusion
-from hyperbrush.ldm.models.autoencoder import moments, reconstruct
+from hyperbrush.ldm.models.autoencoder import reconstruct
 from hyperbrush.ldm.modules.losses import psnr
 from hyperbrush.training.ldm import make_batch, validation_losses
 
@@ -51,7 +51,7 @@ def evaluate_folder(
         torch.no_grad(),
         LatentCache(Path(scratch), "evaluate") as cache,
     ):
-        latents = cache_latents(data, lambda x: moments(opened.first_stage, x.to(opened.device)), cache)
+        latents = cache_latents(data, opened.moments, cache)
     without = validation_losses(opened, latents, limit=limit)
     yield f"denoising loss without a hypernetwork: {_spread(without)} ({count} pictures x {without.shape[1]} timesteps)"
     if hypernetwork:

@@ -56,26 +56,32 @@ def load_config(model: type[Config], source: str | Path | dict[str, Any], **over
         UserError: missing file, broken YAML, or wrong keys and values, one line each with the
             closest known key.
     """
-    where, values = "the configuration", source
-    if not isinstance(source, dict):
-        where = str(source)
-        path = Path(source)
-        if not path.is_file():
-            raise UserError(f"config file {path} does not exist")
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-        if values is None:
-            values = {}
-        if not isinstance(values, dict):
-            raise UserError(f"{path} holds a {type(values).__name__}; expected a mapping of settings")
-    assert isinstance(values, dict)
+    where = "the configuration" if isinstance(source, dict) else str(source)
+    values = source if isinstance(source, dict) else read_yaml(Path(source))
     given = {**values, **{k: v for k, v in overrides.items() if v is not None}}
     try:
         return model.model_validate(given)
     except ValidationError as error:
         raise UserError(f"{where}: " + "; ".join(_describe(model, e) for e in error.errors())) from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping (or nothing).
+
+    Raises:
+        UserError: missing file, broken YAML, or something else than a mapping.
+    """
+    if not path.is_file():
+        raise UserError(f"config file {path} does not exist")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds a {type(values).__name__}; expected a mapping of settings")
+    return values
 
 
 def _describe(model: type[BaseModel], error: Any) -> str:

@@ -12,7 +12,7 @@ from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks import AttentionHypernetwork, attach
 from hyperbrush.ldm.data import BatchOrder, ImageFolder, LatentCache, cache_latents, cache_texts
 from hyperbrush.ldm.models import LatentDiffusion
-from hyperbrush.ldm.models.autoencoder import moments
+from hyperbrush.ldm.models.latent_diffusion import update
 from hyperbrush.ldm.models.loading import from_pipeline
 from hyperbrush.ldm.util import keyed_generator, load_config
 from hyperbrush.training.checkpoint import digest
@@ -327,10 +327,6 @@ def cached_examples(
 ) -> tuple[Examples, Examples | None, dict[str, Tensor]]:
     """Latents of all pictures and text states of all captions, encoded once and kept in ``folder``."""
 
-    def encode(images: Tensor) -> dict[str, Tensor]:
-        with torch.no_grad():
-            return moments(model.first_stage, images.to(model.device))
-
     def encode_texts(texts: list[str]) -> Tensor:
         with torch.no_grad():
             return model.encode_text(texts)
@@ -340,7 +336,7 @@ def cached_examples(
         def latents(data: Any) -> Any:
             if isinstance(data, Subset):
                 return Subset(latents(data.data), data.indices)
-            return cache_latents(data, encode, cache)
+            return cache_latents(data, model.moments, cache)
 
         cached, held = latents(train), None if held_out is None else latents(held_out)
     captions = dict.fromkeys(["", *train.captions, *(held_out.captions if held_out is not None else [])])
@@ -372,13 +368,4 @@ def train_hypernetwork(
     model.requires_grad_(False)
     optimizer.zero_grad(set_to_none=True)
     with attach(model.unet, [(hypernetwork, 1.0)]):
-        loss = model(batch, generator, **settings)
-        if not torch.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss.item()}: lower the learning rate, or look at this batch's pictures"
-            )
-        loss.backward()
-    if max_grad_norm is not None:
-        torch.nn.utils.clip_grad_norm_(hypernetwork.parameters(), max_grad_norm)
-    optimizer.step()
-    return float(loss.detach())
+        return update(model(batch, generator, **settings), optimizer, max_grad_norm)

@@ -13,9 +13,8 @@ from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.files import write_text
 from hyperbrush.ldm.data import ImageFolder, LatentCache, LatentDataset, cache_latents
 from hyperbrush.ldm.models import LatentDiffusion, first_stage
-from hyperbrush.ldm.models.autoencoder import moments
 from hyperbrush.ldm.modules.losses import FirstStageLoss
-from hyperbrush.ldm.util import keyed_seed, load_config
+from hyperbrush.ldm.util import keyed_seed, load_config, read_yaml
 from hyperbrush.training.checkpoint import digest
 from hyperbrush.training.config import Share, Strict, TrainerConfig
 from hyperbrush.training.ldm import DenoisingObjective, Examples, FirstStageObjective
@@ -160,15 +159,10 @@ class Folders:
         self, model: LatentDiffusion, folder: Path, progress: Callable[[int, int], None] | None
     ) -> None:
         """Replace pictures by their latents, encoded once and kept in ``folder``."""
-
-        def encode(images: torch.Tensor) -> dict[str, torch.Tensor]:
-            with torch.no_grad():
-                return moments(model.first_stage, images.to(model.device))
-
         fingerprint = digest(dict(model.first_stage.state_dict()))
         with LatentCache(folder, fingerprint) as cache:
             datasets: list[LatentDataset] = [
-                cache_latents(data, encode, cache, progress=progress) for data, _ in self.parts
+                cache_latents(data, model.moments, cache, progress=progress) for data, _ in self.parts
             ]
         self.examples = list(datasets)
 
@@ -179,17 +173,8 @@ def read_config(source: str | Path | dict[str, Any], **overrides: Any) -> Run:
     Raises:
         UserError: see `load_config`.
     """
-    if isinstance(source, dict):
-        values = source
-    else:
-        path = Path(source)
-        if not path.is_file():
-            raise UserError(f"config file {path} does not exist")
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    kind = values.get("kind") if isinstance(values, dict) else None
+    values = source if isinstance(source, dict) else read_yaml(Path(source))
+    kind = values.get("kind")
     if kind not in KINDS:
         raise unknown_name("kind of training (first line 'kind: …')", str(kind), KINDS)
     model: Any = KINDS[kind]

@@ -249,6 +249,8 @@ def test_what_cannot_be_opened_is_said(make_tiny: Maker, tmp_path: Path) -> None
     ):
         with pytest.raises(UserError, match=message):
             LatentDiffusion.from_pretrained(source)
+    with pytest.raises(UserError, match="cannot fetch model 'nobody/nothing'"):
+        LatentDiffusion.from_pretrained("nobody/nothing")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     with pytest.raises(UserError, match="cannot open the model"):

@@ -157,6 +157,11 @@ class LatentDiffusion(nn.Module):
         """Side of the pictures the model was made for, in pixels."""
         return self.latent_shape[1] * autoencoder.downsampling(self.first_stage)
 
+    @torch.no_grad()
+    def moments(self, images: Tensor) -> dict[str, Tensor]:
+        """Unscaled "mean" and "std" of pictures' latents, for caches; images: (batch, 3, H, W)."""
+        return autoencoder.moments(self.first_stage, images.to(self.device))
+
     def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Scaled latents (batch, c, h, w) of pictures (batch, 3, H, W) in [-1, 1].
 
@@ -520,12 +525,20 @@ def train_step(
         UserError: the loss is not finite; no parameter was changed.
     """
     optimizer.zero_grad(set_to_none=True)
-    loss = model(batch, generator, **settings)
+    return update(model(batch, generator, **settings), optimizer, max_grad_norm)
+
+
+def update(loss: Tensor, optimizer: torch.optim.Optimizer, max_grad_norm: float | None) -> float:
+    """Gradient, clip, optimizer step; returns the loss.
+
+    Raises:
+        UserError: the loss is not finite; no parameter was changed.
+    """
     if not torch.isfinite(loss):
         raise UserError(
             f"the loss is {loss.item()}: lower the learning rate, or look at this batch's pictures"
         )
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     if max_grad_norm is not None:
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(trained, max_grad_norm)

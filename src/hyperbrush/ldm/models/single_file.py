@@ -206,7 +206,7 @@ def architecture(checkpoint: Checkpoint) -> str:
 
 
 def prediction_type(checkpoint: Checkpoint, kind: str) -> str:
-    """ "epsilon" or "v_prediction": what the UNet was trained to predict, which no shape tells.
+    """What the UNet was trained to predict, "epsilon" or "v_prediction", which no shape tells.
 
     In order: a tensor named "v_pred", which trainers of XL models leave as a mark; the metadata entry
     modelspec.prediction_type; and for Stable Diffusion 2 the rule of thumb of ComfyUI
