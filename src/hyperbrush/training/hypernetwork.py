@@ -12,8 +12,8 @@ from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks import AttentionHypernetwork, attach
 from hyperbrush.ldm.data import BatchOrder, ImageFolder, LatentCache, cache_latents, cache_texts
 from hyperbrush.ldm.models import LatentDiffusion
-from hyperbrush.ldm.models.latent_diffusion import update
 from hyperbrush.ldm.models.loading import from_pipeline
+from hyperbrush.ldm.models.steps import update
 from hyperbrush.ldm.util import keyed_generator, load_config
 from hyperbrush.training.checkpoint import digest
 from hyperbrush.training.config import OptimizerConfig, Share, Strict, TrainerConfig
@@ -34,7 +34,7 @@ class HypernetworkObjective(Objective):
         model: frozen here.
         hypernetwork: what is trained.
         data, held_out: examples with "latent_mean" and "caption"; see `cached_examples`.
-        texts: the text states of every caption and of the empty text.
+        texts: what the UNet is told of every caption and of the empty text, see `cached_examples`.
         target_layers: attn1, attn2 or both.
         prompts: of the preview, drawn with fixed seeds.
     """
@@ -44,7 +44,7 @@ class HypernetworkObjective(Objective):
         model: LatentDiffusion,
         hypernetwork: AttentionHypernetwork,
         data: Examples,
-        texts: Mapping[str, Tensor],
+        texts: Mapping[str, Mapping[str, Tensor]],
         *,
         held_out: Examples | None = None,
         seed: int = 0,
@@ -99,7 +99,8 @@ class HypernetworkObjective(Objective):
         )
         keep = drawn.pop("keep").tolist()
         captions = [c if k else "" for c, k in zip(batch["captions"], keep, strict=True)]
-        return batch | drawn | {"embeddings": torch.stack([self.texts[c] for c in captions])}
+        told = [self.texts[caption] for caption in captions]
+        return batch | drawn | {key: torch.stack([t[key] for t in told]) for key in told[0]}
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """The mean weighted loss."""
@@ -324,13 +325,8 @@ def cached_examples(
     train: Any,
     held_out: Any,
     folder: Path,
-) -> tuple[Examples, Examples | None, dict[str, Tensor]]:
+) -> tuple[Examples, Examples | None, dict[str, dict[str, Tensor]]]:
     """Latents of all pictures and text states of all captions, encoded once and kept in ``folder``."""
-
-    def encode_texts(texts: list[str]) -> Tensor:
-        with torch.no_grad():
-            return model.encode_text(texts)
-
     with LatentCache(folder / "latents", digest(dict(model.first_stage.state_dict()))) as cache:
 
         def latents(data: Any) -> Any:
@@ -339,11 +335,27 @@ def cached_examples(
             return cache_latents(data, model.moments, cache)
 
         cached, held = latents(train), None if held_out is None else latents(held_out)
-    captions = dict.fromkeys(["", *train.captions, *(held_out.captions if held_out is not None else [])])
+    captions = list(dict.fromkeys(["", *train.captions, *(held_out.captions if held_out else [])]))
+    return cached, held, cached_texts(model, captions, folder / "texts")
+
+
+def cached_texts(model: LatentDiffusion, captions: list[str], folder: Path) -> dict[str, dict[str, Tensor]]:
+    """Each caption's "embeddings" (tokens, width), and for Stable Diffusion XL "pooled_embeddings"."""
     assert model.text_encoder is not None
-    with LatentCache(folder / "texts", digest(dict(model.text_encoder.state_dict()))) as cache:
-        texts = cache_texts(list(captions), encode_texts, cache)
-    return cached, held, texts
+    found: dict[str, dict[str, Tensor]] = {caption: {} for caption in captions}
+    names = {"context": "embeddings", "pooled": "pooled_embeddings"}
+    encoders = [e for e in (model.text_encoder, model.text_encoder_2) if e is not None]
+    weights = {f"{i}.{k}": v for i, e in enumerate(encoders) for k, v in e.state_dict().items()}
+    for key in ("context", "pooled")[: len(encoders)]:
+
+        def encode(texts: list[str], key: str = key) -> Tensor:
+            with torch.no_grad():
+                return model.text_conditions(texts)[key]
+
+        with LatentCache(folder / key, digest(weights)) as cache:
+            for caption, states in cache_texts(captions, encode, cache).items():
+                found[caption][names[key]] = states
+    return found
 
 
 def train_hypernetwork(

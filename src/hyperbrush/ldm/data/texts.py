@@ -43,10 +43,10 @@ def cache_texts(
         batch = wanted[start : start + batch_size]
         with torch.no_grad():
             encoded = encode(batch).detach().cpu()
-        if encoded.ndim != 3 or len(encoded) != len(batch):
+        if encoded.ndim < 2 or len(encoded) != len(batch):
             raise UserError(
                 f"the text encoder gave shape {tuple(encoded.shape)} for {len(batch)} texts; "
-                "expected (texts, tokens, width)"
+                "expected (texts, tokens, width) or (texts, width)"
             )
         for text, context in zip(batch, encoded, strict=True):
             if not torch.isfinite(context).all():

@@ -85,6 +85,7 @@ class DiffusionModel(nn.Module):
         schedule: signal shares of the process.
         prediction: "epsilon", "v_prediction" or "sample".
         scheduler_config: the diffusers settings the schedule came from, for samplers.
+        pixels_per_latent: the first stage's downsampling, which Stable Diffusion XL is told sizes by.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class DiffusionModel(nn.Module):
         schedule: diffusion.NoiseSchedule,
         prediction: str,
         scheduler_config: Mapping[str, Any],
+        pixels_per_latent: int = 8,
     ) -> None:
         super().__init__()
         diffusion.check_prediction(prediction, schedule)
@@ -100,6 +102,7 @@ class DiffusionModel(nn.Module):
         self.schedule = schedule
         self.prediction = prediction
         self.scheduler_config = dict(scheduler_config)
+        self.pixels_per_latent = pixels_per_latent
 
     def forward(
         self,
@@ -109,18 +112,31 @@ class DiffusionModel(nn.Module):
         *,
         class_labels: Tensor | None = None,
         concat: Tensor | None = None,
+        pooled: Tensor | None = None,
     ) -> Tensor:
         """The UNet's output (batch, c, h, w).
 
         latents: (batch, c, h, w); timesteps: (batch,) or a scalar; context: (batch, tokens, width);
-        class_labels: (batch,); concat: (batch, extra, h, w).
+        class_labels: (batch,); concat: (batch, extra, h, w); pooled: (batch, projection), the pooled
+        text states of Stable Diffusion XL, which is also told the picture's size, uncropped.
         """
         if concat is not None:
             latents = torch.cat([latents, concat], dim=1)
         if context is None:
             width = int(self.unet.config.cross_attention_dim)  # type: ignore[union-attr, arg-type]
             context = latents.new_zeros(len(latents), 1, width)
-        out = self.unet(latents, timesteps, encoder_hidden_states=context, class_labels=class_labels)
+        added = None
+        if pooled is not None:
+            height, width = (side * self.pixels_per_latent for side in latents.shape[-2:])
+            sizes = pooled.new_tensor([height, width, 0, 0, height, width]).expand(len(latents), -1)
+            added = {"text_embeds": pooled, "time_ids": sizes}
+        out = self.unet(
+            latents,
+            timesteps,
+            encoder_hidden_states=context,
+            class_labels=class_labels,
+            added_cond_kwargs=added,
+        )
         sample: Tensor = out.sample
         return sample
 

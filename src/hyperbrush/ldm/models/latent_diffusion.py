@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.ldm.models import autoencoder, text
 from hyperbrush.ldm.models.diffusion_model import DiffusionModel, build_unet
+from hyperbrush.ldm.models.process import schedule_of, scheduler_config
 from hyperbrush.ldm.modules.diffusion import (
-    NoiseSchedule,
     perturb,
-    rescale_to_zero_terminal_snr,
     sample_noise,
     sample_timesteps,
 )
@@ -86,6 +85,9 @@ class LatentDiffusion(nn.Module):
             else first_stage
         )
         self.text_encoder, self.tokenizer = text_encoder, tokenizer
+        self.text_encoder_2: nn.Module | None = None  # Stable Diffusion XL's second one
+        self.tokenizer_2: Any = None
+        self.zero_empty_text = False
         if conditioning == "text" and text_encoder is None:
             self.tokenizer = tokenizer if tokenizer is not None else default_tokenizer()
             self.text_encoder = text.build_text_encoder(self.tokenizer, width=text_width, layers=text_layers)
@@ -104,7 +106,9 @@ class LatentDiffusion(nn.Module):
                 extra_channels=image_channels if conditioning == "image" else 0,
             )
         config = scheduler_config(schedule, train_timesteps, prediction, zero_terminal_snr)
-        self.diffusion = DiffusionModel(unet, schedule_of(config), prediction, config)
+        self.diffusion = DiffusionModel(
+            unet, schedule_of(config), prediction, config, autoencoder.downsampling(self.first_stage)
+        )
         self.scale_factor = scale_factor
         self.known_words: frozenset[str] | None = (
             None  # of the captions it was trained on, where that is known
@@ -212,6 +216,14 @@ class LatentDiffusion(nn.Module):
         ids = text.tokenize(self.tokenizer, captions).to(next(self.text_encoder.parameters()).device)
         return text.encode_text(self.text_encoder, ids)
 
+    def text_conditions(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """What the UNet is told of captions: "context", and for Stable Diffusion XL "pooled" too."""
+        if self.text_encoder is None or self.text_encoder_2 is None:
+            return {"context": self.encode_text(captions)}
+        encoders, tokenizers = (self.text_encoder, self.text_encoder_2), (self.tokenizer, self.tokenizer_2)
+        context, pooled = text.encode_text_xl(encoders, tokenizers, captions, zero_empty=self.zero_empty_text)
+        return {"context": context, "pooled": pooled}
+
     def latents_of(self, batch: Mapping[str, Any], generator: torch.Generator | None = None) -> Tensor:
         """Scaled latents of a batch: `latents` as they are, else `latent_means` (and `latent_stds`) of
         a cache, else `images` encoded.
@@ -243,11 +255,15 @@ class LatentDiffusion(nn.Module):
         dropped = None if keep is None else ~keep
         if self.conditioning == "text":
             if "embeddings" in batch:
-                context = self._moved(batch["embeddings"])
+                found = {"context": self._moved(batch["embeddings"])}
+                if "pooled_embeddings" in batch:
+                    found["pooled"] = self._moved(batch["pooled_embeddings"])
                 if dropped is not None and dropped.any():
-                    null = self.encode_text([""]).to(context)
-                    context = torch.where(dropped.to(context.device)[:, None, None], null, context)
-                return {"context": context}
+                    null = self.text_conditions([""])
+                    for key, value in found.items():
+                        place = dropped.to(value.device).view(-1, *[1] * (value.ndim - 1))
+                        found[key] = torch.where(place, null[key].to(value), value)
+                return found
             if "captions" not in batch:
                 raise UserError(
                     f"a batch for a text model needs 'captions' or 'embeddings'; got {sorted(batch)}"
@@ -255,7 +271,7 @@ class LatentDiffusion(nn.Module):
             captions = list(batch["captions"])
             if dropped is not None:
                 captions = ["" if d else c for c, d in zip(captions, dropped.tolist(), strict=True)]
-            return {"context": self.encode_text(captions)}
+            return self.text_conditions(captions)
         if self.conditioning == "class":
             labels = self._moved(batch["class_labels"]).clone()
             if dropped is not None:
@@ -461,44 +477,6 @@ class LatentDiffusion(nn.Module):
         return pipeline(self)
 
 
-def scheduler_config(schedule: str, steps: int, prediction: str, zero_terminal_snr: bool) -> dict[str, Any]:
-    """The diffusers settings of a process."""
-    name = "squaredcos_cap_v2" if schedule == "cosine" else schedule
-    NoiseSchedule.named(name, steps)  # refuses unknown names
-    config: dict[str, Any] = {
-        "num_train_timesteps": steps,
-        "beta_schedule": name,
-        "prediction_type": prediction,
-        "rescale_betas_zero_snr": zero_terminal_snr,
-        "timestep_spacing": "trailing" if zero_terminal_snr else "leading",
-        "steps_offset": 0 if zero_terminal_snr else 1,
-        "clip_sample": False,
-        "set_alpha_to_one": False,
-    }
-    if name == "linear":
-        config |= {"beta_start": 0.0001, "beta_end": 0.02}
-    if name == "scaled_linear":
-        config |= {"beta_start": 0.00085, "beta_end": 0.012}
-    return config
-
-
-def schedule_of(config: Mapping[str, Any]) -> NoiseSchedule:
-    """The noise schedule that diffusers settings describe."""
-    if config.get("trained_betas") is not None:
-        betas = torch.as_tensor(config["trained_betas"], dtype=torch.float64)
-        alphas = torch.cumprod(1 - betas, 0)
-        zero = config.get("rescale_betas_zero_snr", False)
-        return NoiseSchedule(rescale_to_zero_terminal_snr(alphas) if zero else alphas)
-    name = config.get("beta_schedule", "linear")
-    ends = {} if name == "squaredcos_cap_v2" else {k: config.get(k) for k in ("beta_start", "beta_end")}
-    return NoiseSchedule.named(
-        name,
-        config.get("num_train_timesteps", 1000),
-        zero_terminal_snr=bool(config.get("rescale_betas_zero_snr", False)),
-        **ends,
-    )
-
-
 def default_tokenizer() -> Any:
     """The embedded model's tokenizer."""
     from transformers import CLIPTokenizer
@@ -506,41 +484,3 @@ def default_tokenizer() -> Any:
     from hyperbrush.assets import model_folder
 
     return CLIPTokenizer.from_pretrained(model_folder("emoji") / "tokenizer")
-
-
-def train_step(
-    model: LatentDiffusion,
-    batch: Mapping[str, Any],
-    optimizer: torch.optim.Optimizer,
-    generator: torch.Generator | None = None,
-    *,
-    max_grad_norm: float | None = 1.0,
-    **settings: Any,
-) -> float:
-    """One documented step for people with their own loop: loss, gradient, clip, update.
-
-    Returns the loss.  ``settings`` go to `LatentDiffusion.losses` (weighting, condition_dropout, …).
-
-    Raises:
-        UserError: the loss is not finite; no parameter was changed.
-    """
-    optimizer.zero_grad(set_to_none=True)
-    return update(model(batch, generator, **settings), optimizer, max_grad_norm)
-
-
-def update(loss: Tensor, optimizer: torch.optim.Optimizer, max_grad_norm: float | None) -> float:
-    """Gradient, clip, optimizer step; returns the loss.
-
-    Raises:
-        UserError: the loss is not finite; no parameter was changed.
-    """
-    if not torch.isfinite(loss):
-        raise UserError(
-            f"the loss is {loss.item()}: lower the learning rate, or look at this batch's pictures"
-        )
-    loss.backward()  # type: ignore[no-untyped-call]
-    if max_grad_norm is not None:
-        trained = [p for group in optimizer.param_groups for p in group["params"]]
-        nn.utils.clip_grad_norm_(trained, max_grad_norm)
-    optimizer.step()
-    return float(loss.detach())

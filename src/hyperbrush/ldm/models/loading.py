@@ -127,11 +127,6 @@ def from_pipeline(cls: "type[LatentDiffusion]", pipe: Any) -> "LatentDiffusion":
     """
     if not hasattr(pipe, "unet") or not hasattr(pipe, "vae"):
         raise UserError(f"{type(pipe).__name__} has no UNet and VAE; Stable Diffusion 1, 2 and XL do")
-    if getattr(pipe, "text_encoder_2", None) is not None:
-        raise UserError(
-            f"{type(pipe).__name__} has two text encoders (Stable Diffusion XL), which LatentDiffusion does not "
-            "drive; draw with the diffusers pipeline itself, hyperbrush.attach works on it"
-        )
     model = assemble(
         cls,
         pipe.vae,
@@ -141,6 +136,9 @@ def from_pipeline(cls: "type[LatentDiffusion]", pipe: Any) -> "LatentDiffusion":
         dict(pipe.scheduler.config),
         "text",
     )
+    if getattr(pipe, "text_encoder_2", None) is not None:
+        model.text_encoder_2, model.tokenizer_2 = pipe.text_encoder_2, pipe.tokenizer_2
+        model.zero_empty_text = bool(pipe.config.get("force_zeros_for_empty_prompt", False))
     return model.eval()
 
 
@@ -154,8 +152,9 @@ def assemble(
     conditioning: str,
 ) -> "LatentDiffusion":
     """A model of ready parts, without drawing any weights."""
+    from hyperbrush.ldm.models.autoencoder import downsampling
     from hyperbrush.ldm.models.diffusion_model import DiffusionModel
-    from hyperbrush.ldm.models.latent_diffusion import schedule_of
+    from hyperbrush.ldm.models.process import schedule_of
 
     model = cls.__new__(cls)
     nn.Module.__init__(model)
@@ -163,23 +162,41 @@ def assemble(
     model.first_stage = first
     model.text_encoder, model.tokenizer = text_encoder, tokenizer
     prediction = process.get("prediction_type", "epsilon")
-    model.known_words = None
-    model.diffusion = DiffusionModel(unet, schedule_of(process), prediction, process)
+    model.text_encoder_2 = model.tokenizer_2 = model.known_words = None
+    model.zero_empty_text = False
+    model.diffusion = DiffusionModel(unet, schedule_of(process), prediction, process, downsampling(first))
     return model
 
 
 def pipeline(model: "LatentDiffusion") -> Any:
-    """The same modules in a `StableDiffusionPipeline`.
+    """The same modules in a `StableDiffusionPipeline`, or the XL one.
 
     Raises:
         UserError: the model is not of Stable Diffusion's kind (text condition, KL first stage).
     """
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+    from diffusers import (
+        AutoencoderKL,
+        DDIMScheduler,
+        StableDiffusionPipeline,
+        StableDiffusionXLPipeline,
+    )
 
     if model.conditioning != "text" or not isinstance(model.first_stage, AutoencoderKL):
         raise UserError(
             f"a Stable Diffusion pipeline needs a text condition and a KL first stage; this model has "
             f"{model.conditioning!r} and {type(model.first_stage).__name__}"
+        )
+    if model.text_encoder_2 is not None:
+        return StableDiffusionXLPipeline(
+            vae=model.first_stage,
+            text_encoder=model.text_encoder,
+            text_encoder_2=model.text_encoder_2,
+            tokenizer=model.tokenizer,
+            tokenizer_2=model.tokenizer_2,
+            unet=model.unet,
+            scheduler=DDIMScheduler.from_config(model.diffusion.scheduler_config),
+            force_zeros_for_empty_prompt=model.zero_empty_text,
+            add_watermarker=False,
         )
     return StableDiffusionPipeline(
         vae=model.first_stage,
@@ -247,6 +264,10 @@ def _write_parts(model: "LatentDiffusion", folder: Path, dtype: torch.dtype | No
         import copy
 
         model = copy.deepcopy(model)
+    if model.text_encoder_2 is not None:
+        model.to(dtype or model.dtype)
+        pipeline(model).save_pretrained(folder)
+        return
     write(model.first_stage, "vae")
     write(model.unet, "unet")
     index: dict[str, Any] = {

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hyperbrush.files import write_json
@@ -83,6 +84,28 @@ def encode_text(text_encoder: nn.Module, ids: Tensor) -> Tensor:
     """Hidden states (batch, tokens, width) after the final layer norm: what cross-attention sees."""
     states: Tensor = text_encoder(ids).last_hidden_state
     return states
+
+
+def encode_text_xl(
+    encoders: Sequence[nn.Module], tokenizers: Sequence[Any], texts: Sequence[str], *, zero_empty: bool
+) -> tuple[Tensor, Tensor]:
+    """Stable Diffusion XL's text states: both encoders' penultimate layers side by side, and the second
+    one's pooled projection (Podell et al. 2023, section 2.1).
+
+    zero_empty: the empty text is zeros, as the pipelines have it where no negative prompt is given.
+    Returns (batch, tokens, width 1 + width 2) and (batch, projection).
+    """
+    states, pooled = [], torch.empty(0)
+    for encoder, tokenizer in zip(encoders, tokenizers, strict=True):
+        device = next(encoder.parameters()).device
+        out = encoder(tokenize(tokenizer, texts).to(device), output_hidden_states=True)
+        states.append(out.hidden_states[-2])
+        pooled = out[0]
+    joined = torch.cat(states, dim=-1)
+    if zero_empty:
+        said = torch.tensor([bool(t.strip()) for t in texts], device=joined.device)
+        joined, pooled = joined * said[:, None, None], pooled * said[:, None]
+    return joined, pooled
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
