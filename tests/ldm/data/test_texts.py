@@ -30,8 +30,8 @@ def test_each_text_is_encoded_once(tmp_path):
 
 def test_wrong_encoders(tmp_path):
     cache = LatentCache(tmp_path, "clip")
-    with pytest.raises(UserError, match=r"shape \(2, 4\) for 2 texts; expected \(texts, tokens"):
-        cache_texts(["a", "b"], lambda texts: torch.zeros(2, 4), cache)
+    with pytest.raises(UserError, match=r"shape \(2,\) for 2 texts; expected \(texts, tokens"):
+        cache_texts(["a", "b"], lambda texts: torch.zeros(2), cache)
     with pytest.raises(UserError, match="NaN or infinity for 'a'"):
         cache_texts(["a"], lambda texts: torch.full((1, 2, 3), float("inf")), cache)
     with pytest.raises(UserError, match="batch_size is 0"):

@@ -16,7 +16,7 @@ def cache_texts(
     batch_size: int = 32,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Tensor]:
-    """Context of each different text, (tokens, width), encoded now or by an earlier run.
+    """Context of each different text, (tokens, width) or (width,), encoded now or by an earlier run.
 
     encode: texts to contexts (batch, tokens, width). What it depends on belongs in the cache's
         fingerprint.
