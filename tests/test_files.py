@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hyperbrush.errors import UserError, unknown_name
-from hyperbrush.files import atomic_path, sha256, write_json, write_text
+from hyperbrush.files import atomic_folder, atomic_path, sha256, write_json, write_text
 
 
 def test_replaces_only_on_success(tmp_path: Path) -> None:
@@ -55,3 +55,38 @@ def test_unknown_name_offers_the_closest() -> None:
     text = str(unknown_name("sampler", "eular", ["Euler", "Euler a", "DDIM"]))
     assert "did you mean 'Euler' or 'Euler a'" in text
     assert str(unknown_name("x", "zzz", [])) == "unknown x 'zzz'. Known: none"
+
+
+def test_a_folder_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(text: str) -> None:
+        with atomic_folder(tmp_path / "model") as temporary:
+            (temporary / "part").mkdir()
+            (temporary / "part/a.txt").write_text(text)
+
+    write("one")
+    assert (tmp_path / "model").stat().st_mode & 0o777 == 0o777 & ~_umask()
+    write("two")
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "model"):
+        raise RuntimeError
+    real = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if Path(target).name == "model" and not self.name.endswith(".old"):
+            raise OSError(28, "No space left on device")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(UserError, match="cannot write .*model: No space left on device"):
+        write("three")
+    assert (tmp_path / "model/part/a.txt").read_text() == "two"
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_safetensors_says_of_a_full_disk_is_understood(tmp_path: Path) -> None:
+    from safetensors import SafetensorError
+
+    with pytest.raises(UserError, match=r"cannot write .*: I/O error: No space"), atomic_path(tmp_path / "a"):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+    with pytest.raises(UserError, match="cannot write"), atomic_folder(tmp_path / "b"):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+    assert not list(tmp_path.iterdir())

@@ -21,6 +21,9 @@ SHOWN = {
     "slice-of-pizza",
     "pizza",
     "red-heart",
+    "three-oclock",
+    "woman",
+    "hourglass-done",
     "grinning-face",
 }
 

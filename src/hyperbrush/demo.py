@@ -15,7 +15,14 @@ from hyperbrush.training.trainer import Progress
 
 NAME = "ink"
 STRENGTHS = (0.0, 0.5, 1.0)
-PROMPTS = ("cat face", "slice of pizza", "mushroom", "house", "red apple", "rocket")  # none among the 48
+PROMPTS = (
+    "cat face",
+    "red heart",
+    "grinning face",
+    "three oclock",
+    "woman",
+    "hourglass done",
+)  # none of the 48
 
 
 @dataclass
@@ -89,8 +96,12 @@ def run_demo(
     columns = []
     for strength in STRENGTHS:
         tag = f" <hypernet:{NAME}:{strength:g}>" if strength else ""
-        drawn = generate([p + tag for p in PROMPTS], model=model, seed=seed, hypernetworks=result.file.parent)
-        columns.append([picture.image for picture in drawn])
+        columns.append(
+            [
+                generate(prompt + tag, model=model, seed=seed + i, hypernetworks=result.file.parent)[0].image
+                for i, prompt in enumerate(PROMPTS)
+            ]
+        )
     grid = labelled_grid(
         list(zip(*columns, strict=True)),
         rows=PROMPTS,

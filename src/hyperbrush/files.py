@@ -1,9 +1,10 @@
-"""Files that are whole or absent: temporary name, flush, fsync, rename."""
+"""Files and folders that are whole or absent: temporary name, flush, fsync, rename."""
 
 import contextlib
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     Raises:
         UserError: the file cannot be written (disk full, no permission); what stood there is kept.
     """
+    from safetensors import SafetensorError  # how safetensors reports a full disk
+
     path = Path(path)
     temporary: Path | None = None
     try:
@@ -33,14 +36,59 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
         temporary = None
         fsync_folder(path.parent)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(
-            f"cannot write {path}: {reason}. Nothing was changed; make room or choose another place"
-        ) from error
+    except (OSError, SafetensorError) as error:
+        raise _cannot_write(path, error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``path``; on success it takes the place of ``path``, else it vanishes.
+
+    Raises:
+        UserError: the folder cannot be written (disk full, no permission); what stood there is kept.
+    """
+    from safetensors import SafetensorError
+
+    path = Path(path)
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                fsync(file)
+        _take_place(temporary, path)
+        fsync_folder(path.parent)
+    except (OSError, SafetensorError) as error:
+        raise _cannot_write(path, error) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _take_place(new: Path, path: Path) -> None:
+    """Rename a folder over another, which no system does in one step."""
+    if not path.exists():
+        new.rename(path)
+        return
+    old = new.with_name(new.name + ".old")
+    path.rename(old)
+    try:
+        new.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _cannot_write(path: Path, error: Exception) -> UserError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return UserError(f"cannot write {path}: {reason}. Nothing was changed; make room or choose another place")
 
 
 def _umask() -> int:

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import torch
 import yaml
@@ -85,12 +85,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _describe(model: type[BaseModel], error: Any) -> str:
-    from difflib import get_close_matches
-
     place = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
-        close = get_close_matches(str(error["loc"][-1]), _all_keys(model), n=1)
-        guess = f", did you mean '{close[0]}'?" if close else ""
+        close = _closest(model, error["loc"])
+        guess = f", did you mean '{close}'?" if close else ""
         return f"unknown setting '{place}'{guess}"
     if error["type"] == "missing":
         return f"setting '{place}' is missing"
@@ -99,14 +97,37 @@ def _describe(model: type[BaseModel], error: Any) -> str:
     return f"{place or 'settings'}: {message} (got {got!r})" if place else message
 
 
-def _all_keys(model: type[BaseModel]) -> list[str]:
+def _closest(model: type[BaseModel], place: tuple[int | str, ...]) -> str | None:
+    """The known setting most like an unknown one: beside it, or else anywhere, by its full name."""
+    from difflib import get_close_matches
+
+    wrong, here = str(place[-1]), model
+    for part in place[:-1]:
+        here = here if isinstance(part, int) else _nested(here, part) or here
+    if beside := get_close_matches(wrong, here.model_fields, n=1):
+        return beside[0]
+    anywhere = _all_keys(model)
+    found = get_close_matches(wrong, [key.rpartition(".")[2] for key in anywhere], n=1)
+    return next((key for key in anywhere if found and key.rpartition(".")[2] == found[0]), None)
+
+
+def _all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every setting by its full name."""
     keys: list[str] = []
-    for name, field in model.model_fields.items():
-        keys.append(name)
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            keys += _all_keys(inner)
+    for name in model.model_fields:
+        keys.append(prefix + name)
+        if (inner := _nested(model, name)) is not None:
+            keys += _all_keys(inner, f"{prefix}{name}.")
     return keys
+
+
+def _nested(model: type[BaseModel], name: str) -> type[BaseModel] | None:
+    """The model of a setting, or of the entries of a list of them."""
+    field = model.model_fields.get(name)
+    if field is None:
+        return None
+    kinds = [field.annotation, *get_args(field.annotation)]
+    return next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
 
 
 def setup_logging(level: str = "WARNING") -> None:

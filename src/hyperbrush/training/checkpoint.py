@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from hyperbrush.errors import UserError
 from hyperbrush.files import atomic_path
 
 FORMAT = "1"
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -55,12 +57,10 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         "extra": json.dumps(checkpoint.extra),
         "sha256": digest(tensors),
     }
+    metadata["sha256_about"] = _about(metadata)
     path = path_of(folder, checkpoint.step)
     with atomic_path(path) as temporary:
-        try:
-            save_file(tensors, temporary, metadata=metadata)
-        except SafetensorError as error:  # how safetensors reports a full disk
-            raise OSError(str(error)) from error
+        save_file(tensors, temporary, metadata=metadata)
     for old in sorted(folder.glob("step-*.safetensors"))[:-keep]:
         if old != path:
             old.unlink()
@@ -85,9 +85,19 @@ def load(path: Path) -> Checkpoint:
         ) from error
     if metadata.get("hyperbrush") != FORMAT:
         raise UserError(f"{path} is not a hyperbrush checkpoint")
-    if metadata.get("sha256") != digest(tensors):
+    # Optional: the first checkpoints had no "sha256_about".
+    about = _about(metadata)
+    if metadata.get("sha256") != digest(tensors) or metadata.get("sha256_about", about) != about:
         raise UserError(f"checkpoint {path} is damaged: its content does not match its checksum")
-    return Checkpoint(int(metadata["step"]), tensors, json.loads(metadata["extra"]))
+    try:
+        return Checkpoint(int(metadata["step"]), tensors, json.loads(metadata["extra"]))
+    except (KeyError, ValueError) as error:
+        raise UserError(f"checkpoint {path} is damaged: its header does not say where it stood") from error
+
+
+def _about(metadata: Mapping[str, str]) -> str:
+    """sha256 of what the header says beside the tensors."""
+    return hashlib.sha256(f"{metadata.get('step')} {metadata.get('extra')}".encode()).hexdigest()
 
 
 def latest(folder: Path, at: int | None = None) -> Checkpoint | None:
@@ -108,6 +118,7 @@ def latest(folder: Path, at: int | None = None) -> Checkpoint | None:
         try:
             return load(path)
         except UserError as error:
+            log.warning("%s; taking an older one", error)
             problems.append(str(error))
     if problems:
         raise UserError("; ".join(problems))
@@ -137,3 +148,10 @@ def restore_optimizer(
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    # The fused kernels walk through memory: moments must lie as their parameter does (channels_last).
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            entries = optimizer.state.get(parameter, {})
+            for name, value in entries.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    entries[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from hyperbrush.files import atomic_folder
 from hyperbrush.ldm.data import BatchOrder, collate
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.models.autoencoder import downsampling, is_vq, reconstruct
@@ -38,6 +39,12 @@ def make_batch(data: Examples, pairs: Sequence[tuple[int, int]]) -> dict[str, An
     return {f"{k}s": v for k, v in collate([data.example(i, epoch) for epoch, i in pairs]).items()}
 
 
+def order_of(data: Examples, batch_size: int, seed: int) -> BatchOrder:
+    """Batches of a dataset; pictures of different shapes (``groups``) never meet in one."""
+    groups = getattr(data, "groups", None)
+    return BatchOrder(len(data) if groups is None else groups, batch_size, seed)
+
+
 class FirstStageObjective(Objective):
     """Train an autoencoder on pictures (Rombach et al. 2022, appendix G).
 
@@ -65,7 +72,7 @@ class FirstStageObjective(Objective):
     def batch(self, step: int, batch_size: int) -> dict[str, Any]:
         """Pictures, and the noise of the posterior's sample."""
         if self.order is None:
-            self.order = BatchOrder(len(self.data), batch_size, self.seed)
+            self.order = order_of(self.data, batch_size, self.seed)
         batch = make_batch(self.data, self.order.pairs(step))
         batch["step"] = step
         if self.sample_posterior:
@@ -131,7 +138,8 @@ class FirstStageObjective(Objective):
 
     def save(self, folder: Path) -> Path:
         """`save_pretrained` into folder/first_stage."""
-        self.model.save_pretrained(folder / "first_stage")  # type: ignore[operator]
+        with atomic_folder(folder / "first_stage") as temporary:
+            self.model.save_pretrained(temporary)  # type: ignore[operator]
         return folder / "first_stage"
 
 
@@ -190,8 +198,7 @@ class DenoisingObjective(Objective):
     def batch(self, step: int, batch_size: int) -> dict[str, Any]:
         """Examples with this step's noise, timesteps and dropped conditions."""
         if self.order is None:
-            groups = getattr(self.data, "groups", None)
-            self.order = BatchOrder(len(self.data) if groups is None else groups, batch_size, self.seed)
+            self.order = order_of(self.data, batch_size, self.seed)
         batch = make_batch(self.data, self.order.pairs(step))
         shape = self._latent_shape(batch, batch_size)
         return batch | self.model.draw(shape, keyed_generator(self.seed, "noise", step), **self.drawing)

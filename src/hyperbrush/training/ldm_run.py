@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, model_validator
 
 from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.files import write_text
@@ -53,13 +53,20 @@ class FirstStageConfig(Strict):
 class LossConfig(Strict):
     """Weights of the first stage's loss; see `FirstStageLoss`."""
 
-    l1: float = 1.0
-    mse: float = 1.0
-    gradient: float = 1.0
-    log_mse: float = 0.0
-    kl: float = 1e-3
-    adversarial_weight: float = 0.0
-    adversarial_start: int = 0
+    l1: float = Field(1.0, ge=0)
+    mse: float = Field(1.0, ge=0)
+    gradient: float = Field(1.0, ge=0)
+    log_mse: float = Field(0.0, ge=0)
+    kl: float = Field(1e-3, ge=0)
+    quantise: float = Field(1.0, ge=0)
+    adversarial_weight: float = Field(0.0, ge=0)
+    adversarial_start: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _reconstructs(self) -> "LossConfig":
+        if not (self.l1 or self.mse or self.log_mse):
+            raise ValueError("one of l1, mse and log_mse must be above 0, or nothing asks for the picture")
+        return self
 
 
 class FirstStageRun(Strict):
@@ -117,6 +124,21 @@ class DiffusionRun(Strict):
     prompts: list[str] = []
     guidance_scale: float = 4.0
     training: TrainerConfig = TrainerConfig()
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "DiffusionRun":
+        fresh = {"first_stage": self.first_stage, "text": self.text, "unet": self.unet}
+        fields = type(self).model_fields
+        set_too = [name for name, value in fresh.items() if value != fields[name].default]
+        process = ProcessConfig()
+        set_too += [
+            f"process.{name}"
+            for name in ("schedule", "prediction", "zero_terminal_snr")
+            if getattr(self.process, name) != getattr(process, name)
+        ]
+        if self.start_from and set_too:
+            raise ValueError(f"start_from brings its own {', '.join(set_too)}; leave that out")
+        return self
 
 
 Run = FirstStageRun | DiffusionRun
@@ -200,6 +222,10 @@ def build(config: Run, run: Path, progress: Callable[[int, int], None] | None = 
         )
         if config.training.channels_last:
             stage = stage.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if config.training.gradient_checkpointing:
+            if m.type == "vq":
+                raise UserError("gradient_checkpointing: diffusers' VQ autoencoder has none; leave it out")
+            stage.enable_gradient_checkpointing()  # type: ignore[operator]
         return FirstStageObjective(
             stage, FirstStageLoss(**config.loss.model_dump()), train, held_out=held_out, seed=seed
         )

@@ -50,10 +50,13 @@ class Objective(nn.Module, ABC):
 
 def rows(batch: Mapping[str, Any], start: int, stop: int, size: int) -> dict[str, Any]:
     """Rows start … stop of a batch: tensors and lists of `size` entries are cut, the rest is shared."""
-    return {
-        key: value[start:stop] if isinstance(value, Tensor | list) and len(value) == size else value
-        for key, value in batch.items()
-    }
+    return {key: value[start:stop] if _length(value) == size else value for key, value in batch.items()}
+
+
+def _length(value: Any) -> int | None:
+    if isinstance(value, Tensor):
+        return len(value) if value.ndim else None
+    return len(value) if isinstance(value, list) else None
 
 
 def trained_tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -32,7 +32,7 @@ def loss_curve(
         smooth.append((step, kept))
     valid = [(r["step"], r["validation_loss"]) for r in rows if "validation_loss" in r]
     values: list[float] = [y for _, y in smooth + valid] + ([base] if base is not None else [])
-    if not values:
+    if not smooth and not valid:
         return ""
     low, high = min(values), max(values)
     margin = 0.08 * (high - low) or 0.1

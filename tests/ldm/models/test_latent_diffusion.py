@@ -1,5 +1,6 @@
 """LatentDiffusion: as written in the design, every condition, every form of a batch."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -274,3 +275,49 @@ def test_a_full_disk_leaves_the_old_model(
         tiny.save_pretrained(tmp_path / "model")
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
     assert LatentDiffusion.from_pretrained(tmp_path / "model")
+
+
+def test_a_condition_that_does_not_fit_is_named(make_tiny: Maker, tiny: LatentDiffusion) -> None:
+    labelled, plain = make_tiny(conditioning="class", num_classes=3), make_tiny(conditioning="none")
+    latents = torch.zeros(1, 4, 16, 16)
+    with pytest.raises(UserError, match=r"by 'class' needs 'class_labels'; got \['latents'\]"):
+        labelled({"latents": latents})
+    with pytest.raises(UserError, match=r"by 'image' needs 'condition_images'"):
+        make_tiny(conditioning="image")({"latents": latents})
+    with pytest.raises(UserError, match=r"class labels \[3\] are not all within 0 to 2"):
+        labelled.sample(class_labels=torch.tensor([3]), steps=1)
+    with pytest.raises(UserError, match="conditioned by 'none' and reads no captions"):
+        plain.sample(TEXTS, steps=1)
+    with pytest.raises(UserError, match="1 negative texts for 2 pictures"):
+        tiny.sample(TEXTS, negative=["blue"], steps=1)
+    with pytest.raises(UserError, match="unknown output 'latent'; did you mean 'latents'"):
+        tiny.sample(TEXTS, output="latent", steps=1)
+    assert torch.equal(tiny.sample("cat face", steps=1), tiny.sample(["cat face"], steps=1))
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "text_encoder/model.safetensors",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/config.json",
+        "hyperbrush.json",
+    ],
+)
+def test_a_broken_part_is_one_clear_error(tiny: LatentDiffusion, tmp_path: Path, part: str) -> None:
+    tiny.save_pretrained(tmp_path / "model")
+    path = tmp_path / "model" / part
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(UserError, match=r"cannot open the model in .*model: "):
+        LatentDiffusion.from_pretrained(tmp_path / "model")
+
+
+def test_old_programs_can_read_the_text_side(tiny: LatentDiffusion, tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    tiny.save_pretrained(tmp_path / "model")
+    with safe_open(tmp_path / "model/text_encoder/model.safetensors", framework="pt") as file:
+        assert all(key.startswith("text_model.") for key in file.keys())  # noqa: SIM118
+    assert (tmp_path / "model/tokenizer/merges.txt").read_text().startswith("#version")
+    vocabulary = json.loads((tmp_path / "model/tokenizer/vocab.json").read_text())
+    assert len(vocabulary) == len(tiny.tokenizer)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from hyperbrush.errors import UserError
 from hyperbrush.ldm.modules.losses import (
     FirstStageLoss,
     PatchDiscriminator,
@@ -75,3 +76,9 @@ def test_perceptual_and_adversarial() -> None:
 def test_psnr() -> None:
     a = torch.full((1, 3, 4, 4), 0.5)
     assert float(psnr(a, a + 0.1)) == pytest.approx(20.0, abs=1e-3)
+
+
+def test_a_perceptual_weight_needs_a_function() -> None:
+    with pytest.raises(UserError, match="no perceptual function"):
+        FirstStageLoss(perceptual_weight=1.0)
+    assert "perceptual" not in FirstStageLoss(perceptual=lambda a, b: a.mean()).terms(PICTURE, MADE)

@@ -52,6 +52,8 @@ def placement(
         raise UserError(
             f"device {device!r} was asked for, but torch sees no CUDA GPU here; take 'auto' or 'cpu'"
         )
+    if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {device!r} is not there: torch sees {torch.cuda.device_count()} CUDA GPUs")
     if where.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("device 'mps' was asked for, but this is no Mac with Metal; take 'auto' or 'cpu'")
     if precision != "auto" and precision not in PRECISION:

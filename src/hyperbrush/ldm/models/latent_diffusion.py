@@ -17,7 +17,8 @@ from hyperbrush.ldm.modules.diffusion import (
     sample_timesteps,
 )
 
-CONDITIONING = ("text", "none", "class", "image")
+# Kinds of condition, and the key of a batch that holds it.
+CONDITIONING = {"text": "captions", "none": None, "class": "class_labels", "image": "condition_images"}
 
 
 class LatentDiffusion(nn.Module):
@@ -251,6 +252,9 @@ class LatentDiffusion(nn.Module):
         `class_labels`, or `condition_images` (already at the latents' size).
 
         keep: (batch,) bool, False where the condition is dropped (empty text, the extra label, zeros).
+
+        Raises:
+            UserError: the model's condition is not in the batch; a label it does not know.
         """
         dropped = None if keep is None else ~keep
         if self.conditioning == "text":
@@ -272,8 +276,17 @@ class LatentDiffusion(nn.Module):
             if dropped is not None:
                 captions = ["" if d else c for c, d in zip(captions, dropped.tolist(), strict=True)]
             return self.text_conditions(captions)
+        needed = CONDITIONING[self.conditioning]
+        if needed is not None and needed not in batch:
+            raise UserError(
+                f"a batch for a model conditioned by {self.conditioning!r} needs {needed!r}; got {sorted(batch)}"
+            )
         if self.conditioning == "class":
             labels = self._moved(batch["class_labels"]).clone()
+            if not 0 <= int(labels.min()) <= int(labels.max()) < self.null_label:
+                raise UserError(
+                    f"class labels {labels.tolist()} are not all within 0 to {self.null_label - 1}"
+                )
             if dropped is not None:
                 labels[dropped.to(labels.device)] = self.null_label
             return {"class_labels": labels}
@@ -362,7 +375,7 @@ class LatentDiffusion(nn.Module):
     @torch.no_grad()
     def sample(
         self,
-        captions: Sequence[str] | None = None,
+        captions: str | Sequence[str] | None = None,
         *,
         count: int | None = None,
         seeds: Sequence[int] | None = None,
@@ -379,7 +392,8 @@ class LatentDiffusion(nn.Module):
         """Draw pictures (batch, 3, H, W) in [0, 1], or their scaled latents with ``output="latents"``.
 
         Args:
-            captions, class_labels, condition_images: the condition, one per picture.
+            captions, class_labels, condition_images: the condition, one per picture; a single text
+                is one picture.
             count: number of pictures where there is no condition.
             seeds: one per picture, 0, 1, … by default; equal seeds give equal pictures in any batch.
             steps, sampler: see `ldm.sampling`.
@@ -389,16 +403,22 @@ class LatentDiffusion(nn.Module):
             on_step: called with (step, steps, latents).
 
         Raises:
-            UserError: unknown sampler; a size the model cannot make; lengths that disagree.
+            UserError: unknown sampler; a size the model cannot make; lengths that disagree; a condition
+                this model does not read.
         """
         from hyperbrush.ldm import sampling
 
+        if output not in ("images", "latents"):
+            raise unknown_name("output", output, ("images", "latents"))
+        captions = [captions] if isinstance(captions, str) else captions
         given: dict[str, Any] = {
             "captions": captions,
             "class_labels": class_labels,
             "condition_images": condition_images,
         }
         batch = {k: v for k, v in given.items() if v is not None}
+        if stray := sorted(batch.keys() - {CONDITIONING[self.conditioning]}):
+            raise UserError(f"this model is conditioned by {self.conditioning!r} and reads no {stray[0]}")
         number = len(next(iter(batch.values()))) if batch else count or len(seeds or [0])
         seeds = list(range(number)) if seeds is None else list(seeds)
         if len(seeds) != number:
@@ -410,6 +430,8 @@ class LatentDiffusion(nn.Module):
         if guided:
             if self.conditioning == "text":
                 texts = [negative] * number if isinstance(negative, str) else list(negative)
+                if len(texts) != number:
+                    raise UserError(f"{len(texts)} negative texts for {number} pictures; give one for each")
                 batch = {**batch, "captions": texts}
                 null = self.conditions(batch)
             else:

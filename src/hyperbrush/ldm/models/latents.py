@@ -49,7 +49,7 @@ def fit_preview(latents: Tensor, images: Tensor) -> Tensor:
     """
     small = F.adaptive_avg_pool2d(images.float(), (latents.shape[-2], latents.shape[-1]))
     x = latents.float().permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
-    x = torch.cat([x, torch.ones(len(x), 1)], dim=1)
+    x = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
     y = small.permute(0, 2, 3, 1).reshape(-1, 3)
     found: Tensor = torch.linalg.lstsq(x, y, driver="gelsd" if x.device.type == "cpu" else "gels").solution
     return found

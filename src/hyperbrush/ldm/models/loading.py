@@ -1,7 +1,6 @@
 """Models from and to disk: diffusers folders, single-file checkpoints, hub ids, the embedded one."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ from torch import nn
 
 from hyperbrush.assets import MODELS, model_folder
 from hyperbrush.errors import UserError
-from hyperbrush.files import write_json
+from hyperbrush.files import atomic_folder, write_json
 from hyperbrush.ldm.models import text
 
 if TYPE_CHECKING:
@@ -65,9 +64,8 @@ def _from_folder(cls: "type[LatentDiffusion]", path: Path, dtype: torch.dtype) -
     index = path / "model_index.json"
     if not index.is_file():
         raise UserError(f"{path} is not a model: it has no model_index.json (a diffusers folder has one)")
-    own = path / OWN_INDEX
-    if own.is_file():
-        return _from_own_folder(cls, path, json.loads(own.read_text(encoding="utf-8")), dtype)
+    if (path / OWN_INDEX).is_file():
+        return _from_own_folder(cls, path, dtype)
     from diffusers import DiffusionPipeline
 
     try:
@@ -79,23 +77,27 @@ def _from_folder(cls: "type[LatentDiffusion]", path: Path, dtype: torch.dtype) -
     return from_pipeline(cls, opened)
 
 
-def _from_own_folder(
-    cls: "type[LatentDiffusion]", path: Path, about: dict[str, Any], dtype: torch.dtype
-) -> "LatentDiffusion":
+def _from_own_folder(cls: "type[LatentDiffusion]", path: Path, dtype: torch.dtype) -> "LatentDiffusion":
     from diffusers import AutoencoderKL, UNet2DConditionModel, VQModel
+    from safetensors import SafetensorError
     from transformers import CLIPTextModel, CLIPTokenizer
 
     classes = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
     try:
+        about = json.loads((path / OWN_INDEX).read_text(encoding="utf-8"))
         # Read in the precision of the file and cast after: diffusers' own casting is several times slower.
-        first = classes[about["first_stage"]].from_pretrained(path / "vae", low_cpu_mem_usage=False)
-        unet = UNet2DConditionModel.from_pretrained(path / "unet", low_cpu_mem_usage=False)
+        first = classes[about["first_stage"]].from_pretrained(
+            path / "vae", low_cpu_mem_usage=False, use_safetensors=True
+        )
+        unet = UNet2DConditionModel.from_pretrained(
+            path / "unet", low_cpu_mem_usage=False, use_safetensors=True
+        )
         encoder = tokenizer = None
         if about["conditioning"] == "text":
             encoder = CLIPTextModel.from_pretrained(path / "text_encoder", dtype=dtype)
             tokenizer = CLIPTokenizer.from_pretrained(path / "tokenizer")
         process = json.loads((path / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"cannot open the model in {path}: {_first_line(error)}") from error
     model = assemble(cls, first, unet, encoder, tokenizer, process, about["conditioning"])
     if "words" in about:
@@ -220,30 +222,8 @@ def save_pretrained(model: "LatentDiffusion", folder: str | Path, dtype: torch.d
     Raises:
         UserError: the folder cannot be written (disk full); what stood there is kept.
     """
-    import tempfile
-
-    from safetensors import SafetensorError
-
-    folder = Path(folder)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror}") from error
-    try:
+    with atomic_folder(folder) as temporary:
         _write_parts(model, temporary, dtype)
-        old = temporary.with_name(temporary.name + ".old")
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
-        folder.chmod(0o755)
-        shutil.rmtree(old, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"cannot write {folder}: {_first_line(error)}. Make room or choose another place"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_parts(model: "LatentDiffusion", folder: Path, dtype: torch.dtype | None) -> None:

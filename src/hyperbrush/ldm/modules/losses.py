@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hyperbrush.errors import UserError
+
 
 def kl_to_standard_normal(mean: Tensor, logvar: Tensor) -> Tensor:
     """KL(N(mean, exp(logvar)) || N(0, 1)), mean over the latents' elements, in nats."""
@@ -45,6 +47,9 @@ class FirstStageLoss:
     ``perceptual`` is any function (a, b) -> scalar, LPIPS for one, given by the caller since its
     weights need a download.  The adversarial term starts at step ``adversarial_start``, after the
     picture is roughly there (Esser et al. 2021, section 4.1).
+
+    Raises:
+        UserError: a perceptual weight without a function.
     """
 
     l1: float = 1.0
@@ -57,6 +62,10 @@ class FirstStageLoss:
     adversarial_weight: float = 0.0
     adversarial_start: int = 0
     perceptual: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if self.perceptual_weight and self.perceptual is None:
+            raise UserError("perceptual_weight is given, but no perceptual function; pass perceptual=…")
 
     def adversarial(self, step: int) -> bool:
         """Whether the discriminator takes part at this step."""
@@ -91,7 +100,7 @@ class FirstStageLoss:
             found["kl"] = self.kl * kl_to_standard_normal(mean, logvar)
         if self.quantise and quantise is not None:
             found["quantise"] = self.quantise * quantise
-        if self.perceptual_weight and self.perceptual is not None:
+        if self.perceptual is not None and self.perceptual_weight:
             found["perceptual"] = self.perceptual_weight * self.perceptual(reconstruction, picture)
         if fake_logits is not None:
             found["adversarial"] = -self.adversarial_weight * fake_logits.mean()

@@ -1,0 +1,109 @@
+"""Configs of a training: what they refuse, and that what they ask for is done."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hyperbrush.errors import UserError
+from hyperbrush.training import Trainer
+from hyperbrush.training.ldm_run import build, read_config
+from hyperbrush.training.objectives import Objective, trained_tensors
+
+TRAINING: dict[str, Any] = {
+    "steps": 4,
+    "batch_size": 2,
+    "checkpoint_every": 2,
+    "validate_every": 4,
+    "preview_every": 4,
+    "keep_best": True,
+    "ema_decay": 0.9,
+}
+
+
+def values(pictures: Path, **more: Any) -> dict[str, Any]:
+    data = {
+        "size": 32,
+        "flip": 0.5,
+        "folders": [{"path": str(pictures)}],
+        "held_out": [{"path": str(pictures)}],
+    }
+    return {"kind": "first_stage", "data": data, "model": {"channels": [8, 16]}, "training": TRAINING} | more
+
+
+def weights(objective: Objective) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in trained_tensors(objective).values()])
+
+
+def train(config: Any, run: Path, **how: Any) -> torch.Tensor:
+    objective = build(config, run)
+    Trainer(objective, config.training, run).train(**how)
+    return weights(objective)
+
+
+@pytest.mark.parametrize("wrong", [{"perceptual": 1.0}, {"l1": -1.0}, {"l1": 0, "mse": 0}], ids=str)
+def test_a_loss_that_cannot_work_is_refused(pictures: Path, wrong: dict) -> None:
+    with pytest.raises(
+        UserError, match=r"unknown setting 'loss.perceptual'|loss.l1: |one of l1, mse and log_mse"
+    ):
+        read_config(values(pictures, loss=wrong))
+
+
+def test_the_closest_setting_is_sought_beside_the_wrong_one_first(pictures: Path) -> None:
+    bad = values(pictures, sise=3)
+    bad["data"] = {"folders": [{"path": str(pictures), "repeat": 2}], "szie": 32}
+    bad["training"] = {"flip": 0.5, "optimizer": {"betaz": [0.5, 0.5]}}
+    with pytest.raises(UserError) as caught:
+        read_config(bad)
+    text = str(caught.value)
+    assert "unknown setting 'data.folders.0.repeat', did you mean 'repeats'?" in text
+    assert "unknown setting 'data.szie', did you mean 'size'?" in text
+    assert "unknown setting 'training.flip', did you mean 'data.flip'?" in text
+    assert "unknown setting 'training.optimizer.betaz', did you mean 'betas'?" in text
+    assert "unknown setting 'sise', did you mean 'data.size'?" in text
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ({"first_stage": "somewhere"}, "first_stage"),
+        ({"unet": {"num_heads": 2}}, "unet"),
+        ({"text": {"width": 64}, "process": {"prediction": "epsilon"}}, r"text, process\.prediction"),
+    ],
+    ids=str,
+)
+def test_a_model_to_go_on_from_brings_its_own_parts(pictures: Path, more: dict, named: str) -> None:
+    config = {"kind": "diffusion", "data": {"folders": [{"path": str(pictures)}]}, "start_from": "emoji"}
+    with pytest.raises(UserError, match=rf"start_from brings its own {named}; leave that out"):
+        read_config(config | more)
+    read_config(config | {"process": {"weighting": "min_snr"}})
+
+
+def test_gradient_checkpointing_reaches_the_first_stage(pictures: Path, tmp_path: Path) -> None:
+    spared = values(pictures, training=TRAINING | {"gradient_checkpointing": True})
+    objective = build(read_config(spared), tmp_path)
+    assert objective.model.is_gradient_checkpointing
+    assert not build(read_config(values(pictures)), tmp_path).model.is_gradient_checkpointing
+    with pytest.raises(UserError, match="VQ autoencoder has none"):
+        build(read_config(spared | {"model": {"channels": [8, 16], "type": "vq"}}), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"training": TRAINING | {"channels_last": True}},
+        {"model": {"channels": [8, 16], "type": "vq", "codebook": 16, "mid_attention": True}},
+        {
+            "training": TRAINING
+            | {"channels_last": True, "mixed_precision": "bf16", "gradient_accumulation": 2}
+        },
+    ],
+    ids=["channels last", "vq", "bf16 in parts"],
+)
+def test_a_resume_from_disk_is_exact(pictures: Path, tmp_path: Path, more: dict) -> None:
+    """With channels_last the weights lie in memory otherwise than in the file."""
+    config = read_config(values(pictures, **more))
+    whole = train(config, tmp_path / "run")
+    (tmp_path / "run/checkpoints/step-00000004.safetensors").unlink()
+    assert torch.equal(whole, train(config, tmp_path / "run", resume=True))
