@@ -114,10 +114,13 @@ def test_accumulation_and_gradient_checkpointing_change_nothing(
 ) -> None:
     base = weights(train(emoji, tmp_path / "a", max_steps=3))
     parts = weights(train(emoji, tmp_path / "b", max_steps=3, gradient_accumulation=2))
-    torch.testing.assert_close(base, parts, atol=2e-5, rtol=0)
+    # Adam divides rounding errors by tiny gradients: single weights may differ, the whole may not.
+    torch.testing.assert_close(base, parts, atol=3e-4, rtol=0)
+    assert float((base - parts).abs().mean()) < 1e-6
     fresh = LatentDiffusion.from_pretrained("emoji")
     spared = weights(train(fresh, tmp_path / "c", max_steps=3, gradient_checkpointing=True))
-    torch.testing.assert_close(base, spared, atol=2e-5, rtol=0)
+    torch.testing.assert_close(base, spared, atol=3e-4, rtol=0)
+    assert float((base - spared).abs().mean()) < 1e-6
 
 
 def test_epochs_previews_and_dataset(emoji: LatentDiffusion, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The Trainer: exact resume, intact checkpoints, clear ends."""
 
 import errno
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -377,3 +378,27 @@ def test_a_diffusion_run_needs_a_first_stage(pictures: Path, tmp_path: Path) -> 
 def test_recipes_are_valid(path: Path) -> None:
     if "work" not in path.parts:
         assert read_config(path).training.steps > 0
+
+
+def test_a_used_run_folder_is_refused(pictures: Path, tmp_path: Path) -> None:
+    run(stage_objective(pictures), tmp_path)
+    with pytest.raises(UserError, match="holds checkpoints of another training"):
+        run(stage_objective(pictures), tmp_path)
+
+
+def test_a_bad_gradient_changes_nothing_even_without_clipping(pictures: Path, tmp_path: Path) -> None:
+    objective = stage_objective(pictures)
+    parameter = next(iter(trained_tensors(objective).values()))
+    parameter.register_hook(lambda gradient: gradient * float("inf"))
+    before = weights(objective)
+    with pytest.raises(UserError, match="step 1: gradient norm is"):
+        run(objective, tmp_path, optimizer=SETTINGS["optimizer"] | {"max_grad_norm": None})
+    assert torch.equal(before, weights(objective))
+
+
+def test_warmup_may_outlast_the_plateau(pictures: Path, tmp_path: Path) -> None:
+    settings = {"steps": 100, "optimizer": {"schedule": "linear", "warmup_steps": 40, "decay_from": 0.1}}
+    trainer = Trainer(stage_objective(pictures), load_config(TrainerConfig, SETTINGS | settings), tmp_path)
+    rates = [trainer.rate(step) for step in range(101)]
+    assert max(abs(a - b) for a, b in itertools.pairwise(rates)) < 5e-5
+    assert (rates[0], rates[100]) == (0, 0)

@@ -134,10 +134,10 @@ class Trainer:
     def rate(self, step: int) -> float:
         """Learning rate of the step after ``step`` steps: warm-up, plateau until `decay_from`, schedule."""
         settings = self.config.optimizer
-        if self.fall and step < self.fall:
-            warm = min(1.0, step / settings.warmup_steps) if settings.warmup_steps else 1.0
-            return settings.learning_rate * warm
-        return self.schedule(step - self.fall)
+        if not self.fall:
+            return self.schedule(step)
+        warm = min(1.0, step / settings.warmup_steps) if settings.warmup_steps else 1.0
+        return warm * (settings.learning_rate if step < self.fall else self.schedule(step - self.fall))
 
     def train(self, *, resume: bool = False, at: int | None = None) -> Path:
         """Run to `config.steps` and return what the objective saved.
@@ -146,12 +146,16 @@ class Trainer:
         the last ones.
 
         Raises:
-            UserError: a loss that is not finite (names the step and the pictures; the last checkpoint
+            UserError: a run folder in use; a loss that is not finite (names the step and the pictures; the last checkpoint
                 stands), a damaged checkpoint, a full disk.
             Interrupted: `should_stop` said so; a checkpoint was written.
         """
         if resume:
             self._restore(at)
+        elif any((self.run / "checkpoints").glob("step-*.safetensors")):
+            raise UserError(
+                f"{self.run} holds checkpoints of another training: resume it, or choose another run folder"
+            )
         metrics = Metrics(self.run / "metrics.jsonl", self.step) if self.accelerator.is_main_process else None
         if self.config.tensorboard:
             self.accelerator.init_trackers("tensorboard")
@@ -197,12 +201,11 @@ class Trainer:
         if not all(map(math.isfinite, losses.values())):
             self.optimizer.zero_grad(set_to_none=True)
             raise UserError(self._not_finite(losses, batch))
-        if config.optimizer.max_grad_norm is not None:
-            trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-            norm = accelerator.clip_grad_norm_(trained, config.optimizer.max_grad_norm)
-            if norm is not None and not torch.isfinite(norm) and config.mixed_precision != "fp16":
-                self.optimizer.zero_grad(set_to_none=True)
-                raise UserError(self._not_finite({"gradient norm": float(norm)}, batch))
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = accelerator.clip_grad_norm_(trained, config.optimizer.max_grad_norm or math.inf)
+        if norm is not None and not torch.isfinite(norm) and config.mixed_precision != "fp16":
+            self.optimizer.zero_grad(set_to_none=True)
+            raise UserError(self._not_finite({"gradient norm": float(norm)}, batch))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
