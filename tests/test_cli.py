@@ -163,3 +163,19 @@ def test_unwritable_output_leaves_nothing(tmp_path: Path) -> None:
     done = hyperbrush("generate", "cat", "--steps", 1, "--out", "file/c.png", cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert "cannot write" in done.stderr
+
+
+def test_drawing_options_reach_the_picture(tmp_path: Path) -> None:
+    def draw(*options: object) -> Image.Image:
+        done = hyperbrush(
+            "--verbose", "generate", "cat face", "--seed", 1, "--steps", 2, *options, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+        return Image.open(tmp_path / "picture.png").convert("RGB")
+
+    plain = draw().tobytes()
+    assert draw("--width", 96, "--height", 32).size == (96, 32)
+    assert draw("--cfg", 1).tobytes() != plain
+    assert draw("--negative", "red heart").tobytes() != plain
+    assert draw("--precision", "bf16").tobytes() != plain
+    assert draw("--attention", "eager", "--device", "cpu").size == (64, 64)

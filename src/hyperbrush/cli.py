@@ -281,9 +281,15 @@ def _common(
 
         print(__version__)
         raise typer.Exit
-    import logging
+    if verbose:
+        from hyperbrush.ldm.util import setup_logging
 
-    logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, format="%(message)s")
+        setup_logging("INFO")
+    else:
+        import logging
+
+        logging.basicConfig(level=logging.ERROR, format="%(message)s")
+        logging.getLogger("hyperbrush").setLevel(logging.WARNING)  # a damaged checkpoint passed over, say
 
 
 def main(arguments: list[str] | None = None) -> None:
