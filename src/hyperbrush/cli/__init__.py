@@ -1,0 +1,74 @@
+"""The command line: one command per thing a person does, a module per kind of thing."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from hyperbrush.cli import draw, library, train
+from hyperbrush.cli.ldm import ldm
+from hyperbrush.errors import UserError
+
+app = typer.Typer(
+    name="hyperbrush",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=True,
+    help="Hypernetworks for Stable Diffusion: use, train and generate them.",
+)
+for commands in (draw, library, train):
+    app.add_typer(commands.app)
+app.add_typer(ldm, name="ldm")
+
+
+@app.callback(invoke_without_command=True)
+def _common(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
+) -> None:
+    if version:
+        from hyperbrush import __version__
+
+        print(__version__)
+        raise typer.Exit
+    if verbose:
+        from hyperbrush.ldm.util import setup_logging
+
+        setup_logging("INFO")
+    else:
+        import logging
+
+        logging.basicConfig(level=logging.ERROR, format="%(message)s")
+        logging.getLogger("hyperbrush").setLevel(logging.WARNING)  # a damaged checkpoint passed over, say
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command: status 0, 2 for what the user can mend (one line), 1 for a bug."""
+    import os
+
+    quiet = {
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "DIFFUSERS_VERBOSITY": "error",
+    }
+    for name, value in quiet.items():
+        os.environ.setdefault(name, value)
+    try:
+        result: Any = app(args=arguments, standalone_mode=False)
+    except UserError as error:
+        print(f"hyperbrush: {error}", file=sys.stderr)
+        sys.exit(2)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        print("hyperbrush: stopped", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # what click raises for a wrong command line
+            raise
+        print(f"hyperbrush: {error.format_message()}; see hyperbrush --help", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(result if isinstance(result, int) else 0)
