@@ -5,19 +5,36 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hyperbrush.hypernetworks.attention import AttentionHypernetwork
     from hyperbrush.hypernetworks.formats import load, save
-    from hyperbrush.hypernetworks.injection import Attached, attach
+    from hyperbrush.hypernetworks.injection import Attached, Use, attach
     from hyperbrush.hypernetworks.library import HypernetworkLibrary
+    from hyperbrush.hypernetworks.strengths import PerPicture, Ramp, Window
 
-__all__ = ["Attached", "AttentionHypernetwork", "HypernetworkLibrary", "attach", "load", "save"]
 
 _HOMES = {
     "Attached": "injection",
     "AttentionHypernetwork": "attention",
     "HypernetworkLibrary": "library",
+    "PerPicture": "strengths",
+    "Ramp": "strengths",
+    "Use": "injection",
+    "Window": "strengths",
     "attach": "injection",
     "load": "formats",
     "save": "formats",
 }
+
+__all__ = [
+    "Attached",
+    "AttentionHypernetwork",
+    "HypernetworkLibrary",
+    "PerPicture",
+    "Ramp",
+    "Use",
+    "Window",
+    "attach",
+    "load",
+    "save",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -30,18 +30,18 @@ class Affine:
         return contexts.to(self.matrix) @ self.matrix.T + self.offset
 
     def then(self, other: "Affine") -> "Affine":
-        """This map, and ``other`` on its output."""
+        """First this map, then ``other`` on its output."""
         return Affine(other.matrix @ self.matrix, other.matrix @ self.offset + other.offset)
 
     def scaled(self, strength: float) -> "Affine":
-        """c + strength·(this map of c)."""
+        """The map c + strength·(this map of c)."""
         one = torch.eye(len(self.matrix), dtype=torch.float64, device=self.matrix.device)
         return Affine(one + strength * self.matrix, strength * self.offset)
 
 
 def is_affine(network: ContextNetwork) -> bool:
     """Whether a network has neither activation nor LayerNorm (dropout only acts in training)."""
-    return all(layer.activation is None and layer.norm is None for layer in network.layers)
+    return all(getattr(layer, part) is None for layer in network.layers for part in ("activation", "norm"))
 
 
 @torch.no_grad()
@@ -57,7 +57,7 @@ def network_as_affine(network: ContextNetwork) -> Affine | None:
 
 
 def chain_as_affine(networks: Sequence[tuple[ContextNetwork, float]], width: int) -> Affine | None:
-    """c ← c + strength·MLP(c) for each network in order, as one map; None if one is not affine."""
+    """The map c ← c + strength·MLP(c) for each network in order; None if one is not affine."""
     whole = Affine.identity(width)
     for network, strength in networks:
         one = network_as_affine(network)

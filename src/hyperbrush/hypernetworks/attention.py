@@ -4,7 +4,6 @@ k = to_k(c + strength·MLP_k(c)), v = to_v(c + strength·MLP_v(c)), with one (ke
 MLPs per context width, shared by all attentions of that width, or one pair per attention site.
 """
 
-import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from hyperbrush.hypernetworks.context_network import (
     derived_dropout,
 )
 from hyperbrush.hypernetworks.initialisation import ZERO, check_weight_init, initialise
+from hyperbrush.hypernetworks.strengths import Strength, finite
 from hyperbrush.ldm.modules.attention_sites import KINDS, AttentionSite, attention_sites
 
 Key = int | str  # a context width, or the path of one attention site
@@ -227,7 +227,7 @@ class AttentionHypernetwork(torch.nn.Module):
 
 def apply_networks(
     context: torch.Tensor,
-    networks: Iterable[tuple[ContextNetwork, float | torch.Tensor]],
+    networks: Iterable[tuple[ContextNetwork, float | torch.Tensor | Strength]],
     rows_per_picture: int | None = None,
 ) -> torch.Tensor:
     """Compose c ← c + strength·MLP(c) for each network in order, each on the output of the one
@@ -235,31 +235,51 @@ def apply_networks(
 
     context: (batch, tokens, width); same shape and dtype back. Computed in the highest precision of
     the context and the networks. A network whose strength is the number 0 is left out: no-op,
-    exactly.
+    exactly. A strength of one number per picture acts on the rows of each (`strengths.PerPicture`).
     rows_per_picture: only read by softmax-like activations, which the webui computes over the
     batch: how many rows are one picture's (2 with classifier-free guidance); None: all of them.
+
+    Raises:
+        UserError: strengths for n pictures, and a batch that is not a multiple of n.
     """
     x = context
     for network, strength in networks:
+        if isinstance(strength, Strength):
+            # Compiled code must serve every strength; elsewhere a strength of 0 costs nothing.
+            if not torch.compiler.is_compiling() and not strength.acts:
+                continue
+            if strength.per_picture:
+                x = _per_picture(x, network, strength, rows_per_picture)
+                continue
+            strength = strength.on(x.device)
         if isinstance(strength, torch.Tensor) or strength != 0:
-            change = network(x, rows_per_picture)
-            x = x.to(change.dtype) + strength * change
+            x = add_change(x, strength, network(x, rows_per_picture))
     return x.to(context.dtype)
 
 
-def finite(strength: Any) -> float:
-    """A strength as a float.
+def add_change(context: torch.Tensor, strength: float | torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+    """Context + strength·change, in the change's precision."""
+    return context.to(change.dtype) + strength * change
 
-    Raises:
-        UserError: it is not a finite number.
-    """
-    try:
-        number = float(strength)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise UserError(f"strength {strength!r} is not a finite number: expected one such as 0.7, 0 or -0.3")
-    return number
+
+def _per_picture(
+    x: torch.Tensor, network: ContextNetwork, strength: Strength, rows_per_picture: int | None
+) -> torch.Tensor:
+    strengths = strength.on(x.device)
+    pictures = len(strengths)
+    if len(x) % pictures:
+        raise UserError(
+            f"there are strengths for {pictures} pictures, but the batch has {len(x)} rows: expected a "
+            f"multiple of {pictures}, one strength for each picture of the batch"
+        )
+    of_rows = strengths.repeat(len(x) // pictures)[:, None, None]
+    if torch.compiler.is_compiling() or strength.acts_everywhere:
+        change = network(x, rows_per_picture)
+        return add_change(x, of_rows.to(change.dtype), change)
+    rows = of_rows.flatten().nonzero().flatten()
+    change = network(x[rows], rows_per_picture)
+    x = x.to(change.dtype)
+    return x.index_add(0, rows, of_rows[rows].to(change.dtype) * change)
 
 
 def _check_widths(by_key: Mapping[Key, int]) -> None:

@@ -5,30 +5,51 @@ are.
 """
 
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hyperbrush.errors import UserError
+from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.hypernetworks.activations import OVER_THE_BATCH
-from hyperbrush.hypernetworks.applied import Applied, reach
-from hyperbrush.hypernetworks.attention import AttentionHypernetwork, finite
-from hyperbrush.hypernetworks.projection_hooks import (
-    ProjectionHook,
-    Strength,
-    refuse_bypassing,
-)
+from hyperbrush.hypernetworks.applied import Applied, Reach, reach
+from hyperbrush.hypernetworks.attention import AttentionHypernetwork
+from hyperbrush.hypernetworks.memo import Memo
+from hyperbrush.hypernetworks.progress import progress_of
+from hyperbrush.hypernetworks.projection_hooks import ProjectionHook, refuse_bypassing
+from hyperbrush.hypernetworks.strengths import PerPicture, Strength, StrengthLike, pair_of
 from hyperbrush.ldm.modules.attention_sites import KINDS, AttentionSite, find_attentions
 
-StrengthLike = float | tuple[float, float]  # one number, or (for keys, for values)
-Entry = AttentionHypernetwork | tuple[AttentionHypernetwork, StrengthLike]
+if TYPE_CHECKING:
+    from hyperbrush.hypernetworks.fusing import FitReport, Fused
+
+
+@dataclass(frozen=True)
+class Use:
+    """One hypernetwork at work: how strongly, and where.
+
+    strength: a number; a schedule over the sampling steps (`Window`, `Ramp`, any callable from progress, 0
+        to 1, to a number); `PerPicture`; or a pair of these (for keys, for values).
+    attn, blocks: act only there; blocks are "down.1", "mid", "up.2", or "down" and "up" for all of them.
+    name: how `Attached` calls it; the hypernetwork's own name by default.
+    """
+
+    hypernetwork: AttentionHypernetwork
+    strength: StrengthLike = 1.0
+    attn: Collection[str] = KINDS
+    blocks: Collection[str] | None = None
+    name: str | None = None
+
+
+Entry = AttentionHypernetwork | tuple[AttentionHypernetwork, StrengthLike] | Use
 
 
 def attach(
     pipe_or_unet: Any,
-    hypernetworks: Entry | Iterable[Entry],
+    hypernetworks: Entry | Iterable[Entry] = (),
     *,
     attn: Collection[str] = KINDS,
     blocks: Collection[str] | None = None,
@@ -36,16 +57,15 @@ def attach(
     """Let hypernetworks act on a UNet until `Attached.detach`, or until the end of a ``with``.
 
     pipe_or_unet: a diffusers pipeline with a UNet, a UNet2DConditionModel (also wrapped),
-        LatentDiffusion.
-    hypernetworks: one, or (hypernetwork, strength), or a list of these; several compose in order,
-        each on the output of the one before. A strength is any finite number, or a pair (for
-        keys, for values).
-    attn, blocks: act only there; blocks are "down.1", "mid", "up.2", or "down" and "up" for all
-        of them.
+        LatentDiffusion. Schedules follow the sampling steps of a pipeline or LatentDiffusion; with a bare
+        UNet, progress is read off the timestep (0 at the noisiest, 1 at the clean end).
+    hypernetworks: one, or (hypernetwork, strength), or `Use`, or a list of these; several compose in
+        order, each on the output of the one before. None yet: `Attached.load` adds them.
+    attn, blocks: as in `Use`, for those that are not given as one.
 
     The networks move to the UNet's device and compute in their own or the context's precision,
-    whichever is higher. Gradients reach their parameters; keep them attached until backward has
-    run.
+    whichever is higher: ``hypernetwork.to(torch.bfloat16)`` first is the webui's half precision. Gradients
+    reach their parameters; keep them attached until backward has run.
 
     Raises:
         UserError: nothing to attach to, a hypernetwork that reaches no site, a strength that is not
@@ -60,90 +80,192 @@ class Attached:
     def __init__(
         self,
         pipe_or_unet: Any,
-        hypernetworks: Entry | Iterable[Entry],
+        hypernetworks: Entry | Iterable[Entry] = (),
         *,
         attn: Collection[str] = KINDS,
         blocks: Collection[str] | None = None,
     ) -> None:
-        entries = _entries(hypernetworks)
         self._pipe = pipe_or_unet
-        self._hooks: list[ProjectionHook] = []
+        self._unet = _unet(pipe_or_unet)
+        self._hooks: list[Any] = []
+        self._memo = Memo()
+        self._fused: Fused | None = None
+        self._enabled = True
+        self._gone = False
         # How many rows of a batch are one picture's: only softmax-like activations ask.
         self.rows_per_picture: int | None = None
-        unet = _unet(pipe_or_unet)
-        everything = [site for site, _ in find_attentions(unet)]
-        found = find_attentions(unet, attn, blocks)
-        wanted = [site for site, _ in found]
-        self.hypernetworks = [hypernetwork for hypernetwork, _ in entries]
-        self.applied = Applied(tuple(reach(h, wanted, everything) for h in self.hypernetworks))
-        device = _device(found[0][1])
-        pairs = [_pair(strength) for _, strength in entries]
-        self._strengths = [(Strength(k, device), Strength(v, device)) for k, v in pairs]
-        for site, attention in found:
-            refuse_bypassing(site, attention)
-        for hypernetwork in self.hypernetworks:
-            hypernetwork.to(device)
-        for site, attention in found:
-            self._hook(site, attention)
-        _forget_compiled_graphs()
+        self._at_work: list[_AtWork] = []
+        find_attentions(self._unet, attn, blocks)  # say first of all what is wrong with the UNet
+        uses = [] if hypernetworks == () else _uses(hypernetworks, attn, blocks)
+        self._at_work = [self._prepare(use) for use in uses]
+        self._hook()
 
-    def _hook(self, site: AttentionSite, attention: torch.nn.Module) -> None:
-        keys, values, rows = [], [], None
-        for hypernetwork, (for_keys, for_values) in zip(self.hypernetworks, self._strengths, strict=True):
-            pair = hypernetwork.network_for(site.context_width, site)
-            if pair is not None:
-                keys.append((pair.key, for_keys))
-                values.append((pair.value, for_values))
-                if hypernetwork.settings.activation in OVER_THE_BATCH:
-                    rows = self._rows
-        if keys:
-            self._hooks.append(ProjectionHook(site, attention, "to_k", keys, rows))
-            self._hooks.append(ProjectionHook(site, attention, "to_v", values, rows))
+    @property
+    def hypernetworks(self) -> list[AttentionHypernetwork]:
+        """The hypernetworks, in the order they compose."""
+        return [a.use.hypernetwork for a in self._at_work]
 
-    def _rows(self, batch: int) -> int | None:
-        """As set, else 2 or 1 as the pipeline has guidance or not; None: all are one picture's."""
-        if self.rows_per_picture is not None:
-            return self.rows_per_picture
-        guided = getattr(self._pipe, "do_classifier_free_guidance", None)
-        if guided is None:
-            return None
-        rows = 1 + bool(guided) + bool(getattr(self._pipe, "do_perturbed_attention_guidance", False))
-        return rows if batch % rows == 0 else 1
+    @property
+    def names(self) -> list[str]:
+        """Their names here; equal ones are numbered."""
+        names: list[str] = []
+        for a in self._at_work:
+            name, number = a.name, 2
+            while name in names:
+                name, number = f"{a.name}-{number}", number + 1
+            names.append(name)
+        return names
+
+    @property
+    def applied(self) -> Applied:
+        """What each of them reaches: "32 of 64 projections reached: …"."""
+        return Applied(tuple(a.reach for a in self._at_work))
 
     @property
     def strengths(self) -> list[StrengthLike]:
-        """The strengths now: a number each, or (for keys, for values) where the two differ."""
-        return [k.value if k.value == v.value else (k.value, v.value) for k, v in self._strengths]
+        """Their strengths as set: one each, or (for keys, for values) where the two differ."""
+        pairs = [(a.keys.spec, a.values.spec) for a in self._at_work]
+        return [keys if keys == values else (keys, values) for keys, values in pairs]
 
-    def set_strengths(self, strengths: StrengthLike | Sequence[StrengthLike]) -> None:
-        """Change all strengths: one per hypernetwork, each a number or (for keys, for values).
-
-        A number alone is for all of them. Nothing is recompiled.
+    def load(
+        self,
+        hypernetwork: AttentionHypernetwork | str | Path,
+        strength: StrengthLike = 1.0,
+        *,
+        attn: Collection[str] = KINDS,
+        blocks: Collection[str] | None = None,
+        name: str | None = None,
+    ) -> str:
+        """Add a hypernetwork, or the file of one, after the others; returns its name here.
 
         Raises:
-            UserError: another number of entries, or one that is not finite; nothing was changed
-                then.
+            UserError: as `attach` and `formats.load`; nothing was changed then. Or while fused.
         """
-        given = list(strengths) if isinstance(strengths, Sequence) else [strengths] * len(self._strengths)
-        if len(given) != len(self._strengths):
-            raise UserError(
-                f"got {len(given)} strengths for {len(self._strengths)} hypernetworks: expected one each"
+        self._refuse_fused("load")
+        if not isinstance(hypernetwork, AttentionHypernetwork):
+            from hyperbrush.hypernetworks.formats import load
+
+            hypernetwork = load(hypernetwork)
+        self._at_work.append(self._prepare(Use(hypernetwork, strength, attn, blocks, name)))
+        self._hook()
+        return self.names[-1]
+
+    def unload(self, name: str | AttentionHypernetwork) -> None:
+        """Take one away, by its name here or by itself.
+
+        Raises:
+            UserError: there is no such one; or while fused.
+        """
+        self._refuse_fused("unload")
+        del self._at_work[self._index(name)]
+        self._hook()
+
+    def set_strengths(
+        self, strengths: StrengthLike | Sequence[StrengthLike] | Mapping[str, StrengthLike]
+    ) -> None:
+        """Change strengths: one per hypernetwork, or by name; see `Use` for what a strength can be.
+
+        A single one that is no list is for all of them. Nothing is recompiled, and no network of
+        cross-attention is computed again where only its strength changed.
+
+        Raises:
+            UserError: another number of entries, an unknown name, or one that is not finite; nothing was
+                changed then. Or while fused.
+        """
+        self._refuse_fused("change strengths")
+        pairs: Any = [(a.keys.spec, a.values.spec) for a in self._at_work]
+        if isinstance(strengths, Mapping):
+            for name, strength in strengths.items():
+                pairs[self._index(name)] = pair_of(strength)
+        else:
+            several = isinstance(strengths, Sequence) and not isinstance(strengths, PerPicture)
+            given: Any = strengths if several else [strengths] * len(pairs)
+            if len(given) != len(pairs):
+                raise UserError(
+                    f"got {len(given)} strengths for {len(pairs)} hypernetworks: expected one each"
+                )
+            pairs = [pair_of(strength) for strength in given]
+        for a, (keys, values) in zip(self._at_work, pairs, strict=True):
+            a.keys.set(keys)
+            a.values.set(values)
+
+    def enable(self) -> None:
+        """Let them act again."""
+        self._enabled = True
+        self._hook()
+
+    def disable(self) -> None:
+        """Let none act, at no cost, until `enable`; the UNet is then as it was found.
+
+        Raises:
+            UserError: while fused.
+        """
+        self._refuse_fused("disable")
+        self._enabled = False
+        self._hook()
+
+    @property
+    def fused(self) -> bool:
+        """Whether they are baked into the UNet's weights."""
+        return self._fused is not None
+
+    def fuse(
+        self, approximate: bool = False, contexts: Mapping[str, torch.Tensor] | None = None
+    ) -> "FitReport | None":
+        """Bake them, at their present strengths, into to_k, to_v and to_out's bias, and take the hooks away.
+
+        The UNet then is an ordinary one of the same modules, which costs and saves as before. Exact for
+        networks without a non-linearity, also in chains (FACTS: the bias argument is in `fusing`).
+
+        approximate: put the affine map of least squared error in the place of chains that are not
+            affine, fitted per site to the contexts of a few generations (or to ``contexts``, site path →
+            (tokens, width)); returns a `fusing.FitReport` that says how far off it is.
+
+        Raises:
+            UserError: a network is not affine; a strength is no constant number; LoRA stands at a projection
+                (fuse it first); already fused. Nothing was changed then.
+        """
+        from hyperbrush.hypernetworks.fusing import SiteChains, fuse_chains
+
+        self._refuse_fused("fuse again")
+        for a in self._at_work:
+            if a.keys.constant is None or a.values.constant is None:
+                raise UserError(
+                    f"cannot fuse {a.name!r}: its strength changes with the step or the picture; "
+                    "set a number first (set_strengths)"
+                )
+        chains = [
+            SiteChains(site, module, self._constant(site, keys=True), self._constant(site, keys=False))
+            for site, module in find_attentions(self._unet)
+        ]
+        self._unhook()
+        try:
+            self._fused, report = fuse_chains(
+                self._pipe,
+                [c for c in chains if c.keys or c.values],
+                approximate=approximate,
+                contexts=contexts,
             )
-        pairs = [_pair(strength) for strength in given]
-        for (for_keys, for_values), (key, value) in zip(self._strengths, pairs, strict=True):
-            for_keys.set(key)
-            for_values.set(value)
+        finally:
+            self._hook()
+        return report
+
+    def unfuse(self) -> None:
+        """Put the UNet's own weights back, bit for bit, and go on with the networks. Else does nothing."""
+        if self._fused is not None:
+            self._fused.undo()
+            self._fused = None
+            self._hook()
 
     def detach(self) -> None:
         """Leave the UNet exactly as it was found. A second call does nothing."""
-        if self._hooks:
-            for hook in self._hooks:
-                hook.remove()
-            self._hooks = []
-            _forget_compiled_graphs()
+        if not self._gone:
+            self.unfuse()
+            self._unhook()
+            self._gone = True
 
     def __enter__(self) -> "Attached":
-        if not self._hooks:
+        if self._gone:
             raise UserError("these hypernetworks are already detached: call attach again")
         return self
 
@@ -155,43 +277,153 @@ class Attached:
     ) -> None:
         self.detach()
 
+    def _prepare(self, use: Use) -> "_AtWork":
+        if self._gone:
+            raise UserError("these hypernetworks are already detached: call attach again")
+        everything = [site for site, _ in find_attentions(self._unet)]
+        found = find_attentions(self._unet, use.attn, use.blocks)
+        reached = reach(use.hypernetwork, [site for site, _ in found], everything)
+        for site, attention in found:
+            refuse_bypassing(site, attention)
+        device = _device(found[0][1])
+        keys, values = pair_of(use.strength)
+        prepared = _AtWork(use, reached, Strength(keys, device), Strength(values, device))
+        use.hypernetwork.to(device)
+        return prepared
 
-def _entries(hypernetworks: Any) -> list[tuple[AttentionHypernetwork, Any]]:
+    def _chain(self, site: AttentionSite, *, keys: bool) -> "list[tuple[Any, Strength]]":
+        """(network, strength) of those that reach a site, in order."""
+        chain = []
+        for a in self._at_work:
+            pair = a.use.hypernetwork.network_for(site.context_width, site)
+            if pair is not None and site in a.reach.sites:
+                chain.append((pair.key, a.keys) if keys else (pair.value, a.values))
+        return chain
+
+    def _constant(self, site: AttentionSite, *, keys: bool) -> "list[tuple[Any, float]]":
+        """The chain at a site with plain numbers, without those that do nothing."""
+        return [(network, s.constant) for network, s in self._chain(site, keys=keys) if s.constant]
+
+    def _hook(self) -> None:
+        """Hook the UNet as the present state wants it."""
+        self._unhook()
+        if self._gone or not self._enabled or self._fused is not None or not self._at_work:
+            return
+        softmax = {
+            a.use.hypernetwork
+            for a in self._at_work
+            if a.use.hypernetwork.settings.activation in OVER_THE_BATCH
+        }
+        for site, attention in find_attentions(self._unet):
+            reaching = [a for a in self._at_work if site in a.reach.sites]
+            if not reaching:
+                continue
+            rows = self._rows if any(a.use.hypernetwork in softmax for a in reaching) else None
+            memo = self._memo if site.kind == "attn2" else None
+            for name, keys in (("to_k", True), ("to_v", False)):
+                chain = self._chain(site, keys=keys)
+                self._hooks.append(ProjectionHook(site, attention, name, chain, rows, memo))
+        unet = self._unet
+        self._hooks.append(unet.register_forward_pre_hook(self._before, with_kwargs=True))
+        self._hooks.append(unet.register_forward_hook(self._after, always_call=True))
+        _forget_compiled_graphs()
+
+    def _unhook(self) -> None:
+        self._memo.clear()
+        if self._hooks:
+            for hook in self._hooks:
+                hook.remove()
+            self._hooks = []
+            _forget_compiled_graphs()
+
+    def _before(self, unet: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        scheduled = any(a.keys.scheduled or a.values.scheduled for a in self._at_work)
+        if torch.compiler.is_compiling() and not scheduled:
+            return
+        timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
+        if scheduled:
+            progress = progress_of(self._pipe, timestep)
+            for a in self._at_work:
+                a.keys.at(progress)
+                a.values.at(progress)
+        self._memo.begin(timestep)
+
+    def _after(self, unet: torch.nn.Module, args: Any, output: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self._memo.end()
+
+    def _rows(self, batch: int) -> int | None:
+        """As set, else 2 or 1 as the pipeline has guidance or not; None: all are one picture's."""
+        if self.rows_per_picture is not None:
+            return self.rows_per_picture
+        guided = getattr(self._pipe, "do_classifier_free_guidance", None)
+        if guided is None:
+            return None
+        rows = 1 + bool(guided) + bool(getattr(self._pipe, "do_perturbed_attention_guidance", False))
+        return rows if batch % rows == 0 else 1
+
+    def _index(self, name: str | AttentionHypernetwork) -> int:
+        for i, (own, a) in enumerate(zip(self.names, self._at_work, strict=True)):
+            if name == own or name is a.use.hypernetwork:
+                return i
+        raise unknown_name("attached hypernetwork", str(name), self.names)
+
+    def _refuse_fused(self, what: str) -> None:
+        if self._fused is not None:
+            raise UserError(
+                f"cannot {what} while the hypernetworks are fused into the UNet: call unfuse() first"
+            )
+
+    def list(self) -> dict[str, StrengthLike]:
+        """Name → strength of all of them, in the order they compose."""
+        return dict(zip(self.names, self.strengths, strict=True))
+
+
+@dataclass(frozen=True)
+class _AtWork:
+    """One `Use` on this UNet."""
+
+    use: Use
+    reach: Reach
+    keys: Strength
+    values: Strength
+
+    @property
+    def name(self) -> str:
+        return self.use.name or self.use.hypernetwork.name
+
+
+def _uses(hypernetworks: Any, attn: Collection[str], blocks: Collection[str] | None) -> list[Use]:
     if _is_entry(hypernetworks):
         hypernetworks = [hypernetworks]
     if not isinstance(hypernetworks, Iterable) or isinstance(hypernetworks, str):
         raise UserError(
             f"cannot attach {hypernetworks!r:.100}: expected a hypernetwork (from hb.load), "
-            "(hypernetwork, strength), or a list of these"
+            "(hypernetwork, strength), hb.Use(…), or a list of these"
         )
-    entries: list[tuple[AttentionHypernetwork, Any]] = []
+    uses = []
     for entry in hypernetworks:
         if not _is_entry(entry):
             raise UserError(
-                f"cannot attach {entry!r:.100}: expected a hypernetwork (from hb.load) or "
-                f"(hypernetwork, strength)"
+                f"cannot attach {entry!r:.100}: expected a hypernetwork (from hb.load), "
+                f"(hypernetwork, strength) or hb.Use(…)"
             )
-        entries.append(entry if isinstance(entry, tuple) else (entry, 1.0))
-    if not entries:
+        if not isinstance(entry, Use):
+            hypernetwork, strength = entry if isinstance(entry, tuple) else (entry, 1.0)
+            entry = Use(hypernetwork, strength, attn, blocks)
+        uses.append(entry)
+    if not uses:
         raise UserError("no hypernetwork to attach: the list is empty")
-    return entries
+    return uses
 
 
 def _is_entry(value: Any) -> bool:
     if isinstance(value, tuple) and len(value) == 2:
         # (a, b) of two hypernetworks is a list of two, not a hypernetwork with a strength.
         return isinstance(value[0], AttentionHypernetwork) and not (
-            isinstance(value[1], AttentionHypernetwork) or _is_entry(value[1])
+            isinstance(value[1], AttentionHypernetwork | Use) or _is_entry(value[1])
         )
-    return isinstance(value, AttentionHypernetwork)
-
-
-def _pair(strength: Any) -> tuple[float, float]:
-    if isinstance(strength, tuple | list):
-        if len(strength) != 2:
-            raise UserError(f"strength {strength!r}: expected a number, or two (for keys, for values)")
-        return finite(strength[0]), finite(strength[1])
-    return finite(strength), finite(strength)
+    return isinstance(value, AttentionHypernetwork | Use)
 
 
 def _unet(pipe_or_unet: Any) -> torch.nn.Module:

@@ -12,38 +12,11 @@ from typing import Any
 import torch
 
 from hyperbrush.errors import UserError
-from hyperbrush.hypernetworks.attention import apply_networks, finite
+from hyperbrush.hypernetworks.attention import apply_networks
 from hyperbrush.hypernetworks.context_network import ContextNetwork
+from hyperbrush.hypernetworks.memo import Memo
+from hyperbrush.hypernetworks.strengths import Strength
 from hyperbrush.ldm.modules.attention_sites import AttentionSite
-
-
-class Strength:
-    """A number that compiled graphs read as a tensor, so that changing it recompiles nothing."""
-
-    def __init__(self, value: float, device: torch.device) -> None:
-        self.value = finite(value)
-        self.tensor = self._tensor(device)
-
-    def _tensor(self, device: torch.device) -> torch.Tensor:
-        # A 0-dim tensor never raises the precision of what it multiplies.
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        with torch.inference_mode(False):
-            return torch.tensor(self.value, dtype=dtype, device=device)
-
-    def on(self, device: torch.device) -> torch.Tensor:
-        """The strength as a 0-dim tensor on a device; it stays there."""
-        if self.tensor.device != device:
-            self.tensor = self._tensor(device)
-        return self.tensor
-
-    def set(self, value: float) -> None:
-        """Take a new value.
-
-        Raises:
-            UserError: it is not a finite number.
-        """
-        self.value = finite(value)
-        self.tensor.fill_(self.value)
 
 
 class ProjectionHook:
@@ -52,6 +25,7 @@ class ProjectionHook:
     attention: the module with the projection. networks: (network, strength) in the order they
         compose.
     rows_per_picture: asked at each call, and only where a softmax-like activation needs it.
+    memo: where results are kept over the steps; None where contexts change with every step.
     """
 
     def __init__(
@@ -61,12 +35,14 @@ class ProjectionHook:
         projection: str,
         networks: Sequence[tuple[ContextNetwork, Strength]],
         rows_per_picture: Callable[[int], int | None] | None,
+        memo: Memo | None,
     ) -> None:
         self.site = site
         self.attention = attention
         self.projection = projection
         self.networks = tuple(networks)
         self.rows_per_picture = rows_per_picture
+        self.memo = memo
         refuse_bypassing(site, attention)
         self._hook_projection()
         self._follower = attention.register_forward_pre_hook(self._follow)
@@ -76,27 +52,46 @@ class ProjectionHook:
         assert module is not None
         self._module = module
         self._handle = module.register_forward_pre_hook(self._transform)
+        # Layers inside LoRA or offloading wrappers have weights or a forward of their own ways.
+        self._keeps = (
+            self.memo is not None and type(module) is torch.nn.Linear and "forward" not in vars(module)
+        )
+        if self._keeps:
+            module.forward = self._project
+
+    def _unhook_projection(self) -> None:
+        self._handle.remove()
+        if self._keeps and vars(self._module).get("forward") == self._project:
+            del self._module.forward
 
     def _follow(self, attention: torch.nn.Module, args: Any) -> None:
         refuse_bypassing(self.site, attention)
         if attention._modules[self.projection] is not self._module:
-            self._handle.remove()
+            self._unhook_projection()
             self._hook_projection()
 
     def _transform(self, module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         context = args[0]
-        # Compiled code must serve every strength; elsewhere a strength of 0 costs nothing.
         compiling = torch.compiler.is_compiling()
-        networks = [(n, s.on(context.device)) for n, s in self.networks if compiling or s.value != 0]
+        networks = [(n, s) for n, s in self.networks if compiling or s.acts]
         if not networks:
             return args
         rows = None if self.rows_per_picture is None else self.rows_per_picture(len(context))
-        return (apply_networks(context, networks, rows), *args[1:])
+        if self.memo is None or compiling:
+            return (apply_networks(context, networks, rows), *args[1:])
+        return (self.memo.transform(context, networks, rows), *args[1:])
+
+    def _project(self, context: torch.Tensor) -> torch.Tensor:
+        module = self._module
+        assert isinstance(module, torch.nn.Linear)
+        if self.memo is None or torch.compiler.is_compiling():
+            return torch.nn.Linear.forward(module, context)
+        return self.memo.project(module, context)
 
     def remove(self) -> None:
         """Take both hooks away."""
         self._follower.remove()
-        self._handle.remove()
+        self._unhook_projection()
 
 
 def refuse_bypassing(site: AttentionSite, attention: torch.nn.Module) -> None:

@@ -1,0 +1,200 @@
+"""Baking in: exact, the same modules, and out again bit for bit."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from hyperbrush.errors import UserError
+from hyperbrush.hypernetworks import PerPicture, Ramp, attach
+from hyperbrush.ldm.modules.attention_sites import find_attentions
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def _no_grad() -> Any:
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def affine(make_network: Make) -> Make:
+    def make(unet: Any, seed: int = 3, **settings: Any) -> Any:
+        return make_network(unet, seed=seed, **{"activation": "linear"} | settings)
+
+    return make
+
+
+def biased(hn: Any) -> Any:
+    """Offsets are where fusing goes wrong first."""
+    for i, (name, parameter) in enumerate(hn.named_parameters()):
+        if name.endswith("bias"):
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i)))
+    return hn
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_chains_of_affine_networks_fuse_exactly(
+    family: str, make_unet: Make, affine: Make, call: Make
+) -> None:
+    unet = make_unet(family).double()
+    state = {k: v.clone() for k, v in unet.state_dict().items()}
+    identities = {name: id(p) for name, p in unet.named_parameters()}
+    modules = [(name, type(m)) for name, m in unet.named_modules()]
+    first, second = (
+        biased(affine(unet)).double(),
+        biased(affine(unet, seed=4, layer_structure=(1, 1))).double(),
+    )
+    bare = call(unet, dtype=torch.float64)
+    with attach(unet, [(first, (0.7, -0.4)), (second, -0.3)]) as attached:
+        exact = call(unet, dtype=torch.float64)
+        assert attached.fuse() is None
+        assert attached.fused
+        assert [(name, type(m)) for name, m in unet.named_modules()] == modules
+        assert not any(m._forward_pre_hooks or m._forward_hooks for m in unet.modules())
+        assert unet.state_dict().keys() == state.keys()
+        fused = call(unet, dtype=torch.float64)
+        attached.unfuse()
+        assert all(torch.equal(state[k], v) for k, v in unet.state_dict().items())
+        assert torch.equal(call(unet, dtype=torch.float64), exact)
+        attached.fuse()
+    assert not torch.allclose(exact, bare, atol=1e-2)
+    torch.testing.assert_close(fused, exact, rtol=1e-10, atol=1e-12)
+    assert {name: id(p) for name, p in unet.named_parameters()} == identities
+    assert torch.equal(call(unet, dtype=torch.float64), bare)
+
+
+def operations(unet: Any, call: Make) -> list[str]:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Record(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[str] = []
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.seen.append(str(func))
+            return func(*args, **kwargs or {})
+
+    with Record() as record:
+        call(unet)
+    return record.seen
+
+
+def test_a_fused_unet_does_what_a_bare_one_does(make_unet: Make, affine: Make, call: Make) -> None:
+    unet = make_unet()
+    bare = operations(unet, call)
+    with attach(unet, biased(affine(unet))) as attached:
+        assert len(operations(unet, call)) > len(bare)
+        attached.fuse()
+        assert operations(unet, call) == bare
+
+
+def test_a_fused_unet_saves_as_an_ordinary_one(
+    make_unet: Make, affine: Make, call: Make, tmp_path: Any
+) -> None:
+    from diffusers import UNet2DConditionModel
+
+    unet = make_unet()
+    with attach(unet, (biased(affine(unet)), 0.5)) as attached:
+        exact = call(unet)
+        attached.fuse()
+        unet.save_pretrained(tmp_path)
+    plain = UNet2DConditionModel.from_pretrained(tmp_path)
+    torch.testing.assert_close(call(plain), exact, rtol=1e-4, atol=1e-5)
+
+
+def test_half_precision_fuses_from_double(make_unet: Make, affine: Make, call: Make) -> None:
+    unet = make_unet()
+    hn = biased(affine(unet))
+    with attach(unet, (hn, 0.5)):
+        exact = call(unet)
+    unet.to(torch.bfloat16)
+    with attach(unet, (hn, 0.5)) as attached:
+        run_time = call(unet, dtype=torch.bfloat16).float()
+        attached.fuse()
+        fused = call(unet, dtype=torch.bfloat16).float()
+    error = (fused - exact).norm() / exact.norm()
+    assert error < 1.5 * (run_time - exact).norm() / exact.norm()
+
+
+def test_fuse_moves_with_the_unet(make_unet: Make, affine: Make, call: Make) -> None:
+    unet = make_unet()
+    bare = call(unet)
+    with attach(unet, affine(unet)) as attached:
+        attached.fuse()
+        unet.double()
+    assert {p.dtype for p in unet.parameters()} == {torch.float64}
+    torch.testing.assert_close(call(unet, dtype=torch.float64).float(), bare, rtol=1e-5, atol=1e-5)
+
+
+def test_restricted_and_separate_strengths_fuse(make_unet: Make, affine: Make, call: Make) -> None:
+    unet = make_unet()
+    hn = biased(affine(unet, per_site=True))
+    with attach(unet, (hn, (0.0, 0.8)), attn=["attn2"], blocks=["up"]) as attached:
+        exact = call(unet)
+        state = unet.state_dict()
+        attached.fuse()
+        changed = {k for k, v in unet.state_dict().items() if not torch.equal(v, state[k])}
+        torch.testing.assert_close(call(unet), exact, rtol=1e-4, atol=1e-5)
+    assert changed
+    assert all("up_blocks" in k and "attn2" in k and "to_k" not in k for k in changed)
+
+
+def test_what_cannot_fuse_says_why(make_unet: Make, make_network: Make, affine: Make, call: Make) -> None:
+    from peft import LoraConfig
+
+    unet = make_unet()
+    bent = make_network(unet)
+    with attach(unet, bent) as attached:
+        out = call(unet)
+        with pytest.raises(UserError, match=r"non-linearity.*approximate=True"):
+            attached.fuse()
+        assert torch.equal(call(unet), out)
+        with pytest.raises(UserError, match="contexts has no"):
+            attached.fuse(approximate=True, contexts={})
+        assert torch.equal(call(unet), out)
+    for strength in (Ramp(0, 1), PerPicture([0.5, 1])):
+        with (
+            attach(unet, (affine(unet), strength)) as attached,
+            pytest.raises(UserError, match="changes with"),
+        ):
+            attached.fuse()
+    with attach(unet, affine(unet)) as attached:
+        attached.fuse()
+        for verb in (
+            attached.fuse,
+            attached.disable,
+            lambda: attached.set_strengths(0.5),
+            lambda: attached.unload(attached.names[0]),
+            lambda: attached.load(bent),
+        ):
+            with pytest.raises(UserError, match="unfuse"):
+                verb()
+        attached.unfuse()
+        unet.add_adapter(LoraConfig(r=2, target_modules=["to_k"]))
+        with pytest.raises(UserError, match=r"plain linear layer.*LoRA"):
+            attached.fuse()
+        unet.unload_lora()
+
+
+def test_the_best_affine_map_of_a_bent_network(make_unet: Make, make_network: Make, call: Make) -> None:
+    unet = make_unet()
+    hn = make_network(unet, activation="relu")
+    generator = torch.Generator().manual_seed(0)
+    contexts = {
+        site.path: torch.randn(300, site.context_width, generator=generator)
+        for site, _ in find_attentions(unet)
+    }
+    bare = call(unet)
+    with attach(unet, hn) as attached:
+        exact = call(unet)
+        report = attached.fuse(approximate=True, contexts=contexts)
+        fused = call(unet)
+        assert report is not None
+        assert report.errors.keys() == contexts.keys()
+        assert all(0 < e < 1 for pair in report.errors.values() for e in pair)
+        assert "14 sites fitted" in str(report)
+    assert (fused - exact).norm() < (bare - exact).norm()
