@@ -1,0 +1,77 @@
+"""The doctor finds what is sound sound, and names what is not."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hyperbrush.cli import main
+from hyperbrush.doctor import examine
+from hyperbrush.hypernetworks import AttentionHypernetwork
+from hyperbrush.hypernetworks.context_network import ContextNetwork
+
+
+@pytest.fixture
+def files(tiny: Any, tmp_path: Path) -> list[Path]:
+    torch.manual_seed(0)
+    made = []
+    for name, activation in (("affine", "linear"), ("bent", "relu")):
+        hn = AttentionHypernetwork.for_unet(
+            tiny.unet, activation=activation, weight_init="XavierNormal", name=name
+        )
+        made.append(hn.save(tmp_path / f"{name}.pt"))
+    broken = tmp_path / "broken.pt"
+    broken.write_bytes(made[0].read_bytes()[:900])
+    foreign = AttentionHypernetwork([12], name="foreign").save(tmp_path / "foreign.safetensors")
+    return [*made, broken, foreign]
+
+
+def test_a_sound_machine_and_broken_files(tiny: Any, files: list[Path], tmp_path: Path) -> None:
+    told: list[str] = []
+    found = examine(
+        tiny, files, name="tiny", prompts=["red square"], steps=2, pairs=2, on_progress=told.append
+    )
+    assert [(name, f.what) for name, f in found.wrong] == [
+        ("broken.pt", "read"),
+        ("foreign.safetensors", "attach"),
+    ]
+    assert found.files_alone
+    page = found.save(tmp_path / "page.md").read_text(encoding="utf-8")
+    assert "Look at:** broken.pt: read; foreign.safetensors: attach" in page
+    assert "| fused |" in page.split("## bent.pt")[0]
+    assert "| fused |" not in page.split("## bent.pt")[1]
+    assert page.count("bit-identical") == 2
+    assert "of 8 projections reached" in page or "projections reached" in page
+    assert (tmp_path / "page.png").stat().st_size > 500
+    assert told[0] == "looking at affine.pt"
+    assert told[-1] == "drawing"
+
+
+def test_a_wrong_result_is_seen(tiny: Any, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    right = ContextNetwork.forward
+
+    def slightly_wrong(self: Any, x: Any, rows: Any = None) -> Any:
+        out = right(self, x, rows)
+        return out if out.dtype == torch.float64 else out * 1.01
+
+    monkeypatch.setattr(ContextNetwork, "forward", slightly_wrong)
+    found = examine(tiny, files[:1], prompts=["red square"], steps=2, pairs=1)
+    assert {f.what for _, f in found.wrong} >= {"transform against float64", "fused"}
+    assert not found.files_alone
+
+
+def test_the_command_writes_one_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    AttentionHypernetwork([128, 256], name="still").save("still.pt")
+    with pytest.raises(SystemExit) as stop:
+        main(["doctor", "--file", "still.pt", "--steps", "2", "--prompt", "red apple", "--out", "page.md"])
+    assert stop.value.code == 0
+    assert "Everything holds." in capsys.readouterr().out
+    assert Path("page.md").is_file()
+    assert Path("page.png").is_file()
+    with pytest.raises(SystemExit) as stop:
+        main(["doctor", "--hypernetworks", "nowhere"])
+    assert stop.value.code == 2
