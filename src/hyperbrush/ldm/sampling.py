@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hyperbrush.errors import UserError, unknown_name
+from hyperbrush.ldm.webui_schedule import brownian_noise, set_webui_levels
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -31,6 +32,7 @@ PROCESS_KEYS = (
 )
 PLACEMENT_KEYS = ("timestep_spacing", "steps_offset", "set_alpha_to_one")
 BETA_ENDS = {"linear": (0.0001, 0.02), "scaled_linear": (0.00085, 0.012)}
+DISCRETISATIONS = ("diffusers", "webui")
 ALMOST_ZERO = 2.0**-24  # diffusers' stand-in for a terminal signal of 0, whose sigma is infinite
 
 
@@ -95,6 +97,11 @@ SAMPLERS: dict[str, Sampler] = {
             ("dpmppsdeka",),
             NO_SAMPLE,
         ),
+        Sampler("DPM++ 2M", "DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+        Sampler("DPM++ 2M SDE", "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+        Sampler("DPM++ SDE", "DPMSolverSDEScheduler", predictions=NO_SAMPLE),
+        Sampler("LMS", "LMSDiscreteScheduler", predictions=NO_SAMPLE),
+        Sampler("LMS Karras", "LMSDiscreteScheduler", _KARRAS, ("lmska",), NO_SAMPLE),
         Sampler("UniPC", "UniPCMultistepScheduler"),
         Sampler("LCM", "LCMScheduler"),
     )
@@ -258,6 +265,7 @@ def sample(
     latents: Tensor | None = None,
     image_latents: Tensor | None = None,
     strength: float = 1.0,
+    discretisation: str = "diffusers",
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Sample latents (batch, c, h, w) as diffusers' `StableDiffusionPipeline` does.
@@ -281,16 +289,21 @@ def sample(
         image_latents: clean latents (batch, c, h, w) to start from (SDEdit, Meng et al. 2022,
             2108.01073), with noise from the seeds.
         strength: with ``image_latents``: the share of the steps that is run, as in diffusers.
+        discretisation: where the steps lie: "diffusers", or "webui" for k-diffusion's noise levels and,
+            in DPM++ 2M SDE, its Brownian noise, so that old pictures repeat (docs/samplers.md says which).
         on_step: called after each step with (steps done, steps to do, latents).
 
     Raises:
-        UserError: no seeds, a number of steps the schedule does not have, a strength out of range,
+        UserError: an unknown discretisation, no seeds, a number of steps the schedule does not have, a strength out of range,
             latents of another shape.
     """
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     _check_request(scheduler, shape, seeds, steps, latents, image_latents, strength)
+    if discretisation not in DISCRETISATIONS:
+        raise unknown_name("discretisation", discretisation, DISCRETISATIONS)
+    as_webui = discretisation == "webui"
     first = steps - min(int(steps * strength), steps)
-    timesteps = _set_timesteps(scheduler, steps, first, device)
+    timesteps, deviation = _set_timesteps(scheduler, steps, first, device, as_webui)
     x: Tensor
     if image_latents is not None:
         noise = starting_noise(shape, generators, dtype).to(device)
@@ -298,16 +311,21 @@ def sample(
         x = scheduler.add_noise(image_latents.to(device, dtype), noise, starts)
     else:
         noise = starting_noise(shape, generators, dtype) if latents is None else latents
-        x = noise.to(device, dtype) * scheduler.init_noise_sigma
+        x = noise.to(device, dtype) * deviation
     if hasattr(scheduler, "noise_sampler_seed"):
-        scheduler.noise_sampler = _brownian_noise(scheduler, x, seeds)
+        scheduler.noise_sampler = brownian_noise(scheduler.sigmas, x, seeds)
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-    options = {"generator": generators} if takes_generator else {}
+    options: dict[str, Any] = {"generator": generators} if takes_generator else {}
+    brownian = None
+    if as_webui and scheduler.config.get("algorithm_type") == "sde-dpmsolver++":
+        brownian = brownian_noise(scheduler.sigmas, x, seeds)
     order = getattr(scheduler, "order", 1)
     ahead = len(timesteps) - (steps - first) * order  # PLMS evaluates its first step twice
     done = 0
     for evaluated, timestep in enumerate(timesteps, start=1):
         output = predict(scheduler.scale_model_input(x, timestep), timestep).to(x)
+        if brownian is not None:
+            options["variance_noise"] = brownian(*scheduler.sigmas[first + evaluated - 1 :][:2])
         x = scheduler.step(output, timestep, x, **options, return_dict=False)[0]
         if evaluated == len(timesteps) or (evaluated > ahead and evaluated % order == 0):
             done += 1
@@ -348,36 +366,22 @@ def _check_request(
             )
 
 
-def _set_timesteps(scheduler: "SchedulerMixin", steps: int, first: int, device: str | torch.device) -> Tensor:
-    """Set a scheduler to run from step ``first`` and return its timesteps, one per evaluation."""
+def _set_timesteps(
+    scheduler: "SchedulerMixin", steps: int, first: int, device: str | torch.device, as_webui: bool
+) -> tuple[Tensor, float]:
+    """Set a scheduler to run from step ``first``; its timesteps, one per evaluation, and the standard
+    deviation of pure noise at step 0.
+    """
     scheduler.set_timesteps(steps, device=device)
+    deviation = set_webui_levels(scheduler, steps, device) if as_webui else None
+    deviation = float(scheduler.init_noise_sigma) if deviation is None else deviation
     timesteps: Tensor = scheduler.timesteps
     if hasattr(scheduler, "set_begin_index"):  # else a repeated first timestep would be skipped
         scheduler.set_begin_index(first * scheduler.order)
     if hasattr(scheduler, "plms_timesteps"):  # its second timestep is there twice, from anywhere
         once = torch.cat([timesteps[:1], timesteps[2:]])[first:]
-        return torch.cat([once[:2], once[1:]])
-    return timesteps[first * getattr(scheduler, "order", 1) :]
-
-
-def _brownian_noise(
-    scheduler: "SchedulerMixin", x: Tensor, seeds: Sequence[int]
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """Noise between two sigmas for DPM++ SDE, from a Brownian tree per picture, on the CPU."""
-    from diffusers.schedulers.scheduling_dpmsolver_sde import BrownianTreeNoiseSampler
-
-    sigmas = scheduler.sigmas[scheduler.sigmas > 0]
-    low, high = round(float(sigmas.min()), 6), round(float(sigmas.max()), 6)  # torchsde's precision
-    if low == high:  # one step, and no noise
-        return lambda sigma, sigma_next: torch.zeros_like(x)
-    entropy = [seed % 2**64 for seed in seeds]
-    like = torch.zeros(x.shape, dtype=torch.float32)
-    tree = BrownianTreeNoiseSampler(like, low, high, entropy)
-
-    def inside(sigma: Tensor) -> Tensor:
-        return torch.tensor(min(max(float(sigma), low), high), dtype=torch.float64)
-
-    return lambda sigma, sigma_next: tree(inside(sigma), inside(sigma_next)).to(x)
+        return torch.cat([once[:2], once[1:]]), deviation
+    return timesteps[first * getattr(scheduler, "order", 1) :], deviation
 
 
 def classifier_free_guidance(

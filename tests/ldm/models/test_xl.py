@@ -116,3 +116,24 @@ def test_trains_a_hypernetwork(xl: Any, pictures: Path, tmp_path: Path) -> None:
         hypernetworks=tmp_path / "networks",
     )
     assert "projections reached: widths" in picture.notes[0]
+
+
+def test_embeddings_draw_what_captions_draw(xl: Any, tmp_path: Path) -> None:
+    from hyperbrush.errors import UserError
+    from hyperbrush.generation.encoding import encode_prompts
+
+    xl.save_pretrained(tmp_path / "xl")
+    model = LatentDiffusion.from_pretrained(tmp_path / "xl")
+    encoded, null = encode_prompts(model, ["cat face"]), encode_prompts(model, ["red"])
+    settings: dict[str, Any] = {"seeds": [3], "steps": 2, "guidance_scale": 4.0}
+    texts = {"embeddings": encoded.embeddings, "pooled_embeddings": encoded.pooled}
+    nulls = {"negative_embeddings": null.embeddings, "negative_pooled_embeddings": null.pooled}
+    by_captions = model.sample(["cat face"], negative="red", **settings)
+    assert torch.equal(model.sample(**texts, **nulls, **settings), by_captions)
+    assert torch.equal(model.sample(**texts, negative="red", **settings), by_captions)
+    with pytest.raises(UserError, match="need pooled_embeddings too"):
+        model.sample(embeddings=encoded.embeddings, **settings)
+    with pytest.raises(UserError, match="need negative_pooled_embeddings too"):
+        model.sample(**texts, negative_embeddings=null.embeddings, **settings)
+    with pytest.raises(UserError, match="2 pooled_embeddings for 1 embeddings"):
+        model.sample(**(texts | {"pooled_embeddings": encoded.pooled.repeat(2, 1)}), **settings)

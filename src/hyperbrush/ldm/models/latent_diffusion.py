@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from hyperbrush.errors import UserError, unknown_name
-from hyperbrush.ldm.models import autoencoder, text
+from hyperbrush.ldm.models import autoencoder, drawing, text
+from hyperbrush.ldm.models.conditioning import CONDITIONING, conditions, text_conditions
 from hyperbrush.ldm.models.diffusion_model import DiffusionModel, build_unet
 from hyperbrush.ldm.models.process import schedule_of, scheduler_config
 from hyperbrush.ldm.modules.diffusion import (
@@ -16,9 +17,6 @@ from hyperbrush.ldm.modules.diffusion import (
     sample_noise,
     sample_timesteps,
 )
-
-# Kinds of condition, and the key of a batch that holds it.
-CONDITIONING = {"text": "captions", "none": None, "class": "class_labels", "image": "condition_images"}
 
 
 class LatentDiffusion(nn.Module):
@@ -45,6 +43,8 @@ class LatentDiffusion(nn.Module):
         scale_factor: latents are multiplied by it before diffusion; see `measure_scale`.
         unet, text_encoder, tokenizer: ready parts; the default tokenizer is the embedded model's.
     """
+
+    scheduler: Any = None  # diffusers' scheduler, while `sample` runs
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class LatentDiffusion(nn.Module):
         self.tokenizer_2: Any = None
         self.zero_empty_text = False
         if conditioning == "text" and text_encoder is None:
-            self.tokenizer = tokenizer if tokenizer is not None else default_tokenizer()
+            self.tokenizer = tokenizer if tokenizer is not None else text.default_tokenizer()
             self.text_encoder = text.build_text_encoder(self.tokenizer, width=text_width, layers=text_layers)
         if unet is None:
             unet = build_unet(
@@ -111,9 +111,7 @@ class LatentDiffusion(nn.Module):
             unet, schedule_of(config), prediction, config, autoencoder.downsampling(self.first_stage)
         )
         self.scale_factor = scale_factor
-        self.known_words: frozenset[str] | None = (
-            None  # of the captions it was trained on, where that is known
-        )
+        self.known_words: frozenset[str] | None = None  # of the captions it was trained on, if known
 
     @property
     def unet(self) -> nn.Module:
@@ -219,11 +217,7 @@ class LatentDiffusion(nn.Module):
 
     def text_conditions(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """What the UNet is told of captions: "context", and for Stable Diffusion XL "pooled" too."""
-        if self.text_encoder is None or self.text_encoder_2 is None:
-            return {"context": self.encode_text(captions)}
-        encoders, tokenizers = (self.text_encoder, self.text_encoder_2), (self.tokenizer, self.tokenizer_2)
-        context, pooled = text.encode_text_xl(encoders, tokenizers, captions, zero_empty=self.zero_empty_text)
-        return {"context": context, "pooled": pooled}
+        return text_conditions(self, captions)
 
     def latents_of(self, batch: Mapping[str, Any], generator: torch.Generator | None = None) -> Tensor:
         """Scaled latents of a batch: `latents` as they are, else `latent_means` (and `latent_stds`) of
@@ -248,54 +242,8 @@ class LatentDiffusion(nn.Module):
         return value.to(self.device, non_blocking=True)
 
     def conditions(self, batch: Mapping[str, Any], keep: Tensor | None = None) -> dict[str, Tensor]:
-        """Keyword arguments for `diffusion` out of a batch: `captions` or `embeddings`,
-        `class_labels`, or `condition_images` (already at the latents' size).
-
-        keep: (batch,) bool, False where the condition is dropped (empty text, the extra label, zeros).
-
-        Raises:
-            UserError: the model's condition is not in the batch; a label it does not know.
-        """
-        dropped = None if keep is None else ~keep
-        if self.conditioning == "text":
-            if "embeddings" in batch:
-                found = {"context": self._moved(batch["embeddings"])}
-                if "pooled_embeddings" in batch:
-                    found["pooled"] = self._moved(batch["pooled_embeddings"])
-                if dropped is not None and dropped.any():
-                    null = self.text_conditions([""])
-                    for key, value in found.items():
-                        place = dropped.to(value.device).view(-1, *[1] * (value.ndim - 1))
-                        found[key] = torch.where(place, null[key].to(value), value)
-                return found
-            if "captions" not in batch:
-                raise UserError(
-                    f"a batch for a text model needs 'captions' or 'embeddings'; got {sorted(batch)}"
-                )
-            captions = list(batch["captions"])
-            if dropped is not None:
-                captions = ["" if d else c for c, d in zip(captions, dropped.tolist(), strict=True)]
-            return self.text_conditions(captions)
-        needed = CONDITIONING[self.conditioning]
-        if needed is not None and needed not in batch:
-            raise UserError(
-                f"a batch for a model conditioned by {self.conditioning!r} needs {needed!r}; got {sorted(batch)}"
-            )
-        if self.conditioning == "class":
-            labels = self._moved(batch["class_labels"]).clone()
-            if not 0 <= int(labels.min()) <= int(labels.max()) < self.null_label:
-                raise UserError(
-                    f"class labels {labels.tolist()} are not all within 0 to {self.null_label - 1}"
-                )
-            if dropped is not None:
-                labels[dropped.to(labels.device)] = self.null_label
-            return {"class_labels": labels}
-        if self.conditioning == "image":
-            picture = self._moved(batch["condition_images"])
-            if dropped is not None:
-                picture = torch.where(dropped.to(picture.device)[:, None, None, None], 0.0, picture)
-            return {"concat": picture}
-        return {}
+        """Keyword arguments for `diffusion` out of a batch: see `ldm.models.conditioning.conditions`."""
+        return conditions(self, batch, keep)
 
     @property
     def null_label(self) -> int:
@@ -385,99 +333,71 @@ class LatentDiffusion(nn.Module):
         negative: str | Sequence[str] = "",
         class_labels: Tensor | None = None,
         condition_images: Tensor | None = None,
+        embeddings: Tensor | None = None,
+        negative_embeddings: Tensor | None = None,
+        pooled_embeddings: Tensor | None = None,
+        negative_pooled_embeddings: Tensor | None = None,
+        image: Tensor | None = None,
+        image_strength: float = 0.75,
         size: tuple[int, int] | None = None,
+        discretisation: str = "diffusers",
         output: str = "images",
         on_step: Callable[[int, int, Tensor], None] | None = None,
     ) -> Tensor:
         """Draw pictures (batch, 3, H, W) in [0, 1], or their scaled latents with ``output="latents"``.
 
+        While it runs, the diffusers scheduler at work is `self.scheduler`.
+
         Args:
             captions, class_labels, condition_images: the condition, one per picture; a single text
                 is one picture.
+            embeddings: text states (batch, tokens, width) in place of captions.
+            negative_embeddings: those of the negative texts, in place of `negative`; the two may differ
+                in length (`text.same_length`).
+            pooled_embeddings, negative_pooled_embeddings: (batch, projection), with embeddings for
+                Stable Diffusion XL.
             count: number of pictures where there is no condition.
             seeds: one per picture, 0, 1, … by default; equal seeds give equal pictures in any batch.
-            steps, sampler: see `ldm.sampling`.
+            steps, sampler, discretisation: see `ldm.sampling`.
             guidance_scale: classifier-free guidance (Ho & Salimans 2022); 1 is none.
             negative: what guidance moves away from, one text or one per picture.
-            size: (height, width) in pixels, the model's own by default.
+            image: (batch, 3, H, W) in [0, 1], pictures to start from.
+            image_strength: with `image`, the share of the steps that is run; 1 keeps next to nothing.
+            size: (height, width) in pixels, the image's or the model's own by default.
             on_step: called with (step, steps, latents).
 
         Raises:
             UserError: unknown sampler; a size the model cannot make; lengths that disagree; a condition
                 this model does not read.
         """
-        from hyperbrush.ldm import sampling
-
-        if output not in ("images", "latents"):
-            raise unknown_name("output", output, ("images", "latents"))
-        captions = [captions] if isinstance(captions, str) else captions
-        given: dict[str, Any] = {
-            "captions": captions,
+        condition = {
+            "captions": [captions] if isinstance(captions, str) else captions,
             "class_labels": class_labels,
             "condition_images": condition_images,
+            "embeddings": embeddings,
+            "pooled_embeddings": pooled_embeddings,
         }
-        batch = {k: v for k, v in given.items() if v is not None}
-        if stray := sorted(batch.keys() - {CONDITIONING[self.conditioning]}):
-            raise UserError(f"this model is conditioned by {self.conditioning!r} and reads no {stray[0]}")
-        number = len(next(iter(batch.values()))) if batch else count or len(seeds or [0])
-        seeds = list(range(number)) if seeds is None else list(seeds)
-        if len(seeds) != number:
-            raise UserError(f"{len(seeds)} seeds for {number} pictures; give one for each")
-        conditions = self.conditions(batch) if batch or self.conditioning != "none" else {}
-        if "concat" in conditions:
-            conditions["concat"] = conditions["concat"].to(self.dtype)
-        guided = guidance_scale != 1 and bool(conditions)
-        if guided:
-            if self.conditioning == "text":
-                texts = [negative] * number if isinstance(negative, str) else list(negative)
-                if len(texts) != number:
-                    raise UserError(f"{len(texts)} negative texts for {number} pictures; give one for each")
-                batch = {**batch, "captions": texts}
-                null = self.conditions(batch)
-            else:
-                null = self.conditions(batch, torch.zeros(number, dtype=torch.bool))
-            conditions = {k: torch.cat([null[k], conditions[k]]) for k in conditions}
-
-        def predict(latents: Tensor, timestep: Tensor) -> Tensor:
-            if not guided:
-                return self.diffusion(latents, timestep, **conditions)  # type: ignore[no-any-return]
-            both = self.diffusion(torch.cat([latents, latents]), timestep, **conditions)
-            unconditional, conditional = both.chunk(2)
-            return sampling.classifier_free_guidance(unconditional, conditional, guidance_scale)
-
-        scheduler = sampling.make_scheduler(sampler, self.diffusion.scheduler_config)
-        was_training = self.training
-        self.eval()
-        try:
-            latents = sampling.sample(
-                predict,
-                scheduler,
-                self._map_shape(size),
-                seeds,
-                steps,
-                device=self.device,
-                dtype=self.dtype,
-                on_step=on_step,
-            )
-            if output == "latents":
-                return latents
-            first = next(self.first_stage.parameters())
-            return (self.decode(latents.to(first)).float() / 2 + 0.5).clamp(0, 1)
-        finally:
-            self.train(was_training)
-
-    def _map_shape(self, size: tuple[int, int] | None) -> tuple[int, int, int]:
-        channels, height, width = self.latent_shape
-        if size is None:
-            return channels, height, width
-        factor = autoencoder.downsampling(self.first_stage)
-        config: Any = self.unet.config
-        unit = factor * 2 ** (len(config.block_out_channels) - 1)
-        if any(side < unit or side % unit for side in size):
-            raise UserError(
-                f"size {size[1]}x{size[0]} is not possible: both sides must be multiples of {unit} pixels"
-            )
-        return channels, size[0] // factor, size[1] // factor
+        null = {
+            "captions": negative,
+            "embeddings": negative_embeddings,
+            "pooled_embeddings": negative_pooled_embeddings,
+        }
+        return drawing.draw_pictures(
+            self,
+            {k: v for k, v in condition.items() if v is not None},
+            {k: v for k, v in null.items() if v is not None},
+            count=count,
+            seeds=seeds,
+            steps=steps,
+            sampler=sampler,
+            guidance_scale=guidance_scale,
+            image=image,
+            image_strength=image_strength,
+            size=size,
+            discretisation=discretisation,
+            output=output,
+            on_step=on_step,
+        )
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **settings: Any) -> "LatentDiffusion":
@@ -497,12 +417,3 @@ class LatentDiffusion(nn.Module):
         from hyperbrush.ldm.models.loading import pipeline
 
         return pipeline(self)
-
-
-def default_tokenizer() -> Any:
-    """The embedded model's tokenizer."""
-    from transformers import CLIPTokenizer
-
-    from hyperbrush.assets import model_folder
-
-    return CLIPTokenizer.from_pretrained(model_folder("emoji") / "tokenizer")

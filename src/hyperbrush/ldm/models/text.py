@@ -1,6 +1,7 @@
 """The text side: a CLIP text model, a BPE tokenizer, and files that old programs can read too."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hyperbrush.errors import UserError
 from hyperbrush.files import write_json
 
 
@@ -31,6 +33,15 @@ def build_text_encoder(tokenizer: Any, *, width: int = 256, layers: int = 4, num
         pad_token_id=tokenizer.pad_token_id,
     )
     return CLIPTextModel(config)  # type: ignore[no-any-return]
+
+
+def default_tokenizer() -> Any:
+    """The embedded model's tokenizer."""
+    from transformers import CLIPTokenizer
+
+    from hyperbrush.assets import model_folder
+
+    return CLIPTokenizer.from_pretrained(model_folder("emoji") / "tokenizer")
 
 
 def train_tokenizer(captions: Sequence[str], *, vocabulary: int = 4096, max_length: int = 77) -> Any:
@@ -80,10 +91,50 @@ def tokenize(tokenizer: Any, texts: Sequence[str]) -> Tensor:
     return ids
 
 
-def encode_text(text_encoder: nn.Module, ids: Tensor) -> Tensor:
-    """Hidden states (batch, tokens, width) after the final layer norm: what cross-attention sees."""
-    states: Tensor = text_encoder(ids).last_hidden_state
-    return states
+def encode_text(text_encoder: nn.Module, ids: Tensor, clip_skip: int = 1) -> Tensor:
+    """Hidden states (batch, tokens, width) after the final layer norm: what cross-attention sees.
+
+    ids: (batch, tokens).  clip_skip: n leaves out the last n - 1 layers, as people count it; the final
+    layer norm is applied all the same.
+
+    Raises:
+        UserError: the encoder has fewer layers.
+    """
+    layers = layers_of(text_encoder)
+    if not 1 <= clip_skip <= layers:
+        raise UserError(f"clip_skip {clip_skip} of a text encoder with {layers} layers: give 1 to {layers}")
+    if clip_skip == 1:
+        states: Tensor = text_encoder(ids).last_hidden_state
+        return states
+    inner: Any = getattr(text_encoder, "text_model", text_encoder)  # one level more in transformers 4
+    out = text_encoder(ids, output_hidden_states=True)
+    normed: Tensor = inner.final_layer_norm(out.hidden_states[-clip_skip])
+    return normed
+
+
+def encode_penultimate(text_encoder: nn.Module, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Stable Diffusion XL's reading of one encoder: the states (batch, tokens, width) before the last
+    layer, without the final layer norm, and the encoder's first output (of the second encoder the
+    pooled projection, (batch, projection)).
+    """
+    out = text_encoder(ids, output_hidden_states=True)
+    return out.hidden_states[-2], out[0]
+
+
+def layers_of(text_encoder: nn.Module) -> int:
+    """Number of transformer layers of a text encoder."""
+    config: Any = text_encoder.config
+    return int(config.num_hidden_layers)
+
+
+def same_length(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Text states (batch, tokens, width) of two lengths, each repeated to their least common one.
+
+    Attention spreads its weight evenly over equal tokens, so that a text said k times gives exactly
+    what it gives once: no padding is seen that a shorter text alone would not have.
+    """
+    length = math.lcm(one.shape[1], other.shape[1])
+    return one.repeat(1, length // one.shape[1], 1), other.repeat(1, length // other.shape[1], 1)
 
 
 def encode_text_xl(
@@ -98,9 +149,8 @@ def encode_text_xl(
     states, pooled = [], torch.empty(0)
     for encoder, tokenizer in zip(encoders, tokenizers, strict=True):
         device = next(encoder.parameters()).device
-        out = encoder(tokenize(tokenizer, texts).to(device), output_hidden_states=True)
-        states.append(out.hidden_states[-2])
-        pooled = out[0]
+        state, pooled = encode_penultimate(encoder, tokenize(tokenizer, texts).to(device))
+        states.append(state)
     joined = torch.cat(states, dim=-1)
     if zero_empty:
         said = torch.tensor([bool(t.strip()) for t in texts], device=joined.device)

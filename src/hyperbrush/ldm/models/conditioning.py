@@ -1,0 +1,84 @@
+"""What the UNet is told of a batch: texts, labels, pictures, and the empty ones of each."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from hyperbrush.errors import UserError
+from hyperbrush.ldm.models import text
+
+if TYPE_CHECKING:
+    from hyperbrush.ldm.models.latent_diffusion import LatentDiffusion
+
+# Kinds of condition, and the key of a batch that holds it.
+CONDITIONING = {"text": "captions", "none": None, "class": "class_labels", "image": "condition_images"}
+
+
+def conditions(
+    model: "LatentDiffusion", batch: Mapping[str, Any], keep: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Keyword arguments for `model.diffusion` out of a batch: `captions` or `embeddings` (with
+    `pooled_embeddings`), `class_labels`, or `condition_images` (already at the latents' size).
+
+    keep: (batch,) bool, False where the condition is dropped (empty text, the extra label, zeros).
+
+    Raises:
+        UserError: the model's condition is not in the batch; a label it does not know.
+    """
+    dropped = None if keep is None else ~keep
+    if model.conditioning == "text":
+        return _text(model, batch, dropped)
+    needed = CONDITIONING[model.conditioning]
+    if needed is not None and needed not in batch:
+        raise UserError(
+            f"a batch for a model conditioned by {model.conditioning!r} needs {needed!r}; got {sorted(batch)}"
+        )
+    if model.conditioning == "class":
+        labels = _moved(model, batch["class_labels"]).clone()
+        if not 0 <= int(labels.min()) <= int(labels.max()) < model.null_label:
+            raise UserError(f"class labels {labels.tolist()} are not all within 0 to {model.null_label - 1}")
+        if dropped is not None:
+            labels[dropped.to(labels.device)] = model.null_label
+        return {"class_labels": labels}
+    if model.conditioning == "image":
+        picture = _moved(model, batch["condition_images"])
+        if dropped is not None:
+            picture = torch.where(dropped.to(picture.device)[:, None, None, None], 0.0, picture)
+        return {"concat": picture}
+    return {}
+
+
+def text_conditions(model: "LatentDiffusion", captions: Sequence[str]) -> dict[str, Tensor]:
+    """What the UNet is told of captions: "context" (batch, tokens, width), and for Stable Diffusion XL
+    "pooled" (batch, projection) too.
+    """
+    if model.text_encoder is None or model.text_encoder_2 is None:
+        return {"context": model.encode_text(captions)}
+    encoders, tokenizers = (model.text_encoder, model.text_encoder_2), (model.tokenizer, model.tokenizer_2)
+    context, pooled = text.encode_text_xl(encoders, tokenizers, captions, zero_empty=model.zero_empty_text)
+    return {"context": context, "pooled": pooled}
+
+
+def _text(model: "LatentDiffusion", batch: Mapping[str, Any], dropped: Tensor | None) -> dict[str, Tensor]:
+    if "embeddings" in batch:
+        found = {"context": _moved(model, batch["embeddings"])}
+        if "pooled_embeddings" in batch:
+            found["pooled"] = _moved(model, batch["pooled_embeddings"])
+        if dropped is not None and dropped.any():
+            null = model.text_conditions([""])
+            for key, value in found.items():
+                place = dropped.to(value.device).view(-1, *[1] * (value.ndim - 1))
+                found[key] = torch.where(place, null[key].to(value), value)
+        return found
+    if "captions" not in batch:
+        raise UserError(f"a batch for a text model needs 'captions' or 'embeddings'; got {sorted(batch)}")
+    captions = list(batch["captions"])
+    if dropped is not None:
+        captions = ["" if d else c for c, d in zip(captions, dropped.tolist(), strict=True)]
+    return model.text_conditions(captions)
+
+
+def _moved(model: "LatentDiffusion", value: Tensor) -> Tensor:
+    return value.to(model.device, non_blocking=True)

@@ -1,0 +1,195 @@
+"""Drawing pictures with a whole model: condition, guidance, sampling, first stage."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from hyperbrush.errors import UserError, unknown_name
+from hyperbrush.ldm.models import autoencoder, text
+from hyperbrush.ldm.models.conditioning import CONDITIONING
+
+if TYPE_CHECKING:
+    from hyperbrush.ldm.models.latent_diffusion import LatentDiffusion
+
+
+@torch.no_grad()
+def draw_pictures(
+    model: "LatentDiffusion",
+    condition: Mapping[str, Any],
+    null: Mapping[str, Any],
+    *,
+    count: int | None,
+    seeds: Sequence[int] | None,
+    steps: int,
+    sampler: str,
+    guidance_scale: float,
+    image: Tensor | None,
+    image_strength: float,
+    size: tuple[int, int] | None,
+    discretisation: str,
+    output: str,
+    on_step: Callable[[int, int, Tensor], None] | None,
+) -> Tensor:
+    """What `LatentDiffusion.sample` does; its arguments, with the condition as a batch.
+
+    condition: `captions`, `embeddings`, … as `conditions` reads them; null: what guidance moves away
+    from, the same keys, for text models (`captions` may be one text for all).
+
+    Raises:
+        UserError: as `LatentDiffusion.sample`.
+    """
+    from hyperbrush.ldm import sampling
+
+    if output not in ("images", "latents"):
+        raise unknown_name("output", output, ("images", "latents"))
+    _check_condition(model, condition)
+    given = next(iter(condition.values())) if condition else image
+    number = len(given) if given is not None else count or len(seeds or [0])
+    seeds = list(range(number)) if seeds is None else list(seeds)
+    if len(seeds) != number:
+        raise UserError(f"{len(seeds)} seeds for {number} pictures; give one for each")
+    told = model.conditions(condition) if condition or model.conditioning != "none" else {}
+    if "concat" in told:
+        told["concat"] = told["concat"].to(model.dtype)
+    guided = guidance_scale != 1 and bool(told)
+    if guided:
+        told = _both_sides(_null_conditions(model, condition, null, number), told)
+
+    def predict(latents: Tensor, timestep: Tensor) -> Tensor:
+        if not guided:
+            return model.diffusion(latents, timestep, **told)  # type: ignore[no-any-return]
+        both = model.diffusion(torch.cat([latents, latents]), timestep, **told)
+        unconditional, conditional = both.chunk(2)
+        return sampling.classifier_free_guidance(unconditional, conditional, guidance_scale)
+
+    scheduler = sampling.make_scheduler(sampler, model.diffusion.scheduler_config)
+    before, was_training = model.scheduler, model.training
+    first = next(model.first_stage.parameters())
+    model.eval()
+    model.scheduler = scheduler
+    try:
+        start: dict[str, Any] = {}
+        if image is not None:
+            size = _size_of(image, number, size)
+            shape = map_shape(model, size)
+            pixels = image.to(first) * 2 - 1
+            start = {"image_latents": model.encode(pixels).to(model.dtype), "strength": image_strength}
+        else:
+            shape = map_shape(model, size)
+        latents = sampling.sample(
+            predict,
+            scheduler,
+            shape,
+            seeds,
+            steps,
+            device=model.device,
+            dtype=model.dtype,
+            discretisation=discretisation,
+            on_step=on_step,
+            **start,
+        )
+        if output == "latents":
+            return latents
+        return (model.decode(latents.to(first)).float() / 2 + 0.5).clamp(0, 1)
+    finally:
+        model.scheduler = before
+        model.train(was_training)
+
+
+def map_shape(model: "LatentDiffusion", size: tuple[int, int] | None) -> tuple[int, int, int]:
+    """(channels, height, width) of the latents of a picture of this (height, width) in pixels.
+
+    Raises:
+        UserError: the UNet's levels do not divide it.
+    """
+    channels, height, width = model.latent_shape
+    if size is None:
+        return channels, height, width
+    factor = autoencoder.downsampling(model.first_stage)
+    config: Any = model.unet.config
+    unit = factor * 2 ** (len(config.block_out_channels) - 1)
+    if any(side < unit or side % unit for side in size):
+        raise UserError(
+            f"size {size[1]}x{size[0]} is not possible: both sides must be multiples of {unit} pixels"
+        )
+    return channels, size[0] // factor, size[1] // factor
+
+
+def _check_condition(model: "LatentDiffusion", condition: Mapping[str, Any]) -> None:
+    """Refuse a condition the model does not read, and half of one."""
+    readable: set[str | None] = {CONDITIONING[model.conditioning]}
+    if model.conditioning == "text":
+        readable |= {"embeddings"}
+        if model.text_encoder_2 is not None:
+            readable |= {"pooled_embeddings"}
+    if stray := sorted(condition.keys() - readable):
+        if stray == ["pooled_embeddings"] and model.conditioning == "text":
+            raise UserError("this model has one text encoder and reads no pooled_embeddings; leave them out")
+        raise UserError(f"this model is conditioned by {model.conditioning!r} and reads no {stray[0]}")
+    if "captions" in condition and len(condition) > 1:
+        raise UserError("captions and embeddings were given; give one of them")
+    if "embeddings" in condition or "pooled_embeddings" in condition:
+        _check_embeddings(model, condition)
+
+
+def _check_embeddings(model: "LatentDiffusion", given: Mapping[str, Any], kind: str = "") -> None:
+    """Refuse text states of a shape the UNet does not take; kind: "negative_" or nothing."""
+    expected = ["embeddings"] + ["pooled_embeddings"] * (model.text_encoder_2 is not None)
+    missing = [kind + key for key in expected if key not in given]
+    if missing:
+        raise UserError(f"text states for this model need {missing[0]} too")
+    config: Any = model.unet.config
+    shape, width = tuple(given["embeddings"].shape), config.cross_attention_dim
+    if len(shape) != 3 or (isinstance(width, int) and shape[-1] != width):
+        raise UserError(
+            f"{kind}embeddings have shape {shape}; this model takes (batch, tokens, {width}). "
+            "Was another model's text encoder used?"
+        )
+    if "pooled_embeddings" in expected and len(given["pooled_embeddings"]) != shape[0]:
+        raise UserError(
+            f"{len(given['pooled_embeddings'])} {kind}pooled_embeddings for {shape[0]} {kind}embeddings"
+        )
+
+
+def _null_conditions(
+    model: "LatentDiffusion", condition: Mapping[str, Any], null: Mapping[str, Any], number: int
+) -> dict[str, Tensor]:
+    """The conditions guidance moves away from, for `number` pictures."""
+    if model.conditioning != "text":
+        return model.conditions(condition, torch.zeros(number, dtype=torch.bool))
+    if "embeddings" in null or "pooled_embeddings" in null:
+        null = {key: value for key, value in null.items() if key != "captions"}
+        _check_embeddings(model, null, "negative_")
+        if len(null["embeddings"]) != number:
+            raise UserError(
+                f"{len(null['embeddings'])} negative_embeddings for {number} pictures; give one for each"
+            )
+        return model.conditions(null)
+    negative = null["captions"]
+    texts = [negative] * number if isinstance(negative, str) else list(negative)
+    if len(texts) != number:
+        raise UserError(f"{len(texts)} negative texts for {number} pictures; give one for each")
+    return model.conditions({"captions": texts})
+
+
+def _both_sides(null: Mapping[str, Tensor], told: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The conditions of both sides of guidance as one batch, the null ones first."""
+    pairs = {key: (null[key].to(told[key]), told[key]) for key in told}
+    if "context" in pairs:
+        pairs["context"] = text.same_length(*pairs["context"])
+    return {key: torch.cat(pair) for key, pair in pairs.items()}
+
+
+def _size_of(image: Tensor, number: int, size: tuple[int, int] | None) -> tuple[int, int]:
+    """(height, width) of pictures to start from, checked."""
+    shape = tuple(image.shape)
+    if len(shape) != 4 or shape[:2] != (number, 3):
+        raise UserError(f"image has shape {shape}; expected ({number}, 3, H, W), one for each picture")
+    found = int(shape[2]), int(shape[3])
+    if size is not None and tuple(size) != found:
+        raise UserError(
+            f"size {size[1]}x{size[0]} is not the image's, {found[1]}x{found[0]}; resize it first, or leave size out"
+        )
+    return found
