@@ -195,6 +195,23 @@ def test_the_best_affine_map_of_a_bent_network(make_unet: Make, make_network: Ma
         fused = call(unet)
         assert report is not None
         assert report.errors.keys() == contexts.keys()
-        assert all(0 < e < 1 for pair in report.errors.values() for e in pair)
-        assert "14 sites fitted" in str(report)
+        assert all(0 < e < 1 for e in report.errors.values())
+        assert "14 sites fitted; share of the networks' effect on keys and values" in str(report)
     assert (fused - exact).norm() < (bare - exact).norm()
+
+
+def test_contexts_are_sampled_where_none_are_given(tiny: Any, make_network: Make) -> None:
+    hn = make_network(tiny.unet, activation="relu")
+    prompt = {"captions": ["red square"], "seeds": [5], "steps": 3, "output": "latents"}
+    bare = tiny.sample(**prompt)
+    state = {k: v.clone() for k, v in tiny.unet.state_dict().items()}
+    with attach(tiny, hn) as attached:
+        exact = tiny.sample(**prompt)
+        report = attached.fuse(approximate=True)
+        fused = tiny.sample(**prompt)
+        assert "effect on the attention's output" in str(report)
+        assert all(0 < e < 1 for e in report.errors.values())
+    assert (fused - exact).norm() < 0.5 * (bare - exact).norm()
+    assert all(torch.equal(v, state[k]) for k, v in tiny.unet.state_dict().items())
+    with attach(tiny.unet, hn) as attached, pytest.raises(UserError, match="hand over the pipeline"):
+        attached.fuse(approximate=True)

@@ -11,13 +11,16 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks.activations import OverTheBatch
 from hyperbrush.hypernetworks.affine import Affine, chain_as_affine, fit_affine, is_affine
 from hyperbrush.hypernetworks.attention import apply_networks
+from hyperbrush.hypernetworks.attention_errors import OutputError, attention_error
 from hyperbrush.hypernetworks.context_network import ContextNetwork
+from hyperbrush.hypernetworks.contexts import AttentionInputs
 from hyperbrush.ldm.modules.attention_sites import AttentionSite
 
 Chain = Sequence[tuple[ContextNetwork, float]]
@@ -34,21 +37,21 @@ class SiteChains(NamedTuple):
 
 @dataclass(frozen=True)
 class FitReport:
-    """How far affine maps are off the networks they replace, on the contexts they were fitted to.
+    """How far affine maps are off the networks they replace.
 
-    errors: site path → relative errors ‖fit − exact‖ / ‖exact − bare‖ of what the keys and the values change
-        (0: exact; 1: no better than leaving the network out).
+    errors: site path → ‖fitted − exact‖ / ‖exact − bare‖ (0: exact; 1: no better than leaving the networks
+        out) of what was measured: the attention's output on calls that the fit has not seen, or, where
+        only contexts were given, keys and values on these.
     """
 
-    errors: Mapping[str, tuple[float, float]]
+    errors: Mapping[str, float]
+    measured: str
 
     def __str__(self) -> str:
-        keys = sorted(k for k, _ in self.errors.values())
-        values = sorted(v for _, v in self.errors.values())
-        middle = len(keys) // 2
+        found = sorted(self.errors.values())
         return (
-            f"{len(keys)} sites fitted; share of the networks' effect that an affine map cannot say: keys "
-            f"{keys[middle]:.1%} (worst {keys[-1]:.1%}), values {values[middle]:.1%} (worst {values[-1]:.1%})"
+            f"{len(found)} sites fitted; share of the networks' effect on {self.measured} that affine maps do "
+            f"not say: {found[len(found) // 2]:.1%} (median of the sites; worst {found[-1]:.1%})"
         )
 
 
@@ -81,7 +84,7 @@ def fuse_chains(
     chains: Sequence[SiteChains],
     *,
     approximate: bool = False,
-    contexts: Mapping[str, Tensor] | None = None,
+    contexts: Mapping[str, Tensor | AttentionInputs] | None = None,
 ) -> tuple[Fused, FitReport | None]:
     """Bake chains of networks into their attentions' weights; nothing may be hooked meanwhile.
 
@@ -99,54 +102,91 @@ def fuse_chains(
             "non-linearity. fuse(approximate=True) puts the best affine map in their place"
         )
     if bent and contexts is None:
-        from hyperbrush.hypernetworks.contexts import sample_contexts
+        from hyperbrush.hypernetworks.contexts import sample_attention_inputs
 
-        contexts = sample_contexts(pipe_or_unet)
-    exact: dict[Any, Affine] = {}  # sites of one width share their chains
+        contexts = sample_attention_inputs(pipe_or_unet)
+    seen = {path: _inputs(given) for path, given in (contexts or {}).items()}
+    straight: dict[Any, Affine] = {}  # sites of one width share their chains
     fused, errors = Fused(), {}
     try:
         for c in chains:
-            maps, off = [], []
-            for chain, name in ((c.keys, "to_k"), (c.values, "to_v")):
-                if _straight(chain):
-                    key = (c.site.context_width, *((id(network), strength) for network, strength in chain))
-                    if key not in exact:
-                        whole = chain_as_affine(chain, c.site.context_width)
-                        assert whole is not None
-                        exact[key] = whole
-                    maps.append(exact[key])
-                    off.append(0.0)
-                else:
-                    fit, error = _fitted(c, chain, name, contexts or {})
-                    maps.append(fit)
-                    off.append(error)
-            fuse_site(fused, c.attention, *maps)
-            errors[c.site.path] = (off[0], off[1])
+            keys, values = _map(c, c.keys, seen, straight), _map(c, c.values, seen, straight)
+            if not (_straight(c.keys) and _straight(c.values)):
+                errors[c.site.path] = _error(c, keys, values, seen[c.site.path]).of_change
+            fuse_site(fused, c.attention, keys, values)
     except BaseException:
         fused.undo()
         raise
-    return fused, FitReport(errors) if bent else None
+    if not bent:
+        return fused, None
+    outputs = all(seen[path].calls for path in errors)
+    return fused, FitReport(errors, "the attention's output" if outputs else "keys and values")
 
 
 def _straight(chain: Chain) -> bool:
     return all(is_affine(network) for network, _ in chain)
 
 
+def _inputs(given: Tensor | AttentionInputs) -> AttentionInputs:
+    return AttentionInputs(given, ()) if isinstance(given, Tensor) else given
+
+
 @torch.no_grad()
-def _fitted(c: SiteChains, chain: Chain, name: str, contexts: Mapping[str, Tensor]) -> tuple[Affine, float]:
-    """The best affine map for a chain at one site, and its relative error in the projection's output."""
+def _map(
+    c: SiteChains, chain: Chain, seen: Mapping[str, AttentionInputs], straight: dict[Any, Affine]
+) -> Affine:
+    """A chain as an affine map: its own, or the best fit to what the site sees."""
+    key = (c.site.context_width, *((id(network), strength) for network, strength in chain))
+    if key in straight:
+        return straight[key]
+    whole = chain_as_affine(chain, c.site.context_width)
+    if whole is not None:
+        return straight.setdefault(key, whole)
     if any(isinstance(layer.activation, OverTheBatch) for network, _ in chain for layer in network.layers):
         raise UserError("cannot fuse: softmax-like networks mix the rows of a batch, which no weight can say")
-    if c.site.path not in contexts:
+    if c.site.path not in seen:
         raise UserError(f"cannot fit at {c.site.path}: contexts has no (tokens, width) tensor for it")
-    seen = contexts[c.site.path].to(next(chain[0][0].parameters()).device, torch.float32)
-    wanted = apply_networks(seen[None], chain)[0].cpu().double()
-    bare = seen.cpu().double()
-    fit = fit_affine(bare, wanted)
-    weight = _linear(c.attention, name).weight.cpu().double()
-    off = ((fit(bare) - wanted) @ weight.T).norm()
-    change = ((wanted - bare) @ weight.T).norm()
-    return fit, float(off / change) if change > 0 else 0.0
+    bare = seen[c.site.path].contexts
+    return fit_affine(bare.cpu(), _through_chain(chain, bare[None])[0].cpu())
+
+
+def _through_chain(chain: Chain, context: Tensor) -> Tensor:
+    device = next((p.device for network, _ in chain for p in network.parameters()), context.device)
+    return apply_networks(context.to(device, torch.float32), chain)
+
+
+@torch.no_grad()
+def _error(c: SiteChains, keys: Affine, values: Affine, inputs: AttentionInputs) -> OutputError:
+    to_k, to_v = _linear(c.attention, "to_k"), _linear(c.attention, "to_v")
+
+    def through(linear: Any, context: Tensor) -> Tensor:
+        bias = None if linear.bias is None else linear.bias.double()
+        return F.linear(context.to(linear.weight.device).double(), linear.weight.double(), bias)
+
+    def project(for_keys: Tensor, for_values: Tensor) -> tuple[Tensor, Tensor]:
+        return through(to_k, for_keys), through(to_v, for_values)
+
+    def exact(context: Tensor) -> tuple[Tensor, Tensor]:
+        return project(_through_chain(c.keys, context), _through_chain(c.values, context))
+
+    def fitted(context: Tensor) -> tuple[Tensor, Tensor]:
+        return project(keys(context.cpu()), values(context.cpu()))
+
+    if inputs.calls:
+        return attention_error(c.attention, exact, fitted, inputs.calls)
+    bare = inputs.contexts[None]
+    pairs = zip(fitted(bare), exact(bare), project(bare, bare), strict=True)
+    return sum(
+        (
+            OutputError(_square(made - wanted), _square(wanted), _square(wanted - own))
+            for made, wanted, own in pairs
+        ),
+        OutputError(),
+    )
+
+
+def _square(x: Tensor) -> float:
+    return float(x.square().sum())
 
 
 @torch.no_grad()

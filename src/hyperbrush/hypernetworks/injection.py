@@ -24,6 +24,7 @@ from hyperbrush.hypernetworks.strengths import PerPicture, Strength, StrengthLik
 from hyperbrush.ldm.modules.attention_sites import KINDS, AttentionSite, find_attentions
 
 if TYPE_CHECKING:
+    from hyperbrush.hypernetworks.contexts import AttentionInputs
     from hyperbrush.hypernetworks.fusing import FitReport, Fused
 
 
@@ -210,7 +211,9 @@ class Attached:
         return self._fused is not None
 
     def fuse(
-        self, approximate: bool = False, contexts: Mapping[str, torch.Tensor] | None = None
+        self,
+        approximate: bool = False,
+        contexts: "Mapping[str, torch.Tensor | AttentionInputs] | None" = None,
     ) -> "FitReport | None":
         """Bake them, at their present strengths, into to_k, to_v and to_out's bias, and take the hooks away.
 
@@ -218,8 +221,9 @@ class Attached:
         networks without a non-linearity, also in chains (FACTS: the bias argument is in `fusing`).
 
         approximate: put the affine map of least squared error in the place of chains that are not
-            affine, fitted per site to the contexts of a few generations (or to ``contexts``, site path →
-            (tokens, width)); returns a `fusing.FitReport` that says how far off it is.
+            affine, fitted per site to the contexts of a few generations, or to ``contexts``: site path →
+            (tokens, width), or what `contexts.sample_attention_inputs` gives. Returns a
+            `fusing.FitReport` that says how far off it is.
 
         Raises:
             UserError: a network is not affine; a strength is no constant number; LoRA stands at a projection
