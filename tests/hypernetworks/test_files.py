@@ -1,20 +1,26 @@
 """Files: round trips of everything, and one clear line for everything broken."""
 
+import base64
+import hashlib
 import io
 import json
 import os
 import pickle
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from hyperbrush.errors import UserError
-from hyperbrush.hypernetworks import AttentionHypernetwork, load
+from hyperbrush.hypernetworks import AttentionHypernetwork, load, save
+from hyperbrush.hypernetworks.formats.checks import DTYPES, all_finite
+from hyperbrush.hypernetworks.formats.modelspec import hash_matches, thumbnail
 
 SITE = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
 
@@ -148,7 +154,7 @@ BROKEN_CONTENT: dict[str, tuple[Any, str]] = {
     "other width": ({12: (state(), state())}, r"width 12, keys: tensors of shapes \[\(16, 8\)"),
     "nan": ({8: (state(), changed("linear.1.bias", torch.full((8,), torch.nan)))}, "holds NaN"),
     "inf": ({8: (state(), changed("linear.1.bias", torch.full((8,), torch.inf)))}, "infinite"),
-    "integers": ({8: (state(), changed("linear.1.bias", torch.ones(8).int()))}, "torch.int32"),
+    "integers": ({8: (state(), changed("linear.1.bias", torch.ones(8).int()))}, "int32"),
     "number": ({8: (state(), changed("linear.1.bias", 5))}, "int"),
     "repeated": ({8: (state(), changed("linear.1.bias", torch.ones(1).expand(8)))}, "repeats"),
     "sparse": ({8: (state(), changed("linear.1.bias", torch.ones(8).to_sparse()))}, "dense"),
@@ -222,7 +228,7 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             load(path)
-    for path, message in ((tmp_path, "is a folder"), (tmp_path / "x.ckpt", r"\.safetensors")):
+    for path, message in ((tmp_path, "is a folder"), (tmp_path / "x.png", r"\.safetensors.*'\.png'")):
         with pytest.raises(UserError, match=message):
             network().save(path)
 
@@ -295,6 +301,146 @@ def test_saving_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(list(tmp_path.iterdir())) == 2
     with pytest.raises(UserError, match="metadata of 'hypernetwork'"):
         network(metadata={"x": object()}).save(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_equal_networks_make_equal_files(suffix: str, tmp_path: Path) -> None:
+    files = set()
+    for i in range(8):
+        hn = network(name="water", metadata={f"k{i}": i for i in range(8)} | {"modelspec.author": 'ö\n"x'})
+        files.add(hn.save(tmp_path / f"{i}{suffix}").read_bytes())
+    assert len(files) == 1
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".bin", ".ckpt", ".CKPT"])
+@pytest.mark.parametrize("legacy_zip", [False, True])
+def test_writing_for_older_webuis(suffix: str, legacy_zip: bool, tmp_path: Path) -> None:
+    hn = network(name="water", activation="prelu", layer_norm=True)
+    path = save(hn, tmp_path / f"w{suffix}", legacy_zip=legacy_zip)
+    assert zipfile.is_zipfile(path) is not legacy_zip
+    content = torch.load(path, weights_only=True)
+    assert isinstance(content[8], tuple)
+    assert content["activate_output"] is False
+    back = load(path)
+    back.metadata = {}
+    assert same(hn, back)
+
+
+def test_legacy_zip_is_no_safetensors(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"legacy_zip is a form of \.pt"):
+        save(network(), tmp_path / "w.safetensors", legacy_zip=True)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_load_converts_on_demand(suffix: str, tmp_path: Path) -> None:
+    hn = network()
+    path = hn.save(tmp_path / f"w{suffix}")
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        for a, b in zip(load(path, dtype=dtype).parameters(), hn.parameters(), strict=True):
+            assert a.dtype == dtype
+            assert a.requires_grad
+            assert torch.equal(a, b.to(dtype))
+    with pytest.raises(UserError, match=r"dtype torch\.int8 is impossible: expected torch\.float32"):
+        load(path, dtype=torch.int8)
+    with torch.no_grad():
+        next(hn.parameters())[0, 0] = 1e6
+    hn.save(path)
+    assert load(path, dtype=torch.bfloat16)
+    with pytest.raises(UserError, match=r"too large for torch\.float16"):
+        load(path, dtype=torch.float16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_finite_check_is_exact(dtype: torch.dtype) -> None:
+    largest = torch.finfo(dtype).max
+    for numbers in ([largest] * 9, [largest, -largest] * 9, [0.0], [torch.finfo(dtype).tiny / 2]):
+        assert all_finite(torch.tensor(numbers, dtype=dtype))
+    assert all_finite(torch.empty(0, dtype=dtype))
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        for place in (0, 500, 999):
+            numbers = torch.full((1000,), largest, dtype=dtype)
+            numbers[::2] *= -1
+            numbers[place] = bad
+            assert not all_finite(numbers), (bad, place)
+    assert not all_finite(torch.tensor([torch.inf, -torch.inf], dtype=dtype))
+
+
+def test_modelspec_fields_of_ones_own(tmp_path: Path) -> None:
+    picture = Image.effect_noise((400, 300), 50)
+    url = thumbnail(picture)
+    shown = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+    assert shown.format == "JPEG"
+    assert shown.size == (256, 192)
+    fields = {"modelspec.date": "2024-05-31T18:13:38Z", "modelspec.thumbnail": url, "modelspec.author": "me"}
+    hn = network(metadata={**fields, "sd_checkpoint": "abc"})
+    path = hn.save(tmp_path / "w.safetensors")
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+    assert {k: header[k] for k in fields} == fields
+    assert "modelspec" not in header["hyperbrush.config"]
+    assert load(path).metadata == hn.metadata
+    again = load(load(path).save(tmp_path / "w.pt"))  # carried through the webui's form too
+    assert {k: again.metadata[k] for k in fields} == fields
+    with safe_open(network().save(tmp_path / "plain.safetensors"), "pt") as file:
+        assert "modelspec.date" not in file.metadata()
+        assert "modelspec.thumbnail" not in file.metadata()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("date", "yesterday", "ISO 8601"),
+        ("date", 20240531, "fields are texts"),
+        ("thumbnail", "https://example.org/a.jpg", "data:image/jpeg;base64"),
+        ("thumbnail", "data:image/png;base64,???", "data:image/jpeg;base64"),
+        ("thumbnail", "data:text/html;base64,AAAA", "data:image/jpeg;base64"),
+        ("thumbnail", "data:image/png;base64," + "A" * 1_000_000, "at most 1000000"),
+    ],
+)
+def test_wrong_modelspec_fields_are_refused(field: str, value: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        network(metadata={f"modelspec.{field}": value}).save(tmp_path / "w.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_hash_is_of_all_that_follows_the_header(tmp_path: Path) -> None:
+    hn = network()
+    for i, parameter in enumerate(hn.parameters()):  # safetensors orders tensors by type, then by name
+        parameter.data = parameter.data.to(DTYPES[i % len(DTYPES)])
+    path = hn.save(tmp_path / "w.safetensors")
+    raw = path.read_bytes()
+    data = raw[8 + int.from_bytes(raw[:8], "little") :]
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["modelspec.hash_sha256"] == "0x" + hashlib.sha256(data).hexdigest()
+    assert hash_matches(path) is True
+    path.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    assert hash_matches(path) is False
+    save_file({"x": torch.ones(2)}, path)
+    assert hash_matches(path) is None
+
+
+def test_views_do_not_take_their_storage_into_files(tmp_path: Path) -> None:
+    hn = network(widths=[8])
+    for parameter in hn.parameters():
+        large = torch.randn(100_000)
+        parameter.data = large[: parameter.numel()].view(parameter.shape)
+    for suffix in (".pt", ".safetensors"):
+        path = hn.save(tmp_path / f"w{suffix}")
+        assert path.stat().st_size < 20_000
+        for a, b in zip(load(path).parameters(), hn.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_views_in_a_file_are_read_as_they_are(tmp_path: Path) -> None:
+    content = {8: (state(), state())}
+    base = torch.randn(16, 8)
+    content[8][0]["linear.1.weight"] = base.T  # not contiguous
+    content[8][1]["linear.0.weight"] = torch.randn(500)[100:228].view(16, 8)
+    torch.save(content, tmp_path / "w.pt")
+    pair = load(tmp_path / "w.pt").network_for(8)
+    assert pair is not None
+    assert torch.equal(pair.key.layers[1].linear.weight, base.T)
+    assert torch.equal(pair.value.layers[0].linear.weight, content[8][1]["linear.0.weight"])
 
 
 def _disk_full(*_: Any) -> None:

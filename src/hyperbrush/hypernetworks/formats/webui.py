@@ -1,7 +1,6 @@
 """The webui's .pt, {width: (key tensors, value tensors), settings…}, and its older variants."""
 
 import io
-import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -14,19 +13,34 @@ from hyperbrush.errors import UserError
 from hyperbrush.files import atomic_path
 from hyperbrush.hypernetworks.attention import AttentionHypernetwork, Key
 from hyperbrush.hypernetworks.context_network import ContextLayer, ContextNetwork
-from hyperbrush.hypernetworks.formats.checks import build, fill, settings_of
+from hyperbrush.hypernetworks.formats.checks import (
+    alone,
+    build,
+    check_apart,
+    check_tensors,
+    fill,
+    settings_of,
+)
+from hyperbrush.hypernetworks.formats.suspects import foreign_kind
+from hyperbrush.hypernetworks.formats.torch_files import outline
+from hyperbrush.hypernetworks.formats.torch_files import read as read_content
 
 _NULLS = {"sd_checkpoint": None, "sd_checkpoint_name": None, "optional_info": None}
-_PARAMETER = re.compile(r"^linear\.?\d+(?:\.linear\.\d+|\.upsample_layer)?\.(weight|bias)$")
+_PARAMETER = re.compile(
+    r"linear\.?[0-9]{1,5}(?:\.linear\.[0-9]{1,5}|\.upsample_layer)?\.(?:weight|bias)", re.ASCII
+)
 
 
 def read(path: Path) -> AttentionHypernetwork:
     """Read a webui hypernetwork: present and older forms, bare widths, lists, residual layers.
 
+    Everything but the numbers is checked on the file's outline, before a tensor is read.
+
     Raises:
         UserError: the file is not a whole and sound hypernetwork.
     """
-    content = _unpickle(path)
+    outlined = outline(path)
+    content = outlined.content
     if not isinstance(content, Mapping):
         raise UserError(
             f"{path} holds a {type(content).__name__}: expected a hypernetwork, a mapping from widths"
@@ -34,66 +48,57 @@ def read(path: Path) -> AttentionHypernetwork:
     widths: dict[Key, int] = {k: k for k in content if isinstance(k, int) and not isinstance(k, bool)}
     if not widths:
         raise UserError(f"{path} is not a hypernetwork: {_looks_like(content)}")
-    hypernetwork = build(path, path.stem, {k: v for k, v in content.items() if isinstance(k, str)}, widths)
-    for width, pair in hypernetwork.pairs():
-        states = content[width]
-        if not isinstance(states, list | tuple) or len(states) != 2:
-            got = (
-                f"{len(states)} of them" if isinstance(states, list | tuple) else f"a {type(states).__name__}"
-            )
-            raise UserError(
-                f"{path}, width {width}: expected two sets of tensors, for keys and values, but got {got}"
-            )
-        for network, state, use in (
-            (pair.key, states[0], "keys"),
-            (pair.value, states[1], "values"),
-        ):
-            where = f"width {width}, {use}"
-            fill(path, where, network, _ordered(path, where, state))
+    tensors = 0
+    for width in widths:
+        tensors += sum(len(state) for state in _pair(path, width, content[width]))
+    settings = {k: v for k, v in content.items() if isinstance(k, str)}
+    hypernetwork = build(path, path.stem, settings, widths, tensors)
+    seen: list[tuple[str, Any]] = []
+    for where, network, items in _networks(path, hypernetwork, content):
+        check_tensors(path, where, network, items)
+        seen += [(f"{where}, {name}", tensor) for name, tensor in items]
+    check_apart(path, seen)
+    content = read_content(path, outlined)
+    for where, network, items in _networks(path, hypernetwork, content):
+        fill(path, where, network, items)
     return hypernetwork
 
 
-def _unpickle(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).partition("\n")[0]
-        detail = re.search(
-            r"(?:Unsupported (?:global|class|operand)|WeightsUnpickler error)[^\n]*", str(error)
+def _networks(
+    path: Path, hypernetwork: AttentionHypernetwork, content: Mapping[Any, Any]
+) -> Iterator[tuple[str, ContextNetwork, list[tuple[str, Any]]]]:
+    """Each network with its place in words and the file's tensors for it, in layer order."""
+    for width, pair in hypernetwork.pairs():
+        states = zip(_pair(path, width, content[width]), (pair.key, pair.value), strict=True)
+        for use, (state, network) in zip(("keys", "values"), states, strict=True):
+            where = f"width {width}, {use}"
+            yield where, network, _ordered(path, where, state)
+
+
+def _pair(path: Path, width: Key, states: Any) -> tuple[Mapping[Any, Any], Mapping[Any, Any]]:
+    """The two sets of tensors of a width: a tuple, or a list as some writers have it."""
+    if not isinstance(states, list | tuple) or len(states) != 2:
+        got = f"{len(states)} of them" if isinstance(states, list | tuple) else f"a {type(states).__name__}"
+        raise UserError(
+            f"{path}, width {width}: expected two sets of tensors, for keys and values, but got {got}"
         )
-        raise UserError(
-            f"{path} is damaged, or holds more than tensors and settings, which is never executed "
-            f"({detail[0] if detail else reason:.200}). Get it again from a source you trust"
-        ) from error
-    except Exception as error:  # whatever a broken file makes the reader stumble over
-        if isinstance(error, MemoryError):
-            raise
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise UserError(
-            f"{path} is damaged or no torch file ({reason:.160}). Copy or download it again"
-        ) from error
+    for use, state in zip(("keys", "values"), states, strict=True):
+        if not isinstance(state, Mapping) or not state:
+            got = "an empty one" if isinstance(state, Mapping) else f"a {type(state).__name__}"
+            raise UserError(f"{path}, width {width}, {use}: expected a mapping of tensors, but got {got}")
+    return states[0], states[1]
 
 
 def _looks_like(content: Mapping[Any, Any]) -> str:
     keys = [str(k) for k in list(content)[:2000]]
-    if any("lora" in k.lower() for k in keys):
-        return "it looks like a LoRA; load it with pipe.load_lora_weights"
-    if "string_to_param" in keys or "emb_params" in keys:
-        return "it is a textual inversion; load it with pipe.load_textual_inversion"
-    if "optimizer_state_dict" in keys:
-        return "it is the optimizer state that belongs beside a hypernetwork"
-    if "state_dict" in keys or any(k.startswith("model.diffusion_model") for k in keys):
-        return "it looks like a whole checkpoint"
     shown = ", ".join(keys[:4]) if keys else "nothing"
-    return f"expected widths such as 320 or 768 as keys, but found {shown:.120}"
+    return foreign_kind(keys) or f"expected widths such as 320 or 768 as keys, but found {shown!r:.120}"
 
 
-def _ordered(path: Path, where: str, state: Any) -> list[tuple[str, Any]]:
+def _ordered(path: Path, where: str, state: Mapping[Any, Any]) -> list[tuple[str, Any]]:
     """Tensors in layer order: module numbers vary with the settings, only their order counts."""
-    if not isinstance(state, Mapping) or not state:
-        raise UserError(f"{path}, {where}: expected a mapping of tensors, but got a {type(state).__name__}")
     for key in state:
-        if not isinstance(key, str) or not _PARAMETER.match(key):
+        if not isinstance(key, str) or not _PARAMETER.fullmatch(key):
             hint = " (multihead attention cannot work here)" if "proj" in str(key) else ""
             raise UserError(
                 f"{path}, {where}: unexpected tensor name {str(key)[:80]!r}{hint}; expected linear.N.weight"
@@ -105,8 +110,11 @@ def _position(key: str) -> tuple[list[int], bool]:
     return [int(n) for n in re.findall(r"\d+", key)], key.endswith("bias")
 
 
-def write(hypernetwork: AttentionHypernetwork, path: Path) -> None:
+def write(hypernetwork: AttentionHypernetwork, path: Path, *, legacy_zip: bool = False) -> None:
     """Write the webui's present form, every key explicit.
+
+    legacy_zip: torch's form before 2020, without a zip, which the pickle checks of older webuis accept
+        from any torch.
 
     Raises:
         UserError: there are networks per site, which the webui cannot hold; or as `atomic_path`.
@@ -116,20 +124,34 @@ def write(hypernetwork: AttentionHypernetwork, path: Path) -> None:
             f"cannot write {path}: {hypernetwork.name!r} has networks per site, "
             "and the webui's .pt only holds one per width. Save it as .safetensors"
         )
+    write_content(content_of(hypernetwork), path, legacy_zip=legacy_zip)
+
+
+def content_of(hypernetwork: AttentionHypernetwork) -> dict[int | str, Any]:
+    """A hypernetwork without networks per site as the mapping that the webui's file holds."""
     content: dict[int | str, Any] = {}
     for width, pair in hypernetwork.pairs():
+        assert isinstance(width, int)
         content[width] = (_state(pair.key), _state(pair.value))
     content.update(_NULLS | settings_of(hypernetwork))
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
+    return content
+
+
+def write_content(content: Any, path: Path, *, legacy_zip: bool = False) -> None:
+    """Write a mapping of tensors and settings as `torch.save` does, whole or not at all.
+
+    Raises:
+        UserError: as `atomic_path`.
+    """
+    buffer = io.BytesIO()  # given a path, torch writes the temporary file's name into the zip
+    torch.save(content, buffer, _use_new_zipfile_serialization=not legacy_zip)
     with atomic_path(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
 
 def _state(network: ContextNetwork) -> "OrderedDict[str, torch.Tensor]":
     return OrderedDict(
-        # A copy: a view would take the whole storage it looks at into the file.
-        (name, parameter.detach().cpu().clone().contiguous())
+        (name, alone(parameter))
         for name, parameter in zip(_names(network), network.parameters(), strict=True)
     )
 
