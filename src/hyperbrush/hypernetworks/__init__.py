@@ -6,14 +6,17 @@ if TYPE_CHECKING:
     from hyperbrush.hypernetworks.attention import AttentionHypernetwork
     from hyperbrush.hypernetworks.formats import load, save
     from hyperbrush.hypernetworks.injection import Attached, Use, attach
-    from hyperbrush.hypernetworks.library import HypernetworkLibrary
+    from hyperbrush.hypernetworks.library import Entry, HypernetworkLibrary
+    from hyperbrush.hypernetworks.sidecars import Notes
     from hyperbrush.hypernetworks.strengths import PerPicture, Ramp, Window
 
 
 _HOMES = {
     "Attached": "injection",
     "AttentionHypernetwork": "attention",
+    "Entry": "library",
     "HypernetworkLibrary": "library",
+    "Notes": "sidecars",
     "PerPicture": "strengths",
     "Ramp": "strengths",
     "Use": "injection",
@@ -26,7 +29,9 @@ _HOMES = {
 __all__ = [
     "Attached",
     "AttentionHypernetwork",
+    "Entry",
     "HypernetworkLibrary",
+    "Notes",
     "PerPicture",
     "Ramp",
     "Use",

@@ -1,12 +1,85 @@
 """A folder of hypernetwork files: names are looked up in its index, never joined to a path."""
 
 import os
+import stat
 import unicodedata
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.hypernetworks.attention import AttentionHypernetwork
+from hyperbrush.hypernetworks.file_cache import FileCache
 from hyperbrush.hypernetworks.formats import SUFFIXES, load
+from hyperbrush.hypernetworks.sidecars import (
+    KEYS,
+    Notes,
+    find_preview,
+    read_notes,
+    write_notes,
+    write_preview,
+)
+from hyperbrush.hypernetworks.summaries import Summary, summarise, summary_from
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SUMMARY = "summary/1"
+
+
+class UnknownHypernetwork(UserError):
+    """No file of that name, or no folder to look in."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of a library.
+
+    Args:
+        name: what `HypernetworkLibrary.find` takes.
+        path, size: the file, and its bytes.
+        sha256: of the file, hex digits; "" where it cannot be read.
+        summary: what its header says; None for a broken file.
+        notes: what people wrote beside it.
+        error: why the file cannot be used.
+        warning: what is wrong beside it (its side files).
+    """
+
+    name: str
+    path: Path
+    size: int
+    sha256: str = ""
+    summary: Summary | None = None
+    notes: Notes = field(default_factory=Notes)
+    error: str | None = None
+    warning: str | None = None
+
+    @property
+    def short_hash(self) -> str:
+        """The webui's: the first 10 digits of the sha256."""
+        return self.sha256[:10]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; every key is always there.
+
+        name, path, size (bytes), sha256, hash (the webui's short one), kind, format, widths, sites,
+        structure, activation, layer_norm, parameters, step, trained_for (None for a broken file), then
+        description, activation_text, preferred_weight, notes, error and warning (None where all is well).
+        """
+        summary = (
+            dict.fromkeys(Summary.__dataclass_fields__) if self.summary is None else self.summary.as_dict()
+        )
+        return {
+            "name": self.name,
+            "path": str(self.path),
+            "size": self.size,
+            "sha256": self.sha256,
+            "hash": self.short_hash,
+            **summary,
+            **{key: getattr(self.notes, key) for key in KEYS},
+            "error": self.error,
+            "warning": self.warning,
+        }
 
 
 class HypernetworkLibrary:
@@ -15,10 +88,20 @@ class HypernetworkLibrary:
     A file's name is its stem ("water"), or its place in the folder without suffix
     ("styles/water") where stems repeat. The folder is read anew at each question, so new files
     are seen.
+
+    cache: where hashes and headers are kept by file size and time; the user's cache folder by default.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, *, cache: FileCache | None = None) -> None:
         self.folder = Path(folder)
+        self._cache = cache
+
+    @property
+    def cache(self) -> FileCache:
+        """Where hashes and headers are kept."""
+        if self._cache is None:
+            self._cache = FileCache()
+        return self._cache
 
     def names(self) -> list[str]:
         """Every name, sorted; repeated stems with their folder.
@@ -26,17 +109,14 @@ class HypernetworkLibrary:
         Raises:
             UserError: the folder does not exist.
         """
-        return sorted(
-            _stem(paths[0]) if len(paths) == 1 else self._place(path)
-            for paths in self._by_stem().values()
-            for path in paths
-        )
+        return sorted(self._named())
 
     def find(self, name: str) -> Path:
         """The file called ``name``: a stem, or a place in the folder, with or without suffix.
 
         Raises:
-            UserError: no such file (with the closest names), several of that stem, or no folder.
+            UnknownHypernetwork: no such file (with the closest names), or no folder.
+            UserError: several of that stem.
         """
         wanted = _normal(name)
         by_stem = self._by_stem()
@@ -51,7 +131,8 @@ class HypernetworkLibrary:
                 f"several hypernetworks are called {name!r} in {self.folder}: say which of {places}"
             )
         if not same:
-            raise unknown_name("hypernetwork", name, self.names(), hint=f"; looked in {self.folder}")
+            error = unknown_name("hypernetwork", name, self.names(), hint=f"; looked in {self.folder}")
+            raise UnknownHypernetwork(str(error))
         return same[0]
 
     def load(self, name: str) -> AttentionHypernetwork:
@@ -62,10 +143,122 @@ class HypernetworkLibrary:
         """
         return load(self.find(name))
 
+    def sha256(self, name: str) -> str:
+        """Hex digest of the file called ``name``, kept by its size and time.
+
+        Raises:
+            UserError: as `find`, or it cannot be read.
+        """
+        digest = self.cache.sha256(self.find(name))
+        self.cache.save()
+        return digest
+
+    def entries(self) -> list[Entry]:
+        """Every file with what its header says, by name; a broken one with the reason.
+
+        Numbers are read for the hash alone, and only where size or time have changed.
+
+        Raises:
+            UserError: the folder does not exist.
+        """
+        found = [self._entry(name, path) for name, path in sorted(self._named().items())]
+        self.cache.save()
+        return [entry for entry in found if entry is not None]
+
+    def entry(self, name: str) -> Entry:
+        """One file with what its header says.
+
+        Raises:
+            UserError: as `find`.
+        """
+        path = self.find(name)
+        own = {path: name for name, path in self._named().items()}
+        found = self._entry(own.get(path, name), path)
+        if found is None:
+            raise UnknownHypernetwork(f"{path} has just vanished")
+        self.cache.save()
+        return found
+
+    def notes(self, name: str) -> Notes:
+        """What people wrote beside a network (NAME.json, NAME.txt).
+
+        Raises:
+            UserError: as `find`; or a side file is damaged or lies outside of the folder.
+        """
+        return self._notes(self.find(name))
+
+    def write_notes(self, name: str, notes: Notes) -> None:
+        """Write NAME.json and NAME.txt; other keys of the webui's stay if they are in ``notes.other``.
+
+        Raises:
+            UserError: as `find`; or they cannot be written.
+        """
+        write_notes(self.find(name), notes)
+
+    def preview(self, name: str) -> Path | None:
+        """The picture beside a network, if there is one within the folder.
+
+        Raises:
+            UserError: as `find`.
+        """
+        path = find_preview(self.find(name))
+        return path if path is not None and self._inside(path) else None
+
+    def set_preview(self, name: str, image: "Image") -> Path:
+        """Write NAME.preview.png.
+
+        Raises:
+            UserError: as `find`; or it cannot be written.
+        """
+        return write_preview(self.find(name), image)
+
+    def _entry(self, name: str, path: Path) -> Entry | None:
+        """None for a file that vanished meanwhile."""
+        summary, notes = None, Notes()
+        digest, error, warning = "", None, None
+        try:
+            state = path.stat()
+        except OSError:
+            return None
+        try:
+            if not stat.S_ISREG(state.st_mode):
+                raise UserError(f"{path} is no regular file")
+            digest = self.cache.sha256(path)
+            value = self.cache.get(
+                path, SUMMARY, lambda p: summarise(p).as_dict(), lambda v: summary_from(v) is not None
+            )
+            summary = summary_from(value)
+        except (UserError, OSError) as reason:
+            error = str(reason)
+        try:
+            notes = self._notes(path)
+        except UserError as reason:
+            warning = str(reason)
+        return Entry(name, path, state.st_size, digest, summary, notes, error, warning)
+
+    def _notes(self, path: Path) -> Notes:
+        for suffix in (".json", ".txt"):
+            side = path.with_suffix(suffix)
+            if side.exists() and not self._inside(side):
+                raise UserError(f"{side} leads out of {self.folder}: put the file itself there")
+        return read_notes(path)
+
+    def _inside(self, path: Path) -> bool:
+        return path.resolve().is_relative_to(self.folder.resolve())
+
+    def _named(self) -> dict[str, Path]:
+        return {
+            _stem(path) if len(paths) == 1 else self._place(path): path
+            for paths in self._by_stem().values()
+            for path in paths
+        }
+
     def _by_stem(self) -> dict[str, list[Path]]:
         """Files by stem. Of twins in one folder that differ only in suffix, the safetensors one."""
         if not self.folder.is_dir():
-            raise UserError(f"no hypernetwork folder at {self.folder}: make it and put the files there")
+            raise UnknownHypernetwork(
+                f"no hypernetwork folder at {self.folder}: make it and put the files there"
+            )
         root = self.folder.resolve()
         by_place: dict[str, Path] = {}
         for parent, folders, files in os.walk(self.folder):
