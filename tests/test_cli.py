@@ -91,7 +91,8 @@ def test_train_list_generate_evaluate(tmp_path: Path, pictures: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "left" in done.stderr
     assert (tmp_path / "models/hypernetworks/mine.safetensors").is_file()
-    assert hyperbrush("list", cwd=tmp_path).stdout.split() == ["mine"]
+    listed = hyperbrush("list", cwd=tmp_path).stdout.splitlines()
+    assert [line.split()[0] for line in listed] == ["name", "mine"]
     made = hyperbrush(
         "generate",
         "cat face <hypernet:mine:1>",

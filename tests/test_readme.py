@@ -8,9 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+import hyperbrush as hb
 from hyperbrush.assets import style_folder
+from hyperbrush.ldm.models import LatentDiffusion
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -50,18 +54,32 @@ def test_shell_commands(desk: Path) -> None:
             words[words.index("--steps") + 1] = "6"
         shown = run(sys.executable, "-m", *words, cwd=desk)
         if words[1] == "list":
-            assert shown.split() == ["ink"]
-    for name in ("pizza.png", "moon.png", "cat.png", "demo/grid.png", "demo/report.html"):
+            assert "ink" in shown
+            assert "attention hypernetwork" in shown
+    for name in (
+        "pizza.png",
+        "moon.png",
+        "cat.png",
+        "grid.png",
+        "again.png",
+        "ink.pt",
+        "demo/grid.png",
+        "demo/report.html",
+    ):
         assert (desk / name).stat().st_size > 500, name
 
 
+def test_two_lines(tiny: LatentDiffusion, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = tiny.pipeline()
+    hb.AttentionHypernetwork.for_unet(tiny.unet, weight_init="XavierNormal").save(desk / "water.pt")
+    monkeypatch.chdir(desk)
+    bare = pipe("cat face", num_inference_steps=2, generator=torch.manual_seed(1), output_type="np").images
+    exec(block("pipeline"), {"pipe": pipe})
+    drawn = pipe("cat face", num_inference_steps=2, generator=torch.manual_seed(1), output_type="np").images
+    assert np.abs(drawn - bare).max() > 0.01
+
+
 def test_python_example(desk: Path) -> None:
-    import hyperbrush as hb
-
-    torch_file = Path(__file__).parent / "hypernetworks/reference"
-    assert torch_file.is_dir()
-    from hyperbrush.ldm.models import LatentDiffusion
-
     unet = LatentDiffusion.from_pretrained("emoji").unet
     hb.AttentionHypernetwork.for_unet(unet, name="water", weight_init="Normal").save(desk / "water.pt")
     (desk / "example.py").write_text(block("python"), encoding="utf-8")

@@ -10,9 +10,14 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from hyperbrush.errors import UserError as UserError
+    from hyperbrush.generation import compare as compare
     from hyperbrush.generation import generate as generate
     from hyperbrush.hypernetworks import AttentionHypernetwork as AttentionHypernetwork
     from hyperbrush.hypernetworks import HypernetworkLibrary as HypernetworkLibrary
+    from hyperbrush.hypernetworks import PerPicture as PerPicture
+    from hyperbrush.hypernetworks import Ramp as Ramp
+    from hyperbrush.hypernetworks import Use as Use
+    from hyperbrush.hypernetworks import Window as Window
     from hyperbrush.hypernetworks import attach as attach
     from hyperbrush.hypernetworks import load as load
     from hyperbrush.training import HypernetworkTrainer as HypernetworkTrainer
@@ -22,8 +27,13 @@ _HOMES = {
     "AttentionHypernetwork": "hypernetworks",
     "HypernetworkLibrary": "hypernetworks",
     "HypernetworkTrainer": "training",
+    "PerPicture": "hypernetworks",
+    "Ramp": "hypernetworks",
+    "Use": "hypernetworks",
     "UserError": "errors",
+    "Window": "hypernetworks",
     "attach": "hypernetworks",
+    "compare": "generation",
     "generate": "generation",
     "load": "hypernetworks",
     "train_hypernetwork": "training",

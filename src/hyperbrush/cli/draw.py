@@ -1,72 +1,247 @@
-"""`hyperbrush generate`: pictures from prompts."""
+"""`hyperbrush generate` and `compare`: pictures from prompts, and grids of them."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hyperbrush.cli.options import (
     DEFAULT_NETWORKS,
     Attention,
+    ClipSkip,
     Device,
+    Discretisation,
     Guidance,
+    Height,
+    Missing,
     Model,
+    Negative,
     Networks,
     Precision,
     Sampler,
     Seed,
     Steps,
+    Width,
 )
+from hyperbrush.errors import UserError
+
+if TYPE_CHECKING:
+    from hyperbrush.generation import OpenedModel
 
 app = typer.Typer()
+
+# Options of the command line → arguments of `generation.generate`.
+_ARGUMENTS = {
+    "prompts": "prompt",
+    "negative": "negative",
+    "seed": "seed",
+    "steps": "steps",
+    "sampler": "sampler",
+    "cfg": "guidance_scale",
+    "clip_skip": "clip_skip",
+    "discretisation": "discretisation",
+    "image": "image",
+    "image_strength": "image_strength",
+}
+_AXES = ("prompt=", "hypernet=", "strength=", "seed=", "steps=", "cfg=", "sampler=", "clip_skip=", "size=")
+
+
+def _complete_axis(incomplete: str) -> list[str]:
+    return [name for name in _AXES if name.startswith(incomplete)]
+
+
+Axis = Annotated[
+    str | None, typer.Option(metavar="KIND=VALUES", autocompletion=_complete_axis, show_default=False)
+]
 
 
 @app.command()
 def generate(
-    prompt: Annotated[
-        str, typer.Argument(help="What to draw; <hypernet:NAME:STRENGTH> applies a hypernetwork.")
-    ],
+    context: typer.Context,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PROMPT…",
+            help="What to draw; <hypernet:NAME:STRENGTH> applies a hypernetwork, to its own prompt's pictures.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Picture to write; several get a number.")] = Path("picture.png"),
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", help="Repeat this picture from the settings in it; options given here win."),
+    ] = None,
     model: Model = "emoji",
-    negative: Annotated[str, typer.Option(help="What to move away from.")] = "",
+    negative: Negative = "",
     seed: Seed = None,
     steps: Steps = 25,
     sampler: Sampler = "DPM++ 2M Karras",
     cfg: Guidance = 4.0,
-    count: Annotated[int, typer.Option(help="Pictures, seeds counting up.")] = 1,
-    width: Annotated[int | None, typer.Option(help="In pixels; the model's own by default.")] = None,
-    height: Annotated[int | None, typer.Option(help="In pixels; the model's own by default.")] = None,
+    count: Annotated[int, typer.Option(help="Pictures of each prompt, seeds counting up.")] = 1,
+    width: Width = None,
+    height: Height = None,
+    clip_skip: ClipSkip = 1,
+    discretisation: Discretisation = "diffusers",
+    image: Annotated[Path | None, typer.Option(help="Picture to start from.")] = None,
+    image_strength: Annotated[
+        float, typer.Option(help="With --image: how much is drawn anew, above 0 to 1.")
+    ] = 0.75,
     hypernetworks: Networks = DEFAULT_NETWORKS,
+    missing: Missing = "error",
     device: Device = "auto",
     precision: Precision = "auto",
     attention: Attention = "auto",
 ) -> None:
-    """Draw pictures from a prompt."""
+    """Draw pictures from prompts, each with its own hypernetworks, or a picture once more (--from)."""
     from hyperbrush import console
     from hyperbrush.generation import generate as draw
-    from hyperbrush.ldm.models import LatentDiffusion
-    from hyperbrush.ldm.models.device import place, placement
 
-    where = placement(device, precision, attention)
-    opened = place(LatentDiffusion.from_pretrained(model), where)
-    own = opened.image_size
-    size = (height or own, width or own) if height or width else None
-    with console.sampling_bar(steps) as on_step:
-        pictures = draw(
-            prompt,
-            model=opened,
-            negative=negative,
-            seed=seed,
-            count=count,
-            steps=steps,
-            sampler=sampler,
-            guidance_scale=cfg,
-            size=size,
-            hypernetworks=hypernetworks,
-            on_step=on_step,
+    values: dict[str, Any] = {
+        argument: context.params[option] for option, argument in _ARGUMENTS.items() if _given(context, option)
+    }
+    if image is not None:
+        values["image"] = _read_image(image)
+    notes: list[str] = []
+    info = None
+    if source is not None:
+        from hyperbrush.generation import read_infotext, repeat_of, settings_text
+
+        info = read_infotext(settings_text(source))
+        repeat = repeat_of(info, values)
+        values, notes = repeat.arguments | values, repeat.notes
+    if not values.get("prompt"):
+        if source is not None:
+            raise UserError(f"the settings in {source} have no prompt: give one before --from")
+        raise UserError(
+            'no prompt was given: hyperbrush generate "cat face", or --from PICTURE to repeat one'
         )
-    for text in pictures[0].notes:
+    placed: dict[str, Any] = {"device": device, "precision": precision, "attention": attention}
+    opened, values["size"] = _size(model, placed, width, height, values.get("size"))
+    if info is not None:
+        from hyperbrush.generation.repeat import differences
+        from hyperbrush.hypernetworks import HypernetworkLibrary
+
+        notes += differences(info, opened, HypernetworkLibrary(hypernetworks))
+    with console.sampling_bar(values.get("steps", steps)) as on_step:
+        pictures = draw(
+            model=opened,
+            count=count,
+            hypernetworks=hypernetworks,
+            missing=missing,
+            on_step=on_step,
+            **placed,
+            **values,
+        )
+    for text in dict.fromkeys([*notes, *(note for picture in pictures for note in picture.notes)]):
         console.note(text)
     for i, picture in enumerate(pictures):
         path = out if len(pictures) == 1 else out.with_name(f"{out.stem}-{i + 1:02d}{out.suffix}")
         console.done(f"{picture.save(path)}  seed {picture.seed}")
+
+
+@app.command()
+def compare(
+    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    x: Axis = None,
+    y: Axis = None,
+    z: Axis = None,
+    out: Annotated[Path, typer.Option(help="Grid to write.")] = Path("grid.png"),
+    model: Model = "emoji",
+    negative: Negative = "",
+    seed: Seed = None,
+    steps: Steps = 25,
+    sampler: Sampler = "DPM++ 2M Karras",
+    cfg: Guidance = 4.0,
+    width: Width = None,
+    height: Height = None,
+    clip_skip: ClipSkip = 1,
+    discretisation: Discretisation = "diffusers",
+    batch: Annotated[int, typer.Option(help="Pictures drawn at once.")] = 4,
+    side: Annotated[
+        int | None, typer.Option(help="Height of a picture in the grid; its own by default.")
+    ] = None,
+    hypernetworks: Networks = DEFAULT_NETWORKS,
+    missing: Missing = "error",
+    device: Device = "auto",
+    precision: Precision = "auto",
+    attention: Attention = "auto",
+) -> None:
+    """Draw a labelled grid: one, two or three settings varied along --x, --y and --z.
+
+    KIND is prompt (its first value is searched for in the prompt), hypernet, strength, seed, steps, cfg, sampler,
+    clip_skip or size. VALUES are separated by commas, quotes protect a comma, numbers may be ranges: 1-5, or
+    0-1:0.25 in steps of 0.25. hypernet=none is without.
+
+    hyperbrush compare "a lighthouse" --x strength=0,0.5,1 --y hypernet=water,ink
+    """
+    from hyperbrush import console
+    from hyperbrush.generation import compare as draw
+
+    axes = [axis for axis in (x, y, z) if axis]
+    if not axes:
+        raise UserError("nothing is varied: give --x KIND=VALUES, such as --x strength=0,0.5,1")
+    from hyperbrush.generation.axes import read_axis
+
+    read = [read_axis(axis) for axis in axes]
+    placed: dict[str, Any] = {"device": device, "precision": precision, "attention": attention}
+    opened, size = _size(model, placed, width, height, None)
+    with console.bar(transient=True) as progress:
+        task = progress.add_task("pictures", total=None, info="")
+        grid = draw(
+            prompt,
+            *read,
+            model=opened,
+            negative=negative,
+            seed=seed,
+            steps=steps,
+            sampler=sampler,
+            guidance_scale=cfg,
+            size=size,
+            clip_skip=clip_skip,
+            discretisation=discretisation,
+            hypernetworks=hypernetworks,
+            missing=missing,
+            batch=batch,
+            side=side,
+            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+            **placed,
+        )
+    for text in grid.notes:
+        console.note(text)
+    seeds = "" if any(axis.kind == "seed" for axis in read) else f"  seed {grid.settings.seed}"
+    console.done(f"{grid.save(out)}{seeds}")
+
+
+def _given(context: typer.Context, option: str) -> bool:
+    """Whether an option stands on the command line."""
+    source = context.get_parameter_source(option)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _size(
+    model: str, placed: dict[str, Any], width: int | None, height: int | None, before: tuple[int, int] | None
+) -> "tuple[str | OpenedModel, tuple[int, int] | None]":
+    """The model, opened only where its own size is needed, and (height, width): what is given, else as before,
+    else the model's own.
+    """
+    if width is None and height is None:
+        return model, before
+    if width is not None and height is not None:
+        return model, (height, width)
+    if before is not None:
+        return model, (before[0] if height is None else height, before[1] if width is None else width)
+    from hyperbrush.generation import open_model
+
+    opened = open_model(model, **placed)
+    own = opened.model.image_size
+    return opened, (own if height is None else height, own if width is None else width)
+
+
+def _read_image(path: Path) -> Any:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"cannot read --image {path} as a picture: {error!s:.200}") from error

@@ -5,14 +5,57 @@ from typing import Annotated
 
 import typer
 
+# As `ldm.sampling.SAMPLERS` has them: completion must not wait for torch.
+SAMPLERS = (
+    "DDIM",
+    "PLMS",
+    "Euler",
+    "Euler a",
+    "Heun",
+    "DPM++ 2M Karras",
+    "DPM++ 2M SDE Karras",
+    "DPM++ SDE Karras",
+    "DPM++ 2M",
+    "DPM++ 2M SDE",
+    "DPM++ SDE",
+    "LMS",
+    "LMS Karras",
+    "UniPC",
+    "LCM",
+)
+
+
+def complete_sampler(incomplete: str) -> list[str]:
+    """Samplers that begin so."""
+    return [name for name in SAMPLERS if name.casefold().startswith(incomplete.casefold())]
+
+
 Model = Annotated[
     str, typer.Option(help="emoji (embedded), a diffusers folder, a single-file checkpoint or a hub id.")
 ]
 Networks = Annotated[Path, typer.Option("--hypernetworks", help="Folder where names are looked up.")]
 Steps = Annotated[int, typer.Option(help="Sampling steps.")]
-Sampler = Annotated[str, typer.Option(help="DDIM, PLMS, Euler, Euler a, Heun, DPM++ 2M Karras, …")]
+Sampler = Annotated[
+    str,
+    typer.Option(
+        help="DDIM, PLMS, Euler, Euler a, Heun, DPM++ 2M Karras, …", autocompletion=complete_sampler
+    ),
+]
 Guidance = Annotated[float, typer.Option("--cfg", help="Guidance scale; 1 is none.")]
 Seed = Annotated[int | None, typer.Option(help="Of the first picture; drawn and told where it is left out.")]
+Negative = Annotated[str, typer.Option(help="What to move away from.")]
+Width = Annotated[int | None, typer.Option(help="In pixels; the model's own by default.")]
+Height = Annotated[int | None, typer.Option(help="In pixels; the model's own by default.")]
+ClipSkip = Annotated[
+    int,
+    typer.Option("--clip-skip", help="Text states before the last N - 1 layers; 2 for files of NAI's time."),
+]
+Discretisation = Annotated[
+    str, typer.Option(help="Where the steps lie: diffusers, or webui to repeat its pictures.")
+]
+Missing = Annotated[
+    str, typer.Option(help="Hypernetworks the folder does not have: error, or warn to draw without.")
+]
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32, fp16 or bf16.")]

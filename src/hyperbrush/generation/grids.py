@@ -1,10 +1,14 @@
 """Labelled grids: where people would rather look than read."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
 INK, PAPER = "#222222", "white"
+GAP = 6  # pixels between pictures
+MOST_PIXELS = 16_000  # of a page's side; JPEG and many viewers stop at 65,535 and far before
+_PEN = ImageDraw.Draw(Image.new("RGB", (1, 1)))
 
 
 def labelled_grid(
@@ -15,33 +19,109 @@ def labelled_grid(
     side: int = 128,
     title: str = "",
 ) -> Image.Image:
-    """Pictures as rows of columns with labels above and to the left.
+    """Pictures as rows of columns with labels above and to the left; long labels wrap, then shorten.
 
-    pictures: one list a row, all of one size; side: height of a cell in pixels, pictures are scaled to
-    it (whole multiples keep their pixels sharp).
+    pictures: one list a row; side: height of a cell in pixels, pictures are scaled to fit it (whole multiples
+    keep their pixels sharp). Rows or columns whose labels are all empty get no room for them.
     """
-    font = ImageFont.load_default(max(12, side // 9))
-    pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    line = int(font.size * 1.6)  # type: ignore[union-attr]
-    wide = max(pen.textlength(label, font) for label in rows) + line
-    first = pictures[0][0]
-    width = round(side * first.width / first.height)
-    cell_width = max(width + 6, max(int(pen.textlength(c, font)) for c in columns) + 8)
-    top = line * (2 if title else 1)
-    page = Image.new("RGB", (int(wide) + cell_width * len(columns), top + (side + 6) * len(rows)), PAPER)
+    font = _font(side)
+    line = _line(font)
+    width = max(round(side * p.width / p.height) for row in pictures for p in row)
+    above = [wrapped(label, font, max(width, 12 * font.size), 4) for label in columns]
+    beside = [wrapped(label, font, 14 * font.size, max(1, side // line)) for label in rows]
+    cell = max([width, *(_length(text, font) for label in above for text in label)]) + GAP
+    left = max((_length(text, font) for label in beside for text in label), default=0)
+    left = left + line if left else 0
+    head = max((len(label) for label in above), default=0) * line
+    begin = cell * len(columns)
+    said = wrapped(title, font, left + begin - line, 3) if title else []
+    top = len(said) * line + head + (GAP if head else 0)
+    page = Image.new("RGB", (left + begin, top + (side + GAP) * len(rows)), PAPER)
     pen = ImageDraw.Draw(page)
-    if title:
-        pen.text((line // 2, line // 5), title, INK, font)
-    for x, label in enumerate(columns):
-        middle = wide + cell_width * x + width / 2
-        pen.text((middle, top - line / 2), label, INK, font, anchor="mm")
-    sharp = side % first.height == 0
+    for i, text in enumerate(said):
+        pen.text((line // 2, i * line + line // 5), text, INK, font)
+    for x, label in enumerate(above):
+        for i, text in enumerate(label):
+            y = top - GAP - (len(label) - i - 0.5) * line
+            pen.text((left + cell * x + width / 2, y), text, INK, font, anchor="mm")
     for y, row in enumerate(pictures):
-        middle = top + (side + 6) * y + side / 2
-        pen.text((wide - line / 2, middle), rows[y], INK, font, anchor="rm")
+        at = top + (side + GAP) * y
+        for i, text in enumerate(beside[y]):
+            middle = at + side / 2 + (i + 0.5 - len(beside[y]) / 2) * line
+            pen.text((left - line / 2, middle), text, INK, font, anchor="rm")
         for x, picture in enumerate(row):
-            scaled = picture.resize(
-                (width, side), Image.Resampling.NEAREST if sharp else Image.Resampling.LANCZOS
-            )
-            page.paste(scaled, (int(wide) + cell_width * x, top + (side + 6) * y))
+            scaled = _fitted(picture, width, side)
+            place = left + cell * x + (width - scaled.width) // 2, at + (side - scaled.height) // 2
+            page.paste(scaled, place)
     return page
+
+
+def stacked(blocks: Sequence[Image.Image], *, side: int = 128, title: str = "") -> Image.Image:
+    """Pages one below the other, under a title; side: as of `labelled_grid`, for the size of the letters."""
+    font = _font(side)
+    line = _line(font)
+    width = max(block.width for block in blocks)
+    said = wrapped(title, font, width - line, 3) if title else []
+    top = len(said) * line + (line // 2 if said else 0)
+    page = Image.new("RGB", (width, top + sum(b.height for b in blocks) + line * (len(blocks) - 1)), PAPER)
+    pen = ImageDraw.Draw(page)
+    for i, text in enumerate(said):
+        pen.text((line // 2, i * line + line // 5), text, INK, font)
+    for block in blocks:
+        page.paste(block, (0, top))
+        top += block.height + line
+    return page
+
+
+def wrapped(text: str, font: Any, width: float, lines: int) -> list[str]:
+    """A text in at most so many lines of at most this width in pixels; what does not fit ends in "…".
+
+    Words longer than a line are broken.
+    """
+    done: list[str] = []
+    now = ""
+    for word in text.split():
+        if now and _length(f"{now} {word}", font) <= width:
+            now = f"{now} {word}"
+            continue
+        if now:
+            done.append(now)
+        while _length(word, font) > width:
+            part = next(n for n in range(len(word), 0, -1) if n == 1 or _length(word[:n], font) <= width)
+            if part == len(word):
+                break
+            done.append(word[:part])
+            word = word[part:]
+        now = word
+    if now:
+        done.append(now)
+    if len(done) > lines:
+        last = done[lines - 1]
+        while last and _length(f"{last}…", font) > width:
+            last = last[:-1]
+        done = [*done[: lines - 1], f"{last.rstrip()}…"]
+    return done
+
+
+def _fitted(picture: Image.Image, width: int, height: int) -> Image.Image:
+    """A picture scaled to fit, its shape kept."""
+    scale = min(width / picture.width, height / picture.height)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    if size == picture.size:
+        return picture.convert("RGB")
+    sharp = size[0] % picture.width == 0 and size[1] % picture.height == 0
+    return picture.convert("RGB").resize(
+        size, Image.Resampling.NEAREST if sharp else Image.Resampling.LANCZOS
+    )
+
+
+def _font(side: int) -> Any:
+    return ImageFont.load_default(min(32, max(12, side // 9)))
+
+
+def _line(font: Any) -> int:
+    return int(font.size * 1.6)
+
+
+def _length(text: str, font: Any) -> int:
+    return int(-(-_PEN.textlength(text, font) // 1))

@@ -1,25 +1,30 @@
 """The text-to-image call: prompt to tags to networks to pictures with their settings inside."""
 
-import contextlib
 import random
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperbrush.errors import UserError
-from hyperbrush.files import atomic_path, sha256
-from hyperbrush.generation.tags import parse_tags
+from hyperbrush.generation.infotext import Infotext, write_infotext
+from hyperbrush.generation.opened import OpenedModel, file_hash, open_model
+from hyperbrush.generation.picture_files import save_picture
+from hyperbrush.generation.settings import MAX_SEED, Settings, check_text, whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from hyperbrush.generation.prompt_networks import PromptNetworks
+    from hyperbrush.hypernetworks import AttentionHypernetwork
     from hyperbrush.ldm.models import LatentDiffusion
 
 DEFAULT_FOLDER = Path("models/hypernetworks")
-MAX_SEED = 2**32 - 1
+DISCRETISATION = "Discretisation"  # a field of our own: where the steps lie, if not as in diffusers
+STRENGTH = "Denoising strength"  # the webui's name of `image_strength`
 
 
 @dataclass
@@ -27,38 +32,32 @@ class Picture:
     """One result: the image, how it was made, and what to tell about it."""
 
     image: "Image"
-    parameters: str
-    seed: int
+    settings: Infotext
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def parameters(self) -> str:
+        """The settings as the webui's ``parameters`` text."""
+        return write_infotext(self.settings)
+
+    @property
+    def seed(self) -> int:
+        """The seed it was drawn from."""
+        return self.settings.seed or 0
+
     def save(self, path: str | Path) -> Path:
-        """Write it whole or not at all; PNG files carry the settings in the webui's `parameters` text.
+        """Write it whole or not at all; PNG, JPEG and WebP files carry the settings as the webui's do.
 
         Raises:
             UserError: it cannot be written, or Pillow knows no such format.
         """
-        from PIL import Image, PngImagePlugin
-
-        path = Path(path)
-        known = Image.registered_extensions()
-        if path.suffix.lower() not in known:
-            raise UserError(
-                f"cannot save {path}: {path.suffix or 'no suffix'!r} is no picture format; take .png"
-            )
-        with atomic_path(path) as temporary:
-            if path.suffix.lower() == ".png":
-                info = PngImagePlugin.PngInfo()
-                info.add_text("parameters", self.parameters)
-                self.image.save(temporary, pnginfo=info)
-            else:
-                self.image.save(temporary)
-        return path
+        return save_picture(self.image, path, self.parameters)
 
 
 def generate(
     prompt: str | Sequence[str],
     *,
-    model: "str | Path | LatentDiffusion" = "emoji",
+    model: "str | Path | LatentDiffusion | OpenedModel" = "emoji",
     negative: str = "",
     seed: int | None = None,
     count: int = 1,
@@ -66,23 +65,28 @@ def generate(
     sampler: str = "DPM++ 2M Karras",
     guidance_scale: float = 4.0,
     size: tuple[int, int] | None = None,
+    clip_skip: int = 1,
+    discretisation: str = "diffusers",
+    image: "Image | None" = None,
+    image_strength: float = 0.75,
     hypernetworks: str | Path = DEFAULT_FOLDER,
+    missing: str = "error",
     device: str = "auto",
     precision: str = "auto",
     attention: str = "auto",
     on_step: Callable[[int, int, Any], None] | None = None,
 ) -> list[Picture]:
-    """Draw pictures from a prompt, tags honoured.
+    """Draw pictures from prompts in one batch, each with the networks and strengths of its own tags.
 
     Args:
-        prompt: text with `<hypernet:NAME:STRENGTH>` tags, or several (with the same tags).
+        prompt: text with `<hypernet:NAME:STRENGTH>` tags, emphasis and BREAK as the webui reads them; or several.
         model: name, folder, file, hub id, or an opened model.
         negative: what guidance moves away from.
-        seed: of the first picture, the next ones count up; None draws one.
+        seed: of each prompt's first picture, the next ones count up; None draws one.
         count: pictures of each prompt.
-        steps, sampler, guidance_scale: see `ldm.sampling`.
-        size: (height, width) in pixels, the model's own by default.
+        steps, sampler, guidance_scale, size, clip_skip, discretisation, image, image_strength: see `Settings`.
         hypernetworks: folder the tags' names are looked up in.
+        missing: "error", or "warn" to draw without networks the folder does not have; a note says so.
         device, precision, attention: see `ldm.models.device.placement`; an opened model stays as it is.
         on_step: called with (step, steps, latents).
 
@@ -93,79 +97,127 @@ def generate(
     Raises:
         UserError: unknown model, sampler or network; a network that fits nothing; numbers out of range.
     """
-    from hyperbrush.hypernetworks import HypernetworkLibrary, attach
-    from hyperbrush.ldm.models import LatentDiffusion
-    from hyperbrush.ldm.models.device import place, placement
-    from hyperbrush.ldm.pictures import to_pictures
-    from hyperbrush.ldm.sampling import find_sampler
+    from hyperbrush.hypernetworks import HypernetworkLibrary
 
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    prompts: list[Any] = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
     if not prompts:
         raise UserError("no prompt was given")
-    if not 1 <= steps <= 1000:
-        raise UserError(f"steps must be 1 to 1000, got {steps}")
-    if count < 1:
-        raise UserError(f"count must be 1 or more, got {count}")
-    if seed is not None and not 0 <= seed <= MAX_SEED:
-        raise UserError(f"a seed is a whole number from 0 to {MAX_SEED}, got {seed}")
-    parsed = [parse_tags(p) for p in prompts]
-    if parse_tags(negative)[1]:
-        raise UserError(
-            "the negative prompt holds a <hypernet:…> tag; write it in the prompt, with a negative strength"
-        )
-    if any(tags != parsed[0][1] for _, tags in parsed):
-        raise UserError("prompts of one call must name the same hypernetworks; make one call for each")
-    tags = parsed[0][1]
+    whole("count", count, 1, 10_000)
+    if seed is not None:
+        whole("a seed", seed, 0, MAX_SEED - count + 1)
+    settings = Settings(
+        negative,
+        steps,
+        sampler,
+        guidance_scale,
+        size,
+        clip_skip,
+        discretisation,
+        image,
+        image_strength,
+    )
     first = random.randrange(2**31) if seed is None else seed
-    sampler = find_sampler(sampler).name
-    library = HypernetworkLibrary(hypernetworks) if tags else None
-    networks = [(library.load(tag.name), tag.strength) for tag in tags] if library else []
-    if isinstance(model, LatentDiffusion):
-        opened = model
-    else:
-        where = placement(device, precision, attention)
-        opened = place(LatentDiffusion.from_pretrained(model), where)
-    texts = [text.strip() for text, _ in parsed for _ in range(count)]
-    seeds = [first + i for _ in parsed for i in range(count)]
-    notes = unknown_words(opened, [text for text, _ in parsed])
-    scope: Any = attach(opened.unet, networks) if networks else contextlib.nullcontext()
-    with scope as attached:
-        if networks:
-            notes.append(str(attached.applied))
-            attached.rows_per_picture = (
-                1 if guidance_scale == 1 else 2
-            )  # `sample` stacks both sides of guidance
-        images = opened.sample(
-            texts,
-            seeds=seeds,
-            steps=steps,
-            sampler=sampler,
-            guidance_scale=guidance_scale,
-            negative=negative,
-            size=size,
-            on_step=on_step,
-        )
-    hashes = {tag.name: sha256(library.find(tag.name))[:10] for tag in tags} if library else {}
-    made = to_pictures(images)
-    return [
-        Picture(
-            image,
-            parameters_text(
-                prompts[i // count],
-                negative,
-                seeds[i],
-                steps,
-                sampler,
-                guidance_scale,
-                image.size,
-                str(model) if isinstance(model, str | Path) else "",
-                hashes,
-            ),
-            seeds[i],
-            notes,
-        )
-        for i, image in enumerate(made)
-    ]
+    return draw(
+        [text for text in prompts for _ in range(count)],
+        [first + i for _ in prompts for i in range(count)],
+        settings,
+        lambda: open_model(model, device=device, precision=precision, attention=attention),
+        HypernetworkLibrary(hypernetworks),
+        missing=missing,
+        on_step=on_step,
+    )
+
+
+def draw(
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    settings: Settings,
+    model: Callable[[], OpenedModel],
+    library: Any,
+    *,
+    missing: str = "error",
+    load: "Callable[[Path], AttentionHypernetwork] | None" = None,
+    on_step: Callable[[int, int, Any], None] | None = None,
+) -> list[Picture]:
+    """Draw one batch: a prompt and a seed for each picture (one batch for each number of chunks of the texts).
+
+    model: called once everything else was found sound. library: a `HypernetworkLibrary`. load: reads a
+    network's file.
+
+    Raises:
+        UserError: as `generate`.
+    """
+    from hyperbrush.generation.batches import Subject, draw_together
+    from hyperbrush.generation.encoding import encode_prompts
+    from hyperbrush.generation.prompt_networks import read_prompt, refuse_negative_tags
+    from hyperbrush.hypernetworks import load as load_file
+
+    for text in {*prompts, settings.negative}:
+        check_text(text)
+    refuse_negative_tags(settings.negative)
+    read = [read_prompt(text, library, missing) for text in prompts]
+    keep = cache(load or load_file)
+    for path, _, _ in dict.fromkeys(place for one in read for place in one.terms):
+        keep(path)
+    opened = model()
+    said = [encode_prompts(opened.model, [one.text], clip_skip=settings.clip_skip) for one in read]
+    # Padding to a longer neighbour would change a picture: texts of one length are drawn together.
+    groups: dict[int, list[int]] = {}
+    for i, states in enumerate(said):
+        groups.setdefault(states.embeddings.shape[1], []).append(i)
+    about = _about(opened, settings)
+    made: dict[int, Picture] = {}
+    for done, rows in enumerate(groups.values()):
+        batch = [Subject(read[i], said[i], seeds[i]) for i in rows]
+        told = None if on_step is None else _among(on_step, done, len(groups))
+        for i, (image, notes) in zip(
+            rows, draw_together(opened.model, batch, settings, keep, told), strict=True
+        ):
+            own = replace(
+                about,
+                prompt=prompts[i].strip(),
+                seed=seeds[i],
+                size=(image.height, image.width),
+                hypernet_hashes={name: file_hash(path) for name, path in read[i].files.items()},
+            )
+            made[i] = Picture(image, own, [*_unknown_words(opened.model, read[i]), *read[i].notes, *notes])
+    return [made[i] for i in range(len(prompts))]
+
+
+def _among(
+    on_step: Callable[[int, int, Any], None], done: int, groups: int
+) -> Callable[[int, int, Any], None]:
+    """Steps of one group among several as steps of all."""
+    return lambda step, steps, latents: on_step(done * steps + step, groups * steps, latents)
+
+
+def _about(opened: OpenedModel, settings: Settings) -> Infotext:
+    """What all pictures of a batch say."""
+    from hyperbrush import __version__
+
+    fields = {}
+    if settings.image is not None:
+        fields[STRENGTH] = f"{settings.image_strength:g}"
+    if settings.discretisation != "diffusers":
+        fields[DISCRETISATION] = settings.discretisation
+    return Infotext(
+        negative=settings.negative.strip(),
+        steps=settings.steps,
+        sampler=settings.sampler,
+        guidance_scale=float(settings.guidance_scale),
+        model=opened.name,
+        model_hash="" if opened.file is None else file_hash(opened.file),
+        clip_skip=settings.clip_skip if settings.clip_skip > 1 else None,
+        version=f"hyperbrush {__version__}",
+        fields=fields,
+    )
+
+
+def _unknown_words(model: "LatentDiffusion", prompt: "PromptNetworks") -> list[str]:
+    from hyperbrush.generation.emphasis import BREAK, parse_emphasis
+
+    parts = [text for text, weight in parse_emphasis(prompt.text) if (text, weight) != BREAK]
+    return unknown_words(model, [" ".join(parts)])
 
 
 def unknown_words(model: "LatentDiffusion", texts: Sequence[str]) -> list[str]:
@@ -182,32 +234,3 @@ def unknown_words(model: "LatentDiffusion", texts: Sequence[str]) -> list[str]:
         close = get_close_matches(word, known, n=2, cutoff=0.7)
         told.append(f"{word!r}" + (f" (near: {', '.join(close)})" if close else ""))
     return [f"the model has never seen the {'word' if len(odd) == 1 else 'words'} {', '.join(told)}"]
-
-
-def parameters_text(
-    prompt: str,
-    negative: str,
-    seed: int,
-    steps: int,
-    sampler: str,
-    guidance_scale: float,
-    size: tuple[int, int],
-    model: str,
-    hashes: dict[str, str],
-) -> str:
-    """Settings as the webui writes them into a PNG's `parameters`."""
-    lines = [prompt]
-    if negative:
-        lines.append(f"Negative prompt: {negative}")
-    settings: dict[str, object] = {
-        "Steps": steps,
-        "Sampler": sampler,
-        "CFG scale": f"{guidance_scale:g}",
-        "Seed": seed,
-        "Size": f"{size[0]}x{size[1]}",
-    }
-    if model:
-        settings["Model"] = Path(model).stem
-    if hashes:
-        settings["Hypernet hashes"] = '"' + ", ".join(f"{k}: {v}" for k, v in hashes.items()) + '"'
-    return "\n".join([*lines, ", ".join(f"{k}: {v}" for k, v in settings.items())])

@@ -18,7 +18,8 @@ class Reach:
     sites: tuple[AttentionSite, ...]  # reached: both to_k and to_v
     total: int  # sites the UNet has
     missed: tuple[AttentionSite, ...]  # asked for, but the hypernetwork has no network for them
-    unused_widths: tuple[int, ...]  # networks that fit no site asked for
+    unused_widths: tuple[int, ...]  # networks that fit no site of the UNet
+    left_out: tuple[int, ...] = ()  # networks that fit sites, none of which was asked for
     per_site: bool = False
 
     def __str__(self) -> str:
@@ -30,6 +31,8 @@ class Reach:
             count = f"{len(self.missed)} sites of widths " if self.per_site else ""
             widths = _listed(s.context_width for s in self.missed)
             text += f"; the file has no network for {count}{widths}"
+        if self.left_out:
+            text += f"; its networks for {_listed(self.left_out)} are left out by attn or blocks"
         if self.unused_widths:
             text += f"; its networks for {_listed(self.unused_widths)} fit nothing here"
         # Widths are shared between families, so part of a foreign file can fit by accident.
@@ -70,13 +73,15 @@ def reach(
     sites = [s for s in wanted if hypernetwork.network_for(s.context_width, s) is not None]
     if not sites:
         raise UserError(_explain(hypernetwork, wanted, everything))
-    reached = {s.context_width for s in sites}
+    reached, there = ({s.context_width for s in some} for some in (sites, everything))
+    idle = [w for w in hypernetwork.widths if w not in reached]
     return Reach(
         name=hypernetwork.name,
         sites=tuple(sites),
         total=len(everything),
         missed=tuple(s for s in wanted if s not in sites),
-        unused_widths=tuple(w for w in hypernetwork.widths if w not in reached),
+        unused_widths=tuple(w for w in idle if w not in there),
+        left_out=tuple(w for w in idle if w in there),
         per_site=bool(hypernetwork.sites),
     )
 

@@ -1,0 +1,106 @@
+"""One batch of pictures: what each is of, its networks attached, sampled together."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from hyperbrush.errors import UserError
+from hyperbrush.generation.encoding import Encoded, encode_prompts
+from hyperbrush.generation.prompt_networks import PromptNetworks, acts_on, networks_of
+from hyperbrush.generation.settings import Settings
+from hyperbrush.hypernetworks import AttentionHypernetwork, attach
+from hyperbrush.ldm.pictures import to_pictures
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from hyperbrush.ldm.models import LatentDiffusion
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What one picture of a batch is of."""
+
+    networks: PromptNetworks
+    said: Encoded
+    seed: int
+
+
+def draw_together(
+    model: "LatentDiffusion",
+    batch: Sequence[Subject],
+    settings: Settings,
+    load: Callable[[Path], AttentionHypernetwork],
+    on_step: Callable[[int, int, Any], None] | None,
+) -> "list[tuple[Image, list[str]]]":
+    """The pictures of a batch whose texts have one length, each with what its networks reached.
+
+    load: reads a network's file.
+
+    Raises:
+        UserError: a network that fits nothing, a size the model cannot make, pictures that are no numbers.
+    """
+    uses = networks_of([subject.networks for subject in batch], load)
+    reached: list[str] = []
+    scope: Any = attach(model, uses) if uses else contextlib.nullcontext()
+    with scope as attached:
+        if uses:
+            reached = [f"{one.name}: {one}" for one in attached.applied.networks]
+            # `sample` stacks both sides of guidance.
+            attached.rows_per_picture = 1 if settings.guidance_scale == 1 else 2
+        images = _sample(model, batch, settings, on_step)
+    if not bool(images.isfinite().all()):
+        raise UserError(
+            "the picture came out as no numbers (NaN): a strength or guidance scale is too large, or the precision too "
+            "low; take smaller ones, or fp32"
+        )
+    return [
+        (image, [text for use, text in zip(uses, reached, strict=True) if acts_on(use, i)])
+        for i, image in enumerate(to_pictures(images))
+    ]
+
+
+def _sample(
+    model: "LatentDiffusion",
+    batch: Sequence[Subject],
+    settings: Settings,
+    on_step: Callable[[int, int, Any], None] | None,
+) -> Tensor:
+    """Pictures (batch, 3, H, W) in [0, 1]."""
+    unsaid = encode_prompts(model, [settings.negative], clip_skip=settings.clip_skip)
+    told: dict[str, Any] = {
+        "embeddings": torch.cat([subject.said.embeddings for subject in batch]),
+        "negative_embeddings": unsaid.embeddings.expand(len(batch), -1, -1),
+    }
+    if unsaid.pooled is not None:
+        told["pooled_embeddings"] = torch.cat([s.said.pooled for s in batch if s.said.pooled is not None])
+        told["negative_pooled_embeddings"] = unsaid.pooled.expand(len(batch), -1)
+    if settings.image is not None:
+        told["image"] = _pixels(settings.image, settings.size).expand(len(batch), -1, -1, -1)
+        told["image_strength"] = settings.image_strength
+    return model.sample(
+        seeds=[subject.seed for subject in batch],
+        steps=settings.steps,
+        sampler=settings.sampler,
+        guidance_scale=settings.guidance_scale,
+        size=settings.size,
+        discretisation=settings.discretisation,
+        on_step=on_step,
+        **told,
+    )
+
+
+def _pixels(image: "Image", size: tuple[int, int] | None) -> Tensor:
+    """A picture as (1, 3, H, W) in [0, 1], scaled to (height, width) if given."""
+    import numpy as np
+    from PIL.Image import Resampling
+
+    image = image.convert("RGB")
+    if size is not None and image.size != (size[1], size[0]):
+        image = image.resize((size[1], size[0]), Resampling.LANCZOS)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255

@@ -1,0 +1,261 @@
+"""Comparison grids: the same prompt with one, two or three of its settings varied."""
+
+import itertools
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hyperbrush.errors import UserError
+from hyperbrush.generation.axes import ORDER, Axis, Shot, axis, read_axis
+from hyperbrush.generation.grids import MOST_PIXELS, labelled_grid, stacked
+from hyperbrush.generation.infotext import Infotext, write_infotext
+from hyperbrush.generation.opened import OpenedModel, open_model
+from hyperbrush.generation.picture_files import save_picture
+from hyperbrush.generation.settings import MAX_SEED, Settings, whole
+from hyperbrush.generation.text_to_image import DEFAULT_FOLDER, Picture, draw
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from hyperbrush.hypernetworks import HypernetworkLibrary
+    from hyperbrush.ldm.models import LatentDiffusion
+
+MOST_PICTURES = 2000
+LEAST_SIDE = 128  # pixels of a cell; smaller pictures are enlarged by a whole number
+KEPT_NETWORKS = 8  # files held in memory at once
+AxisLike = Axis | str | tuple[str, Sequence[Any]]
+
+
+@dataclass
+class Grid:
+    """A comparison: the page, and every picture by its place.
+
+    Args:
+        image: the page with its labels.
+        pictures: (z, y, x), each counted from 0 → picture. Cells of equal settings share one.
+        settings: of the whole: the base settings, and the axes as the webui names them.
+        notes: what to tell about it.
+    """
+
+    image: "Image"
+    pictures: dict[tuple[int, int, int], Picture]
+    settings: Infotext
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def parameters(self) -> str:
+        """The settings as the webui's ``parameters`` text."""
+        return write_infotext(self.settings)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page whole or not at all, its settings in it.
+
+        Raises:
+            UserError: it cannot be written, or Pillow knows no such format.
+        """
+        return save_picture(self.image, path, self.parameters)
+
+
+def compare(
+    prompt: str,
+    x: AxisLike,
+    y: AxisLike | None = None,
+    z: AxisLike | None = None,
+    *,
+    model: "str | Path | LatentDiffusion | OpenedModel" = "emoji",
+    negative: str = "",
+    seed: int | None = None,
+    steps: int = 25,
+    sampler: str = "DPM++ 2M Karras",
+    guidance_scale: float = 4.0,
+    size: tuple[int, int] | None = None,
+    clip_skip: int = 1,
+    discretisation: str = "diffusers",
+    hypernetworks: str | Path = DEFAULT_FOLDER,
+    missing: str = "error",
+    device: str = "auto",
+    precision: str = "auto",
+    attention: str = "auto",
+    batch: int = 4,
+    side: int | None = None,
+    on_progress: Callable[[float, int], None] | None = None,
+) -> Grid:
+    """Draw a prompt with settings varied along x (columns), y (rows) and z (blocks).
+
+    An axis is ("strength", [0, 0.5, 1]), or its text "strength=0,0.5,1" (see `axes.read_axis`). Kinds: prompt (the
+    first value is searched for and replaced by each), hypernetwork (a tag is added; "none" adds none; "ink:0.5" has
+    its strength), strength (of all tags), seed, steps, cfg, sampler, clip_skip, size.
+
+    Args:
+        prompt, negative, steps, sampler, guidance_scale, size, clip_skip, discretisation, hypernetworks,
+        missing, device, precision, attention, model: as of `generate`, for what no axis varies.
+        seed: of every picture; None draws one for all.
+        batch: pictures drawn at once where all but prompt, networks and seed agree.
+        side: height of a picture on the page in pixels; by default its own, enlarged to `LEAST_SIDE`.
+        on_progress: called with (pictures done, pictures to do); the first counts steps as fractions.
+
+    Raises:
+        UserError: an unknown axis or value, one kind on two axes, too many pictures, an axis without effect;
+            and as `generate`. All that can be known is checked before the first picture.
+    """
+    from hyperbrush.hypernetworks import HypernetworkLibrary
+    from hyperbrush.hypernetworks.formats import load
+
+    axes = [None if one is None else _axis(one) for one in (x, y, z)]
+    if seed is not None:
+        whole("a seed", seed, 0, MAX_SEED)
+    whole("batch", batch, 1, 1000)
+    base = Shot(
+        prompt,
+        random.randrange(2**31) if seed is None else seed,
+        Settings(negative, steps, sampler, guidance_scale, size, clip_skip, discretisation),
+    )
+    shots = _shots(base, axes)
+    library = HypernetworkLibrary(hypernetworks)
+    _check(shots.values(), axes, library, missing)
+    opened = open_model(model, device=device, precision=precision, attention=attention)
+    keep = lru_cache(KEPT_NETWORKS)(load)
+    drawn: list[tuple[Shot, Picture]] = []
+    batches = list(_batches(shots.values(), batch))
+    total = sum(len(shots) for shots in batches)
+    for some in batches:
+        told = None if on_progress is None else _steps_as_pictures(on_progress, len(drawn), len(some), total)
+        made = draw(
+            [shot.prompt for shot in some],
+            [shot.seed for shot in some],
+            some[0].settings,
+            lambda: opened,
+            library,
+            missing=missing,
+            load=keep,
+            on_step=told,
+        )
+        drawn += zip(some, made, strict=True)
+    pictures = {place: next(p for own, p in drawn if own == shot) for place, shot in shots.items()}
+    return Grid(
+        _page(pictures, axes, prompt, side),
+        pictures,
+        _settings(base, axes, pictures),
+        list(dict.fromkeys(note for _, picture in drawn for note in picture.notes)),
+    )
+
+
+def _axis(given: AxisLike) -> Axis:
+    if isinstance(given, Axis):
+        return given
+    return read_axis(given) if isinstance(given, str) else axis(*given)
+
+
+def _shots(base: Shot, axes: Sequence[Axis | None]) -> dict[tuple[int, int, int], Shot]:
+    """Every cell's picture, by (z, y, x)."""
+    given = [a for a in axes if a is not None]
+    kinds = [a.kind for a in given]
+    if twice := [kind for kind in kinds if kinds.count(kind) > 1]:
+        raise UserError(f"axis {twice[0]!r} is given twice; vary another setting")
+    x, y, z = (len(a.values) if a else 1 for a in axes)
+    if x * y * z > MOST_PICTURES:
+        raise UserError(f"{x} x {y} x {z} pictures are more than {MOST_PICTURES}; take fewer values")
+    shots = {}
+    for place in itertools.product(range(z), range(y), range(x)):
+        shot = base
+        chosen = {
+            a.kind: (a, a.values[i]) for a, i in zip(axes, reversed(place), strict=True) if a is not None
+        }
+        for kind in ORDER:
+            if kind in chosen:
+                one, value = chosen[kind]
+                shot = one.apply(shot, value)
+        shots[place] = shot
+    return shots
+
+
+def _check(
+    shots: Iterator[Shot] | Any, axes: Sequence[Axis | None], library: "HypernetworkLibrary", missing: str
+) -> None:
+    """Look at every prompt and every network's header before the first picture is drawn."""
+    from hyperbrush.generation.prompt_networks import read_prompt
+    from hyperbrush.hypernetworks.summaries import summarise
+
+    read = [read_prompt(text, library, missing) for text in dict.fromkeys(shot.prompt for shot in shots)]
+    for path in {path for one in read for path in one.files.values()}:
+        summarise(path)
+    named = any(one.files or one.notes for one in read)
+    if not named and any(a is not None and a.kind == "strength" for a in axes):
+        raise UserError(
+            "axis 'strength' has nothing to act on: put <hypernet:NAME> into the prompt, or vary hypernet too"
+        )
+
+
+def _batches(shots: Any, most: int) -> Iterator[list[Shot]]:
+    """Shots without repetition, those of equal settings together, at most so many."""
+    groups: list[tuple[Settings, list[Shot]]] = []
+    for shot in shots:
+        own = next((group for settings, group in groups if settings == shot.settings), None)
+        if own is None:
+            groups.append((shot.settings, [shot]))
+        elif shot not in own:
+            own.append(shot)
+    for _, group in groups:
+        for i in range(0, len(group), most):
+            yield group[i : i + most]
+
+
+def _steps_as_pictures(
+    tell: Callable[[float, int], None], before: int, now: int, total: int
+) -> Callable[[int, int, Any], None]:
+    return lambda step, steps, _latents: tell(before + now * step / steps, total)
+
+
+def _page(
+    pictures: dict[tuple[int, int, int], Picture],
+    axes: Sequence[Axis | None],
+    prompt: str,
+    side: int | None,
+) -> "Image":
+    columns, rows, blocks = ([a.label(v) for v in a.values] if a else [""] for a in axes)
+    height = max(picture.image.height for picture in pictures.values())
+    side = side or height * -(-LEAST_SIDE // height)
+    widest = max(p.image.width / p.image.height for p in pictures.values())
+    most = min(MOST_PIXELS / len(rows) / len(blocks), MOST_PIXELS / len(columns) / widest)
+    side = max(16, min(side, int(most)))
+    made = [
+        labelled_grid(
+            [[pictures[k, j, i].image for i in range(len(columns))] for j in range(len(rows))],
+            rows=rows,
+            columns=columns,
+            side=side,
+            title=block,
+        )
+        for k, block in enumerate(blocks)
+    ]
+    return stacked(made, side=side, title=prompt)
+
+
+def _settings(
+    base: Shot, axes: Sequence[Axis | None], pictures: dict[tuple[int, int, int], Picture]
+) -> Infotext:
+    """The base settings, and the axes by the webui's names."""
+    first = pictures[0, 0, 0].settings
+    fields = dict(first.fields) | {"Script": "X/Y/Z plot"}
+    for letter, one in zip("XYZ", axes, strict=True):
+        if one is not None:
+            fields |= {f"{letter} Type": one.title, f"{letter} Values": one.written()}
+    hashes: dict[str, str] = {}
+    for picture in pictures.values():
+        hashes |= picture.settings.hypernet_hashes
+    size, skip = base.settings.size or first.size, base.settings.clip_skip
+    return replace(
+        first,
+        prompt=base.prompt.strip(),
+        negative=base.settings.negative.strip(),
+        steps=base.settings.steps,
+        sampler=base.settings.sampler,
+        guidance_scale=float(base.settings.guidance_scale),
+        size=size,
+        clip_skip=skip if skip > 1 else None,
+        hypernet_hashes=hashes,
+        fields=fields,
+    )

@@ -1,0 +1,142 @@
+"""What the tags of a batch of prompts mean: networks, each with a strength for every picture."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hyperbrush.errors import UserError, unknown_name
+from hyperbrush.generation.tags import HypernetworkTag, parse_tags, repeated_names
+from hyperbrush.hypernetworks import AttentionHypernetwork, HypernetworkLibrary, PerPicture, Ramp, Use, Window
+from hyperbrush.hypernetworks.library import UnknownHypernetwork
+from hyperbrush.hypernetworks.strengths import Term
+
+MISSING = ("error", "warn")
+# Where a network acts: its file, the attentions, the blocks.
+Place = tuple[Path, tuple[str, ...], tuple[str, ...] | None]
+
+
+@dataclass
+class PromptNetworks:
+    """One prompt taken apart.
+
+    Args:
+        text: without the tags.
+        terms: place → strength, in the prompt's order; those of strength 0 are left out.
+        files: name → file of every network named, switched off or not.
+        notes: what to tell about them.
+    """
+
+    text: str
+    terms: dict[Place, Term] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class SumOf:
+    """Several schedules of one network added up."""
+
+    terms: tuple[Term, ...]
+
+    def __call__(self, progress: float) -> float:
+        """The strength at a progress from 0 to 1."""
+        return sum(term(progress) if callable(term) else term for term in self.terms)
+
+
+def read_prompt(prompt: str, library: HypernetworkLibrary, missing: str = "error") -> PromptNetworks:
+    """A prompt's text, and its networks looked up.
+
+    missing: "error", or "warn" to leave out what the library does not have, with a note.
+
+    Raises:
+        UserError: a tag that makes no sense, an unknown name (with the closest ones), one of several files.
+    """
+    if missing not in MISSING:
+        raise unknown_name("way with missing hypernetworks", missing, MISSING)
+    text, tags = parse_tags(prompt)
+    found = PromptNetworks(text.strip())
+    twice = repeated_names(prompt)
+    for tag in tags:
+        try:
+            path = library.find(tag.name)
+        except UnknownHypernetwork as error:
+            if missing == "error":
+                raise
+            found.notes.append(f"drawn without {tag.name!r}: {error}")
+            continue
+        found.files.setdefault(tag.name, path)
+        term = term_of(tag)
+        if term == 0:
+            continue
+        place = (path, tag.attn, tag.blocks)
+        if place in found.terms:
+            before = found.terms[place]
+            term = SumOf((*(before.terms if isinstance(before, SumOf) else (before,)), term))
+            twice.append(tag.name)
+        found.terms[place] = term
+    found.notes += [
+        f"{name!r} is named more than once: its strengths add up" for name in dict.fromkeys(twice)
+    ]
+    return found
+
+
+def term_of(tag: HypernetworkTag) -> Term:
+    """A tag's strength: a number, or a schedule where it has a window or a ramp."""
+    whole = (tag.start, tag.end) == (0, 1)
+    if tag.ramp is not None:
+        ramp = Ramp(tag.ramp, tag.strength, tag.start, tag.end)
+        return ramp if whole else Window(ramp, tag.start, tag.end)
+    if whole or tag.strength == 0:
+        return tag.strength
+    return Window(tag.strength, tag.start, tag.end)
+
+
+def networks_of(
+    pictures: Sequence[PromptNetworks], load: Callable[[Path], AttentionHypernetwork]
+) -> list[Use]:
+    """The networks of all pictures of a batch, each with a strength for every picture: 0 where its prompt does
+    not name it.
+
+    They compose in each prompt's own order; where two prompts have two orders, a network stands in the
+    chain twice.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    chain: list[tuple[Place, dict[int, Term]]] = []
+    for i, picture in enumerate(pictures):
+        at = 0
+        for place, term in picture.terms.items():
+            here = next((j for j in range(at, len(chain)) if chain[j][0] == place), None)
+            if here is None:
+                here = at
+                chain.insert(at, (place, {}))
+            chain[here][1][i] = term
+            at = here + 1
+    loaded = {path: load(path) for path in dict.fromkeys(place[0] for place, _ in chain)}
+    return [
+        Use(loaded[path], _of_all(terms, len(pictures)), attn, blocks)
+        for (path, attn, blocks), terms in chain
+    ]
+
+
+def _of_all(terms: dict[int, Term], pictures: int) -> Term | PerPicture:
+    every = [terms.get(i, 0.0) for i in range(pictures)]
+    return every[0] if all(term == every[0] for term in every) else PerPicture(every)
+
+
+def acts_on(use: Use, picture: int) -> bool:
+    """Whether a network of `networks_of` acts on a picture of the batch."""
+    return not isinstance(use.strength, PerPicture) or use.strength[picture] != 0
+
+
+def refuse_negative_tags(negative: str) -> None:
+    """A network acts on both sides of guidance, so that a tag in the negative prompt has no meaning.
+
+    Raises:
+        UserError: there is one.
+    """
+    if parse_tags(negative)[1]:
+        raise UserError(
+            "the negative prompt holds a <hypernet:…> tag; write it in the prompt, with a negative strength"
+        )

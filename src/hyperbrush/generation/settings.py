@@ -1,0 +1,93 @@
+"""How pictures are drawn, and what the numbers may be."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hyperbrush.errors import UserError, unknown_name
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_SEED = 2**32 - 1
+MAX_STEPS = 1000
+MAX_GUIDANCE = 1000.0
+MAX_CLIP_SKIP = 100
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How pictures of one batch are drawn; all that is not a picture's own.
+
+    Args:
+        negative: what guidance moves away from.
+        steps, sampler, guidance_scale, discretisation: see `ldm.sampling`.
+        size: (height, width) in pixels, the model's own by default.
+        clip_skip: n reads the text states before the last n - 1 layers of the text encoder.
+        image: a picture to start from; image_strength: the share of the steps that is then run.
+
+    Raises:
+        UserError: a number out of its range, an unknown sampler or discretisation.
+    """
+
+    negative: str = ""
+    steps: int = 25
+    sampler: str = "DPM++ 2M Karras"
+    guidance_scale: float = 4.0
+    size: tuple[int, int] | None = None
+    clip_skip: int = 1
+    discretisation: str = "diffusers"
+    image: "Image | None" = None
+    image_strength: float = 0.75
+
+    def __post_init__(self) -> None:
+        from hyperbrush.ldm.sampling import DISCRETISATIONS, find_sampler
+
+        whole("steps", self.steps, 1, MAX_STEPS)
+        whole("clip_skip", self.clip_skip, 1, MAX_CLIP_SKIP)
+        number("guidance_scale", self.guidance_scale, 0, MAX_GUIDANCE)
+        number("image_strength", self.image_strength, 0, 1)
+        if self.size is not None:
+            if not isinstance(self.size, tuple | list) or len(self.size) != 2:
+                raise UserError(f"size must be (height, width) in pixels, got {self.size!r}")
+            for side in self.size:
+                whole("a side of the picture", side, 1, 16384)
+        if self.discretisation not in DISCRETISATIONS:
+            raise unknown_name("discretisation", self.discretisation, DISCRETISATIONS)
+        object.__setattr__(self, "sampler", find_sampler(self.sampler).name)
+
+
+def check_text(text: str) -> None:
+    """Refuse what cannot be written into a picture.
+
+    Raises:
+        UserError: it is no text, or holds halves of characters (from a terminal of another encoding).
+    """
+    if not isinstance(text, str):
+        raise UserError(f"a prompt is a text, got {text!r:.60}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"the prompt {text!r:.60} holds bytes that are no UTF-8 text") from error
+
+
+def whole(what: str, value: Any, least: int, most: int) -> None:
+    """Refuse what is no whole number in a range.
+
+    Raises:
+        UserError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise UserError(f"{what} must be a whole number, {least} to {most}, got {value!r:.60}")
+
+
+def number(what: str, value: Any, least: float, most: float) -> None:
+    """Refuse what is no finite number in a range.
+
+    Raises:
+        UserError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"{what} must be a number, {least:g} to {most:g}, got {value!r:.60}")
+    if not least <= value <= most:
+        raise UserError(f"{what} must be from {least:g} to {most:g}, got {value:g}")
