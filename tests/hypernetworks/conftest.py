@@ -1,5 +1,6 @@
 """Tiny UNets of the three Stable Diffusion families, and hypernetworks with visible effects."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -75,3 +76,171 @@ def make_network() -> Callable[..., Any]:
         return AttentionHypernetwork.for_unet(unet, **settings)
 
     return make
+
+
+@pytest.fixture
+def by_hand() -> Callable[..., Any]:
+    """A copy of a UNet, with (hypernetwork, strength) in the plainest way: to_k and to_v are wrapped."""
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self, inner: torch.nn.Module, stack: list[tuple[Any, float]], use: str) -> None:
+            super().__init__()
+            self.inner, self.use, self.stack = inner, use, stack
+
+        def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            for hypernetwork, strength in self.stack:
+                x = x + strength * getattr(hypernetwork.network_for(x.shape[-1]), self.use)(x)
+            out: torch.Tensor = self.inner(x, *args, **kwargs)
+            return out
+
+    def wrap(unet: Any, stack: list[tuple[Any, float]]) -> Any:
+        unet = copy.deepcopy(unet)
+        for name, module in list(unet.named_modules()):
+            if name.endswith((".attn1", ".attn2")):
+                module.to_k = Wrapped(module.to_k, stack, "key")
+                module.to_v = Wrapped(module.to_v, stack, "value")
+        return unet
+
+    return wrap
+
+
+SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+CLASSES = {  # what a call is → its pipelines for SD 1.x and 2.x, and for SDXL
+    "text": ("StableDiffusionPipeline", "StableDiffusionXLPipeline"),
+    "image": ("StableDiffusionImg2ImgPipeline", "StableDiffusionXLImg2ImgPipeline"),
+    "inpaint": ("StableDiffusionInpaintPipeline", "StableDiffusionXLInpaintPipeline"),
+    "controlnet": ("StableDiffusionControlNetPipeline", "StableDiffusionXLControlNetPipeline"),
+    "controlnet image": (
+        "StableDiffusionControlNetImg2ImgPipeline",
+        "StableDiffusionXLControlNetImg2ImgPipeline",
+    ),
+    "controlnet inpaint": (
+        "StableDiffusionControlNetInpaintPipeline",
+        "StableDiffusionXLControlNetInpaintPipeline",
+    ),
+    "pag": ("StableDiffusionPAGPipeline", "StableDiffusionXLPAGPipeline"),
+    "pag image": ("StableDiffusionPAGImg2ImgPipeline", "StableDiffusionXLPAGImg2ImgPipeline"),
+    "pag inpaint": ("StableDiffusionPAGInpaintPipeline", "StableDiffusionXLPAGInpaintPipeline"),
+    "pag controlnet": ("StableDiffusionControlNetPAGPipeline", "StableDiffusionXLControlNetPAGPipeline"),
+}
+
+
+@pytest.fixture
+def make_pipe(make_unet: Callable[..., Any], tokenizer: Any) -> Callable[..., Any]:
+    """A tiny real pipeline of diffusers: what it does (a key of CLASSES), and for which family."""
+    import diffusers
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    def text_model(cls: Any, width: int) -> Any:
+        config = CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=tokenizer.model_max_length,
+            projection_dim=width,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        return cls(config).eval().requires_grad_(False)
+
+    def make(what: str = "text", family: str = "sd1", scheduler: str = "DDIM", **changes: Any) -> Any:
+        unet = make_unet(family, **changes)
+        torch.manual_seed(10)
+        vae = diffusers.AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(8, 16),
+            norm_num_groups=8,
+            sample_size=16,
+        )
+        vae.eval().requires_grad_(False)
+        settings = SCHEDULE | {"prediction_type": "v_prediction"} if family == "sd2" else SCHEDULE
+        if scheduler == "PNDM":
+            settings = settings | {"skip_prk_steps": True}
+        if scheduler in ("DDIM", "DDPM", "LCM"):
+            settings = settings | {"clip_sample": False}
+        parts = {
+            "vae": vae,
+            "unet": unet,
+            "scheduler": getattr(diffusers, f"{scheduler}Scheduler")(**settings),
+            "tokenizer": tokenizer,
+        }
+        if family == "sdxl":
+            parts |= {
+                "text_encoder": text_model(CLIPTextModel, 32),
+                "text_encoder_2": text_model(CLIPTextModelWithProjection, 16),
+                "tokenizer_2": tokenizer,
+                "add_watermarker": False,
+            }
+        else:
+            width = unet.config.cross_attention_dim
+            parts |= {
+                "text_encoder": text_model(CLIPTextModel, width),
+                "safety_checker": None,
+                "feature_extractor": None,
+                "requires_safety_checker": False,
+            }
+        if "controlnet" in what:
+            controlnet = diffusers.ControlNetModel.from_unet(
+                unet, conditioning_embedding_out_channels=(8, 16)
+            )
+            for name, parameter in controlnet.named_parameters():
+                if "controlnet" in name:  # its zero convolutions would leave it without effect
+                    torch.nn.init.normal_(parameter, std=0.05)
+            parts["controlnet"] = controlnet.eval().requires_grad_(False)
+        if "pag" in what:
+            parts["pag_applied_layers"] = ["mid", "up_blocks.1"]
+        pipe = getattr(diffusers, CLASSES[what][family == "sdxl"])(**parts)
+        pipe.set_progress_bar_config(disable=True)
+        pipe.what = what
+        return pipe
+
+    return make
+
+
+@pytest.fixture
+def draw() -> Callable[..., torch.Tensor]:
+    """One call of such a pipeline, with fixed noise and pictures; returns latents unless told otherwise."""
+
+    def run(pipe: Any, **changes: Any) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(1)
+        picture, control = (torch.rand(1, 3, 16, 16, generator=generator) for _ in range(2))
+        mask = torch.zeros(1, 1, 16, 16)
+        mask[:, :, 4:12, 4:12] = 1
+        arguments: dict[str, Any] = {
+            "prompt": "a red heart",
+            "num_inference_steps": 3,
+            "generator": torch.Generator().manual_seed(5),
+            "output_type": "latent",
+        }
+        words = pipe.what.split()
+        if "image" in words or "inpaint" in words:
+            arguments |= {"image": picture, "strength": 0.7}
+        if "inpaint" in words:
+            arguments |= {"mask_image": mask}
+        if "controlnet" in words:
+            name = "control_image" if "image" in arguments else "image"
+            arguments |= {name: control}
+        if "pag" in words:
+            arguments |= {"pag_scale": 3.0}
+        if "image" not in arguments or arguments["image"] is control:
+            arguments |= {"height": 16, "width": 16}
+        if "prompt_embeds" in changes:
+            del arguments["prompt"]
+        out: torch.Tensor = pipe(**arguments | changes).images
+        return out
+
+    return run
+
+
+@pytest.fixture
+def relative() -> Callable[[torch.Tensor, torch.Tensor], float]:
+    """‖a − b‖ / ‖b‖."""
+
+    def error(a: torch.Tensor, b: torch.Tensor) -> float:
+        return float((a.double() - b.double()).norm() / b.double().norm())
+
+    return error

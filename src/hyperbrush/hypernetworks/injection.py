@@ -18,7 +18,7 @@ from hyperbrush.hypernetworks.activations import OVER_THE_BATCH
 from hyperbrush.hypernetworks.applied import Applied, Reach, reach
 from hyperbrush.hypernetworks.attention import AttentionHypernetwork
 from hyperbrush.hypernetworks.memo import Memo
-from hyperbrush.hypernetworks.progress import progress_of
+from hyperbrush.hypernetworks.progress import Progress
 from hyperbrush.hypernetworks.projection_hooks import ProjectionHook, refuse_bypassing
 from hyperbrush.hypernetworks.strengths import PerPicture, Strength, StrengthLike, pair_of
 from hyperbrush.ldm.modules.attention_sites import KINDS, AttentionSite, find_attentions
@@ -90,11 +90,14 @@ class Attached:
         self._unet = _unet(pipe_or_unet)
         self._hooks: list[Any] = []
         self._memo = Memo()
+        self._progress = Progress(pipe_or_unet)
+        self._outside_the_graph = _uncompiled(Attached._follow_schedules)
         self._fused: Fused | None = None
         self._enabled = True
         self._gone = False
         # How many rows of a batch are one picture's: only softmax-like activations ask.
         self.rows_per_picture: int | None = None
+        self._batch: int | None = None  # rows of the forward pass that is running
         self._at_work: list[_AtWork] = []
         find_attentions(self._unet, attn, blocks)  # say first of all what is wrong with the UNet
         uses = [] if hypernetworks == () else _uses(hypernetworks, attn, blocks)
@@ -281,6 +284,13 @@ class Attached:
     ) -> None:
         self.detach()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k != "_outside_the_graph"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._outside_the_graph = _uncompiled(Attached._follow_schedules)
+
     def _prepare(self, use: Use) -> "_AtWork":
         if self._gone:
             raise UserError("these hypernetworks are already detached: call attach again")
@@ -341,29 +351,38 @@ class Attached:
             _forget_compiled_graphs()
 
     def _before(self, unet: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        scheduled = any(a.keys.scheduled or a.values.scheduled for a in self._at_work)
-        if torch.compiler.is_compiling() and not scheduled:
-            return
         timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
-        if scheduled:
-            progress = progress_of(self._pipe, timestep)
+        if not torch.compiler.is_compiling():
+            self._follow_schedules(timestep)
+            self._memo.begin(timestep)
+            sample = kwargs.get("sample", args[0] if args else None)
+            self._batch = len(sample) if isinstance(sample, torch.Tensor) else None
+        elif any(a.keys.scheduled or a.values.scheduled for a in self._at_work):
+            self._outside_the_graph(self, timestep)
+
+    def _follow_schedules(self, timestep: Any) -> None:
+        self._progress.see(timestep)
+        if any(a.keys.scheduled or a.values.scheduled for a in self._at_work):
+            progress = self._progress.at(timestep)
             for a in self._at_work:
                 a.keys.at(progress)
                 a.values.at(progress)
-        self._memo.begin(timestep)
 
     def _after(self, unet: torch.nn.Module, args: Any, output: Any) -> None:
         if not torch.compiler.is_compiling():
             self._memo.end()
+            self._batch = None
 
     def _rows(self, batch: int) -> int | None:
-        """As set, else 2 or 1 as the pipeline has guidance or not; None: all are one picture's."""
+        """As set, else as the pipeline's guidance lays out a batch; None: all are one picture's."""
         if self.rows_per_picture is not None:
             return self.rows_per_picture
         guided = getattr(self._pipe, "do_classifier_free_guidance", None)
         if guided is None:
             return None
         rows = 1 + bool(guided) + bool(getattr(self._pipe, "do_perturbed_attention_guidance", False))
+        if self._batch is not None and self._batch % rows == 0 and batch % (self._batch // rows) == 0:
+            return batch // (self._batch // rows)  # perturbed attentions see a part of the rows at a time
         return rows if batch % rows == 0 else 1
 
     def _index(self, name: str | AttentionHypernetwork) -> int:
@@ -447,6 +466,12 @@ def _device(attention: torch.nn.Module) -> torch.device:
     device = next(attention.parameters()).device
     # Offloaded layers are on "meta" between calls; the networks then follow their first context.
     return torch.device("cpu") if device.type == "meta" else device
+
+
+def _uncompiled(function: Any) -> Any:
+    """A graph that looked at the sampling step would be compiled again for each."""
+    disable: Any = torch.compiler.disable
+    return disable(function)
 
 
 def _forget_compiled_graphs() -> None:

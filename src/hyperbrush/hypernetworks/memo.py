@@ -124,8 +124,8 @@ class Memo:
             self._weights[id(module)] = _Weights(tuple(module.parameters()))
         return self._weights[id(module)]
 
-    def __deepcopy__(self, memo: Any) -> "Memo":
-        return Memo()  # a copied UNet starts afresh
+    def __reduce__(self) -> "tuple[type[Memo], tuple[()]]":
+        return Memo, ()  # a copied or pickled UNet starts afresh
 
 
 @dataclass(frozen=True)

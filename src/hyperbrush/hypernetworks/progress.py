@@ -5,21 +5,82 @@ from typing import Any
 import torch
 
 
-def progress_of(pipe_or_unet: Any, timestep: Any) -> float:
-    """0 at the first sampling step, 1 at the last.
+class Progress:
+    """0 at the first sampling step of a pipeline, 1 at its last.
 
-    The step is the timestep's place among those of the pipeline's scheduler, from where an
-    image-to-image run begins. Without a scheduler, or for a timestep that is not one of its own: 0 at
-    the noisiest timestep, 1 at 0.
+    A step is a place among the scheduler's timesteps, from where an image-to-image run begins to where
+    ``denoising_end`` ends it. Without a scheduler, or for a timestep that is not one of its own: 0 at the
+    noisiest timestep, 1 at 0.
     """
-    number = float(timestep.reshape(-1)[0]) if isinstance(timestep, torch.Tensor) else float(timestep or 0)
-    scheduler = getattr(pipe_or_unet, "scheduler", None)
-    every = getattr(scheduler, "timesteps", None)
-    if isinstance(every, torch.Tensor) and every.ndim == 1:
-        begin = getattr(scheduler, "begin_index", None) or 0
-        # Samplers of second order list a timestep once for each evaluation: these are one step.
-        steps = list(dict.fromkeys(every[begin:].tolist()))
-        if number in steps:
-            return steps.index(number) / max(len(steps) - 1, 1)
-    noisiest = getattr(getattr(scheduler, "config", None), "num_train_timesteps", 1000) - 1
-    return min(max(1 - number / noisiest, 0.0), 1.0)
+
+    def __init__(self, pipe_or_unet: Any) -> None:
+        self._pipe = pipe_or_unet
+        self._timesteps: torch.Tensor | None = None
+        self._first: Any = None
+
+    def see(self, timestep: Any) -> None:
+        """A forward pass begins. Schedulers make new timesteps for each sampling: this tells its first."""
+        timesteps = _timesteps(self._pipe)
+        if timesteps is not self._timesteps:
+            self._timesteps, self._first = timesteps, timestep
+
+    def at(self, timestep: Any) -> float:
+        """Progress at a timestep: a number or a tensor of equal ones."""
+        now = _number(timestep)
+        scheduler = getattr(self._pipe, "scheduler", None)
+        timesteps = _timesteps(self._pipe)
+        if timesteps is not None:
+            every: list[float] = timesteps.tolist()
+            begin = self._begin(every, scheduler)
+            end = _end(every, self._pipe, scheduler)
+            place = getattr(scheduler, "step_index", None)
+            if getattr(scheduler, "order", 1) == 1 and place is not None and every[place:][:1] == [now]:
+                # Karras' steps can round to equal timesteps: these are several steps.
+                return _share(place - begin, end - begin)
+            # Samplers of second order list a timestep once for each evaluation: these are one step.
+            steps = list(dict.fromkeys(every[begin:end]))
+            if now in steps:
+                return _share(steps.index(now), len(steps))
+        noisiest = getattr(getattr(scheduler, "config", None), "num_train_timesteps", 1000) - 1
+        return min(max(1 - now / noisiest, 0.0), 1.0)
+
+    def _begin(self, every: list[float], scheduler: Any) -> int:
+        """Place of the sampling's first timestep."""
+        known = getattr(scheduler, "begin_index", None)
+        if known is not None:
+            return int(known)
+        # DDIM, DDPM and PNDM do not know. A pipeline does, from its last call; so does the first pass seen.
+        begins = []
+        count = getattr(self._pipe, "num_timesteps", None)
+        if isinstance(count, int):
+            begins.append(_end(every, self._pipe, scheduler) - count)
+        if self._timesteps is _timesteps(self._pipe) and _number(self._first) in every:
+            begins.append(every.index(_number(self._first)))
+        return min((begin for begin in begins if begin >= 0), default=0)
+
+
+def progress_of(pipe_or_unet: Any, timestep: Any) -> float:
+    """`Progress.at` of a pipeline that was not followed from its first step."""
+    return Progress(pipe_or_unet).at(timestep)
+
+
+def _timesteps(pipe_or_unet: Any) -> torch.Tensor | None:
+    timesteps = getattr(getattr(pipe_or_unet, "scheduler", None), "timesteps", None)
+    return timesteps if isinstance(timesteps, torch.Tensor) and timesteps.ndim == 1 else None
+
+
+def _end(every: list[float], pipe: Any, scheduler: Any) -> int:
+    """How many timesteps there are until ``denoising_end`` of SDXL's pipelines."""
+    end = getattr(pipe, "denoising_end", None)
+    if not isinstance(end, float) or not 0 < end < 1:
+        return len(every)
+    noisiest = scheduler.config.num_train_timesteps
+    return sum(t >= round(noisiest - end * noisiest) for t in every)
+
+
+def _share(place: int, steps: int) -> float:
+    return min(max(place, 0) / max(steps - 1, 1), 1.0)
+
+
+def _number(timestep: Any) -> float:
+    return float(timestep.reshape(-1)[0]) if isinstance(timestep, torch.Tensor) else float(timestep or 0)

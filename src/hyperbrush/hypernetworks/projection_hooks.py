@@ -61,8 +61,12 @@ class ProjectionHook:
 
     def _unhook_projection(self) -> None:
         self._handle.remove()
-        if self._keeps and vars(self._module).get("forward") == self._project:
+        own = vars(self._module)
+        if self._keeps and own.get("forward") == self._project:
             del self._module.forward
+        elif self._keeps and own.get("_old_forward") == self._project:
+            # accelerate's hooks came later and would put our forward back when they go.
+            own["_old_forward"] = torch.nn.Linear.forward.__get__(self._module)
 
     def _follow(self, attention: torch.nn.Module, args: Any) -> None:
         refuse_bypassing(self.site, attention)

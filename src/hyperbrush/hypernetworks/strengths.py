@@ -94,15 +94,16 @@ class Strength:
 
     def __init__(self, spec: Term | PerPicture, device: torch.device) -> None:
         self._progress = 0.0
-        self.spec = spec
         self.value = self._now(spec)
-        self.per_picture = isinstance(spec, PerPicture)  # whether each picture of a batch has its own
+        self._take(spec)
         self.tensor = self._tensor(device)
 
-    @property
-    def scheduled(self) -> bool:
-        """Whether it depends on the sampling step."""
-        return any(callable(term) for term in self._terms(self.spec))
+    def _take(self, spec: Term | PerPicture) -> None:
+        # Compiled graphs may read whether, never which: they would be compiled again for each strength.
+        self.spec = spec
+        self.per_picture = isinstance(spec, PerPicture)  # whether each picture of a batch has its own
+        terms = spec if isinstance(spec, PerPicture) else (spec,)
+        self.scheduled = any(callable(term) for term in terms)  # whether it depends on the sampling step
 
     @property
     def constant(self) -> float | None:
@@ -132,8 +133,8 @@ class Strength:
             UserError: it is not finite; nothing was changed then.
         """
         value = self._now(spec)
-        self.spec, self.value = spec, value
-        self.per_picture = isinstance(spec, PerPicture)
+        self.value = value
+        self._take(spec)
         shape = (len(value),) if isinstance(value, tuple) else ()
         if shape == self.tensor.shape:
             self._fill()
@@ -164,10 +165,6 @@ class Strength:
         dtype = torch.float32 if device.type == "mps" else torch.float64
         with torch.inference_mode(False):
             return torch.tensor(self.value, dtype=dtype, device=device)
-
-    @staticmethod
-    def _terms(spec: Term | PerPicture) -> tuple[Term, ...]:
-        return tuple(spec) if isinstance(spec, PerPicture) else (spec,)
 
 
 def pair_of(strength: Any) -> tuple[Term | PerPicture, Term | PerPicture]:
