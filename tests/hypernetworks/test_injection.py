@@ -128,7 +128,9 @@ def test_says_what_it_reached(make_unet: Make) -> None:
         assert lines[1].startswith("fire: 22 of 28 projections reached: widths 24, 32; the file")
         assert lines[1].endswith("768 fit nothing here (the file is likely for Stable Diffusion 1.x)")
     with attach(unet, other, attn=["attn2"], blocks=["mid"]) as attached:
-        text = "widths 24; its networks for 32 are left out by attn or blocks; its networks for 768 fit nothing"
+        text = (
+            "widths 24; its networks for 32 are left out by attn or blocks; its networks for 768 fit nothing"
+        )
         assert text in str(attached.applied)
     per_site = AttentionHypernetwork.for_unet(unet, per_site=True, blocks=["mid"])
     with attach(unet, per_site) as attached:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks.activations import OverTheBatch, make_activation
+from hyperbrush.hypernetworks.linear import linear
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,10 @@ class ContextLayer(torch.nn.Module):
 
     def forward(self, x: torch.Tensor, rows_per_picture: int | None = None) -> torch.Tensor:
         """X: (batch, tokens, in_width) → (batch, tokens, out_width)."""
-        y = F.linear(x, self.linear.weight.to(x.dtype), self.linear.bias.to(x.dtype))
+        relu = type(self.activation) is torch.nn.ReLU and not self.residual
+        y = linear(x, self.linear.weight.to(x.dtype), self.linear.bias.to(x.dtype), relu)
         if not self.residual:
-            return self._drop(self._normalise(self._activate(y, rows_per_picture)))
+            return self._drop(self._normalise(y if relu else self._activate(y, rows_per_picture)))
         return self._skip(x) + self._activate(self._drop(self._normalise(y)), rows_per_picture)
 
     def _activate(self, x: torch.Tensor, rows_per_picture: int | None) -> torch.Tensor:
