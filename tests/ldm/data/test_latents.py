@@ -121,3 +121,69 @@ def test_encoders_that_fail_are_told_apart(folder, tmp_path):
     with pytest.raises(UserError, match="batch_size is 0"):
         cache_latents(dataset, Encoder(), cache, batch_size=0)
     assert len(cache) == 0
+
+
+def test_fixed_random_crops_are_cached(paint, tmp_path):
+    for index in range(4):
+        paint(f"pictures/p{index}.png", size=(40, 16) if index else (16, 16), seed=index)
+    # With this seed no picture's three crops fall on the same of its 25 places.
+    dataset = ImageFolder(tmp_path / "pictures", size=16, crop="random", crop_variants=3, flip=0.5, seed=1)
+    encoder = Encoder()
+    with LatentCache(tmp_path / "cache", "x") as cache:
+        latents = cache_latents(dataset, encoder, cache)
+    assert sum(encoder.batches) == 3 * 3 * 2 + 2  # a square picture has nowhere else to be cut
+    for index in range(4):
+        seen = set()
+        for epoch in range(24):
+            image = dataset.example(index, epoch)["image"]
+            assert torch.equal(latents.example(index, epoch)["latent_mean"], image[:, ::2, ::2])
+            seen.add(image.numpy().tobytes())
+        assert len(seen) == (6 if index else 2)
+    encoder = Encoder()
+    with LatentCache(tmp_path / "cache", "x") as cache:
+        cache_latents(dataset, encoder, cache)
+    assert not encoder.batches
+    whole = ImageFolder(tmp_path / "pictures", size=16, crop="random", seed=2)
+    held = {whole.example(1, epoch)["image"].numpy().tobytes() for epoch in range(40)}
+    assert len(held) > 10
+    for wrong in ({"crop_variants": 0, "crop": "random"}, {"crop_variants": 3}):
+        with pytest.raises(UserError, match="crop_variants is .*; expected 1 or more, and crop='random'"):
+            ImageFolder(tmp_path / "pictures", **wrong)
+
+
+def test_posteriors(folder, tmp_path):
+    dataset = ImageFolder(folder, size=16, flip=0.5, seed=9)
+
+    def latents(posterior):
+        with LatentCache(tmp_path / "cache", "x") as cache:
+            return cache_latents(dataset, Encoder(), cache, posterior=posterior)
+
+    plain, once, random = map(latents, ("deterministic", "once", "random"))
+    scores = []
+    for index in range(5):
+        first = {}
+        drawn = set()
+        for epoch in range(12):
+            row, one, new = (data.example(index, epoch) for data in (plain, once, random))
+            assert set(one) == set(new) == {"latent_mean", "caption", "path"}
+            side = row["latent_mean"].numpy().tobytes()
+            assert torch.equal(one["latent_mean"], first.setdefault(side, one["latent_mean"]))
+            drawn.add(new["latent_mean"].numpy().tobytes())
+            assert torch.equal(new["latent_mean"], random.example(index, epoch)["latent_mean"])
+            scores.append((new["latent_mean"] - row["latent_mean"]) / row["latent_std"])
+        assert len(drawn) == 12
+        assert not any(torch.equal(value, plain.example(index, 0)["latent_mean"]) for value in first.values())
+    scores = torch.cat([score.flatten() for score in scores])
+    assert abs(float(scores.mean())) < 0.03
+    assert abs(float(scores.std()) - 1) < 0.03
+    with pytest.raises(UserError, match="unknown posterior 'rand'"):
+        latents("rand")
+    with pytest.raises(UserError, match='the encoder gave code; expected "mean" and "std"'):
+        cache_latents(
+            dataset, lambda images: {"code": images}, LatentCache(tmp_path / "c", "x"), posterior="once"
+        )
+
+
+def test_what_is_no_folder_cannot_be_encoded(tmp_path):
+    with pytest.raises(UserError, match="latents of a list; expected an ImageFolder"):
+        cache_latents([], Encoder(), LatentCache(tmp_path / "cache", "x"))

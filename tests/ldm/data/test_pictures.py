@@ -55,3 +55,31 @@ def test_colours():
     assert pictures.background_colour("#ff8800") == (255, 136, 0)
     with pytest.raises(UserError, match="'blu'; expected a colour"):
         pictures.background_colour("blu")
+
+
+def test_look_tells_size_and_transparency(paint):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = paint("turned.jpg", size=(400, 200), exif=exif)
+    for small in (0, 64):
+        found, shown = pictures.look(turned, small)
+        assert (found.width, found.height, found.transparent) == (200, 400, False)
+        assert (shown is None) == (small == 0)
+    assert shown.size == (32, 64)
+    assert pictures.look(paint("clear.png", mode="RGBA", colour=(9, 9, 9, 254)))[0].transparent
+    assert not pictures.look(paint("opaque.png", mode="RGBA", colour=(9, 9, 9, 255)))[0].transparent
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_a_small_look_still_reads_a_jpeg_to_its_end(paint, share):
+    path = paint("cut.jpg", size=(512, 512), quality=90)
+    pictures.look(path, 64)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(OSError, match="truncated"):
+        pictures.look(path, 64)
+
+
+def test_alpha(paint):
+    assert pictures.decode_alpha(paint("a.png").read_bytes()) is None
+    alpha = pictures.decode_alpha(paint("b.png", mode="LA", colour=(9, 77)).read_bytes())
+    assert (alpha.mode, alpha.getpixel((3, 3))) == ("L", 77)

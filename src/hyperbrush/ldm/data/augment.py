@@ -12,7 +12,7 @@ from hyperbrush.ldm.util import keyed_generator
 
 Crop = Literal["center", "random", "none"]
 Transform = Callable[[Image.Image, torch.Generator], Image.Image]
-Pixels = NDArray[np.uint8]  # (height, width, 3)
+Pixels = NDArray[np.uint8]  # (height, width, 3), or (height, width) of a mask
 
 CROPS = ("center", "random", "none")
 
@@ -31,35 +31,72 @@ def draws(seed: int, epoch: int, index: int) -> tuple[list[float], torch.Generat
     return torch.rand(7, generator=generator, dtype=torch.float64).tolist(), generator
 
 
-def flips(seed: int, epoch: int, index: int, probability: float) -> bool:
-    """Tell whether an example is mirrored this epoch; pictures and cached latents agree on it."""
-    return probability > 0 and draws(seed, epoch, index)[0][2] < probability
+def place(
+    size: tuple[int, int], shape: tuple[int, int], crop: Crop, slack: int = 0
+) -> tuple[tuple[int, int], tuple[float, float, float, float]]:
+    """(width, height) that ``fit`` brings a picture to, and the box it takes of it, in its pixels.
+
+    size: (width, height) of the picture.
+    """
+    height, width = shape
+    whole = 0.0, 0.0, float(size[0]), float(size[1])
+    if crop == "none":
+        return (width, height), whole
+    over = size[0] - width, size[1] - height
+    fits = max(over) <= slack and min(over) >= 0
+    scale = 1.0 if fits else max(height / size[1], width / size[0])
+    reach = 1 if crop == "center" else _RANDOM_CROP_REACH
+    full = max(width, round(size[0] * scale)), max(height, round(size[1] * scale))
+    scaled = min(full[0], width * reach), min(full[1], height * reach)
+    # Whole pixels of the result, so a picture of the right size is not blurred by half one.
+    left = (full[0] - scaled[0]) // 2 * size[0] / full[0]
+    top = (full[1] - scaled[1]) // 2 * size[1] / full[1]
+    right = min(float(size[0]), left + scaled[0] * size[0] / full[0])
+    bottom = min(float(size[1]), top + scaled[1] * size[1] / full[1])
+    return scaled, (left, top, right, bottom)
 
 
-def fit(image: Image.Image, shape: tuple[int, int], crop: Crop) -> Image.Image:
-    """Resize a picture to a shape (height, width), with Lanczos' filter, once.
+def view(
+    seed: int, epoch: int, index: int, *, flip: float = 0.0, variants: int | None = None
+) -> tuple[int, bool]:
+    """(crop, mirrored?) of an example in an epoch; pictures and cached latents agree on both.
+
+    flip: probability of mirroring; variants: number of crops to choose from.
+    """
+    if not flip and not variants:
+        return 0, False
+    chances, _ = draws(seed, epoch, index)
+    return int(chances[0] * (variants or 1)), chances[2] < flip
+
+
+def corner(seed: int, index: int, variant: int) -> tuple[float, float]:
+    """(down, right) in [0, 1) of the ``variant``-th of a picture's fixed crops, for ``crop_at``."""
+    down, right = torch.rand(
+        2, generator=keyed_generator(seed, "crop", index, variant), dtype=torch.float64
+    ).tolist()
+    return down, right
+
+
+def fit(
+    image: Image.Image,
+    shape: tuple[int, int],
+    crop: Crop,
+    *,
+    slack: int = 0,
+    resampling: Image.Resampling = Image.Resampling.LANCZOS,
+) -> Image.Image:
+    """Resize a picture to a shape (height, width), once, with Lanczos' filter by default.
 
     "center": the shape exactly, the middle of the picture. "random": the picture covers the shape
     and its longer side sticks out, for ``crop_at``. "none": the shape exactly, all of the picture,
     its aspect ratio lost.
+
+    slack: a picture with at most so many pixels too many a side is cut, never resized.
     """
-    height, width = shape
-    whole = 0.0, 0.0, float(image.width), float(image.height)
-    scaled, box = (width, height), whole
-    if crop != "none":
-        scale = max(height / image.height, width / image.width)
-        reach = 1 if crop == "center" else _RANDOM_CROP_REACH
-        full = max(width, round(image.width * scale)), max(height, round(image.height * scale))
-        scaled = min(full[0], width * reach), min(full[1], height * reach)
-        # Whole pixels of the result, so a picture of the right size is not blurred by half one.
-        left = (full[0] - scaled[0]) // 2 * image.width / full[0]
-        top = (full[1] - scaled[1]) // 2 * image.height / full[1]
-        right = min(float(image.width), left + scaled[0] * image.width / full[0])
-        bottom = min(float(image.height), top + scaled[1] * image.height / full[1])
-        box = left, top, right, bottom
-    if scaled == image.size and box == whole:
+    scaled, box = place(image.size, shape, crop, slack)
+    if scaled == image.size and box == (0.0, 0.0, *map(float, image.size)):
         return image
-    return image.resize(scaled, Image.Resampling.LANCZOS, box=box)
+    return image.resize(scaled, resampling, box=box)
 
 
 def crop_at(pixels: Pixels, shape: tuple[int, int], down: float, right: float) -> Pixels:
@@ -69,8 +106,8 @@ def crop_at(pixels: Pixels, shape: tuple[int, int], down: float, right: float) -
     return pixels[top : top + shape[0], left : left + shape[1]]
 
 
-def turn(image: Image.Image, degrees: float, background: tuple[int, int, int]) -> Image.Image:
-    """Rotate about the middle, counter-clockwise; corners show the background."""
+def turn(image: Image.Image, degrees: float, background: tuple[int, int, int] | int) -> Image.Image:
+    """Rotate about the middle, counter-clockwise; corners show the background (a grey for masks)."""
     return image.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=background)
 
 

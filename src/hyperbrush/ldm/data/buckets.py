@@ -1,4 +1,4 @@
-"""Aspect-ratio buckets: pictures of like shape train together, little of each is cut off."""
+"""Buckets: pictures of like shape train together, little of each is cut off."""
 
 import math
 from dataclasses import dataclass, field
@@ -47,6 +47,11 @@ class Buckets:
                 shapes |= {(short, long), (long, short)}
         object.__setattr__(self, "shapes", tuple(sorted(shapes)))
 
+    @property
+    def slack(self) -> int:
+        """Pixels a side that are cut rather than resized away: none."""
+        return 0
+
     def assign(self, width: int, height: int) -> tuple[int, int]:
         """(height, width) of the bucket whose aspect ratio is nearest to a picture's.
 
@@ -57,3 +62,54 @@ class Buckets:
             raise UserError(f"a picture of {width}×{height} pixels; expected sides of 1 or more")
         wanted = math.log(height / width)
         return min(self.shapes, key=lambda s: (abs(math.log(s[0] / s[1]) - wanted), -s[0] * s[1]))
+
+
+@dataclass(frozen=True)
+class OriginalSizes:
+    """Pictures at their own sizes: each shape is a bucket of its own, nothing is resized that need not.
+
+    multiple: what heights and widths are multiples of, in pixels; up to multiple - 1 pixels a side are
+        cut off. A model with a downscale of f needs a multiple of f, and of its UNet's too: 64 for
+        Stable Diffusion is always right.
+    largest: a side in pixels; pictures of more than largest² pixels are made smaller, to as many.
+        None: no limit but the memory.
+
+    A shape that few pictures have fills its batches with the same ones again (see ``BatchOrder``):
+    a batch_size of 1 fits folders of many shapes.
+
+    >>> OriginalSizes(8).assign(97, 130)
+    (128, 96)
+    >>> OriginalSizes(8, largest=64).assign(97, 130)
+    (72, 48)
+
+    Raises:
+        UserError: a number out of range.
+    """
+
+    multiple: int = 64
+    largest: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.multiple < 1 or (self.largest is not None and self.largest < self.multiple):
+            raise UserError(
+                f"original sizes with multiple {self.multiple} and largest {self.largest}; expected 1 or "
+                "more, and a largest side of at least the multiple"
+            )
+
+    @property
+    def slack(self) -> int:
+        """Pixels a side that are cut rather than resized away."""
+        return self.multiple - 1
+
+    def assign(self, width: int, height: int) -> tuple[int, int]:
+        """(height, width) of a picture's own bucket; one smaller than the multiple is enlarged to it.
+
+        Raises:
+            UserError: a side of zero or less.
+        """
+        if width < 1 or height < 1:
+            raise UserError(f"a picture of {width}×{height} pixels; expected sides of 1 or more")
+        shrink = 1.0 if self.largest is None else min(1.0, self.largest / math.sqrt(width * height))
+        sides = (int(side * shrink) // self.multiple * self.multiple for side in (height, width))
+        found_height, found_width = (max(self.multiple, side) for side in sides)
+        return found_height, found_width

@@ -25,6 +25,15 @@ def content_key(path_or_bytes: str | Path | bytes, settings: Mapping[str, Any]) 
     Raises:
         UserError: the file cannot be read; settings that JSON cannot hold.
     """
+    return key_of(content_digest(path_or_bytes), settings)
+
+
+def content_digest(path_or_bytes: str | Path | bytes) -> bytes:
+    """SHA-256 of a file's content (or bytes): read once for several keys.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
     if isinstance(path_or_bytes, bytes):
         content = path_or_bytes
     else:
@@ -32,11 +41,20 @@ def content_key(path_or_bytes: str | Path | bytes, settings: Mapping[str, Any]) 
             content = Path(path_or_bytes).read_bytes()
         except OSError as error:
             raise UserError(f"cannot read {path_or_bytes}: {error.strerror or error}") from error
+    return hashlib.sha256(content).digest()
+
+
+def key_of(digest: bytes, settings: Mapping[str, Any]) -> str:
+    """The ``content_key`` of a content with this ``content_digest``.
+
+    Raises:
+        UserError: settings that JSON cannot hold.
+    """
     try:
         canonical = json.dumps(settings, sort_keys=True, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise UserError(f"settings of a cache key: {error}; expected what JSON can hold") from error
-    return hashlib.sha256(hashlib.sha256(content).digest() + canonical.encode()).hexdigest()
+    return hashlib.sha256(digest + canonical.encode()).hexdigest()
 
 
 class LatentCache:

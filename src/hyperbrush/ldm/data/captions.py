@@ -2,12 +2,14 @@
 
 import json
 import posixpath
+import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hyperbrush.errors import UserError
 from hyperbrush.ldm.data.pictures import SUFFIXES
 
 SOURCES = ("auto", "metadata", "text", "filename", "none")
@@ -38,7 +40,45 @@ def nfc(text: str) -> str:
 
 def caption_from_name(path: Path) -> str:
     """Words of a file name: ``red_panda-face.png`` is "red panda face"."""
-    return " ".join(nfc(path.stem).replace("_", " ").replace("-", " ").split())
+    return FileNames().caption(path)
+
+
+@dataclass(frozen=True)
+class FileNames:
+    """How a file name becomes a caption, as the webui's settings of the same purpose have it.
+
+    drop_number: leading digits and dashes count for nothing: ``0012-red cat.png`` is "red cat".
+    words: a regular expression; what it finds in the name (its group, if it has one) are the words.
+        Without one, ``-`` and ``_`` are spaces; ``.+`` takes the name as it is.
+    join: between the words found.
+
+    >>> FileNames(drop_number=True, words="[a-z]+", join=", ").caption(Path("007-cat_face2.png"))
+    'cat, face'
+
+    Raises:
+        UserError: ``words`` is no regular expression, or has several groups.
+    """
+
+    drop_number: bool = False
+    words: str = ""
+    join: str = " "
+
+    def __post_init__(self) -> None:
+        try:
+            groups = re.compile(self.words).groups
+        except re.error as error:
+            raise UserError(f"words is {self.words!r}, no regular expression: {error}") from error
+        if groups > 1:
+            raise UserError(f"words is {self.words!r} with {groups} groups; expected one at most, the word")
+
+    def caption(self, path: Path) -> str:
+        """Caption in a picture's file name; it may be empty."""
+        stem = nfc(path.stem)
+        if self.drop_number:
+            stem = re.sub(r"^[-\d]+[\s_]*", "", stem)
+        if not self.words:
+            return " ".join(stem.replace("_", " ").replace("-", " ").split())
+        return " ".join(self.join.join(re.findall(self.words, stem)).split())
 
 
 def caption_from_text(path: Path) -> str:

@@ -1,6 +1,8 @@
 """A folder of captioned pictures as a dataset; an example depends on (seed, epoch, index) alone."""
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,8 +13,13 @@ from torch.utils.data import Dataset
 
 from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.ldm.data import augment, pictures
-from hyperbrush.ldm.data.buckets import Buckets
-from hyperbrush.ldm.data.scan import Problem, scan
+from hyperbrush.ldm.data.buckets import Buckets, OriginalSizes
+from hyperbrush.ldm.data.captioning import Captioning
+from hyperbrush.ldm.data.captions import FileNames
+from hyperbrush.ldm.data.masks import Masks, coverage, find_masks, read_mask
+from hyperbrush.ldm.data.scan import Problem, Scan, scan
+
+Fitted = tuple[augment.Pixels, augment.Pixels | None]  # a picture (h, w, 3) and its mask (h, w)
 
 
 class ImageFolder(Dataset[dict[str, Any]]):
@@ -22,26 +29,31 @@ class ImageFolder(Dataset[dict[str, Any]]):
     size: side, or (height, width), in pixels; with buckets, they say the shapes instead.
     crop: "center", "random" (once per epoch and picture, along the longer side), or "none": the
         whole picture, squeezed into the shape.
+    crop_variants: with crop="random", each epoch takes one of so many fixed crops of a picture, which
+        can be cached as latents; None: anywhere.
     flip: probability of mirroring left and right.
     jitter: brightness, contrast and saturation are each scaled by 1 ± jitter at most, in [0, 1].
     rotate: largest angle in degrees, either way, in [0, 180].
     transform: called last with the picture (RGB, at its final size) and a generator keyed by
-        (seed, epoch, index); gives a picture of the same size.
-    buckets: aspect-ratio buckets; ``groups`` says which picture is in which.
+        (seed, epoch, index); gives a picture of the same size. It does not see the mask.
+    buckets: aspect-ratio buckets or original sizes; ``groups`` says which picture is in which.
     background: colour behind transparent pictures and rotated corners.
-    captions: as in ``scan``.
+    captions, file_names: as in ``scan``.
+    captioning: what is done to captions: templates, shuffled tags.
+    masks: where pictures count; examples then have ``mask``. Rotated corners count nowhere.
     on_problem: "raise" names every unusable file in one error; "skip" leaves those out and keeps
         ``problems``.
     memory_limit: bytes of decoded, resized pictures kept in memory; 0 keeps none.
     progress: called with (pictures looked at, pictures in all) while the folder is scanned.
 
-    captions, paths: of each example, in the order of the paths.
+    captions, paths: of each example, in the order of the paths; captions as they are written.
     groups: shape (height, width) of each example, for ``BatchOrder``.
+    mask_files: of each example, the file its mask is in; None where all of it counts.
     problems: what was left out.
 
     Raises:
         UserError: an option out of range; a folder that is missing, holds no picture or no usable
-            one; with on_problem="raise", any problem.
+            one; masks asked for and none there; with on_problem="raise", any problem.
     """
 
     def __init__(
@@ -50,14 +62,18 @@ class ImageFolder(Dataset[dict[str, Any]]):
         *,
         size: int | tuple[int, int] = 64,
         crop: augment.Crop = "center",
+        crop_variants: int | None = None,
         flip: float = 0.0,
         jitter: float = 0.0,
         rotate: float = 0.0,
         transform: augment.Transform | None = None,
-        buckets: Buckets | None = None,
+        buckets: Buckets | OriginalSizes | None = None,
         background: str = "white",
         seed: int = 0,
         captions: str = "auto",
+        file_names: FileNames | None = None,
+        captioning: Captioning | None = None,
+        masks: Masks | None = None,
         on_problem: Literal["raise", "skip"] = "raise",
         memory_limit: int = 512 * 2**20,
         progress: Callable[[int, int], None] | None = None,
@@ -69,21 +85,36 @@ class ImageFolder(Dataset[dict[str, Any]]):
         for name, value, top in (("flip", flip, 1), ("jitter", jitter, 1), ("rotate", rotate, 180)):
             if not 0 <= value <= top:
                 raise UserError(f"{name} is {value}; expected a number from 0 to {top}")
+        if crop_variants is not None and (crop_variants < 1 or crop != "random"):
+            raise UserError(
+                f"crop_variants is {crop_variants} with crop={crop!r}; expected 1 or more, and crop='random'"
+            )
         shape = (size, size) if isinstance(size, int) else (size[0], size[1])
         if min(shape) < 1:
             raise UserError(f"size is {size}; expected pixels, 1 or more")
-        self.seed, self.crop, self.flip = seed, crop, flip
+        self.seed, self.crop, self.crop_variants, self.flip = seed, crop, crop_variants, flip
         self.jitter, self.rotate, self.transform = jitter, rotate, transform
         self.background = pictures.background_colour(background)
-        found = scan(folder, captions, progress)
-        if not found.items or (found.problems and on_problem == "raise"):
-            raise UserError(_problem_report(len(found.items), found.report(), folder))
-        self.folder = found.folder
-        self.problems: tuple[Problem, ...] = found.problems
-        self.captions = [item.caption for item in found.items]
-        self.paths = [str(item.path) for item in found.items]
-        self.groups = [buckets.assign(item.width, item.height) if buckets else shape for item in found.items]
-        self._memory: dict[int, augment.Pixels] = {}
+        self.captioning, self.masks = captioning or Captioning(), masks
+        self.slack = buckets.slack if buckets else 0
+        exclude = masks.folder if masks else None
+        found = scan(folder, captions, progress, file_names=file_names, exclude=exclude)
+        self.folder, items, problems = found.folder, found.items, found.problems
+        self.mask_files: list[Path | None] = [None] * len(items)
+        if masks and items:
+            items, self.mask_files, bad_masks = find_masks(masks, found.folder, items)
+            problems += tuple(bad_masks)
+        if not items or (problems and on_problem == "raise"):
+            report = Scan(found.folder, items, problems).report()
+            raise UserError(_problem_report(len(items), report, folder))
+        self.problems: tuple[Problem, ...] = problems
+        self.captions = [item.caption for item in items]
+        self.paths = [str(item.path) for item in items]
+        self.sizes = [(item.width, item.height) for item in items]
+        self.groups = [buckets.assign(*size) if buckets else shape for size in self.sizes]
+        if masks:
+            masks.check_shapes(self.groups)
+        self._memory: dict[int, Fitted] = {}
         self._memory_left = memory_limit
 
     def __len__(self) -> int:
@@ -95,7 +126,8 @@ class ImageFolder(Dataset[dict[str, Any]]):
     def example(self, index: int, epoch: int) -> dict[str, Any]:
         """Give one example, the same whenever it is asked for the same (seed, epoch, index).
 
-        Returns ``image``: float32 (3, height, width) in [-1, 1]; ``caption``; ``path``.
+        Returns ``image``: float32 (3, height, width) in [-1, 1]; ``caption``; ``path``; with masks,
+        ``mask``: float32 (1, height / downscale, width / downscale), weights of the loss.
 
         Raises:
             IndexError: no such example.
@@ -103,52 +135,121 @@ class ImageFolder(Dataset[dict[str, Any]]):
                 another size.
         """
         index = range(len(self))[index]
-        pixels = self._fitted(index)
-        if self.crop == "random" or self.flip or self._repaints:
-            pixels = self._augmented(pixels, index, epoch)
-        return {
+        chance = self.crop == "random" or self.flip or self._repaints
+        pixels, mask = self._augmented(index, epoch) if chance else self._fitted(index)
+        found = {
             "image": augment.to_tensor(pixels),
-            "caption": self.captions[index],
+            "caption": self.caption(index, epoch),
             "path": self.paths[index],
         }
+        if self.masks is not None and mask is not None:
+            found["mask"] = self.masks.weights(coverage(mask, self.masks.downscale))
+        return found
 
-    def picture(self, index: int, *, flipped: bool = False) -> Tensor:
+    def caption(self, index: int, epoch: int) -> str:
+        """Caption of an example in an epoch."""
+        return self.captioning.caption(self.captions[index], self.seed, epoch, index)
+
+    def picture(self, index: int, *, flipped: bool = False, variant: int = 0) -> Tensor:
         """One picture without chance, mirrored if asked: float32 (3, height, width) in [-1, 1].
 
-        With crop="random" it is the resized picture before the crop.
+        variant: which of its fixed crops, with ``crop_variants``. With crop="random" and none, it is
+        the resized picture before the crop.
         """
-        pixels = self._fitted(index)
-        return augment.to_tensor(pixels[:, ::-1] if flipped else pixels)
+        pixels, _ = self._viewed(index, flipped, self._corner(index, variant))
+        return augment.to_tensor(pixels)
+
+    def mask(self, index: int, *, flipped: bool = False, variant: int = 0) -> Tensor:
+        """Coverage (1, h, w) in [0, 1] of one picture's mask, in the view that ``picture`` shows.
+
+        Raises:
+            UserError: the dataset has no masks; the mask has become unreadable.
+        """
+        _, mask = self._viewed(index, flipped, self._corner(index, variant))
+        if self.masks is None or mask is None:
+            raise UserError(f"{self.folder} was opened without masks; give masks=Masks(…)")
+        return coverage(mask, self.masks.downscale)
+
+    def window(self, index: int, variant: int) -> tuple[int, int] | None:
+        """(top, left) of one of the fixed crops, in pixels of the resized picture; None without any."""
+        if (corner := self._corner(index, variant)) is None:
+            return None
+        (down, right), shape = corner, self.groups[index]
+        (width, height), _ = augment.place(self.sizes[index], shape, self.crop, self.slack)
+        return int(down * (height - shape[0] + 1)), int(right * (width - shape[1] + 1))
+
+    def without_chance(self) -> "ImageFolder":
+        """The same pictures, always alike, as held-out ones should be: no flips, jitter or shuffled tags.
+
+        A random crop becomes the middle; templates stay, the first one.
+        """
+        same = copy.copy(self)
+        same.flip = same.jitter = same.rotate = 0.0
+        same.transform, same.crop_variants = None, None
+        same.crop = "center" if self.crop == "random" else self.crop
+        same.captioning = replace(
+            self.captioning, templates=self.captioning.templates[:1], shuffle_tags=False, drop_tags=0.0
+        )
+        return same
 
     @property
     def _repaints(self) -> bool:
         return bool(self.jitter or self.rotate or self.transform)
 
-    def _fitted(self, index: int) -> augment.Pixels:
+    def _fitted(self, index: int) -> Fitted:
         """Everything before chance comes in, from memory where it is there."""
         if (kept := self._memory.get(index)) is not None:
             return kept
-        image = pictures.read(Path(self.paths[index]), self.background)
-        pixels = np.array(augment.fit(image, self.groups[index], self.crop))
+        path, shape = Path(self.paths[index]), self.groups[index]
+        image = pictures.read(path, self.background)
+        pixels = np.array(augment.fit(image, shape, self.crop, slack=self.slack))
+        found: Fitted = pixels, self._mask(index, image.size)
         # What came first stays: an epoch visits all, so evicting would only trade one for another.
-        if pixels.nbytes <= self._memory_left:
-            self._memory[index] = pixels
-            self._memory_left -= pixels.nbytes
-        return pixels
+        size = sum(part.nbytes for part in found if part is not None)
+        if size <= self._memory_left:
+            self._memory[index] = found
+            self._memory_left -= size
+        return found
 
-    def _augmented(self, pixels: augment.Pixels, index: int, epoch: int) -> augment.Pixels:
-        chances, generator = augment.draws(self.seed, epoch, index)
-        down, right, flip, angle, *colours = chances
+    def _mask(self, index: int, size: tuple[int, int]) -> augment.Pixels | None:
+        if self.masks is None:
+            return None
+        path, linear = self.mask_files[index], Image.Resampling.BILINEAR
+        image = Image.new("L", size, 255) if path is None else read_mask(path, self.masks.source, size)
+        fitted = augment.fit(image, self.groups[index], self.crop, slack=self.slack, resampling=linear)
+        return np.array(fitted)
+
+    def _corner(self, index: int, variant: int) -> tuple[float, float] | None:
+        return None if self.crop_variants is None else augment.corner(self.seed, index, variant)
+
+    def _viewed(self, index: int, flipped: bool, corner: tuple[float, float] | None) -> Fitted:
+        """A picture and its mask, cut out where ``corner`` says (down and right, in [0, 1)), and mirrored."""
         shape = self.groups[index]
-        if self.crop == "random":
-            pixels = augment.crop_at(pixels, shape, down, right)
-        if flip < self.flip:
-            pixels = pixels[:, ::-1]
+
+        def seen(pixels: augment.Pixels) -> augment.Pixels:
+            cut = pixels if corner is None else augment.crop_at(pixels, shape, *corner)
+            return cut[:, ::-1] if flipped else cut
+
+        pixels, mask = self._fitted(index)
+        return seen(pixels), None if mask is None else seen(mask)
+
+    def _augmented(self, index: int, epoch: int) -> Fitted:
+        chances, generator = augment.draws(self.seed, epoch, index)
+        down, right, _, angle, *colours = chances
+        variant, flipped = augment.view(self.seed, epoch, index, flip=self.flip, variants=self.crop_variants)
+        corner = self._corner(index, variant)
+        if self.crop == "random" and corner is None:
+            corner = down, right
+        pixels, mask = self._viewed(index, flipped, corner)
         if not self._repaints:
-            return pixels
-        image = Image.fromarray(np.ascontiguousarray(pixels))
+            return pixels, mask
+        shape, image = self.groups[index], Image.fromarray(np.ascontiguousarray(pixels))
         if self.rotate:
-            image = augment.turn(image, self.rotate * (2 * angle - 1), self.background)
+            degrees = self.rotate * (2 * angle - 1)
+            image = augment.turn(image, degrees, self.background)
+            if mask is not None:
+                grey = Image.fromarray(np.ascontiguousarray(mask))
+                mask = np.asarray(augment.turn(grey, degrees, 0))
         if self.jitter:
             image = augment.recolour(image, *(1 + self.jitter * (2 * c - 1) for c in colours))
         if self.transform is not None:
@@ -163,11 +264,11 @@ class ImageFolder(Dataset[dict[str, Any]]):
                     f"the transform made {self.paths[index]} {image.width}×{image.height} pixels; "
                     f"expected {shape[1]}×{shape[0]}, the size it was given"
                 )
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(image.convert("RGB")), mask
 
     def __getstate__(self) -> dict[str, Any]:
         # Worker processes get the paths, not half a gigabyte of pixels.
-        kept = sum(pixels.nbytes for pixels in self._memory.values())
+        kept = sum(part.nbytes for found in self._memory.values() for part in found if part is not None)
         return self.__dict__ | {"_memory": {}, "_memory_left": self._memory_left + kept}
 
 

@@ -2,10 +2,11 @@
 
 import io
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from hyperbrush.errors import UserError
 
@@ -35,11 +36,24 @@ def decode(content: bytes, background: tuple[int, int, int] = (255, 255, 255)) -
     Raises:
         Exception: whatever Pillow raises on a broken file; ``explain`` puts it in words.
     """
-    if not content:
-        raise ValueError("the file is empty (0 bytes)")
-    image: Image.Image = Image.open(io.BytesIO(content))
-    image.load()
-    ImageOps.exif_transpose(image, in_place=True)
+    return flatten(_upright(content), background)
+
+
+def decode_alpha(content: bytes) -> Image.Image | None:
+    """Opacity of a picture file's bytes as a grey picture (mode L), upright; None where it has none.
+
+    Raises:
+        Exception: as ``decode``.
+    """
+    return _alpha(_upright(content))
+
+
+def flatten(image: Image.Image, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
+    """Any picture as RGB with 8 bits, transparency filled in.
+
+    Raises:
+        ValueError: its pixels are numbers without a range.
+    """
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I;16"):
@@ -55,18 +69,68 @@ def decode(content: bytes, background: tuple[int, int, int] = (255, 255, 255)) -
     return image.convert("RGB")
 
 
-def check(path: Path) -> tuple[int, int]:
-    """(width, height) of a picture, upright, after checking its bytes and decoding all of it.
+def _upright(content: bytes) -> Image.Image:
+    if not content:
+        raise ValueError("the file is empty (0 bytes)")
+    image: Image.Image = Image.open(io.BytesIO(content))
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
+def _alpha(image: Image.Image) -> Image.Image | None:
+    return image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one look at a picture tells: its size in pixels, upright, and whether one sees through it."""
+
+    width: int
+    height: int
+    transparent: bool = False
+
+
+def look(path: Path, small: int = 0) -> tuple[Look, Image.Image | None]:
+    """Check a picture's bytes, decode all of it, and say what it is.
+
+    small: above 0, the picture comes too, as RGB on white, its sides at most so many pixels; of a
+        JPEG, only what that needs is computed.
 
     Raises:
         Exception: whatever Pillow or the disk raises; ``explain`` puts it in words.
     """
     content = path.read_bytes()
-    if content:
-        # A PNG's checksums are looked at by verify alone, its pixels by load alone.
-        with Image.open(io.BytesIO(content)) as image:
-            image.verify()
-    return decode(content).size
+    if not content:
+        raise ValueError("the file is empty (0 bytes)")
+    # A PNG's checksums are looked at by verify alone, its pixels by load alone.
+    with Image.open(io.BytesIO(content)) as image:
+        width, height = image.size
+        image.verify()
+    picture: Image.Image = Image.open(io.BytesIO(content))
+    if small:
+        picture.draft(None, (small, small))  # a JPEG, still read to its last byte, at 1/2 to 1/8
+    picture.load()
+    if picture.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8):  # it lies on its side
+        width, height = height, width
+    ImageOps.exif_transpose(picture, in_place=True)
+    alpha = _alpha(picture)
+    transparent = alpha is not None and alpha.getextrema()[0] != 255
+    flat = flatten(picture)
+    if not small:
+        return Look(width, height, transparent), None
+    flat.thumbnail((small, small), Image.Resampling.BOX, reducing_gap=None)
+    return Look(width, height, transparent), flat
+
+
+def check(path: Path) -> tuple[int, int]:
+    """(width, height) of a picture, upright, after checking its bytes and decoding all of it.
+
+    Raises:
+        Exception: as ``look``.
+    """
+    found, _ = look(path)
+    return found.width, found.height
 
 
 def read(path: Path, background: tuple[int, int, int]) -> Image.Image:

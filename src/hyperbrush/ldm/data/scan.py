@@ -5,12 +5,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.ldm.data import pictures
 from hyperbrush.ldm.data.captions import (
     SOURCES,
     CaptionError,
+    FileNames,
     Metadata,
     caption_from_name,
     caption_from_text,
@@ -21,20 +23,23 @@ from hyperbrush.ldm.data.captions import (
 
 @dataclass(frozen=True)
 class Item:
-    """One usable picture; width and height in pixels, upright."""
+    """One usable picture; width and height in pixels, upright; where its caption was found."""
 
     path: Path
     caption: str
     width: int
     height: int
+    transparent: bool = False
+    source: str = ""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One file that cannot be used, and why."""
+    """One file that cannot be used, and why; ``kind`` says what of a picture fails."""
 
     path: Path
     reason: str
+    kind: Literal["picture", "caption", "mask"] = "picture"
 
 
 @dataclass(frozen=True)
@@ -62,14 +67,22 @@ def scan(
     folder: str | Path,
     captions: str = "auto",
     progress: Callable[[int, int], None] | None = None,
+    *,
+    file_names: FileNames | None = None,
+    exclude: str | Path | None = None,
+    look: Callable[[Path], pictures.Look] | None = None,
 ) -> Scan:
     """Find every picture under a folder, decode it, find its caption; name everything that fails.
 
-    Nested folders and links to folders are followed; names that begin with a dot are passed over.
+    Nested folders and links to folders are followed; names that begin with a dot are passed over,
+    and so is ``NAME.mask.png`` beside a picture NAME.
 
     captions: "auto" takes ``metadata.jsonl``, else a same-stem ``.txt``, else the file name;
         "metadata", "text" or "filename" take that one alone; "none" leaves captions empty.
     progress: called with (pictures done, pictures in all).
+    file_names: how a file name becomes a caption.
+    exclude: a folder to pass over, such as one of masks in the folder of pictures.
+    look: called in threads with each path in place of ``pictures.look``, to learn more on the way.
 
     Raises:
         UserError: the folder is missing, is no folder or holds no picture; unknown ``captions``.
@@ -82,9 +95,13 @@ def scan(
     if not folder.is_dir():
         raise UserError(f"{folder} is a file; expected a folder of pictures")
     problems: list[Problem] = []
-    files = list(_files(folder, problems))
+    files = [p for p in _files(folder, problems) if exclude is None or Path(exclude) not in p.parents]
+    shown = [p for p in files if p.suffix.lower() in pictures.SUFFIXES]
+    stems = {(p.parent, nfc(p.stem)) for p in shown}
     found = sorted(
-        (nfc(p.relative_to(folder).as_posix()), p) for p in files if p.suffix.lower() in pictures.SUFFIXES
+        (nfc(p.relative_to(folder).as_posix()), p)
+        for p in shown
+        if not (p.stem.endswith(".mask") and (p.parent, nfc(p.stem).removesuffix(".mask")) in stems)
     )
     if not found:
         raise UserError(
@@ -95,25 +112,28 @@ def scan(
     if captions in ("auto", "metadata"):
         rows = [p for p in files if p.name == "metadata.jsonl"]
         metadata = read_metadata(folder, rows, (name for name, _ in found))
-        problems += [Problem(path, reason) for path, reason in metadata.problems]
+        problems += [Problem(path, reason, "caption") for path, reason in metadata.problems]
     items = []
     # Pillow decodes without the interpreter's lock, so threads are enough.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        sizes = pool.map(_size_or_reason, (path for _, path in found))
-        for done, ((name, path), size) in enumerate(zip(found, sizes, strict=True), start=1):
+        looks = pool.map(lambda path: _look_or_reason(path, look), (path for _, path in found))
+        for done, ((name, path), seen) in enumerate(zip(found, looks, strict=True), start=1):
             if progress is not None:
                 progress(done, len(found))
-            if isinstance(size, str):
-                problems.append(Problem(path, size))
+            if isinstance(seen, str):
+                problems.append(Problem(path, seen))
+                continue
+            if name in metadata.bad:  # a problem already named
                 continue
             text = texts.get((path.parent, nfc(path.stem)))
             try:
-                caption = _caption(captions, name, path, text, metadata)
+                source, caption = _caption(captions, name, path, text, metadata)
             except CaptionError as error:
-                problems.append(Problem(text or path, str(error)))
+                problems.append(Problem(text or path, str(error), "caption"))
                 continue
-            if caption is not None:
-                items.append(Item(path, caption, *size))
+            if source == "filename" and file_names is not None:
+                caption = file_names.caption(path)
+            items.append(Item(path, caption, seen.width, seen.height, seen.transparent, source))
     return Scan(folder, tuple(items), tuple(problems))
 
 
@@ -131,27 +151,25 @@ def _files(folder: Path, problems: list[Problem]) -> Iterator[Path]:
         yield from (Path(where, name) for name in sorted(names) if not name.startswith("."))
 
 
-def _size_or_reason(path: Path) -> tuple[int, int] | str:
+def _look_or_reason(path: Path, look: Callable[[Path], pictures.Look] | None) -> pictures.Look | str:
     try:
         path.name.encode("utf-8")
     except UnicodeEncodeError:
         return "the file name is not UTF-8; rename it"
     try:
-        return pictures.check(path)
+        return pictures.look(path)[0] if look is None else look(path)
     except Exception as error:  # noqa: BLE001 (Pillow's decoders raise anything on a broken file)
         return pictures.explain(error)
 
 
-def _caption(source: str, name: str, path: Path, text: Path | None, metadata: Metadata) -> str | None:
-    """Caption of one picture, or None where its metadata row is a problem already named."""
-    if name in metadata.bad:
-        return None
+def _caption(source: str, name: str, path: Path, text: Path | None, metadata: Metadata) -> tuple[str, str]:
+    """Where one picture's caption is, and the caption."""
     if source in ("auto", "metadata") and name in metadata.captions:
-        return metadata.captions[name]
+        return "metadata", metadata.captions[name]
     if source == "metadata":
         raise CaptionError("no metadata.jsonl has a row for it")
     if source in ("auto", "text") and text is not None:
-        return caption_from_text(text)
+        return "text", caption_from_text(text)
     if source == "text":
         raise CaptionError(f"no caption; expected {path.stem}.txt beside it")
-    return "" if source == "none" else caption_from_name(path)
+    return ("none", "") if source == "none" else ("filename", caption_from_name(path))

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from hyperbrush.errors import UserError
 from hyperbrush.ldm.data.cache import LatentCache, content_key
+from hyperbrush.ldm.data.examples import CaptionedExamples
+from hyperbrush.ldm.data.order import BatchOrder
 
 
 def cache_texts(
@@ -57,3 +59,15 @@ def cache_texts(
             progress(len(contexts), len(ordered))
     cache.flush()
     return {text: contexts[text] for text in ordered}
+
+
+def captions_seen(data: CaptionedExamples, order: BatchOrder, steps: int) -> list[str]:
+    """Each different caption of the first ``steps`` batches, in the order they come.
+
+    Examples are keyed by (seed, epoch, index), so a training's captions are known before it starts,
+    templates, shuffled and dropped tags included: all can be encoded once and the text encoder
+    unloaded. With shuffled tags they may be as many as examples: ask how many, and what a context
+    takes, before keeping them all.
+    """
+    pairs = (pair for step in range(steps) for pair in order.pairs(step))
+    return list(dict.fromkeys(data.caption(index, epoch) for epoch, index in pairs))

@@ -148,22 +148,32 @@ class DiffusionModel(nn.Module):
         context: Tensor | None = None,
         *,
         weighting: str = "none",
+        loss: str | diffusion.Loss = "mse",
         perturbation: Tensor | None = None,
         mask: Tensor | None = None,
         **condition: Tensor | None,
     ) -> Tensor:
-        """Weighted squared error of each picture, (batch,) float32.
+        """Weighted error of each picture, (batch,) float32.
 
         latents: clean, scaled, (batch, c, h, w); noise: the same shape; timesteps: (batch,);
         perturbation: noise to make x_t with, where it differs from the target's; mask: (batch, 1, h, w)
-        weights of the latent map's places.
+        weights of the latent map's places; loss: mse, l1, huber, or a function of prediction and target
+        (batch, c, h, w, both float32) that returns the error of each element.
+
+        Raises:
+            UserError: unknown loss or weighting; a function that returns another shape.
         """
         noisy = diffusion.add_noise(
             self.schedule, latents, noise if perturbation is None else perturbation, timesteps
         )
         goal = diffusion.target(self.schedule, self.prediction, latents, noise, timesteps)
         output = self(noisy, timesteps, context, **condition)
-        error = (output.float() - goal.float()).pow(2)
+        error = diffusion.loss_of(loss)(output.float(), goal.float())
+        if error.shape != goal.shape:
+            raise UserError(
+                f"the loss function gave shape {tuple(error.shape)}; expected the error of each element, "
+                f"{tuple(goal.shape)} (no mean: weights and masks come after)"
+            )
         if mask is not None:
             error = error * mask / mask.mean(dim=(1, 2, 3), keepdim=True).clamp_min(1e-6)
         weight = diffusion.loss_weight(self.schedule, self.prediction, timesteps, weighting)

@@ -107,9 +107,7 @@ def map_shape(model: "LatentDiffusion", size: tuple[int, int] | None) -> tuple[i
     channels, height, width = model.latent_shape
     if size is None:
         return channels, height, width
-    factor = autoencoder.downsampling(model.first_stage)
-    config: Any = model.unet.config
-    unit = factor * 2 ** (len(config.block_out_channels) - 1)
+    factor, unit = autoencoder.downsampling(model.first_stage), model.size_unit
     if any(side < unit or side % unit for side in size):
         raise UserError(
             f"size {size[1]}x{size[0]} is not possible: both sides must be multiples of {unit} pixels"

@@ -13,6 +13,7 @@ from hyperbrush.ldm.models.conditioning import CONDITIONING, conditions, text_co
 from hyperbrush.ldm.models.diffusion_model import DiffusionModel, build_unet
 from hyperbrush.ldm.models.process import schedule_of, scheduler_config
 from hyperbrush.ldm.modules.diffusion import (
+    Loss,
     perturb,
     sample_noise,
     sample_timesteps,
@@ -160,6 +161,13 @@ class LatentDiffusion(nn.Module):
         """Side of the pictures the model was made for, in pixels."""
         return self.latent_shape[1] * autoencoder.downsampling(self.first_stage)
 
+    @property
+    def size_unit(self) -> int:
+        """What both sides of a picture must be multiples of, in pixels: the UNet's levels halve its latents."""
+        config: Any = self.unet.config
+        levels = len(config.block_out_channels)
+        return int(autoencoder.downsampling(self.first_stage) * 2 ** (levels - 1))
+
     @torch.no_grad()
     def moments(self, images: Tensor) -> dict[str, Tensor]:
         """Unscaled "mean" and "std" of pictures' latents, for caches; images: (batch, 3, H, W)."""
@@ -289,6 +297,7 @@ class LatentDiffusion(nn.Module):
         generator: torch.Generator | None = None,
         *,
         weighting: str = "none",
+        loss: str | Loss = "mse",
         **drawing: Any,
     ) -> Tensor:
         """Denoising loss of each picture of a batch, (batch,) float32.
@@ -296,7 +305,7 @@ class LatentDiffusion(nn.Module):
         batch: `images` (batch, 3, H, W) or `latents` or `latent_means`; `captions` or `embeddings` (or
         the key of another conditioning, see `conditions`); optionally `masks` (batch, 1, h, w); and
         optionally what `draw` returns, else it is drawn here from ``generator`` (the global one if
-        None) with the settings in ``drawing``.
+        None) with the settings in ``drawing``. weighting, loss: see `DiffusionModel.losses`.
         """
         generator = generator or torch.default_generator
         latents = self.latents_of(batch, generator if batch.get("sample_latents") else None)
@@ -309,6 +318,7 @@ class LatentDiffusion(nn.Module):
             noise.to(latents.dtype),
             timesteps,
             weighting=weighting,
+            loss=loss,
             perturbation=None if perturbed is None else self._moved(perturbed).to(latents.dtype),
             mask=None if masks is None else self._moved(masks),
             **self.conditions(batch, drawn.get("keep")),

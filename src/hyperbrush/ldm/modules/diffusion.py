@@ -205,6 +205,44 @@ WEIGHTINGS: dict[str, Callable[[Tensor, str], Tensor]] = {
 }
 
 
+# Elementwise errors of the predicted quantity: (prediction, target) -> the same shape.
+Loss = Callable[[Tensor, Tensor], Tensor]
+HUBER = 0.1  # where the pseudo-Huber loss turns from square to straight; of numbers around 1
+
+
+def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """(prediction - target)², the loss of Ho et al. 2020."""
+    return (prediction - target).pow(2)
+
+
+def absolute_error(prediction: Tensor, target: Tensor) -> Tensor:
+    """|prediction - target|."""
+    return (prediction - target).abs()
+
+
+def huber_error(prediction: Tensor, target: Tensor, c: float = HUBER) -> Tensor:
+    """Pseudo-Huber 2c(√(d² + c²) - c): a square near 0, straight beyond c, so that outliers count less
+    (Khrapov et al. 2024, 2403.16728, with a constant c).
+    """
+    return 2 * c * (((prediction - target).pow(2) + c**2).sqrt() - c)
+
+
+LOSSES: dict[str, Loss] = {"mse": squared_error, "l1": absolute_error, "huber": huber_error}
+
+
+def loss_of(loss: str | Loss) -> Loss:
+    """A loss by its name; a function passes through.
+
+    Raises:
+        UserError: unknown name.
+    """
+    if callable(loss):
+        return loss
+    if loss not in LOSSES:
+        raise unknown_name("loss", loss, LOSSES)
+    return LOSSES[loss]
+
+
 def loss_weight(
     schedule: NoiseSchedule, prediction: str, timesteps: Tensor, weighting: str = "none"
 ) -> Tensor:

@@ -1,0 +1,62 @@
+"""What every dataset of this room can do, and some examples of one as a dataset of their own."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch.utils.data import Dataset
+
+from hyperbrush.errors import UserError
+
+
+class CaptionedExamples(Protocol):
+    """Captioned examples: a folder of pictures, its latents, some of either, or a mixture of them.
+
+    captions: as they are written; paths; groups: shape (height, width) in pixels; one each for every
+    example.
+    """
+
+    captions: list[str]
+    paths: list[str]
+    groups: list[tuple[int, int]]
+
+    def __len__(self) -> int: ...
+
+    def example(self, index: int, epoch: int) -> dict[str, Any]:
+        """One example, a function of (seed, epoch, index) alone."""
+        ...
+
+    def caption(self, index: int, epoch: int) -> str:
+        """The caption that ``example`` gives."""
+        ...
+
+
+class Selection(Dataset[dict[str, Any]]):
+    """Some examples of a dataset, in the order given; their chances are those they have in the whole.
+
+    Raises:
+        UserError: no index, or one the dataset does not have.
+    """
+
+    def __init__(self, data: CaptionedExamples, indices: Sequence[int]) -> None:
+        if not indices:
+            raise UserError("a selection of no examples; expected 1 or more")
+        if wrong := [i for i in indices if not 0 <= i < len(data)]:
+            raise UserError(f"there is no example {wrong[0]} among {len(data)}")
+        self.data, self.indices = data, list(indices)
+        self.captions = [data.captions[i] for i in indices]
+        self.paths = [data.paths[i] for i in indices]
+        self.groups = [data.groups[i] for i in indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.example(index, epoch=0)
+
+    def example(self, index: int, epoch: int) -> dict[str, Any]:
+        """The example of the whole."""
+        return self.data.example(self.indices[index], epoch)
+
+    def caption(self, index: int, epoch: int) -> str:
+        """The caption of the whole."""
+        return self.data.caption(self.indices[index], epoch)

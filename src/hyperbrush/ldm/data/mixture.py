@@ -1,0 +1,201 @@
+"""Several datasets as one: repeats or shares of the batches, and weights of the loss."""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from hyperbrush.errors import UserError
+from hyperbrush.ldm.data.examples import CaptionedExamples, Selection
+from hyperbrush.ldm.data.folder import ImageFolder
+from hyperbrush.ldm.util import keyed_generator
+
+
+@dataclass(frozen=True)
+class Part:
+    """One dataset of a mixture.
+
+    data: an ``ImageFolder``, its latents, or a ``Selection``; give each a seed of its own.
+    repeats: times each of its pictures counts in an epoch, each time with chances of its own.
+    share: its part of all examples drawn, relative to the other parts' shares, however many
+        pictures it has; in place of repeats, and for all parts or none.
+    loss_weight: what the loss of its examples is multiplied with.
+    keep_prior: pictures of the class, not of the subject: they hold the model to what it knew before
+        (prior preservation, Ruiz et al. 2022, DreamBooth). ``split`` holds none of them out.
+
+    Raises:
+        UserError: a number out of range.
+    """
+
+    data: CaptionedExamples
+    repeats: int = 1
+    share: float | None = None
+    loss_weight: float = 1.0
+    keep_prior: bool = False
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1:
+            raise UserError(f"repeats is {self.repeats}; expected 1 or more")
+        if self.share is not None and not 0 < self.share < math.inf:
+            raise UserError(f"share is {self.share}; expected a number above 0")
+        if self.share is not None and self.repeats != 1:
+            raise UserError(
+                f"share {self.share} and repeats {self.repeats} of one part; expected one of them"
+            )
+        if not 0 <= self.loss_weight < math.inf:
+            raise UserError(f"loss_weight is {self.loss_weight}; expected 0 or more")
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """Entries of a mixture that show one part's pictures of one shape, in turn."""
+
+    part: int
+    group: int
+    members: list[int]
+    entries: int
+
+
+class Mixture(Dataset[dict[str, Any]]):
+    """Several datasets as one; in an epoch each picture comes once at least.
+
+    With shares, a part has as many entries as its share asks for, and they go round its pictures: an
+    entry may show another picture (of the same shape) in the next epoch, and over the epochs all
+    pictures of a part and shape are seen equally often. Which, is a function of (seed, epoch, index).
+
+    captions, paths, groups: of each entry in the first epoch; every picture is among them.
+
+    Raises:
+        UserError: no parts, or shares for some of them only.
+    """
+
+    def __init__(self, parts: Sequence[Part], seed: int = 0) -> None:
+        if not parts:
+            raise UserError("a mixture of no datasets; expected 1 or more")
+        shares = [part.share for part in parts if part.share is not None]
+        if shares and len(shares) < len(parts):
+            raise UserError(f"{len(shares)} of {len(parts)} parts have a share; expected all of them or none")
+        self.parts, self.seed = list(parts), seed
+        # The part that is short of pictures for its share least: it is seen once an epoch.
+        most = max((len(part.data) / part.share for part in parts if part.share), default=1.0)
+        self._places: list[tuple[_Stretch, int]] = []
+        for number, part in enumerate(parts):
+            factor = part.share * most / len(part.data) if part.share else part.repeats
+            for stretch in _stretches(number, part.data.groups, factor):
+                self._places += [(stretch, entry) for entry in range(stretch.entries)]
+        first = [self.place(index, 0) for index in range(len(self))]
+        self.captions = [parts[part].data.captions[i] for part, i, _ in first]
+        self.paths = [parts[part].data.paths[i] for part, i, _ in first]
+        self.groups = [parts[part].data.groups[i] for part, i, _ in first]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.example(index, epoch=0)
+
+    def place(self, index: int, epoch: int) -> tuple[int, int, int]:
+        """(part, index in it, how often that picture came before) of an entry in an epoch."""
+        stretch, entry = self._places[index]
+        size = len(stretch.members)
+        own_epoch, rank = divmod(epoch * stretch.entries + entry, size)
+        if stretch.entries % size:
+            generator = keyed_generator(self.seed, "mixture", stretch.part, stretch.group, own_epoch)
+            rank = int(torch.randperm(size, generator=generator)[rank])
+        return stretch.part, stretch.members[rank], own_epoch
+
+    def example(self, index: int, epoch: int) -> dict[str, Any]:
+        """The part's example, with ``weight``: float32 (), what its loss is multiplied with.
+
+        Raises:
+            IndexError: no such entry.
+            UserError: as the part's.
+        """
+        part, own, own_epoch = self.place(index, epoch)
+        weight = torch.tensor(self.parts[part].loss_weight)
+        return self.parts[part].data.example(own, own_epoch) | {"weight": weight}
+
+    def caption(self, index: int, epoch: int) -> str:
+        """Caption of an entry in an epoch."""
+        part, own, own_epoch = self.place(index, epoch)
+        return self.parts[part].data.caption(own, own_epoch)
+
+    def over(self, change: Callable[[CaptionedExamples], CaptionedExamples]) -> "Mixture":
+        """The same mixture of changed datasets, such as of their latents."""
+        return Mixture([replace(part, data=change(part.data)) for part in self.parts], self.seed)
+
+
+def split(
+    data: ImageFolder | Mixture, share: float, seed: int = 0
+) -> tuple[Selection | Mixture, Selection | Mixture]:
+    """Cut pictures in two by a seeded choice: to train on, and held out, without chance.
+
+    Of a mixture each part is cut, whatever its repeats: no picture is on both sides. What is held out
+    comes once an epoch and weighs 1; parts that ``keep_prior`` are trained on whole.
+
+    share: of the pictures to hold out, above 0 and below 1; one of each part at least.
+
+    Raises:
+        UserError: a share out of range; a dataset of one picture; only prior pictures; a part that is
+            no ``ImageFolder``.
+    """
+    if not 0 < share < 1:
+        raise UserError(f"the share held out is {share}; expected a number between 0 and 1")
+    if isinstance(data, Mixture):
+        train, held = [], []
+        for number, part in enumerate(data.parts):
+            if part.keep_prior:
+                train.append(part)
+                continue
+            if not isinstance(part.data, ImageFolder):
+                raise UserError(f"part {number + 1} is a {type(part.data).__name__}; expected an ImageFolder")
+            rest, out = _cut(part.data, share, seed, number)
+            train.append(replace(part, data=rest))
+            held.append(Part(out))
+        if not held:
+            raise UserError("all parts keep the prior; expected one with pictures to learn")
+        return Mixture(train, data.seed), Mixture(held, data.seed)
+    return _cut(data, share, seed, 0)
+
+
+def folders_by_name(folder: str | Path) -> list[tuple[Path, int]]:
+    """Folders named as sd-scripts has them, ``10_red cat`` for ten repeats, with their repeats.
+
+    Raises:
+        UserError: there is no folder so named.
+    """
+    found = []
+    for path in sorted(Path(folder).glob("*_*")):
+        if path.is_dir() and (number := re.match(r"(\d+)_", path.name)):
+            found.append((path, int(number[1])))
+    if not found:
+        raise UserError(f"{folder} holds no folder named such as '10_cat' (ten repeats)")
+    return found
+
+
+def _cut(data: ImageFolder, share: float, seed: int, number: int) -> tuple[Selection, Selection]:
+    if len(data) < 2:
+        raise UserError(f"{data.folder} has one usable picture; expected 2 or more to hold one out")
+    key = ("split", number) if number else ("split",)
+    order = torch.randperm(len(data), generator=keyed_generator(seed, *key)).tolist()
+    held = min(len(data) - 1, max(1, round(share * len(data))))
+    return Selection(data, sorted(order[held:])), Selection(data.without_chance(), sorted(order[:held]))
+
+
+def _stretches(part: int, groups: Sequence[tuple[int, int]], factor: float) -> list[_Stretch]:
+    """A part's pictures by shape, with as many entries as the factor (1 or more) asks for in all."""
+    members: dict[tuple[int, int], list[int]] = {}
+    for index, shape in enumerate(groups):
+        members.setdefault(shape, []).append(index)
+    found, before = [], 0
+    for group, own in enumerate(members.values()):
+        # Rounding the running sum keeps the part's share however many shapes it has.
+        start, stop = (math.floor(seen * factor + 0.5) for seen in (before, before + len(own)))
+        found.append(_Stretch(part, group, own, stop - start))
+        before += len(own)
+    return found
