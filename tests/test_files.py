@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hyperbrush.errors import UserError, unknown_name
-from hyperbrush.files import atomic_folder, atomic_path, sha256, write_json, write_text
+from hyperbrush.files import atomic_folder, atomic_path, clear_parts, sha256, write_json, write_text
 
 
 def test_replaces_only_on_success(tmp_path: Path) -> None:
@@ -90,3 +90,17 @@ def test_what_safetensors_says_of_a_full_disk_is_understood(tmp_path: Path) -> N
     with pytest.raises(UserError, match="cannot write"), atomic_folder(tmp_path / "b"):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_killed_writers_left_can_be_cleared(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "whole")
+    (tmp_path / ".hidden").write_text("someone's")
+    with atomic_path(tmp_path / "a.txt") as file, atomic_folder(tmp_path / "model") as folder:
+        (folder / "weights").write_text("half")
+        file.write_text("half")
+        file.with_name(file.name.replace("part-", "part-0")).write_text("half")
+        folder.with_name(folder.name + "0").mkdir()
+    assert len(list(tmp_path.glob(".*.part-*"))) == 2
+    clear_parts(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".hidden", "a.txt", "model"]
+    clear_parts(tmp_path / "nowhere")

@@ -1,7 +1,10 @@
 """What a person sees in the terminal: progress with time left, notes, one-line errors."""
 
 import contextlib
+import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -58,6 +61,20 @@ def sampling_bar(steps: int) -> Iterator[Callable[[int, int, Any], None]]:
 
 
 @contextlib.contextmanager
+def preparing_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """Progress of what comes before the first step; yields the callback (what, done, in all)."""
+    with bar(transient=True) as progress:
+        tasks: dict[str, Any] = {}
+
+        def told(what: str, done: int, of: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=of, info="")
+            progress.update(tasks[what], completed=done, total=of, visible=done < of)
+
+        yield told
+
+
+@contextlib.contextmanager
 def training_bar(name: str) -> "Iterator[Callable[[Step], None]]":
     """Progress of a training; yields the callback.  Without a terminal, a line now and then."""
     smooth: list[float] = []
@@ -69,6 +86,8 @@ def training_bar(name: str) -> "Iterator[Callable[[Step], None]]":
             smooth[:] = [loss if not smooth else 0.95 * smooth[0] + 0.05 * loss]
             info = f"loss {smooth[0]:.4f}  rate {step.learning_rate:.1e}"
             progress.update(task, completed=step.step, total=step.steps, info=info)
+            for said in step.notes:
+                note(said)
             if step.validation:
                 shown = "  ".join(f"{k} {v:.4f}" for k, v in step.validation.items())
                 err.print(f"step {step.step}/{step.steps}  {info}  validation: {shown}", markup=False)
@@ -81,20 +100,29 @@ def training_bar(name: str) -> "Iterator[Callable[[Step], None]]":
 
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """First Ctrl-C or SIGTERM: the yielded function turns true; the second Ctrl-C stops at once."""
-    asked = False
+    """First Ctrl-C or SIGTERM: the yielded function turns true; the second Ctrl-C stops at once.
+
+    A launcher (torchrun, accelerate) passes on the Ctrl-C that its processes have had from the terminal:
+    what comes within a second is the first one again.  Outside the main thread no signal arrives, and
+    nothing is changed.
+    """
+    asked: float | None = None
 
     def ask(number: int, frame: FrameType | None) -> None:
         nonlocal asked
-        if asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        if not asked:
+        now = time.monotonic()
+        if asked is None:
+            asked = now
             err.print("stopping after this step; once more to stop at once", style="yellow")
-        asked = True
+        elif number == signal.SIGINT and not ("TORCHELASTIC_RUN_ID" in os.environ and now - asked < 1):
+            raise KeyboardInterrupt
 
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
     before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: asked
+        yield lambda: asked is not None
     finally:
         for s, handler in before.items():
             signal.signal(s, handler)

@@ -12,6 +12,8 @@ from typing import Any
 
 from hyperbrush.errors import UserError
 
+PART = ".part-"  # in the names of what is not whole yet
+
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
@@ -27,9 +29,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # The suffix stays last, since writers choose the format by it.
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
+        handle, name = tempfile.mkstemp(prefix=f".{path.stem}{PART}", suffix=path.suffix, dir=path.parent)
         temporary = Path(name)
+        os.close(handle)
         yield temporary
         temporary.chmod(0o666 & ~_umask())
         fsync(temporary)
@@ -40,7 +42,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         raise _cannot_write(path, error) from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the first error is the one to tell
+                temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -56,7 +59,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}{PART}", dir=path.parent))
         yield temporary
         temporary.chmod(0o777 & ~_umask())
         for file in temporary.rglob("*"):
@@ -84,6 +87,15 @@ def _take_place(new: Path, path: Path) -> None:
         old.rename(path)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def clear_parts(folder: Path) -> None:
+    """Delete what killed writers left half-written in a folder; only for whoever alone writes there."""
+    for left in folder.glob(f".*{PART}*"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def _cannot_write(path: Path, error: Exception) -> UserError:

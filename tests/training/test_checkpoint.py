@@ -9,9 +9,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
+from toys import Regression, train, trainer, weights
 
 from hyperbrush.errors import UserError
+from hyperbrush.training import Interrupted
 from hyperbrush.training import checkpoint as c
+from hyperbrush.training.metrics import read
 
 
 def example(step: int = 4) -> c.Checkpoint:
@@ -42,6 +45,25 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert [p.stem for p in sorted(tmp_path.iterdir())] == ["step-00000004", "step-00000006"]
 
 
+def test_a_spared_one_stays_and_others_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "step-x.safetensors").write_text("a copy of someone's")
+    for step in (2, 4, 6, 8):
+        c.save(tmp_path, example(step), keep=1, spare=4)
+    assert c.steps(tmp_path) == [4, 8]
+    assert (tmp_path / "step-x.safetensors").exists()
+    found = c.latest(tmp_path)
+    assert found is not None
+    assert found.step == 8
+
+
+def test_what_is_beside_the_tensors_is_read_alone(tmp_path: Path) -> None:
+    path = c.save(tmp_path, example(), keep=2)
+    assert c.extra_of(path) == {"seconds": 1.5}
+    path.write_bytes(path.read_bytes()[:20])
+    assert c.extra_of(path) == {}
+    assert c.extra_of(tmp_path / "none") == {}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -51,6 +73,10 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
         ({"extra": "{", "sha256_about": None}, "header does not say where it stood"),
         ({"step": None, "sha256_about": None}, "header does not say where it stood"),
         ({"hyperbrush": None}, "is not a hyperbrush checkpoint"),
+        (
+            {"hyperbrush": "2"},
+            "has format 2, this hyperbrush reads format 1; go on with the version that wrote",
+        ),
     ],
     ids=str,
 )
@@ -127,3 +153,98 @@ def test_an_optimizer_goes_on_to_the_bit(
         step(again, optimizer, number)
     assert torch.equal(whole.weight, again.weight)
     assert torch.equal(whole.bias, again.bias)
+
+
+class Estimating(torch.optim.SGD):
+    """Keeps state in its groups, as Prodigy and the schedule-free optimizers do."""
+
+    def __init__(self, groups: list) -> None:
+        super().__init__(groups, lr=1e-3)
+        for group in self.param_groups:
+            group |= {"d": 1.0, "k": 0, "seen": torch.zeros(2)}
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            group["d"] *= 1.5
+            group["k"] += 1
+            group["seen"] += group["k"]
+            for parameter in group["params"]:
+                parameter.data -= group["lr"] * group["d"] * float(group["seen"].sum()) * parameter.grad
+
+
+def test_state_in_groups_is_kept_too(tmp_path: Path) -> None:
+    objective = train(Regression(), tmp_path / "whole", optimizer_factory=Estimating)
+    with pytest.raises(Interrupted):
+        train(Regression(), tmp_path / "parts", optimizer_factory=Estimating, stop_at=3)
+    again = train(Regression(), tmp_path / "parts", optimizer_factory=Estimating, resume=True)
+    assert torch.equal(weights(objective), weights(again))
+    found = c.load(c.path_of(tmp_path / "parts/checkpoints", 6))
+    assert found.extra["optimizer"] == {"group.0.d": 1.5**6, "group.0.k": 6}
+    assert "optimizer.group.0.seen" in found.tensors
+    plain = train(Regression(), tmp_path / "plain")
+    assert not torch.equal(weights(plain), weights(objective))
+
+
+class TwoWeights(torch.optim.SGD):
+    """Trains other weights than it means to be used, as the schedule-free optimizers do."""
+
+    def __init__(self, groups: list) -> None:
+        super().__init__(groups, lr=1e-2)
+        for group in self.param_groups:
+            group["train_mode"] = True
+
+    def _shift(self, by: float, mode: bool) -> None:
+        for group in self.param_groups:
+            if group["train_mode"] != mode:
+                group["train_mode"] = mode
+                for parameter in group["params"]:
+                    parameter.data += by
+
+    def train(self) -> None:
+        self._shift(-0.1, True)
+
+    def eval(self) -> None:
+        self._shift(0.1, False)
+
+
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_weights_to_use_are_judged_and_kept(tmp_path: Path, ema: float | None) -> None:
+    def learn(run: Path, factory: type[torch.optim.Optimizer], **change: object) -> torch.Tensor:
+        return weights(train(Regression(), run, optimizer_factory=factory, ema_decay=ema, **change))
+
+    def plain(groups: list) -> torch.optim.Optimizer:
+        return torch.optim.SGD(groups, lr=1e-2)
+
+    two, one = learn(tmp_path / "two", TwoWeights), learn(tmp_path / "one", plain)
+    torch.testing.assert_close(two, one + (0.0 if ema else 0.1), atol=1e-6, rtol=0)
+    with pytest.raises(Interrupted):
+        learn(tmp_path / "parts", TwoWeights, stop_at=4)
+    assert torch.equal(learn(tmp_path / "parts", TwoWeights, resume=True), two)
+    assert torch.equal(learn(tmp_path / "parts", TwoWeights, resume=True), two), "and once more"
+    kept = [
+        [
+            row["validation_loss"]
+            for row in read(tmp_path / name / "metrics.jsonl")
+            if "validation_loss" in row
+        ]
+        for name in ("two", "one")
+    ]
+    assert (kept[0] == kept[1]) == (ema is not None)
+
+
+def test_settings_of_a_resumed_run_may_change(tmp_path: Path) -> None:
+    """What is a setting comes from the config of now, not from the checkpoint."""
+    with pytest.raises(Interrupted):
+        train(Regression(), tmp_path, stop_at=3)
+    made = trainer(Regression(), tmp_path, optimizer={"learning_rate": 1e-2, "weight_decay": 0.5})
+    made.train(resume=True)
+    assert made.optimizer.param_groups[0]["weight_decay"] == 0.5
+
+
+def test_a_checkpoint_of_the_first_version_goes_on(tmp_path: Path) -> None:
+    """It knows no verdicts, no returns and no micro-batches."""
+    whole = train(Regression(), tmp_path / "whole", keep_checkpoints=9)
+    found = c.load(c.path_of(tmp_path / "whole/checkpoints", 4))
+    found.extra = {k: found.extra[k] for k in ("optimizer", "seconds")}
+    c.save(tmp_path / "run/checkpoints", found, keep=2)
+    assert torch.equal(weights(train(Regression(), tmp_path / "run", resume=True)), weights(whole))

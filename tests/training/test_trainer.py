@@ -3,6 +3,7 @@
 import errno
 import itertools
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from toys import Regression, train
+from toys import weights as toy_weights
 
 from hyperbrush.errors import UserError
 from hyperbrush.ldm.data import ImageFolder
 from hyperbrush.ldm.models import LatentDiffusion, first_stage
 from hyperbrush.ldm.modules.losses import FirstStageLoss
 from hyperbrush.ldm.util import load_config
-from hyperbrush.training import Interrupted, Trainer, TrainerConfig
+from hyperbrush.training import Interrupted, Progress, Trainer, TrainerConfig
 from hyperbrush.training import checkpoint as checkpoints
 from hyperbrush.training.ldm import DenoisingObjective, FirstStageObjective
 from hyperbrush.training.ldm_run import build, read_config, save_config
@@ -161,7 +164,7 @@ def test_each_setting_makes_a_difference(pictures: Path, tmp_path: Path, change:
 
 
 def test_a_full_precision_run_leaves_its_files(pictures: Path, tmp_path: Path) -> None:
-    saved = run(stage_objective(pictures), tmp_path, tensorboard=True, channels_last=True)
+    saved = run(stage_objective(pictures), tmp_path, trackers=["tensorboard"], channels_last=True)
     assert saved == tmp_path / "first_stage"
     assert (tmp_path / "previews/step-00000006.png").is_file()
     assert list(tmp_path.rglob("events.out.tfevents.*"))
@@ -384,6 +387,38 @@ def test_a_used_run_folder_is_refused(pictures: Path, tmp_path: Path) -> None:
     run(stage_objective(pictures), tmp_path)
     with pytest.raises(UserError, match="holds checkpoints of another training"):
         run(stage_objective(pictures), tmp_path)
+
+
+def test_two_trainings_in_one_folder_are_refused(tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def another(progress: Progress) -> None:
+        if progress.step == 3:
+            with pytest.raises(
+                UserError, match=f"in use by another training .process {os.getpid()} on "
+            ) as caught:
+                train(Regression(), tmp_path, resume=True)
+            refused.append(str(caught.value))
+
+    first = train(Regression(), tmp_path, on_progress=another)
+    assert refused
+    assert torch.equal(toy_weights(first), toy_weights(train(Regression(), tmp_path / "alone")))
+    train(Regression(), tmp_path, resume=True)
+
+
+def test_a_config_of_another_version_names_file_and_setting(pictures: Path, tmp_path: Path) -> None:
+    config = {"kind": "first_stage", "data": {"folders": [{"path": str(pictures)}]}, "training": {"ema": 0.9}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match=r"config\.yaml: unknown setting 'training\.ema'"):
+        read_config(tmp_path / "config.yaml")
+
+
+def test_leftovers_of_a_kill_are_cleared(tmp_path: Path) -> None:
+    left = tmp_path / "checkpoints/.step-00000002.part-abcd.safetensors"
+    left.parent.mkdir()
+    left.write_bytes(b"half")
+    train(Regression(), tmp_path)
+    assert not left.exists()
 
 
 def test_a_bad_gradient_changes_nothing_even_without_clipping(pictures: Path, tmp_path: Path) -> None:

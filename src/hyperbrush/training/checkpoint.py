@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,13 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}.safetensors"
 
 
-def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write one and delete the oldest beyond ``keep``.
+def steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in a folder, ascending, intact or not."""
+    return sorted(int(p.stem[5:]) for p in folder.glob("step-*.safetensors") if p.stem[5:].isdecimal())
+
+
+def save(folder: Path, checkpoint: Checkpoint, keep: int, spare: int | None = None) -> Path:
+    """Write one and delete the oldest beyond ``keep``, never the one at step ``spare``.
 
     Raises:
         UserError: it cannot be written; the older ones stand untouched.
@@ -61,10 +66,17 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     path = path_of(folder, checkpoint.step)
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
-    for old in sorted(folder.glob("step-*.safetensors"))[:-keep]:
-        if old != path:
-            old.unlink()
+    drop(folder, [step for step in steps(folder)[:-keep] if step not in (checkpoint.step, spare)])
     return path
+
+
+def drop(folder: Path, unwanted: Iterable[int]) -> None:
+    """Delete checkpoints; one that cannot be deleted stays, with a warning."""
+    for step in unwanted:
+        try:
+            path_of(folder, step).unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("cannot delete %s: %s", path_of(folder, step), error.strerror or error)
 
 
 def load(path: Path) -> Checkpoint:
@@ -76,15 +88,21 @@ def load(path: Path) -> Checkpoint:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Copies: what is mapped from the file would keep it open, and Windows deletes no open files.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise UserError(f"checkpoint {path} does not exist") from error
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"checkpoint {path} cannot be read ({error}); an older one may stand beside it"
         ) from error
-    if metadata.get("hyperbrush") != FORMAT:
+    if "hyperbrush" not in metadata:
         raise UserError(f"{path} is not a hyperbrush checkpoint")
+    if metadata["hyperbrush"] != FORMAT:
+        raise UserError(
+            f"checkpoint {path} has format {metadata['hyperbrush']}, this hyperbrush reads format {FORMAT}; "
+            "go on with the version that wrote it, or train anew"
+        )
     # Optional: the first checkpoints had no "sha256_about".
     about = _about(metadata)
     if metadata.get("sha256") != digest(tensors) or metadata.get("sha256_about", about) != about:
@@ -93,6 +111,16 @@ def load(path: Path) -> Checkpoint:
         return Checkpoint(int(metadata["step"]), tensors, json.loads(metadata["extra"]))
     except (KeyError, ValueError) as error:
         raise UserError(f"checkpoint {path} is damaged: its header does not say where it stood") from error
+
+
+def extra_of(path: Path) -> dict[str, Any]:
+    """What a checkpoint says beside its tensors, which are not read; nothing where it cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            found: dict[str, Any] = json.loads((file.metadata() or {}).get("extra", "{}"))
+            return found
+    except (SafetensorError, OSError, ValueError):
+        return {}
 
 
 def _about(metadata: Mapping[str, str]) -> str:
@@ -108,15 +136,13 @@ def latest(folder: Path, at: int | None = None) -> Checkpoint | None:
     """
     if at is not None:
         if not path_of(folder, at).is_file():
-            steps = (
-                ", ".join(str(int(p.stem[5:])) for p in sorted(folder.glob("step-*.safetensors"))) or "none"
-            )
-            raise UserError(f"no checkpoint at step {at} in {folder}; there are: {steps}")
+            there = ", ".join(map(str, steps(folder))) or "none"
+            raise UserError(f"no checkpoint at step {at} in {folder}; there are: {there}")
         return load(path_of(folder, at))
     problems = []
-    for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
+    for step in reversed(steps(folder)):
         try:
-            return load(path)
+            return load(path_of(folder, step))
         except UserError as error:
             log.warning("%s; taking an older one", error)
             problems.append(str(error))
@@ -125,29 +151,57 @@ def latest(folder: Path, at: int | None = None) -> Checkpoint | None:
     return None
 
 
-def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state as tensors by name, and the rest as plain values."""
+Values = dict[str, Any]
+
+
+def group_values(optimizer: torch.optim.Optimizer) -> list[Values]:
+    """What each group of an optimizer holds beside its parameters."""
+    return [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+
+
+def flatten_optimizer(
+    optimizer: torch.optim.Optimizer, settings: Sequence[Values] | None = None
+) -> tuple[dict[str, Tensor], Values]:
+    """An optimizer's state as tensors by name, and the rest as plain values.
+
+    settings: the groups' values at the start; those that changed since (Prodigy's estimate, the steps of
+    schedule-free ones) are state too, except the learning rate, which the Trainer sets.
+    """
     tensors: dict[str, Tensor] = {}
-    rest: dict[str, Any] = {}
-    state = optimizer.state_dict()["state"]
-    for index, entries in state.items():
+    rest: Values = {}
+
+    def put(name: str, value: Any) -> None:
+        (tensors if isinstance(value, Tensor) else rest)[name] = value
+
+    for index, entries in optimizer.state_dict()["state"].items():
         for name, value in entries.items():
-            if isinstance(value, Tensor):
-                tensors[f"{index}.{name}"] = value
-            else:
-                rest[f"{index}.{name}"] = value
+            put(f"{index}.{name}", value)
+    for index, (now, before) in enumerate(zip(group_values(optimizer), settings or [], strict=False)):
+        for name, value in now.items():
+            if name != "lr" and _differs(value, before.get(name)):
+                put(f"group.{index}.{name}", value)
     return tensors, rest
+
+
+def _differs(value: Any, before: Any) -> bool:
+    if isinstance(value, Tensor):
+        return True  # a tensor may have changed in place
+    return type(value) is not type(before) or bool(value != before)
 
 
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]
 ) -> None:
     """Undo `flatten_optimizer`; the settings of the groups stay as they are now."""
-    state: dict[int, dict[str, Any]] = {}
+    state: dict[int, Values] = {}
+    groups: dict[int, Values] = {}
     for key, value in [*tensors.items(), *rest.items()]:
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
+        of, own = (groups, key[6:]) if key.startswith("group.") else (state, key)
+        index, name = own.split(".", 1)
+        of.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for number, values in groups.items():
+        optimizer.param_groups[number].update(values)
     # The fused kernels walk through memory: moments must lie as their parameter does (channels_last).
     for group in optimizer.param_groups:
         for parameter in group["params"]:

@@ -1,8 +1,17 @@
 """What a training can be told, validated at the edge."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+def with_trackers(values: Any) -> Any:
+    """Settings of runs before there were other trackers: `tensorboard: true`."""
+    if not isinstance(values, dict) or "tensorboard" not in values:
+        return values
+    values = dict(values)
+    wanted = ["tensorboard"] if values.pop("tensorboard") else []
+    return values | {"trackers": [*values.get("trackers", []), *wanted]}
 
 
 class Strict(BaseModel):
@@ -12,18 +21,44 @@ class Strict(BaseModel):
 
 
 class OptimizerConfig(Strict):
-    """AdamW (Loshchilov & Hutter 2019)."""
+    """Which optimizer (`optimizers.make_optimizer`), its rate over the steps, and clipping."""
 
-    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
+    name: str = Field("adamw", description="see `optimizers.METHODS`, or a class of torch.optim")
+    options: dict[str, Any] = Field({}, description="what else the optimizer's class takes")
+    learning_rate: float | None = Field(
+        None, gt=0, description="peak learning rate; the optimizer's usual one by default (adamw: 1e-3)"
+    )
     schedule: str = Field("constant", description="constant, linear, cosine, …, or '5e-5:100, 5e-6:1000'")
     warmup_steps: int = Field(0, ge=0, description="steps from 0 up to the learning rate")
     decay_from: float = Field(
         0.0, ge=0, lt=1, description="share of the steps before the schedule starts to fall"
     )
-    weight_decay: float = Field(0.01, ge=0)
-    betas: tuple[float, float] = (0.9, 0.99)
-    eps: float = Field(1e-8, gt=0)
-    max_grad_norm: float | None = Field(1.0, gt=0, description="clip the gradients' total norm; null: never")
+    weight_decay: float | None = Field(None, ge=0, description="the optimizer's usual one by default")
+    betas: tuple[float, ...] | None = None
+    eps: float | None = Field(None, gt=0)
+    clip: Literal["norm", "value"] = Field("norm", description="how gradients are clipped")
+    max_grad_norm: float | str | None = Field(
+        1.0, description="what they are clipped to; a number, '1.0:100, 0.5' by steps, or null: never"
+    )
+
+    @field_validator("max_grad_norm")
+    @classmethod
+    def _limits(cls, value: float | str | None) -> float | str | None:
+        from hyperbrush.training.clipping import clip_schedule
+
+        clip_schedule(value)
+        return value
+
+    @property
+    def rate(self) -> float:
+        """The peak learning rate.
+
+        Raises:
+            UserError: an unknown optimizer.
+        """
+        from hyperbrush.training.optimizers import default_learning_rate
+
+        return default_learning_rate(self.name) if self.learning_rate is None else self.learning_rate
 
 
 class TrainerConfig(Strict):
@@ -44,7 +79,30 @@ class TrainerConfig(Strict):
     preview_every: int = Field(500, ge=1)
     log_every: int = Field(10, ge=1)
     keep_best: bool = Field(False, description="finish with the weights of the lowest validation loss")
-    tensorboard: bool = Field(False, description="TensorBoard logs in the run folder")
+    patience: int | None = Field(
+        None, ge=1, description="stop after so many validations without a lower loss; null: never"
+    )
+    overfitting_after: int = Field(
+        3, ge=1, description="warn when the validation loss has risen so many times in a row"
+    )
+    divergence_factor: float | None = Field(
+        3.0, gt=1, description="warn when the loss is so many times its running median; null: never"
+    )
+    on_divergence: Literal["stop", "back_off"] = Field(
+        "stop",
+        description="when the loss is not finite: stop, or go back to the last good checkpoint with a lower "
+        "rate (then also on the warning)",
+    )
+    back_off_factor: float = Field(0.5, gt=0, lt=1, description="what the rate is multiplied by then")
+    back_off_times: int = Field(3, ge=1, description="how often, before it stops all the same")
+    trackers: list[Literal["tensorboard", "trackio"]] = Field(
+        [], description="where else figures are logged; TensorBoard's files lie in the run folder"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older(cls, values: Any) -> Any:
+        return with_trackers(values)
 
     @model_validator(mode="after")
     def _parts(self) -> "TrainerConfig":

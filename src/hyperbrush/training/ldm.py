@@ -1,6 +1,6 @@
 """Objectives for a latent diffusion model: the first stage, and the diffusion model on its latents."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -212,7 +212,10 @@ class DenoisingObjective(Objective):
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """The mean weighted loss."""
-        return {"loss": self.model.losses(batch, weighting=self.weighting).mean()}
+        losses = self.model.losses(batch, weighting=self.weighting)
+        if "weights" in batch:
+            losses = losses * batch["weights"].to(losses.device)
+        return {"loss": losses.mean()}
 
     def validate(self, pictures: int = 256) -> dict[str, float]:
         """Unweighted loss on held-out pictures, each at four fixed timesteps with fixed noise."""
@@ -244,23 +247,31 @@ def validation_losses(
     shares: Sequence[float] = (0.125, 0.375, 0.625, 0.875),
     seed: int = 0,
     batch_size: int = 64,
+    told: Callable[[Sequence[str]], dict[str, Tensor]] | None = None,
 ) -> Tensor:
     """Unweighted denoising loss over one fixed grid: (pictures, timesteps), float32 on the CPU.
 
     Picture i meets timestep j always with the same noise, keyed by (seed, i, j), whatever the model,
     the batch or the adapter; so that two models differ by what they know alone.  With four shares of
     the process the first is nearly clean and the last nearly noise.
+
+    told: captions to "embeddings", where they are known already.
     """
     count = len(data) if limit is None else min(limit, len(data))
     steps = [int(share * len(model.diffusion.schedule)) for share in shares]
     was_training = model.training
     model.eval()
-    found = []
-    for start in range(0, count, batch_size):
-        indices = range(start, min(count, start + batch_size))
+    groups = getattr(data, "groups", None)
+    shapes: dict[Any, list[int]] = {}
+    for i in range(count):
+        shapes.setdefault(None if groups is None else groups[i], []).append(i)
+    found = torch.empty(count, len(shares))
+    for indices in (
+        own[k : k + batch_size] for own in shapes.values() for k in range(0, len(own), batch_size)
+    ):
         batch = make_batch(data, [(0, i) for i in indices])
         latents = model.latents_of(batch)
-        conditions: dict[str, Any] = model.conditions(batch)
+        conditions: dict[str, Any] = model.conditions(batch | told(batch["captions"]) if told else batch)
         columns = []
         for j, step in enumerate(steps):
             noise = torch.stack(
@@ -271,6 +282,6 @@ def validation_losses(
             ).to(latents)
             timesteps = torch.full((len(latents),), step, device=latents.device)
             columns.append(model.diffusion.losses(latents, noise, timesteps, **conditions).cpu())
-        found.append(torch.stack(columns, dim=1))
+        found[indices] = torch.stack(columns, dim=1)
     model.train(was_training)
-    return torch.cat(found)
+    return found

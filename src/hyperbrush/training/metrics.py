@@ -1,6 +1,12 @@
-"""metrics.jsonl: one line a log step, whole lines only, cut back when a run resumes earlier."""
+"""metrics.jsonl: one line a log step, whole lines only, cut back when a run resumes earlier.
 
+A line with "event" is something that happened on the way to its step (out_of_memory, back_off, diverging,
+overfitting, …) and has its words in "message"; all others are figures.
+"""
+
+import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,31 +15,70 @@ from hyperbrush.files import write_text
 
 
 class Metrics:
-    """Appends to a run's metrics.jsonl; lines after ``step`` are dropped first."""
+    """Appends to a run's metrics.jsonl; lines after ``step`` are dropped first.
+
+    Raises:
+        UserError: the file cannot be written; what stood in it is kept.
+    """
 
     def __init__(self, path: Path, step: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [row for row in read(path) if row["step"] <= step]
-        if path.exists() or kept:
-            write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         self.path = path
-        self.file = path.open("a", encoding="utf-8")
+        self.file = -1
+        self.cut(step)
+
+    def cut(self, step: int) -> list[dict[str, Any]]:
+        """Drop the lines after ``step`` and return them.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        self.close()
+        rows = read(self.path)
+        kept = [row for row in rows if row["step"] <= step]
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        try:
+            # No buffer: what failed to be written must not come back when the file is closed.
+            self.file = os.open(self.path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_BINARY", 0))
+        except OSError as error:
+            raise self._failed(error) from error
+        return [row for row in rows if row["step"] > step]
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Add one line, visible to readers at once.
+        """Add one line, visible to readers at once; all of it or nothing.
 
         Raises:
             UserError: the disk is full.
         """
+        line = (json.dumps({"step": step, **values}) + "\n").encode()
+        before = os.fstat(self.file).st_size
         try:
-            self.file.write(json.dumps({"step": step, **values}) + "\n")
-            self.file.flush()
+            written = os.write(self.file, line)
+            while written < len(line):  # the next attempt says why
+                written += os.write(self.file, line[written:])
         except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror}; make room and resume") from error
+            with contextlib.suppress(OSError):
+                os.ftruncate(self.file, before)
+            raise self._failed(error) from error
+
+    def sync(self) -> None:
+        """Force the lines to the disk, so that no checkpoint is ahead of them.
+
+        Raises:
+            UserError: the disk fails.
+        """
+        try:
+            os.fsync(self.file)
+        except OSError as error:
+            raise self._failed(error) from error
 
     def close(self) -> None:
         """Close the file."""
-        self.file.close()
+        if self.file >= 0:
+            os.close(self.file)
+            self.file = -1
+
+    def _failed(self, error: OSError) -> UserError:
+        return UserError(f"cannot write {self.path}: {error.strerror or error}; make room and resume")
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -41,7 +86,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from hyperbrush.errors import UserError
+from hyperbrush.files import atomic_path
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -35,9 +38,23 @@ class Objective(nn.Module, ABC):
         """Figures on held-out data; "loss" is the one to judge by.  Empty where none is held out."""
         return {}
 
+    @property
+    def is_validated(self) -> bool:
+        """Whether `validate` has held-out data to judge by."""
+        return type(self).validate is not Objective.validate and getattr(self, "held_out", self) is not None
+
     def preview(self) -> "Image | None":
         """A picture of the present state."""
         return None
+
+    def write_preview(self, run: Path, step: int) -> Path | None:
+        """Write what `preview` shows into the run's previews/; None where there is nothing to show."""
+        if (picture := self.preview()) is None:
+            return None
+        path = run / "previews" / f"step-{step:08d}.png"
+        with atomic_path(path) as temporary:
+            picture.save(temporary)
+        return path
 
     @abstractmethod
     def save(self, folder: Path) -> Path:
@@ -70,8 +87,6 @@ def load_trained(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         UserError: names or shapes differ from those saved.
     """
-    from hyperbrush.errors import UserError
-
     own = trained_tensors(module)
     if own.keys() != tensors.keys() or any(own[k].shape != tensors[k].shape for k in own):
         odd = sorted(own.keys() ^ tensors.keys())[:5]

@@ -1,75 +1,60 @@
 """The loop: step, log, validate, preview, checkpoint; on Accelerate."""
 
 import contextlib
-import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from hyperbrush.errors import UserError
-from hyperbrush.files import atomic_path
-from hyperbrush.ldm.lr_scheduler import make_schedule
+from hyperbrush.files import clear_parts
 from hyperbrush.ldm.util import keyed_seed
 from hyperbrush.training import checkpoint as checkpoints
+from hyperbrush.training.clipping import Clipping
 from hyperbrush.training.config import TrainerConfig
+from hyperbrush.training.lock import run_lock
 from hyperbrush.training.metrics import Metrics
-from hyperbrush.training.objectives import Objective, load_trained, rows, trained_tensors
+from hyperbrush.training.micro_batches import MicroBatches, is_out_of_memory
+from hyperbrush.training.objectives import Objective
+from hyperbrush.training.optimizers import begin_training, configured
+from hyperbrush.training.processes import join, on_main, share_from_main, worst
+from hyperbrush.training.progress import Interrupted as Interrupted
+from hyperbrush.training.progress import NotFinite
+from hyperbrush.training.progress import Progress as Progress
+from hyperbrush.training.rates import RateSchedule
+from hyperbrush.training.recovery import good_steps, last_good
+from hyperbrush.training.state import BackOff, State
+from hyperbrush.training.trackers import make_trackers
 
 log = logging.getLogger(__name__)
 
-
-@dataclass
-class Progress:
-    """What a listener is told after each step."""
-
-    step: int
-    steps: int
-    losses: dict[str, float]
-    learning_rate: float
-    seconds: float  # of training so far, earlier parts of a resumed run included
-    validation: dict[str, float] = field(default_factory=dict)
-    preview: Path | None = None
-    checkpoint: Path | None = None
-
-
-@dataclass
-class Best:
-    """Weights of the lowest validation loss so far."""
-
-    step: int
-    loss: float
-    tensors: dict[str, Tensor]
-
-
-class Interrupted(Exception):
-    """The training was asked to stop; its state is on disk."""
-
-    def __init__(self, run: Path, step: int) -> None:
-        super().__init__(f"stopped after step {step}")
-        self.run, self.step = run, step
+OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 
 
 class Trainer:
-    """Minimises one objective in one run folder.
+    """Minimises one objective in one run folder, which it locks.
 
     n steps in one go equal k steps, a resume and n - k steps, to the bit on the CPU: batches and noise
     are functions of (seed, step), and the checkpoint holds the parameters, the optimizer's state and
     the moving average.  The learning rate is a function of the step and set here, so that no scheduler
-    can count processes.
+    can count processes.  Under `accelerate launch` each process computes its rows of the same batch; the
+    main one alone writes.
 
     Args:
         objective: what to train.
         config: how.
         run: folder for checkpoints/, previews/, metrics.jsonl.
-        on_progress: called after each step.
-        should_stop: asked after each step; True saves and raises `Interrupted`.
+        on_progress: called after each step, on the main process.
+        should_stop: asked after each step; True on any process saves and raises `Interrupted` on all.
+        optimizer_factory: makes an optimizer of parameter groups, instead of the config's.
+
+    Raises:
+        UserError: nothing is trainable; the batch cannot be cut into its parts; FSDP or the like.
     """
 
     def __init__(
@@ -80,232 +65,272 @@ class Trainer:
         *,
         on_progress: Callable[[Progress], None] | None = None,
         should_stop: Callable[[], bool] = lambda: False,
+        optimizer_factory: OptimizerFactory | None = None,
     ) -> None:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
-        from accelerate.utils import DistributedDataParallelKwargs
 
+        join()
         AcceleratorState._reset_state()  # or a second training could not choose another precision
 
         self.objective, self.config, self.run = objective, config, Path(run)
+        self.folder = self.run / "checkpoints"
         self.on_progress, self.should_stop = on_progress, should_stop
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
-            log_with="tensorboard" if config.tensorboard else None,
+            log_with=make_trackers(config.trackers, self.run) or None,
             project_dir=str(self.run),
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=False)],
         )
-        parts = config.gradient_accumulation * self.accelerator.num_processes
-        if config.batch_size % parts:
+        if self.accelerator.distributed_type.value in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
             raise UserError(
-                f"batch_size {config.batch_size} cannot be split over {self.accelerator.num_processes} processes "
-                f"times {config.gradient_accumulation} parts; take a multiple of {parts}"
+                f"{self.accelerator.distributed_type.value} splits the weights, which checkpoints cannot hold "
+                "yet; launch with plain data parallelism (--multi_gpu)"
             )
         groups = [dict(group) for group in objective.parameter_groups()]
         if not any(group["params"] for group in groups):
             raise UserError("nothing is trainable: every parameter of the objective is frozen")
         self.scales = [float(group.pop("scale", 1.0)) for group in groups]
         settings = config.optimizer
-        optimizer = torch.optim.AdamW(
-            groups,
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            eps=settings.eps,
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
-        fall = int(settings.decay_from * config.steps)
-        self.schedule = make_schedule(
-            settings.schedule,
-            base_rate=settings.learning_rate,
-            num_warmup_steps=0 if fall else settings.warmup_steps,
-            num_training_steps=config.steps - fall,
-        )
-        self.fall = fall
-        self.step = 0
+        make = optimizer_factory or partial(configured, settings, scales=self.scales)
+        optimizer = make(groups)
+        self.rate = RateSchedule(settings, config.steps)
+        self.clip = Clipping(settings.clip, settings.max_grad_norm)
         objective.place(self.accelerator.device)
-        self.module, self.optimizer = self.accelerator.prepare(objective, optimizer)
-        self.average = None
-        if config.ema_decay is not None:
-            self.average = {k: p.detach().clone() for k, p in trained_tensors(objective).items()}
-        self.best: Best | None = None
-        self.seconds = 0.0  # spent before a resume, and then in all
-
-    def rate(self, step: int) -> float:
-        """Learning rate of the step after ``step`` steps: warm-up, plateau until `decay_from`, schedule."""
-        settings = self.config.optimizer
-        if not self.fall:
-            return self.schedule(step)
-        warm = min(1.0, step / settings.warmup_steps) if settings.warmup_steps else 1.0
-        return warm * (settings.learning_rate if step < self.fall else self.schedule(step - self.fall))
+        # "evaluation": not wrapped in DDP, since `MicroBatches` averages the gradients itself; after DDP's
+        # backward has begun, no process could go back when another one runs out of memory.
+        module = self.accelerator.prepare_model(objective, evaluation_mode=True)
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
+        self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.micro = MicroBatches(
+            self.accelerator, module, self.trained, config.batch_size, config.gradient_accumulation
+        )
+        self.state = State(objective, self.optimizer, self.accelerator.scaler, config)
+        self.events: list[dict[str, Any]] = []  # not yet written
+        self.metrics: Metrics | None = None  # of the main process
 
     def train(self, *, resume: bool = False, at: int | None = None) -> Path:
-        """Run to `config.steps` and return what the objective saved.
+        """Run to `config.steps` (or until patience ends) and return what the objective saved.
 
         The objective is left with the weights that were saved: the best (`keep_best`), the averaged, or
         the last ones.
 
         Raises:
             UserError: a run folder in use; a loss that is not finite (names the step and the pictures; the last checkpoint
-                stands), a damaged checkpoint, a full disk.
+                stands), no memory for one picture, a damaged checkpoint, a full disk, patience without
+                held-out pictures.
             Interrupted: `should_stop` said so; a checkpoint was written.
         """
+        if self.config.patience is not None and not self.objective.is_validated:
+            raise UserError("patience needs held-out pictures to judge by: give some, or leave it out")
+        with contextlib.ExitStack() as stack:
+            found = on_main(self.accelerator, lambda: self._open(stack, resume, at))
+            if found is not None:
+                self._become(found)
+            share_from_main(self.accelerator, self.objective.parameters())
+            on_main(self.accelerator, lambda: self._begin(stack))
+            if self.config.keep_best and not self.objective.is_validated and self.state.step == 0:
+                kept = "last" if self.state.average is None else "averaged last"
+                self._note("keep_best", f"no pictures are held out to judge by: the {kept} weights are kept")
+            if self.config.trackers:
+                self.accelerator.init_trackers("tensorboard")  # the folder TensorBoard's files lie in
+                stack.callback(self.accelerator.end_training)
+            try:
+                self._loop()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise UserError(
+                    f"out of memory beside the batch, after step {self.state.step} ({error}); what is on disk is "
+                    "intact. Resume on a larger device, or with smaller pictures"
+                ) from error
+            self.state.finish()
+            share_from_main(self.accelerator, self.objective.parameters())  # the main one knows the best
+            return on_main(self.accelerator, lambda: self.objective.save(self.run))
+
+    def _open(
+        self, stack: contextlib.ExitStack, resume: bool, at: int | None
+    ) -> checkpoints.Checkpoint | None:
+        """Lock the folder, clear it of what a kill left, and find where to go on (main process)."""
+        stack.enter_context(run_lock(self.run))
+        for written in (self.run, self.folder, self.run / "previews"):
+            clear_parts(written)
         if resume:
-            self._restore(at)
-        elif any((self.run / "checkpoints").glob("step-*.safetensors")):
+            found = checkpoints.latest(self.folder, at)
+            if found is None:
+                raise UserError(f"{self.run} holds no checkpoint to resume from")
+            return found
+        if checkpoints.steps(self.folder):
             raise UserError(
                 f"{self.run} holds checkpoints of another training: resume it, or choose another run folder"
             )
-        metrics = Metrics(self.run / "metrics.jsonl", self.step) if self.accelerator.is_main_process else None
-        if self.config.tensorboard:
-            self.accelerator.init_trackers("tensorboard")
-        begin = time.monotonic() - self.seconds
+        return None
+
+    def _begin(self, stack: contextlib.ExitStack) -> None:
+        self.metrics = Metrics(self.run / "metrics.jsonl", self.state.step)
+        stack.callback(self.metrics.close)
+        if self.config.on_divergence == "back_off" and self.state.step == 0:
+            self.checkpoint()  # there is always a state to go back to
+
+    def _become(self, found: checkpoints.Checkpoint) -> None:
+        self.state.restore(found)
+        self.micro.shrink(self.state.fits)
+
+    def _loop(self) -> None:
+        begin = time.monotonic() - self.state.seconds
         self.objective.train()
-        try:
-            while self.step < self.config.steps:
-                rate = self.rate(self.step)
+        begin_training(self.optimizer)
+        while self.state.step < self.config.steps and not self.state.judge.impatient:
+            rate = self.rate(self.state.step) * self.state.back_off.rate_factor
+            try:
                 losses = self._one_step(rate)
-                self.step += 1
-                self.seconds = time.monotonic() - begin
-                self._after(losses, rate, metrics)
-        finally:
-            if metrics is not None:
-                metrics.close()
-            if self.config.tensorboard:
-                self.accelerator.end_training()
-        result = self.best.tensors if self.best is not None else self.average
-        if result is not None:
-            load_trained(self.objective, result)
-        self.objective.eval()
-        return self.objective.save(self.run)
+            except NotFinite as bad:
+                if self.config.on_divergence == "stop":
+                    raise
+                self._go_back(str(bad))
+                continue
+            self.state.step += 1
+            self.state.seconds = time.monotonic() - begin
+            if said := self.state.judge.train(self.state.step, losses["loss"]):
+                if self.config.on_divergence == "back_off":
+                    self._go_back(said)
+                    continue
+                good = on_main(self.accelerator, lambda: good_steps(self.folder, self.state.judge))
+                back = f"resume at step {good[-1]}" if good else "begin anew"
+                self._note("diverging", f"{said}; {back} with a lower rate", back_to=good[-1] if good else 0)
+            self._after(losses, rate)
 
     def _one_step(self, rate: float) -> dict[str, float]:
-        config, accelerator = self.config, self.accelerator
-        # Dropout and the like draw from the global generator: key it too.
-        torch.manual_seed(keyed_seed(config.seed, "global", self.step, accelerator.process_index))
+        config, accelerator, step = self.config, self.accelerator, self.state.step
         for group, scale in zip(self.optimizer.param_groups, self.scales, strict=True):
             group["lr"] = rate * scale
-        batch = self.objective.batch(self.step, config.batch_size)
-        size = config.batch_size // (config.gradient_accumulation * accelerator.num_processes)
-        sums: dict[str, Tensor] = {}
-        for part in range(config.gradient_accumulation):
-            start = (part * accelerator.num_processes + accelerator.process_index) * size
-            last = part == config.gradient_accumulation - 1
-            with contextlib.nullcontext() if last else accelerator.no_sync(self.module):
-                with accelerator.autocast():
-                    terms = self.module(rows(batch, start, start + size, config.batch_size))
-                accelerator.backward(terms["loss"] / config.gradient_accumulation)
-            for name, value in terms.items():
-                sums[name] = sums.get(name, 0.0) + value.detach().float() / config.gradient_accumulation
-        losses = {name: float(accelerator.reduce(value, "mean")) for name, value in sums.items()}
-        if not all(map(math.isfinite, losses.values())):
-            self.optimizer.zero_grad(set_to_none=True)
-            raise UserError(self._not_finite(losses, batch))
-        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = accelerator.clip_grad_norm_(trained, config.optimizer.max_grad_norm or math.inf)
-        if norm is not None and not torch.isfinite(norm) and config.mixed_precision != "fp16":
-            self.optimizer.zero_grad(set_to_none=True)
-            raise UserError(self._not_finite({"gradient norm": float(norm)}, batch))
+        # Dropout and the like draw from the global generator: key it too.
+        seed = keyed_seed(config.seed, "global", step, accelerator.process_index)
+        before = self.micro.size
+        batch, terms = self.micro.gradients(lambda: self.objective.batch(step, config.batch_size), seed)
+        if self.micro.size < before:
+            self.state.fits = self.micro.size
+            message = (
+                f"out of memory: {before} pictures at a time became {self.state.fits}, "
+                f"gradient_accumulation {self.micro.parts}; the batch stays {config.batch_size}"
+            )
+            self._note("out_of_memory", message, step=step + 1, gradient_accumulation=self.micro.parts)
+        losses = {name: float(value) for name, value in terms.items()}
+        self._check(losses, batch)
+        accelerator.unscale_gradients(self.optimizer)
+        norm = self.clip(self.trained, step)
+        if config.mixed_precision != "fp16":  # there the scaler leaves such a step out
+            self._check({"gradient norm": float(norm)}, batch)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.average is not None:
-            self._update_average()
+        self.state.update_average()
         return losses
 
-    def _not_finite(self, losses: dict[str, float], batch: dict[str, Any]) -> str:
-        bad = ", ".join(f"{k} is {v}" for k, v in losses.items() if not math.isfinite(v))
+    def _check(self, figures: dict[str, float], batch: dict[str, Any]) -> None:
+        if all(map(math.isfinite, figures.values())):
+            return
+        self.optimizer.zero_grad(set_to_none=True)
+        bad = ", ".join(f"{k} is {v}" for k, v in figures.items() if not math.isfinite(v))
         pictures = ", ".join(map(str, batch.get("paths", batch.get("captions", ["(unnamed)"]))[:16]))
-        kept = checkpoints.latest(self.run / "checkpoints")
-        back = f"The checkpoint at step {kept.step} is intact" if kept else "No checkpoint was written yet"
-        return (
-            f"step {self.step + 1}: {bad}, so no weight was changed. Batch: {pictures}. {back}; "
+        kept = on_main(self.accelerator, lambda: checkpoints.steps(self.folder))
+        back = f"The checkpoint at step {kept[-1]} is intact" if kept else "No checkpoint was written yet"
+        raise NotFinite(
+            f"step {self.state.step + 1}: {bad}, so no weight was changed. Batch: {pictures}. {back}; "
             "lower the learning rate or look at these pictures"
         )
 
-    def _update_average(self) -> None:
-        """EMA with the warm-up of diffusers' EMAModel: min(decay, (1 + n) / (10 + n))."""
-        assert self.average is not None
-        assert self.config.ema_decay is not None
-        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
-        own = trained_tensors(self.objective)
-        torch._foreach_lerp_([self.average[k] for k in own], [p.detach() for p in own.values()], 1 - decay)
+    def _go_back(self, why: str) -> None:
+        """Return to the last good checkpoint with a lower rate.
 
-    @contextlib.contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Within, the objective has the averaged weights and is in evaluation mode."""
-        kept = {k: p.detach().clone() for k, p in trained_tensors(self.objective).items()}
-        self.objective.eval()
-        try:
-            if self.average is not None:
-                load_trained(self.objective, self.average)
-            yield
-        finally:
-            load_trained(self.objective, kept)
-            self.objective.train()
+        Raises:
+            UserError: that was done `back_off_times` times already.
+        """
+        config, was = self.config, self.state.step
+        if self.state.back_off.times >= config.back_off_times:
+            raise UserError(f"{why}. The rate was lowered {self.state.back_off.times} times in vain")
 
-    def _after(self, losses: dict[str, float], rate: float, metrics: Metrics | None) -> None:
-        config, step, end = self.config, self.step, self.step == self.config.steps
-        stop = self.should_stop()
-        told = Progress(step, config.steps, losses, rate, self.seconds)
-        main = self.accelerator.is_main_process
-        if main and (end or step % config.validate_every == 0):
-            with self.averaged(), torch.no_grad():
-                told.validation = self.objective.validate()
-                loss = told.validation.get("loss", math.inf)
-                if config.keep_best and loss < (self.best.loss if self.best else math.inf):
-                    own = trained_tensors(self.objective)
-                    self.best = Best(step, loss, {k: p.detach().clone() for k, p in own.items()})
-        if main and (end or step % config.preview_every == 0):
-            with self.averaged(), torch.no_grad():
-                picture = self.objective.preview()
-            if picture is not None:
-                told.preview = self.run / "previews" / f"step-{step:08d}.png"
-                with atomic_path(told.preview) as temporary:
-                    picture.save(temporary)
-        if metrics is not None and (end or stop or step % config.log_every == 0 or told.validation):
-            values = {**losses, "learning_rate": rate, "seconds": round(self.seconds, 3)}
-            metrics.write(step, values | {f"validation_{k}": v for k, v in told.validation.items()})
-        if config.tensorboard and step % config.log_every == 0:
+        told = self.events
+
+        def find() -> checkpoints.Checkpoint:
+            found = last_good(self.folder, self.state.judge, self.state.back_off.step, why)
+            assert self.metrics is not None
+            dropped = self.metrics.cut(found.step)
+            told[:0] = [row for row in dropped if row.get("event") == "back_off"]  # an earlier return
+            return found
+
+        found = on_main(self.accelerator, find)
+        factor = self.state.back_off.rate_factor * config.back_off_factor
+        back_off, fits = BackOff(self.state.back_off.times + 1, factor, found.step), self.state.fits
+        self._become(found)
+        self.state.back_off, self.state.fits = back_off, fits
+        self.events = [event | {"step": found.step + 1} for event in told]
+        self._note(
+            "back_off",
+            f"{why}. Went back from step {was} to {found.step}; the learning rate is now {factor:g} times the "
+            "configured one",
+            step=found.step + 1,
+            rate_factor=factor,
+        )
+
+    def _note(self, event: str, message: str, *, step: int | None = None, **figures: Any) -> None:
+        """Keep something to tell; its line belongs to the step it happened on the way to."""
+        if self.accelerator.is_main_process:
+            log.warning("%s", message)
+        self.events.append(
+            {"step": step or self.state.step or 1, "event": event, "message": message, **figures}
+        )
+
+    def _after(self, losses: dict[str, float], rate: float) -> None:
+        config, step = self.config, self.state.step
+        end = step == config.steps
+        stop = worst(self.accelerator, int(self.should_stop())) > 0
+        told = Progress(step, config.steps, losses, rate, self.state.seconds)
+        if end or step % config.validate_every == 0:
+            told.validation = on_main(self.accelerator, self._validate)
+            if "loss" in told.validation:
+                for event, said in self.state.judge.validate(step, told.validation["loss"]):
+                    self._note(event, said)
+            end = end or self.state.judge.impatient
+        every = (config.log_every, config.preview_every, config.checkpoint_every)
+        if end or stop or told.validation or self.events or any(step % n == 0 for n in every):
+            told = on_main(self.accelerator, lambda: self._write(told, end=end, stop=stop))
+        self.events = []
+        if config.trackers and step % config.log_every == 0:
             self.accelerator.log({**losses, "learning_rate": rate}, step=step)
-        if main and (end or stop or step % config.checkpoint_every == 0):
-            told.checkpoint = self.checkpoint()
-        self.accelerator.wait_for_everyone()
-        if self.on_progress is not None:
+        if self.on_progress is not None and self.accelerator.is_main_process:
             self.on_progress(told)
         if stop and not end:
             raise Interrupted(self.run, step)
 
+    def _validate(self) -> dict[str, float]:
+        """Validate, and keep the best weights (main process)."""
+        with self.state.averaged(), torch.no_grad():
+            figures = self.objective.validate()
+            if self.config.keep_best:
+                self.state.keep_best(figures.get("loss", math.inf))
+        return figures
+
+    def _write(self, told: Progress, *, end: bool, stop: bool) -> Progress:
+        """Events, figures, preview and checkpoint of a step, as far as they are due (main process)."""
+        config, step = self.config, told.step
+        assert self.metrics is not None
+        for event in self.events:
+            self.metrics.write(event["step"], event)
+            told.notes.append(event["message"])
+        if end or step % config.preview_every == 0:
+            with self.state.averaged(), torch.no_grad():
+                told.preview = self.objective.write_preview(self.run, step)
+        if end or stop or step % config.log_every == 0 or told.validation:
+            values = {**told.losses, "learning_rate": told.learning_rate, "seconds": round(told.seconds, 3)}
+            self.metrics.write(step, values | {f"validation_{k}": v for k, v in told.validation.items()})
+        if end or stop or step % config.checkpoint_every == 0:
+            told.checkpoint = self.checkpoint()
+        return told
+
     def checkpoint(self) -> Path:
-        """Write the present state."""
-        tensors = {f"model.{k}": v for k, v in trained_tensors(self.objective).items()}
-        state, rest = checkpoints.flatten_optimizer(self.optimizer)
-        tensors |= {f"optimizer.{k}": v for k, v in state.items()}
-        if self.average is not None:
-            tensors |= {f"average.{k}": v for k, v in self.average.items()}
-        extra: dict[str, Any] = {"optimizer": rest, "seconds": self.seconds}
-        if self.best is not None:
-            tensors |= {f"best.{k}": v for k, v in self.best.tensors.items()}
-            extra["best"] = {"step": self.best.step, "loss": self.best.loss}
-        if self.accelerator.scaler is not None:
-            extra["scaler"] = self.accelerator.scaler.state_dict()
-        found = checkpoints.Checkpoint(self.step, tensors, json.loads(json.dumps(extra)))
-        return checkpoints.save(self.run / "checkpoints", found, self.config.keep_checkpoints)
-
-    def _restore(self, at: int | None) -> None:
-        found = checkpoints.latest(self.run / "checkpoints", at)
-        if found is None:
-            raise UserError(f"{self.run} holds no checkpoint to resume from")
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {k[len(prefix) :]: v for k, v in found.tensors.items() if k.startswith(prefix)}
-
-        load_trained(self.objective, part("model."))
-        checkpoints.restore_optimizer(self.optimizer, part("optimizer."), found.extra["optimizer"])
-        if self.average is not None:
-            saved = part("average.") or part("model.")
-            self.average = {k: saved[k].to(v) for k, v in self.average.items()}
-        if self.config.keep_best and "best" in found.extra:
-            self.best = Best(**found.extra["best"], tensors=part("best."))
-        if self.accelerator.scaler is not None and "scaler" in found.extra:
-            self.accelerator.scaler.load_state_dict(found.extra["scaler"])
-        self.step, self.seconds = found.step, float(found.extra.get("seconds", 0.0))
+        """Write the present state (main process)."""
+        if self.metrics is not None:
+            self.metrics.sync()
+        # While it diverges, the last good one must not roll away.
+        diverges = self.state.judge.diverging_since is not None
+        spare = max(good_steps(self.folder, self.state.judge), default=None) if diverges else None
+        return checkpoints.save(self.folder, self.state.checkpoint(), self.config.keep_checkpoints, spare)

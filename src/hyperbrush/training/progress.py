@@ -1,0 +1,33 @@
+"""What a training tells: after each step, and when it ends early."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hyperbrush.errors import UserError
+
+
+@dataclass
+class Progress:
+    """What a listener is told after each step."""
+
+    step: int
+    steps: int
+    losses: dict[str, float]
+    learning_rate: float
+    seconds: float  # of training so far, earlier parts of a resumed run included
+    validation: dict[str, float] = field(default_factory=dict)
+    preview: Path | None = None
+    checkpoint: Path | None = None
+    notes: list[str] = field(default_factory=list)  # warnings and what was done about them
+
+
+class Interrupted(Exception):
+    """The training was asked to stop; its state is on disk."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        super().__init__(f"stopped after step {step}")
+        self.run, self.step = run, step
+
+
+class NotFinite(UserError):
+    """A step whose loss or gradient is not finite; no weight was changed."""

@@ -1,0 +1,30 @@
+"""The learning rate as a function of the step."""
+
+from hyperbrush.ldm.lr_scheduler import make_schedule
+from hyperbrush.training.config import OptimizerConfig
+
+
+class RateSchedule:
+    """Learning rate of the step after so many steps: warm-up, plateau until `decay_from`, schedule.
+
+    Raises:
+        UserError: an unknown or broken schedule.
+    """
+
+    def __init__(self, settings: OptimizerConfig, steps: int) -> None:
+        self.settings = settings
+        self.fall = int(settings.decay_from * steps)  # the step at which the plateau ends
+        self.schedule = make_schedule(
+            settings.schedule,
+            base_rate=settings.rate,
+            num_warmup_steps=0 if self.fall else settings.warmup_steps,
+            num_training_steps=steps - self.fall,
+        )
+
+    def __call__(self, step: int) -> float:
+        """Rate after ``step`` steps."""
+        settings = self.settings
+        if not self.fall:
+            return self.schedule(step)
+        warm = min(1.0, step / settings.warmup_steps) if settings.warmup_steps else 1.0
+        return warm * (settings.rate if step < self.fall else self.schedule(step - self.fall))

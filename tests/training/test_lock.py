@@ -1,0 +1,62 @@
+"""Two trainings in one folder are refused; a killed one leaves nothing in the way."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hyperbrush.errors import UserError
+from hyperbrush.training.lock import HOLDER, run_lock
+
+HOLD = """
+import sys, time
+from hyperbrush.training.lock import run_lock
+with run_lock(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def hold(run: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(run)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_second_training_is_refused_until_the_first_is_killed(tmp_path: Path) -> None:
+    first = hold(tmp_path)
+    try:
+        with (
+            pytest.raises(UserError, match=f"in use.*process {first.pid} on {socket.gethostname()}"),
+            run_lock(tmp_path),
+        ):
+            pass
+        assert (tmp_path / HOLDER).is_file(), "the refused one leaves the holder's note alone"
+    finally:
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait()
+        first.stdout.close()  # type: ignore[union-attr]
+    assert (tmp_path / HOLDER).is_file()
+    with run_lock(tmp_path):
+        assert f'"pid": {os.getpid()}' in (tmp_path / HOLDER).read_text()
+    assert not (tmp_path / HOLDER).exists()
+
+
+def test_within_one_process_too(tmp_path: Path) -> None:
+    with run_lock(tmp_path / "a"), run_lock(tmp_path / "b"):
+        with pytest.raises(UserError, match=f"process {os.getpid()}"), run_lock(tmp_path / "a"):
+            pass
+        (tmp_path / "a" / HOLDER).write_text("torn")
+        with pytest.raises(UserError, match="its process is not known"), run_lock(tmp_path / "a"):
+            pass
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot lock .*file"), run_lock(tmp_path / "file"):
+        pass
