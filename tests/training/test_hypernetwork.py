@@ -55,6 +55,14 @@ def weights(hn: hb.AttentionHypernetwork) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in hn.parameters()])
 
 
+FOUR = {"max_steps": 4, "validate_every": 4}
+
+
+@pytest.fixture(scope="module")
+def unchanged(emoji: LatentDiffusion, tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
+    return weights(train(emoji, tmp_path_factory.mktemp("unchanged"), **FOUR))
+
+
 def test_learns_and_leaves_the_model_alone(emoji: LatentDiffusion, tmp_path: Path) -> None:
     before = {k: v.clone() for k, v in emoji.state_dict().items()}
     hn = train(emoji, tmp_path / "run", max_steps=12, learning_rate=3e-3, validate_every=4)
@@ -99,14 +107,29 @@ def test_resume_is_exact(emoji: LatentDiffusion, tmp_path: Path) -> None:
         {"batch_size": 2},
         {"validation_share": 0.5},
         {"max_steps": 5},
+        {"loss": "l1"},
+        {"loss": "huber"},
+        {"timestep_range": [0.0, 0.5]},
+        {"optimizer": "lion"},
+        {"optimizer_options": {"amsgrad": True}},
+        {"betas": [0.5, 0.9]},
+        {"eps": 1e-2},
+        {"clip": "value", "max_grad_norm": 1e-4},
+        {"blocks": ["mid"]},
+        {"latent_sampling": "random"},
+        {"crop": "random", "size": 32},
+        {"captions": "none"},
+        {"templates": "style"},
+        {"trigger": "anna", "templates": "style_filewords"},
+        {"caption_suffix": ", flat"},
+        {"validate_every": 1, "patience": 1, "learning_rate": 1e-9},
     ],
     ids=str,
 )
-def test_each_setting_makes_a_difference(emoji: LatentDiffusion, tmp_path: Path, change: dict) -> None:
-    def run(name: str, **more) -> torch.Tensor:
-        return weights(train(emoji, tmp_path / name, **({"max_steps": 4, "validate_every": 4} | more)))
-
-    assert not torch.equal(run("base"), run("changed", **change))
+def test_each_setting_makes_a_difference(
+    emoji: LatentDiffusion, tmp_path: Path, unchanged: torch.Tensor, change: dict
+) -> None:
+    assert not torch.equal(unchanged, weights(train(emoji, tmp_path, **(FOUR | change))))
 
 
 def test_accumulation_and_gradient_checkpointing_change_nothing(
@@ -134,14 +157,14 @@ def test_epochs_previews_and_dataset(emoji: LatentDiffusion, tmp_path: Path) -> 
             "prompts": ["cat face"],
             "preview_every": 1,
             "validation_share": 0.0,
-            "tensorboard": True,
+            "trackers": ["tensorboard"],
         },
         run=tmp_path,
     )
     trainer.train(emoji, data)
     assert [p.name for p in sorted((tmp_path / "previews").iterdir())] == [
-        "step-00000001.png",
-        "step-00000002.png",
+        "step-00000001",
+        "step-00000002",
     ]
     assert list(tmp_path.rglob("events.out.tfevents.*"))
 
@@ -185,5 +208,62 @@ def test_wrong_settings_are_told_together(emoji: LatentDiffusion) -> None:
         hb.HypernetworkTrainer(network(emoji), {"learning_rte": 1, "batch_size": 0})
     assert "unknown setting 'learning_rte', did you mean 'learning_rate'?" in str(caught.value)
     assert "batch_size" in str(caught.value)
-    with pytest.raises(UserError, match="expected a folder or an ImageFolder"):
+    with pytest.raises(UserError, match="expected a folder, several, or an ImageFolder"):
         hb.HypernetworkTrainer(network(emoji)).train(emoji, 3)
+
+
+def test_a_loss_and_an_objective_of_ones_own(emoji: LatentDiffusion, tmp_path: Path) -> None:
+    def with_own(name: str, **own) -> torch.Tensor:
+        hn = network(emoji)
+        settings = {"max_steps": 3, "batch_size": 4, "validate_every": 3, "keep_best": False}
+        hb.HypernetworkTrainer(hn, settings, run=tmp_path / name, **own).train(emoji, DATA)
+        return weights(hn)
+
+    def fourth(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return (prediction - target).pow(4)
+
+    seen = []
+
+    def whole(model: LatentDiffusion, batch) -> dict[str, torch.Tensor]:
+        seen.append(sorted(batch))
+        loss = model.losses(batch).mean()
+        return {"loss": loss, "size": loss.detach() * 0}
+
+    plain = with_own("plain")
+    assert torch.equal(plain, with_own("named", loss=lambda a, b: (a - b).pow(2)))
+    assert not torch.equal(plain, with_own("fourth", loss=fourth))
+    assert torch.equal(plain, with_own("whole", compute=whole))
+    assert "embeddings" in seen[0]
+    assert "size" in json.loads((tmp_path / "whole/metrics.jsonl").read_text().splitlines()[0])
+    with pytest.raises(UserError, match="expected the error of each element"):
+        with_own("mean", loss=lambda a, b: (a - b).pow(2).mean())
+
+
+def test_texts_that_do_not_fit_are_encoded_in_each_step(
+    emoji: LatentDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = weights(train(emoji, tmp_path / "kept", max_steps=3))
+    monkeypatch.setattr("hyperbrush.training.cached.TEXT_BYTES", 10)
+    again = weights(train(emoji, tmp_path / "again", max_steps=3))
+    torch.testing.assert_close(kept, again, atol=1e-4, rtol=0)
+
+
+def test_held_out_pictures_may_differ_in_shape(emoji: LatentDiffusion, tmp_path: Path) -> None:
+    from PIL import Image
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number, path in enumerate(sorted(DATA.glob("*.png"))[:20]):
+        with Image.open(path) as picture:
+            picture.convert("RGB").resize((64, 96 if number % 2 else 64)).save(folder / path.name)
+    hn = network(emoji)
+    settings = {
+        "max_steps": 2,
+        "batch_size": 2,
+        "validate_every": 1,
+        "buckets": "aspect",
+        "validation_share": 0.4,
+    }
+    hb.HypernetworkTrainer(hn, settings, run=tmp_path / "run").train(emoji, folder)
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert all(row["validation_base"] > 0 for row in rows)

@@ -1,72 +1,221 @@
-"""`hyperbrush train`, `demo` and `evaluate`: hypernetworks learned and measured."""
+"""`hyperbrush train`, `sweep`, `demo` and `evaluate`: hypernetworks learned and measured."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hyperbrush.cli.options import DEFAULT_NETWORKS, Model, Networks
 from hyperbrush.errors import UserError
 
+if TYPE_CHECKING:
+    from hyperbrush.training.hypernetwork_run import HypernetworkRun
+
 app = typer.Typer()
+
+# As `training.hypernetwork_config.PRESETS` has them: completion must not wait for torch.
+PRESETS = ("quick", "balanced", "quality", "style", "subject")
+
+
+def complete_preset(incomplete: str) -> list[str]:
+    """Presets that begin so, after those given already."""
+    before, comma, last = incomplete.rpartition(",")
+    return [before + comma + name for name in PRESETS if name.startswith(last)]
 
 
 @app.command()
 def train(
-    data: Annotated[Path | None, typer.Option(help="Folder of pictures with captions.")] = None,
-    name: Annotated[str, typer.Option(help="Name of the hypernetwork.")] = "",
-    model: Model = "emoji",
-    validation: Annotated[
-        Path | None, typer.Option(help="Folder of held-out pictures; else a tenth of the data.")
+    config: Annotated[
+        Path | None, typer.Argument(help="YAML file of settings; flags win over it. Or flags alone.")
     ] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option(help="Folder of pictures with captions; repeat for several.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Name of the hypernetwork.")] = "",
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="quick, balanced, quality; style, subject; or two: quick,style.",
+            autocompletion=complete_preset,
+        ),
+    ] = "",
+    model: Annotated[
+        str, typer.Option(help="emoji (embedded, the default), a diffusers folder, a checkpoint or a hub id.")
+    ] = "",
+    validation: Annotated[
+        list[Path] | None, typer.Option(help="Folder of held-out pictures; else a tenth of the data.")
+    ] = None,
+    start_from: Annotated[
+        str, typer.Option("--from", help="Hypernetwork file to go on from (.pt with its .optim too).")
+    ] = "",
     steps: Annotated[int | None, typer.Option(help="Optimizer steps; 20 epochs by default.")] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--lr")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures per step.")] = None,
     seed: Annotated[int | None, typer.Option(help="Everything random follows from it.")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="Of the previews; repeat for several.")] = None,
-    hypernetworks: Networks = DEFAULT_NETWORKS,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", "-s", help="Any other setting, as KEY=VALUE: -s loss=huber -s layer_norm=true."
+        ),
+    ] = None,
+    hypernetworks: Annotated[
+        Path | None, typer.Option(help="Folder the file goes to; models/hypernetworks by default.")
+    ] = None,
     run: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME by default.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Run folder to go on with.")] = None,
     at: Annotated[
         int | None, typer.Option(help="Step to resume at; the newest checkpoint by default.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show pictures, steps, memory and time; train nothing.")
+    ] = False,
+    find_lr: Annotated[
+        bool, typer.Option("--find-lr", help="Try ever higher learning rates, suggest one; train nothing.")
+    ] = False,
+    find_batch_size: Annotated[
+        bool, typer.Option("--find-batch-size", help="The most pictures at once that fit; train nothing.")
+    ] = False,
+    processes: Annotated[int, typer.Option(help="Train with so many processes on this machine.")] = 1,
 ) -> None:
     """Train a hypernetwork on a folder of pictures."""
-    from hyperbrush import console
-    from hyperbrush.training.hypernetwork_run import HypernetworkRun, read_run, save_run, train_run
-    from hyperbrush.training.trainer import Interrupted
+    from hyperbrush.training.hypernetwork_run import configured, read_run, save_run
 
+    if processes > 1:
+        from hyperbrush.training.launch import launch
+
+        raise typer.Exit(launch(processes))
     if resume is not None:
-        folder, config = resume, read_run(resume)
-    else:
-        if data is None or not name:
-            raise UserError("give --data FOLDER and --name NAME (or --resume RUN)")
-        folder = run or Path("runs") / name
-        given = {
+        if config is not None or data or setting or preset:
+            raise UserError(
+                f"--resume goes on with the settings in {resume}/config.yaml; leave the others out"
+            )
+        _train(read_run(resume), resume, resume=True, at=at)
+        return
+    settings = configured(
+        config,
+        presets=preset,
+        settings=setting or (),
+        name=name,
+        data=[str(folder) for folder in data or ()],
+        validation=[str(folder) for folder in validation or ()],
+        model=model,
+        start_from=start_from,
+        hypernetworks=str(hypernetworks) if hypernetworks else "",
+        training={
             "max_steps": steps,
             "learning_rate": learning_rate,
             "batch_size": batch_size,
             "seed": seed,
             "prompts": prompt or None,
-        }
-        config = HypernetworkRun.of(
-            name=name,
-            data=str(data),
-            model=model,
-            hypernetworks=str(hypernetworks),
-            validation=str(validation) if validation else None,
-            training={k: v for k, v in given.items() if v is not None},
-        )
-        save_run(config, folder)
-    with console.stop_on_signal() as should_stop, console.training_bar(config.name) as told:
+        },
+    )
+    folder = run or Path("runs") / settings.name
+    if dry_run or find_lr or find_batch_size:
+        _try_out(settings, folder, dry_run=dry_run, rate=find_lr, batch=find_batch_size)
+        return
+    save_run(settings, folder)
+    _train(settings, folder)
+
+
+def _train(config: "HypernetworkRun", run: Path, *, resume: bool = False, at: int | None = None) -> None:
+    from hyperbrush import console
+    from hyperbrush.training.hypernetwork_run import train_run
+    from hyperbrush.training.processes import is_main
+    from hyperbrush.training.trainer import Interrupted
+
+    with (
+        console.stop_on_signal() as should_stop,
+        console.preparing_bar() as prepared,
+        console.training_bar(config.name) as told,
+    ):
         try:
             result = train_run(
-                config, folder, resume=resume is not None, at=at, on_progress=told, should_stop=should_stop
+                config,
+                run,
+                resume=resume,
+                at=at,
+                on_report=lambda report: console.note(report.text(limit=4)) if report.findings else None,
+                on_prepare=prepared,
+                on_progress=told,
+                should_stop=should_stop,
             )
         except Interrupted as stopped:
-            console.note(f"stopped after step {stopped.step}; go on with: hyperbrush train --resume {folder}")
+            if is_main():
+                console.note(
+                    f"stopped after step {stopped.step}; go on with: hyperbrush train --resume {run}"
+                )
             raise typer.Exit(130) from None
-    console.done(result.summary())
+    if is_main():
+        console.done(result.summary())
+
+
+def _try_out(config: "HypernetworkRun", run: Path, *, dry_run: bool, rate: bool, batch: bool) -> None:
+    """What a training would be: its plan, a learning rate, a batch size."""
+    from hyperbrush import console
+    from hyperbrush.training.plan import plan, suggest_batch_size, suggest_learning_rate
+
+    if dry_run:
+        console.done(plan(config).text())
+    if rate:
+        with console.preparing_bar() as prepared:
+            curve = suggest_learning_rate(config, run, prepared)
+        console.done(str(curve))
+        console.done(str(curve.save(run / "learning_rate.png")))
+    if batch:
+        with console.preparing_bar() as prepared:
+            size = suggest_batch_size(config, run, prepared)
+        console.done(
+            f"{size} pictures at a time fit: batch_size up to that, or gradient_accumulation beyond it"
+        )
+
+
+@app.command()
+def sweep(
+    config: Annotated[
+        Path | None, typer.Argument(help="YAML file: a training, and 'sweep' with a grid or a list.")
+    ] = None,
+    run: Annotated[Path | None, typer.Option(help="Folder of the sweep; runs/CONFIG by default.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with a sweep; on several machines at once if they share it.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes on this machine.")] = 1,
+    only_work: Annotated[
+        bool, typer.Option("--only-work", hidden=True, help="Leave table and picture to another process.")
+    ] = False,
+) -> None:
+    """Train with every setting of a grid or list; one table and picture at the end."""
+    import contextlib
+    from collections.abc import Iterator
+
+    from hyperbrush import console
+    from hyperbrush.cli.tables import show
+    from hyperbrush.training.cached import Told
+    from hyperbrush.training.sweep import begin, work
+    from hyperbrush.training.sweep_table import finish
+    from hyperbrush.training.trainer import Progress
+
+    if (config is None) == (resume is None):
+        raise UserError("give a sweep's YAML file, or --resume FOLDER")
+    if resume is not None and run is not None:
+        raise UserError("--resume names the sweep's folder; leave --run out")
+
+    @contextlib.contextmanager
+    def bars(name: str) -> Iterator[tuple[Told, Callable[[Progress], None]]]:
+        with console.preparing_bar() as prepared, console.training_bar(name) as told:
+            yield prepared, told
+
+    folder = resume if resume is not None else begin(Path(str(config)), run)
+    with console.stop_on_signal() as should_stop:
+        done = work(folder, workers=workers, note=console.note, bars=bars, should_stop=should_stop)
+    if not done:
+        console.note(f"stopped; go on with: hyperbrush sweep --resume {folder}")
+        raise typer.Exit(130)
+    if not only_work:
+        found = finish(folder)
+        show(found.table())
+        console.done(found.text())
 
 
 @app.command()

@@ -1,28 +1,37 @@
 """Training an attention hypernetwork on a frozen model."""
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks import AttentionHypernetwork, attach
-from hyperbrush.ldm.data import BatchOrder, ImageFolder, LatentCache, cache_latents, cache_texts
+from hyperbrush.hypernetworks.formats.optimizer import OptimizerState, check_fits
+from hyperbrush.ldm.data import BatchOrder, CaptionedExamples, ImageFolder, captions_seen
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.models.loading import from_pipeline
 from hyperbrush.ldm.models.steps import update
+from hyperbrush.ldm.modules.diffusion import Loss
 from hyperbrush.ldm.util import keyed_generator, load_config
-from hyperbrush.training.checkpoint import digest
-from hyperbrush.training.config import OptimizerConfig, Share, Strict, TrainerConfig
-from hyperbrush.training.ldm import Examples, make_batch, validation_losses
+from hyperbrush.training.cached import FORMS, Texts, Told, cached_latents, cached_texts
+from hyperbrush.training.contact_sheet import save_previews
+from hyperbrush.training.hypernetwork_config import HypernetworkConfig
+from hyperbrush.training.ldm import make_batch, validation_losses
 from hyperbrush.training.objectives import Objective
-from hyperbrush.training.trainer import Progress, Trainer
+from hyperbrush.training.optimizers import restore_moments
+from hyperbrush.training.pictures import Pictures, hold_out, open_pictures
+from hyperbrush.training.processes import join
+from hyperbrush.training.trainer import OptimizerFactory, Progress, Trainer
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+log = logging.getLogger(__name__)
+
+# (model with the network attached, batch) → the loss to minimise, or several terms with "loss" among them.
+Compute = Callable[[LatentDiffusion, Mapping[str, Any]], Tensor | Mapping[str, Tensor]]
 
 
 class HypernetworkObjective(Objective):
@@ -33,78 +42,113 @@ class HypernetworkObjective(Objective):
     Args:
         model: frozen here.
         hypernetwork: what is trained.
-        data, held_out: examples with "latent_mean" and "caption"; see `cached_examples`.
-        texts: what the UNet is told of every caption and of the empty text, see `cached_examples`.
-        target_layers: attn1, attn2 or both.
-        prompts: of the preview, drawn with fixed seeds.
+        config: settings; of them, what concerns the loss, the draws and the previews.
+        data, held_out: examples with "latent_mean" and "caption", see `cached_latents`.
+        texts: what the UNet is told of every caption and of the empty text; None: encode in each step.
+        loss: error of each element, (prediction, target) → the same shape; the config's by default.
+        compute: the whole loss of a batch, in place of the denoising loss.
     """
 
     def __init__(
         self,
         model: LatentDiffusion,
         hypernetwork: AttentionHypernetwork,
-        data: Examples,
-        texts: Mapping[str, Mapping[str, Tensor]],
+        config: HypernetworkConfig,
+        data: CaptionedExamples,
         *,
-        held_out: Examples | None = None,
-        seed: int = 0,
-        target_layers: Sequence[str] = ("attn1", "attn2"),
-        weighting: str = "none",
-        condition_dropout: float = 0.1,
-        offset_noise: float = 0.0,
-        perturbation: float = 0.0,
-        timestep_sampling: str = "uniform",
-        prompts: Sequence[str] = (),
-        guidance_scale: float = 4.0,
+        held_out: CaptionedExamples | None = None,
+        texts: Texts | None = None,
+        loss: Loss | None = None,
+        compute: Compute | None = None,
     ) -> None:
         super().__init__()
         model.requires_grad_(False).eval()
         self._model = (model,)  # in a tuple, out of torch's sight
-        self.hypernetwork = hypernetwork
-        self.attached = attach(model.unet, [(hypernetwork, 1.0)], attn=tuple(target_layers))
-        self.data, self.texts, self.held_out, self.seed = data, texts, held_out, seed
-        self.weighting, self.dropout = weighting, condition_dropout
-        self.prompts, self.guidance_scale = list(prompts), guidance_scale
-        self.drawing: dict[str, Any] = {
-            "offset_noise": offset_noise,
-            "perturbation": perturbation,
-            "timestep_sampling": timestep_sampling,
-        }
+        self.hypernetwork, self.config = hypernetwork, config
+        self.attached = attach(
+            model.unet, [(hypernetwork, 1.0)], attn=tuple(config.target_layers), blocks=config.blocks
+        )
+        self.data, self.held_out, self.texts = data, held_out, texts
+        self.loss, self.compute = loss or config.loss, compute
+        self.order = BatchOrder(data.groups, config.batch_size, config.seed)
         self.base_loss: float | None = None
-        groups = getattr(data, "groups", None)
-        self._groups: Any = len(data) if groups is None else groups
-        self.order: BatchOrder | None = None
+        self.drawing: dict[str, Any] = {
+            "offset_noise": config.offset_noise,
+            "perturbation": config.perturbation,
+            "timestep_sampling": config.timestep_sampling,
+            "timestep_range": _steps_of(config.timestep_range, len(model.diffusion.schedule)),
+        }
+        if config.compile:
+            model.unet.compile()
 
     @property
     def model(self) -> LatentDiffusion:
         """The frozen model."""
         return self._model[0]
 
+    @property
+    def _encoders(self) -> list[torch.nn.Module]:
+        m = self.model
+        return [e for e in (m.first_stage, m.text_encoder, m.text_encoder_2) if e is not None]
+
     def place(self, device: torch.device) -> None:
-        """Move the frozen model."""
+        """Move the frozen model; encoders that have done their work stay in main memory."""
         self.model.to(device)
+        if self.texts is not None:
+            for encoder in self._encoders:
+                encoder.to("cpu")
+
+    @contextlib.contextmanager
+    def _with_encoders(self) -> Iterator[None]:
+        for encoder in self._encoders:
+            encoder.to(self.model.device)
+        try:
+            yield
+        finally:
+            self.place(self.model.device)
 
     def close(self) -> None:
         """Detach: the model is as it was."""
         self.attached.detach()
+        self.model.unet._compiled_call_impl = None  # what Module.compile sets
+        self.model.to(self.model.device)
 
     def batch(self, step: int, batch_size: int) -> dict[str, Any]:
         """Latents and text states, with this step's noise and timesteps."""
-        if self.order is None:
-            self.order = BatchOrder(self._groups, batch_size, self.seed)
+        if batch_size != self.order.batch_size:  # of a finder
+            self.order = BatchOrder(self.data.groups, batch_size, self.config.seed)
         batch = make_batch(self.data, self.order.pairs(step))
-        generator = keyed_generator(self.seed, "noise", step)
+        generator = keyed_generator(self.config.seed, "noise", step)
         drawn = self.model.draw(
-            tuple(batch["latent_means"].shape), generator, condition_dropout=self.dropout, **self.drawing
+            tuple(batch["latent_means"].shape),
+            generator,
+            condition_dropout=self.config.condition_dropout,
+            **self.drawing,
         )
         keep = drawn.pop("keep").tolist()
         captions = [c if k else "" for c, k in zip(batch["captions"], keep, strict=True)]
+        batch |= drawn | {"captions": captions}
+        return batch if self.texts is None else batch | self._told(captions)
+
+    def _told(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        assert self.texts is not None
+        if missing := [caption for caption in dict.fromkeys(captions) if caption not in self.texts]:
+            with torch.no_grad(), self._with_encoders():  # of a finder, which goes beyond the training's steps
+                found = self.model.text_conditions(missing)
+            for number, caption in enumerate(missing):
+                self.texts[caption] = {FORMS[key]: value[number].cpu() for key, value in found.items()}
         told = [self.texts[caption] for caption in captions]
-        return batch | drawn | {key: torch.stack([t[key] for t in told]) for key in told[0]}
+        return {key: torch.stack([t[key] for t in told]) for key in told[0]}
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """The mean weighted loss."""
-        return {"loss": self.model.losses(batch, weighting=self.weighting).mean()}
+        if self.compute is not None:
+            found = self.compute(self.model, batch)
+            return dict(found) if isinstance(found, Mapping) else {"loss": found}
+        losses = self.model.losses(batch, weighting=self.config.weighting, loss=self.loss)
+        if "weights" in batch:
+            losses = losses * batch["weights"].to(losses.device)
+        return {"loss": losses.mean()}
 
     def validate(self) -> dict[str, float]:
         """Loss over the fixed grid of the held-out pictures, and the model's own without the network."""
@@ -113,96 +157,46 @@ class HypernetworkObjective(Objective):
         if self.base_loss is None:
             self.attached.set_strengths([0.0])
             try:
-                self.base_loss = float(validation_losses(self.model, self.held_out).mean())
+                self.base_loss = self._validation_loss()
             finally:
                 self.attached.set_strengths([1.0])
-        return {"loss": float(validation_losses(self.model, self.held_out).mean()), "base": self.base_loss}
+        return {"loss": self._validation_loss(), "base": self.base_loss}
 
-    def preview(self) -> "Image | None":
-        """One picture a prompt, fixed seeds."""
-        from hyperbrush.ldm.pictures import grid, to_pictures
+    def _validation_loss(self) -> float:
+        assert self.held_out is not None
+        told = None if self.texts is None else self._told
+        return float(validation_losses(self.model, self.held_out, told=told).mean())
 
-        if not self.prompts:
+    def write_preview(self, run: Path, step: int) -> Path | None:
+        """One picture a prompt, with fixed seeds, and with its settings inside."""
+        from hyperbrush.ldm.pictures import to_pictures
+
+        c = self.config
+        if not c.prompts:
             return None
-        made = self.model.sample(self.prompts, guidance_scale=self.guidance_scale, steps=15)
-        return grid(to_pictures(made), columns=min(8, len(self.prompts)))
+        settings: dict[str, Any] = {"steps": c.preview_steps, "guidance_scale": c.preview_guidance}
+        with self._with_encoders():
+            seeds = [c.preview_seed + number for number in range(len(c.prompts))]
+            made = to_pictures(self.model.sample(c.prompts, seeds=seeds, **settings))
+        return save_previews(run, step, made, c.prompts, seed=c.preview_seed, **settings)
 
     def save(self, folder: Path) -> Path:
         """Write folder/NAME.safetensors."""
         return self.hypernetwork.save(folder / f"{self.hypernetwork.name}.safetensors")
 
 
-class HypernetworkConfig(Strict):
-    """Settings of `HypernetworkTrainer`, all with defaults."""
-
-    learning_rate: float = Field(1e-3, gt=0)
-    batch_size: int = Field(16, ge=1, description="pictures per optimizer step, over all processes")
-    max_steps: int | None = Field(None, ge=1, description="optimizer steps; else max_epochs")
-    max_epochs: int = Field(20, ge=1, description="times each picture is seen")
-    target_layers: list[str] = ["attn1", "attn2"]
-    seed: int = Field(0, ge=0)
-    schedule: str = Field("cosine", description="of the learning rate; see ldm.lr_scheduler")
-    warmup_steps: int = Field(10, ge=0)
-    weight_decay: float = Field(0.01, ge=0)
-    max_grad_norm: float | None = Field(1.0, gt=0)
-    ema_decay: float | None = Field(0.98, ge=0, lt=1)
-    gradient_accumulation: int = Field(1, ge=1)
-    gradient_checkpointing: bool = False
-    mixed_precision: str = "no"
-    flip: Share = Field(0.5, description="share of mirrored pictures")
-    size: int | None = Field(
-        None, ge=8, description="side of the pictures in pixels; the model's own by default"
-    )
-    validation_share: Share = Field(0.1, description="share of the pictures held out where none are given")
-    validate_every: int = Field(25, ge=1)
-    preview_every: int = Field(100, ge=1)
-    checkpoint_every: int = Field(100, ge=1)
-    log_every: int = Field(5, ge=1)
-    tensorboard: bool = False
-    weighting: str = "none"
-    condition_dropout: Share = 0.1
-    offset_noise: float = Field(0.0, ge=0)
-    perturbation: float = Field(0.0, ge=0)
-    timestep_sampling: str = "uniform"
-    prompts: list[str] = Field([], description="of the previews")
-
-    def trainer(self, pictures: int) -> TrainerConfig:
-        """The loop's share of the settings."""
-        steps = self.max_steps or max(1, -(-pictures * self.max_epochs // self.batch_size))
-        return load_config(
-            TrainerConfig,
-            {
-                "steps": steps,
-                "batch_size": self.batch_size,
-                "gradient_accumulation": self.gradient_accumulation,
-                "seed": self.seed,
-                "ema_decay": self.ema_decay,
-                "mixed_precision": self.mixed_precision,
-                "validate_every": self.validate_every,
-                "preview_every": self.preview_every,
-                "checkpoint_every": self.checkpoint_every,
-                "log_every": self.log_every,
-                "tensorboard": self.tensorboard,
-                "keep_best": True,
-                "optimizer": OptimizerConfig(
-                    learning_rate=self.learning_rate,
-                    schedule=self.schedule,
-                    warmup_steps=min(self.warmup_steps, steps // 2),
-                    weight_decay=self.weight_decay,
-                    max_grad_norm=self.max_grad_norm,
-                ).model_dump(),
-            },
-        )
-
-
 class HypernetworkTrainer:
-    """Trains a hypernetwork on a folder or dataset; the model's weights never change.
+    """Trains a hypernetwork on pictures; the model's weights never change.
 
     Args:
         hypernetwork: what is trained.
         config: settings of `HypernetworkConfig` as a mapping.
         run: folder of the run, runs/NAME by default.
+        loss, compute: a loss or a whole objective of one's own, see `HypernetworkObjective`.
+        optimizer_factory: makes an optimizer of parameter groups, instead of the config's.
+        optimizer_state: to begin with, such as `read_optimizer` finds beside a file.
         on_progress, should_stop: see `Trainer`.
+        on_prepare: called with (what, done, in all) while pictures and captions are encoded.
     """
 
     def __init__(
@@ -211,8 +205,13 @@ class HypernetworkTrainer:
         config: Mapping[str, Any] | HypernetworkConfig | None = None,
         *,
         run: str | Path | None = None,
+        loss: Loss | None = None,
+        compute: Compute | None = None,
+        optimizer_factory: OptimizerFactory | None = None,
+        optimizer_state: OptimizerState | None = None,
         on_progress: Callable[[Progress], None] | None = None,
         should_stop: Callable[[], bool] = lambda: False,
+        on_prepare: Told | None = None,
     ) -> None:
         self.hypernetwork = hypernetwork
         self.config = (
@@ -220,9 +219,13 @@ class HypernetworkTrainer:
             if isinstance(config, HypernetworkConfig)
             else load_config(HypernetworkConfig, dict(config or {}))
         )
+        if not self.config.trigger:  # [name] in templates is the network's, as in the webui
+            self.config = self.config.model_copy(update={"trigger": hypernetwork.name})
         self.run = Path(run) if run is not None else Path("runs") / hypernetwork.name
-        self.on_progress, self.should_stop = on_progress, should_stop
-        self.objective: HypernetworkObjective | None = None
+        self.loss, self.compute = loss, compute
+        self.optimizer_factory, self.optimizer_state = optimizer_factory, optimizer_state
+        self.on_progress, self.should_stop, self.on_prepare = on_progress, should_stop, on_prepare
+        self.optimizer: torch.optim.Optimizer | None = None  # after a training
 
     def train(
         self, model: Any, dataset: Any, validation: Any = None, *, resume: bool = False, at: int | None = None
@@ -231,131 +234,117 @@ class HypernetworkTrainer:
 
         Args:
             model: a `LatentDiffusion` or a diffusers pipeline.
-            dataset: a folder of captioned pictures, or a dataset with `example(index, epoch)`.
-            validation: the same, held out; else `validation_share` of a folder's pictures.
+            dataset: a folder of captioned pictures, several, an `ImageFolder` or a `Mixture`.
+            validation: the same, held out; else `validation_share` of the pictures.
             resume: go on from the run's newest checkpoint, or from the one ``at`` a step.
 
         Raises:
-            UserError: see `Trainer.train`; and whatever is wrong with the folder.
+            UserError: see `Trainer.train`; and whatever is wrong with the pictures.
         """
-        from accelerate import PartialState
-
-        opened = model if isinstance(model, LatentDiffusion) else from_pipeline(LatentDiffusion, model)
-        opened.to(PartialState().device)  # caches are made where the training will be
-        config, c = self.config, self.config
-        size = config.size or opened.image_size
-        train: ImageFolder | Subset = examples_of(dataset, size, config.flip, config.seed)
-        held_out: ImageFolder | Subset | None = None
-        if validation is not None:
-            held_out = examples_of(validation, size, 0.0, config.seed)
-        elif config.validation_share and len(train) >= 10:
-            train, held_out = split(train, config.validation_share, config.seed)
-        if config.gradient_checkpointing:
-            opened.unet.enable_gradient_checkpointing()  # type: ignore[operator]
-        cached, held, texts = cached_examples(opened, train, held_out, self.run / "cache")
-        self.objective = HypernetworkObjective(
-            opened,
-            self.hypernetwork,
-            cached,
-            texts,
-            held_out=held,
-            seed=c.seed,
-            target_layers=c.target_layers,
-            weighting=c.weighting,
-            condition_dropout=c.condition_dropout,
-            offset_noise=c.offset_noise,
-            perturbation=c.perturbation,
-            timestep_sampling=c.timestep_sampling,
-            prompts=c.prompts,
-        )
+        objective = self.objective(model, dataset, validation)
         try:
             trainer = Trainer(
-                self.objective,
-                config.trainer(len(train)),
+                objective,
+                self.config.trainer(len(objective.data)),
                 self.run,
                 on_progress=self.on_progress,
                 should_stop=self.should_stop,
+                optimizer_factory=self.optimizer_factory,
             )
+            if self.optimizer_state is not None and not resume:
+                check_fits(self.optimizer_state, self.hypernetwork)
+                restore_moments(
+                    trainer.optimizer, self.optimizer_state.optimizer_name, self.optimizer_state.state_dict
+                )
+            self.optimizer = trainer.optimizer
             return trainer.train(resume=resume, at=at)
         finally:
-            self.objective.close()
+            objective.close()
             self.hypernetwork.eval()
 
+    def optimizer_state_dict(self) -> tuple[str, dict[str, Any]]:
+        """(torch's class, state) of the optimizer after a training, for `write_optimizer`."""
+        assert self.optimizer is not None, "call train first"
+        inner = getattr(self.optimizer, "optimizer", self.optimizer)  # Accelerate wraps it
+        return type(inner).__name__, inner.state_dict()
 
-def examples_of(source: Any, size: int, flip: float, seed: int) -> ImageFolder:
-    """An `ImageFolder` from a path; one already made passes through.
+    def objective(self, model: Any, dataset: Any, validation: Any = None) -> HypernetworkObjective:
+        """Everything opened, encoded and attached, as `train` does it; call its ``close`` in the end.
+
+        For the finders, and for loops of one's own.
+
+        Raises:
+            UserError: whatever is wrong with the pictures or the model.
+        """
+        from accelerate import PartialState
+
+        c = self.config
+        opened = model if isinstance(model, LatentDiffusion) else from_pipeline(LatentDiffusion, model)
+        device = join()
+        opened.to(device).requires_grad_(False).eval()
+        train, held_out = pictures_of(opened, c, dataset, validation)
+        if c.gradient_checkpointing:
+            opened.unet.enable_gradient_checkpointing()  # type: ignore[operator]
+        if c.channels_last:
+            opened.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        order = BatchOrder(train.groups, c.batch_size, c.seed)
+        captions = ["", *captions_seen(train, order, c.steps(len(train)))]
+        if held_out is not None:
+            captions += [held_out.caption(i, 0) for i in range(len(held_out))]
+        cache = self.run / "cache"
+        with PartialState().main_process_first():  # the others find all of it encoded
+            texts = cached_texts(opened, captions, cache / "texts", self.on_prepare)
+            data, held = cached_latents(
+                opened,
+                (train, held_out),
+                cache / "latents",
+                posterior=c.latent_sampling,
+                told=self.on_prepare,
+            )
+        assert data is not None
+        if texts is None:
+            log.warning(
+                "%d different captions are too many to keep: each is encoded in its step", len(captions)
+            )
+        return HypernetworkObjective(
+            opened,
+            self.hypernetwork,
+            c,
+            data,
+            held_out=held,
+            texts=texts,
+            loss=self.loss,
+            compute=self.compute,
+        )
+
+
+def pictures_of(
+    model: LatentDiffusion, config: HypernetworkConfig, dataset: Any, validation: Any = None
+) -> tuple[Pictures, Pictures | None]:
+    """Training and held-out pictures for a model.
 
     Raises:
-        UserError: neither a folder nor an `ImageFolder`.
+        UserError: see `open_pictures`.
     """
-    if isinstance(source, str | Path):
-        return ImageFolder(source, size=size, flip=flip, seed=seed)
-    if not isinstance(source, ImageFolder):
-        raise UserError(f"dataset: expected a folder or an ImageFolder, got {type(source).__name__}")
-    return source
+    about: dict[str, Any] = {
+        "size": config.size or model.image_size,
+        "downscale": model.image_size // model.latent_shape[1],
+        "multiple": model.size_unit,
+        "seed": config.seed,
+    }
+    data = open_pictures(dataset, config, **about)
+    if validation is None:
+        return hold_out(data, config.validation_share, config.seed)
+    held = open_pictures(validation, config, **about)
+    if isinstance(held, ImageFolder):
+        return data, held.without_chance()
+    return data, held.over(lambda one: one.without_chance() if isinstance(one, ImageFolder) else one)
 
 
-def split(data: "ImageFolder | Subset", share: float, seed: int) -> tuple["Subset", "Subset"]:
-    """Two parts by a seeded choice, the second of ``share`` of the pictures and never mirrored."""
-    order = torch.randperm(len(data), generator=keyed_generator(seed, "split")).tolist()
-    held = max(1, round(share * len(data)))
-    return Subset(data, sorted(order[held:])), Subset(data, sorted(order[:held]))
-
-
-class Subset:
-    """Some of a folder's pictures."""
-
-    def __init__(self, data: Any, indices: Sequence[int]) -> None:
-        self.data, self.indices = data, list(indices)
-        self.captions = [data.captions[i] for i in self.indices]
-        groups = getattr(data, "groups", None)
-        self.groups = None if groups is None else [groups[i] for i in self.indices]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def example(self, index: int, epoch: int) -> dict[str, Any]:
-        """The example of the whole."""
-        found: dict[str, Any] = self.data.example(self.indices[index], epoch)
-        return found
-
-
-def cached_examples(
-    model: LatentDiffusion,
-    train: Any,
-    held_out: Any,
-    folder: Path,
-) -> tuple[Examples, Examples | None, dict[str, dict[str, Tensor]]]:
-    """Latents of all pictures and text states of all captions, encoded once and kept in ``folder``."""
-    with LatentCache(folder / "latents", digest(dict(model.first_stage.state_dict()))) as cache:
-
-        def latents(data: Any) -> Any:
-            if isinstance(data, Subset):
-                return Subset(latents(data.data), data.indices)
-            return cache_latents(data, model.moments, cache)
-
-        cached, held = latents(train), None if held_out is None else latents(held_out)
-    captions = list(dict.fromkeys(["", *train.captions, *(held_out.captions if held_out else [])]))
-    return cached, held, cached_texts(model, captions, folder / "texts")
-
-
-def cached_texts(model: LatentDiffusion, captions: list[str], folder: Path) -> dict[str, dict[str, Tensor]]:
-    """Each caption's "embeddings" (tokens, width), and for Stable Diffusion XL "pooled_embeddings"."""
-    assert model.text_encoder is not None
-    found: dict[str, dict[str, Tensor]] = {caption: {} for caption in captions}
-    names = {"context": "embeddings", "pooled": "pooled_embeddings"}
-    encoders = [e for e in (model.text_encoder, model.text_encoder_2) if e is not None]
-    weights = {f"{i}.{k}": v for i, e in enumerate(encoders) for k, v in e.state_dict().items()}
-    for key in ("context", "pooled")[: len(encoders)]:
-
-        def encode(texts: list[str], key: str = key) -> Tensor:
-            with torch.no_grad():
-                return model.text_conditions(texts)[key]
-
-        with LatentCache(folder / key, digest(weights)) as cache:
-            for caption, states in cache_texts(captions, encode, cache).items():
-                found[caption][names[key]] = states
-    return found
+def _steps_of(shares: tuple[float, float] | None, steps: int) -> tuple[int, int] | None:
+    if shares is None:
+        return None
+    return math.floor(shares[0] * steps), max(math.floor(shares[0] * steps) + 1, math.ceil(shares[1] * steps))
 
 
 def train_hypernetwork(

@@ -1,37 +1,52 @@
 """`hyperbrush train`: a hypernetwork's run, from its config to a file in the library."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import yaml
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from hyperbrush.errors import UserError
-from hyperbrush.files import write_text
-from hyperbrush.hypernetworks import AttentionHypernetwork
-from hyperbrush.ldm.data import ImageFolder
+from hyperbrush.errors import UserError, unknown_name
+from hyperbrush.files import write_json, write_text
+from hyperbrush.hypernetworks import AttentionHypernetwork, load
+from hyperbrush.hypernetworks.formats.optimizer import OptimizerState, read_optimizer, write_optimizer
 from hyperbrush.ldm.models import LatentDiffusion
-from hyperbrush.ldm.util import keyed_seed, load_config
+from hyperbrush.ldm.util import keyed_seed, load_config, read_yaml
+from hyperbrush.training.cached import Told
 from hyperbrush.training.config import Strict
-from hyperbrush.training.hypernetwork import HypernetworkConfig, HypernetworkTrainer
+from hyperbrush.training.hypernetwork import HypernetworkTrainer
+from hyperbrush.training.hypernetwork_config import HypernetworkConfig, preset
 from hyperbrush.training.metrics import read
+from hyperbrush.training.pictures import FolderConfig
+from hyperbrush.training.preflight import Preflight, preflight
+from hyperbrush.training.processes import join
+from hyperbrush.training.report import report_run
 from hyperbrush.training.trainer import Progress
 
 
 class NetworkConfig(Strict):
     """The hypernetwork itself; see `AttentionHypernetwork`."""
 
-    layer_structure: list[float] = [1, 2, 1]
-    activation: str = "relu"
-    layer_norm: bool = False
-    dropout_structure: list[float] | None = None
-    activate_output: bool = False
-    weight_init: str = "zero"
-    per_site: bool = False
+    layer_structure: list[float] = Field(
+        [1, 2, 1], description="widths of the layers, as multiples of the context's"
+    )
+    activation: str = Field("relu", description="linear, relu, leakyrelu, elu, swish, tanh, sigmoid, mish, …")
+    layer_norm: bool = Field(False, description="normalise after each layer")
+    dropout_structure: list[float] | None = Field(
+        None, description="dropout after each width, as long as layer_structure"
+    )
+    activate_output: bool = Field(False, description="activate after the last layer too")
+    weight_init: str = Field(
+        "zero",
+        description="zero: it begins by changing nothing; Normal, XavierNormal, KaimingUniform, … as the webui's",
+    )
+    per_site: bool = Field(
+        False, description="a network for each attention instead of one for each width; not for the webui"
+    )
 
 
 class HypernetworkRun(Strict):
@@ -39,17 +54,100 @@ class HypernetworkRun(Strict):
 
     kind: Literal["hypernetwork"] = "hypernetwork"
     name: str = Field(pattern=r"^[^/\\:<>\x00]+$", description="no slashes, colons or angle brackets")
-    data: str
-    validation: str | None = None
-    model: str = "emoji"
-    hypernetworks: str = "models/hypernetworks"
+    data: list[FolderConfig] = Field(
+        min_length=1, description="a folder, or several with repeats, shares and weights"
+    )
+    validation: list[FolderConfig] = Field(
+        [], description="folders held out; else validation_share of the data"
+    )
+    model: str = Field("emoji", description="emoji, a diffusers folder, a single-file checkpoint or a hub id")
+    start_from: str = Field(
+        "", description="a hypernetwork file to go on from, with its .optim where that is beside it"
+    )
+    hypernetworks: str = Field("models/hypernetworks", description="folder the finished file goes to")
+    save_optimizer: bool = Field(
+        False, description="write the optimizer's state beside the file (.optim), as the webui can"
+    )
     network: NetworkConfig = NetworkConfig()
     training: HypernetworkConfig = HypernetworkConfig()
+
+    @field_validator("data", "validation", mode="before")
+    @classmethod
+    def _folders(cls, value: Any) -> Any:
+        if value is None:
+            return []
+        return [value] if isinstance(value, str | Path | dict | FolderConfig) else value
 
     @classmethod
     def of(cls, **values: Any) -> "HypernetworkRun":
         """Validate values given by a person, all errors together."""
         return load_config(cls, values)
+
+
+def configured(
+    source: str | Path | None = None,
+    *,
+    presets: str = "",
+    settings: Sequence[str] = (),
+    training: Mapping[str, Any] | None = None,
+    **values: Any,
+) -> HypernetworkRun:
+    """A run's settings: presets first, then a YAML file (which may name a ``preset`` too), then what is given.
+
+    Args:
+        source: the file; its stem is the name where none is given.
+        presets: names joined by commas, see `preset`.
+        settings: "KEY=VALUE" texts; a key is written whole ("network.activation") or, where that is clear,
+            as its last part; values are YAML.
+        training, values: settings by name; None and "" say nothing.
+
+    Raises:
+        UserError: whatever is wrong with any of them.
+    """
+    read_values = {} if source is None else read_yaml(Path(source))
+    if source is not None:
+        read_values = {"name": Path(source).stem, **read_values}
+    first = {"training": preset(str(read_values.pop("preset", ""))) | preset(presets)}
+    given = {key: value for key, value in values.items() if value not in (None, "", [], ())}
+    own = {key: value for key, value in (training or {}).items() if value is not None}
+    merged = _merged(_merged(first, read_values), given | {"training": own})
+    for text in settings:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise UserError(f"setting {text!r}: expected KEY=VALUE, such as loss=huber")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"setting {text!r}: {value!r} is not valid YAML") from error
+        for part in reversed(_full_name(key.strip())):
+            parsed = {part: parsed}
+        merged = _merged(merged, parsed)
+    return load_config(HypernetworkRun, merged)
+
+
+def setting_names() -> list[str]:
+    """Every setting by its whole name, "training.loss"."""
+    inner: dict[str, type[Strict]] = {"network": NetworkConfig, "training": HypernetworkConfig}
+    top = [name for name in HypernetworkRun.model_fields if name not in (*inner, "kind")]
+    return top + [f"{room}.{name}" for room, model in inner.items() for name in model.model_fields]
+
+
+def _full_name(key: str) -> list[str]:
+    names = setting_names()
+    found = [name for name in names if name == key or name.rpartition(".")[2] == key]
+    if key in found:
+        return key.split(".")
+    if len(found) != 1:
+        raise unknown_name("setting", key, [*names, *(n.rpartition(".")[2] for n in names)])
+    return found[0].split(".")
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    found = dict(below)
+    for key, value in above.items():
+        inside = found.get(key)
+        found[key] = _merged(inside, value) if isinstance(inside, dict) and isinstance(value, dict) else value
+    return found
 
 
 @dataclass
@@ -64,6 +162,7 @@ class Result:
     base_loss: float
     best_loss: float
     best_step: int
+    report: Path
 
     def summary(self) -> str:
         """A few lines for a person."""
@@ -73,11 +172,16 @@ class Result:
                 f"validation loss {self.base_loss:.4f} without, {self.best_loss:.4f} with it "
                 f"(best, at step {self.best_step})"
             )
-        lines.append(
-            f'try: hyperbrush generate "<hypernet:{self.config.name}:1> cat face" '
+        lines += [f"report: {self.report}", f"try: {self.command()}"]
+        return "\n".join(lines)
+
+    def command(self) -> str:
+        """A command that draws with it."""
+        prompt = (self.config.training.prompts or ["cat face"])[0]
+        return (
+            f'hyperbrush generate "{prompt} <hypernet:{self.config.name}:1>" '
             f"--model {self.config.model} --hypernetworks {self.file.parent}"
         )
-        return "\n".join(lines)
 
 
 def save_run(config: HypernetworkRun, run: Path) -> None:
@@ -107,6 +211,58 @@ def read_run(run: Path) -> HypernetworkRun:
     return load_config(HypernetworkRun, run / "config.yaml")
 
 
+def look_over(
+    config: HypernetworkRun, model: LatentDiffusion, progress: Callable[[int, int], None] | None = None
+) -> Preflight:
+    """The preflight of a run's pictures, as its training will see them."""
+    t = config.training
+    named = t if t.trigger else t.model_copy(update={"trigger": config.name})
+    size = t.size or model.image_size
+    return preflight(
+        [f.path for f in config.data],
+        validation=[f.path for f in config.validation] or None,
+        size=size,
+        buckets=t.shapes(size, model.size_unit),
+        crop=t.crop,
+        captions=t.captions,
+        file_names=t.file_names(),
+        captioning=named.captioning(),
+        masks=t.mask_settings(model.image_size // model.latent_shape[1]),
+        tokenizer=model.tokenizer,
+        batch_size=t.batch_size,
+        progress=progress,
+    )
+
+
+def open_network(
+    config: HypernetworkRun, model: LatentDiffusion
+) -> tuple[AttentionHypernetwork, OptimizerState | None]:
+    """The hypernetwork a run begins with, and the optimizer's state if it goes on from a file that has one.
+
+    Raises:
+        UserError: the file cannot be read; settings of a new network beside ``start_from``.
+    """
+    about = {"sd_checkpoint_name": config.model}
+    if config.start_from:
+        if config.network != NetworkConfig():
+            raise UserError("start_from brings its own network; leave the settings of 'network' out")
+        network = load(config.start_from, torch.float32)
+        network.name = config.name
+        network.metadata = {**network.metadata, **about}
+        return network.requires_grad_(True), read_optimizer(config.start_from)
+    torch.manual_seed(keyed_seed(config.training.seed, "initialisation"))
+    chosen: dict[str, Any] = {"blocks": config.training.blocks} if config.network.per_site else {}
+    network = AttentionHypernetwork.for_unet(
+        model.unet,
+        attn=tuple(config.training.target_layers),
+        name=config.name,
+        metadata=about,
+        **chosen,
+        **config.network.model_dump(),
+    )
+    return network, None
+
+
 def train_run(
     config: HypernetworkRun,
     run: Path,
@@ -114,42 +270,73 @@ def train_run(
     resume: bool = False,
     at: int | None = None,
     model: LatentDiffusion | None = None,
+    on_report: Callable[[Preflight], None] | None = None,
+    on_prepare: Told | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Result:
     """Train, save into the run and into the library folder, and say how it went.
 
+    Args:
+        config, run: what and where.
+        resume, at: see `Trainer.train`.
+        model: already opened; the config's by default.
+        on_report: told the preflight's report, before the first step.
+        on_prepare, on_progress, should_stop: see `HypernetworkTrainer`.
+
     Raises:
         UserError: whatever is wrong with data, model or settings, before the first step where possible.
         Interrupted: `should_stop` said so; the run can be resumed.
     """
-    ImageFolder(config.data)  # names every broken picture before the model is opened
+    from accelerate import PartialState
+
+    for folder in (*config.data, *config.validation):
+        if not Path(folder.path).is_dir():  # before the model is opened
+            raise UserError(f"there is no folder {folder.path}: expected one with pictures to train on")
     opened = model or LatentDiffusion.from_pretrained(config.model)
-    torch.manual_seed(keyed_seed(config.training.seed, "initialisation"))
-    network = AttentionHypernetwork.for_unet(
-        opened.unet,
-        attn=tuple(config.training.target_layers),
-        name=config.name,
-        metadata={"sd_checkpoint_name": config.model},
-        **config.network.model_dump(),
-    )
+    join()
+    is_main = PartialState().is_main_process
+    if is_main and not resume:
+        report = look_over(config, opened, None if on_prepare is None else _named(on_prepare, "looking at"))
+        write_json(run / "preflight.json", report.as_dict())
+        if on_report is not None:
+            on_report(report)
+    network, optimizer_state = open_network(config, opened)
+    before = int(network.step or 0)
     trainer = HypernetworkTrainer(
-        network, config.training, run=run, on_progress=on_progress, should_stop=should_stop
+        network,
+        config.training,
+        run=run,
+        optimizer_state=optimizer_state,
+        on_progress=on_progress,
+        should_stop=should_stop,
+        on_prepare=on_prepare if is_main else None,
     )
-    trained = trainer.train(opened, config.data, config.validation, resume=resume, at=at)
-    rows = read(run / "metrics.jsonl")
+    trained = trainer.train(opened, config.data, config.validation or None, resume=resume, at=at)
+    rows = [row for row in read(run / "metrics.jsonl") if "loss" in row]
     best = min((r for r in rows if "validation_loss" in r), key=lambda r: r["validation_loss"], default={})
-    network.step = int(best.get("step", rows[-1]["step"]))
-    file = Path(config.hypernetworks) / trained.name
-    network.save(trained)
-    network.save(file)
-    return Result(
+    best_step = int(best.get("step", rows[-1]["step"]))
+    network.step = before + best_step
+    result = Result(
         config,
         run,
-        file,
+        Path(config.hypernetworks) / trained.name,
         rows[-1]["step"],
         rows[-1]["seconds"],
         best.get("validation_base", math.inf),
         best.get("validation_loss", math.inf),
-        network.step,
+        best_step,
+        run / "report.html",
     )
+    if is_main:
+        for file in (trained, result.file):
+            network.save(file)
+            if config.save_optimizer:
+                name, state = trainer.optimizer_state_dict()
+                write_optimizer(file, name, state)
+        report_run(run, commands=[result.command()])
+    return result
+
+
+def _named(told: Told, what: str) -> Callable[[int, int], None]:
+    return lambda done, of: told(what, done, of)

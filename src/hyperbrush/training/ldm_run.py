@@ -11,29 +11,22 @@ from pydantic import Field, TypeAdapter, model_validator
 
 from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.files import write_text
-from hyperbrush.ldm.data import ImageFolder, LatentCache, LatentDataset, cache_latents
+from hyperbrush.ldm.data import LatentCache, Mixture, cache_latents
 from hyperbrush.ldm.models import LatentDiffusion, first_stage
 from hyperbrush.ldm.modules.losses import FirstStageLoss
 from hyperbrush.ldm.util import keyed_seed, load_config, read_yaml
 from hyperbrush.training.checkpoint import digest
 from hyperbrush.training.config import Share, Strict, TrainerConfig
-from hyperbrush.training.ldm import DenoisingObjective, Examples, FirstStageObjective
+from hyperbrush.training.ldm import DenoisingObjective, FirstStageObjective
 from hyperbrush.training.objectives import Objective
-
-
-class Folder(Strict):
-    """One folder of captioned pictures."""
-
-    path: str
-    caption_suffix: str = Field("", description="joined to every caption, such as ', flat style'")
-    repeats: int = Field(1, ge=1, description="times each picture counts in an epoch")
+from hyperbrush.training.pictures import FolderConfig, PictureSettings, as_mixture
 
 
 class DataConfig(Strict):
     """Where the pictures are; all are brought to `size`."""
 
-    folders: list[Folder] = Field(min_length=1)
-    held_out: list[Folder] = []
+    folders: list[FolderConfig] = Field(min_length=1)
+    held_out: list[FolderConfig] = []
     size: int = Field(64, ge=8)
     flip: Share = 0.0
     cache: str = Field("", description="folder for cached latents; the run's own by default")
@@ -145,48 +138,25 @@ Run = FirstStageRun | DiffusionRun
 KINDS = {"first_stage": FirstStageRun, "diffusion": DiffusionRun}
 
 
-class Folders:
-    """Several folders as one dataset of captioned examples."""
+def open_folders(data: DataConfig, held_out: bool, seed: int) -> Mixture:
+    """The folders of a config, to train on or held out."""
+    pictures = PictureSettings(size=data.size, flip=0.0 if held_out else data.flip)
+    folders = data.held_out if held_out else data.folders
+    about = {"size": data.size, "downscale": 1, "multiple": 1, "seed": seed}
+    return as_mixture(folders, pictures, **about, on_problem="raise")
 
-    def __init__(self, folders: list[Folder], size: int, flip: float, seed: int) -> None:
-        self.parts = [
-            (ImageFolder(f.path, size=size, flip=flip, seed=keyed_seed(seed, f.path)), f) for f in folders
-        ]
-        self.examples: list[Examples] = [dataset for dataset, _ in self.parts]
-        self._index()
 
-    def _index(self) -> None:
-        self.places = [
-            (part, i)
-            for part, (data, folder) in enumerate(self.parts)
-            for _ in range(folder.repeats)
-            for i in range(len(data))
-        ]
+def captions_of(data: Mixture) -> list[str]:
+    """Every caption once, as it is told, suffix included."""
+    return list(dict.fromkeys(data.caption(i, 0) for i in range(len(data))))
 
-    def __len__(self) -> int:
-        return len(self.places)
 
-    def example(self, index: int, epoch: int) -> dict[str, Any]:
-        """An example with its folder's caption suffix."""
-        part, i = self.places[index]
-        found = self.examples[part].example(i, epoch)
-        return found | {"caption": found["caption"] + self.parts[part][1].caption_suffix}
-
-    @property
-    def captions(self) -> list[str]:
-        """Every caption once, suffix included."""
-        return list(dict.fromkeys(c + f.caption_suffix for data, f in self.parts for c in data.captions))
-
-    def cached(
-        self, model: LatentDiffusion, folder: Path, progress: Callable[[int, int], None] | None
-    ) -> None:
-        """Replace pictures by their latents, encoded once and kept in ``folder``."""
-        fingerprint = digest(dict(model.first_stage.state_dict()))
-        with LatentCache(folder, fingerprint) as cache:
-            datasets: list[LatentDataset] = [
-                cache_latents(data, model.moments, cache, progress=progress) for data, _ in self.parts
-            ]
-        self.examples = list(datasets)
+def cached(
+    data: Mixture, model: LatentDiffusion, folder: Path, progress: Callable[[int, int], None] | None
+) -> Mixture:
+    """Latents for pictures, encoded once and kept in ``folder``."""
+    with LatentCache(folder, digest(dict(model.first_stage.state_dict()))) as cache:
+        return cache_latents(data, model.moments, cache, progress=progress)
 
 
 def read_config(source: str | Path | dict[str, Any], **overrides: Any) -> Run:
@@ -206,8 +176,8 @@ def read_config(source: str | Path | dict[str, Any], **overrides: Any) -> Run:
 def build(config: Run, run: Path, progress: Callable[[int, int], None] | None = None) -> Objective:
     """Data, networks and objective of a run; pictures are checked before anything is computed."""
     data, seed = config.data, config.training.seed
-    train = Folders(data.folders, data.size, data.flip, seed)
-    held_out = Folders(data.held_out, data.size, 0.0, seed) if data.held_out else None
+    train = open_folders(data, False, seed)
+    held_out = open_folders(data, True, seed) if data.held_out else None
     torch.manual_seed(keyed_seed(seed, "initialisation"))
     if isinstance(config, FirstStageRun):
         m = config.model
@@ -230,15 +200,15 @@ def build(config: Run, run: Path, progress: Callable[[int, int], None] | None = 
             stage, FirstStageLoss(**config.loss.model_dump()), train, held_out=held_out, seed=seed
         )
     model = _diffusion_model(config, train)
-    words = re.findall(r"[^\W_]+", " ".join(train.captions).casefold())
+    words = re.findall(r"[^\W_]+", " ".join(captions_of(train)).casefold())
     model.known_words = (model.known_words or frozenset()) | frozenset(words)
     if not config.start_from:
         every = range(0, len(train), max(1, len(train) // 512))
         model.measure_scale(torch.stack([train.example(i, 0)["image"] for i in every]))
     cache = Path(data.cache) if data.cache else run / "cache"
-    train.cached(model, cache, progress)
+    train = cached(train, model, cache, progress)
     if held_out is not None:
-        held_out.cached(model, cache, progress)
+        held_out = cached(held_out, model, cache, progress)
     model.first_stage.requires_grad_(False)
     if config.training.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()  # type: ignore[operator]
@@ -260,7 +230,7 @@ def build(config: Run, run: Path, progress: Callable[[int, int], None] | None = 
     )
 
 
-def _diffusion_model(config: DiffusionRun, train: Folders) -> LatentDiffusion:
+def _diffusion_model(config: DiffusionRun, train: Mixture) -> LatentDiffusion:
     if config.start_from:
         return LatentDiffusion.from_pretrained(config.start_from)
     if not config.first_stage:
@@ -279,7 +249,7 @@ def _diffusion_model(config: DiffusionRun, train: Folders) -> LatentDiffusion:
     is_vq = "VQModel" in (folder / "config.json").read_text(encoding="utf-8")
     stage = (VQModel if is_vq else AutoencoderKL).from_pretrained(folder, low_cpu_mem_usage=False)
     t, u, p = config.text, config.unet, config.process
-    tokenizer = train_tokenizer(train.captions, vocabulary=t.vocabulary, max_length=t.max_length)
+    tokenizer = train_tokenizer(captions_of(train), vocabulary=t.vocabulary, max_length=t.max_length)
     encoder = build_text_encoder(tokenizer, width=t.width, layers=t.layers, num_heads=t.num_heads)
     return LatentDiffusion(
         stage.config.latent_channels,

@@ -1,0 +1,207 @@
+"""A run's previews over time in one picture: a row for each prompt, a column for each step shown."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from hyperbrush.errors import UserError
+from hyperbrush.files import atomic_folder
+from hyperbrush.generation.infotext import Infotext, write_infotext
+from hyperbrush.generation.picture_files import save_picture
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PREVIEWS = "previews"  # of a run folder
+NAME = "contact_sheet.png"
+SMALLEST, LARGEST = 128, 256  # pixels of a cell's height
+ACROSS = 8  # pictures a row in the grids of older runs, see `objectives`
+GAP = 2  # pixels between them
+log = logging.getLogger(__name__)
+
+
+def preview_path(run: str | Path, step: int) -> Path:
+    """Folder of the previews at a step: previews/step-00000100, with prompt-0.png and so on in it."""
+    return Path(run) / PREVIEWS / f"step-{step:08d}"
+
+
+def save_previews(
+    run: str | Path, step: int, pictures: "Sequence[Image]", prompts: Sequence[str] = (), **settings: Any
+) -> Path:
+    """Write one picture a prompt, all or none, each with its prompt and step inside; return the folder.
+
+    settings: further fields of `Infotext`, such as steps, seed and guidance_scale of the sampling.
+
+    Raises:
+        UserError: it cannot be written; another number of prompts than pictures.
+    """
+    if prompts and len(prompts) != len(pictures):
+        raise UserError(f"{len(pictures)} previews for {len(prompts)} prompts; expected one for each")
+    with atomic_folder(preview_path(run, step)) as folder:
+        for number, picture in enumerate(pictures):
+            prompt = prompts[number] if prompts else ""
+            about = {"Run": run_name(run), "Training step": str(step)}
+            told = Infotext(prompt=prompt, size=(picture.height, picture.width), fields=about, **settings)
+            save_picture(picture, folder / f"prompt-{number}.png", write_infotext(told))
+    return preview_path(run, step)
+
+
+def find_previews(run: str | Path) -> dict[int, Path]:
+    """Step → its folder of pictures, or its one file with a grid of all prompts, ascending."""
+    found: dict[int, Path] = {}
+    folder = Path(run) / PREVIEWS
+    for path in sorted(folder.glob("step-*")) if folder.is_dir() else []:
+        number = path.name.removeprefix("step-").removesuffix(".png")
+        if number.isdecimal() and (path.is_dir() or path.suffix == ".png"):
+            found[int(number)] = path
+    return dict(sorted(found.items()))
+
+
+def open_previews(path: Path, count: int = 0) -> "list[Image]":
+    """The pictures of one step, in the order of the prompts.
+
+    path: of `find_previews`; count: number of prompts, by which a grid is cut; 0: the grid stays whole.
+
+    Raises:
+        UserError: a picture cannot be read.
+    """
+    from PIL import Image
+
+    files = [path]
+    if path.is_dir():
+        numbered = [p for p in path.glob("prompt-*.png") if p.stem[7:].isdecimal()]
+        files = sorted(numbered, key=lambda p: int(p.stem[7:]))
+    pictures = []
+    for file in files:
+        try:
+            with Image.open(file) as picture:
+                pictures.append(picture.convert("RGB"))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise UserError(f"cannot read the preview {file}: {error}") from error
+    return _cut(pictures[0], count) if not path.is_dir() and count else pictures
+
+
+def chosen_steps(steps: Sequence[int], columns: int) -> list[int]:
+    """At most so many of them, evenly, the first and the last always.
+
+    Raises:
+        UserError: fewer than two columns.
+
+    >>> chosen_steps([100, 200, 300, 400, 500, 600, 640], 4)
+    [100, 300, 500, 640]
+    """
+    if columns < 2:
+        raise UserError(
+            f"a contact sheet of {columns} columns; expected 2 or more: the first step and the last"
+        )
+    ordered = sorted(set(steps))
+    if len(ordered) <= columns:
+        return ordered
+    return [ordered[round(i * (len(ordered) - 1) / (columns - 1))] for i in range(columns)]
+
+
+def contact_sheet(
+    run: str | Path,
+    *,
+    prompts: Sequence[str] | None = None,
+    columns: int = 8,
+    side: int | None = None,
+    best: int | None = None,
+) -> "Image | None":
+    """Draw it from a run folder's previews; None where there are none yet.
+
+    prompts: labels of the rows; those of the run's config by default.
+    columns: steps shown at most.
+    side: height of a picture in pixels; the pictures' own by default, from 128 to 256.
+    best: the step whose column is called the best.
+
+    Raises:
+        UserError: fewer than two columns.
+    """
+    from PIL import Image
+
+    from hyperbrush.generation.grids import labelled_grid
+
+    said = run_prompts(run) if prompts is None else list(prompts)
+    found = find_previews(run)
+    shown: dict[int, list[Image.Image]] = {}
+    for step in chosen_steps(list(found), columns):
+        try:
+            shown[step] = open_previews(found[step], len(said))
+        except UserError as error:
+            log.warning("%s; its column is left out", error)
+    shown = {step: pictures for step, pictures in shown.items() if pictures}
+    if not shown:
+        return None
+    height = side or min(LARGEST, max(SMALLEST, max(p.height for row in shown.values() for p in row)))
+    rows = max(map(len, shown.values()))
+    nothing = Image.new("RGB", next(iter(shown.values()))[0].size, "white")
+    cells = [[row[y] if y < len(row) else nothing for row in shown.values()] for y in range(rows)]
+    labels = [said[y] if y < len(said) and len(said) >= rows else "" for y in range(rows)]
+    above = [f"step {step}" + (" (best)" if step == best else "") for step in shown]
+    return labelled_grid(cells, labels, above, side=height, title=run_name(run))
+
+
+def write_contact_sheet(run: str | Path, path: str | Path | None = None, **options: Any) -> Path | None:
+    """Write `contact_sheet` with the run's settings inside, as contact_sheet.png in the run folder by default.
+
+    Returns None, and writes nothing, where there are no previews yet.
+
+    Raises:
+        UserError: as `contact_sheet`; it cannot be written.
+    """
+    if (page := contact_sheet(run, **options)) is None:
+        return None
+    target = Path(run) / NAME if path is None else Path(path)
+    return save_picture(page, target, sheet_text(run, options.get("prompts")))
+
+
+def sheet_text(run: str | Path, prompts: Sequence[str] | None = None) -> str:
+    """The run's name, prompts and training settings, as a picture's ``parameters`` text."""
+    config = run_config(run)
+    fields = {"Run": run_name(run)}
+    if isinstance(training := config.get("training"), Mapping):
+        settings = {k: v for k, v in training.items() if k != "prompts" and v is not None}
+        fields["Training"] = json.dumps(settings, default=str, ensure_ascii=False)
+    said = run_prompts(run) if prompts is None else prompts
+    model = config.get("model")
+    named = model if isinstance(model, str) else ""
+    return write_infotext(Infotext(prompt="\n".join(said), model=named, fields=fields))
+
+
+def run_config(run: str | Path) -> dict[str, Any]:
+    """The run's config.yaml as it stands there; empty where there is none that can be read."""
+    try:
+        found = yaml.safe_load((Path(run) / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def run_name(run: str | Path) -> str:
+    """The name in the run's config, else that of its folder."""
+    return str(run_config(run).get("name") or Path(run).resolve().name)
+
+
+def run_prompts(run: str | Path) -> list[str]:
+    """The prompts of the run's previews, by its config."""
+    config = run_config(run)
+    training = config.get("training")
+    inner = training.get("prompts") if isinstance(training, Mapping) else None
+    found = inner or config.get("prompts") or []
+    return [str(prompt) for prompt in found] if isinstance(found, list) else []
+
+
+def _cut(page: "Image", count: int) -> "list[Image]":
+    """The first ``count`` pictures of a grid that `hyperbrush.ldm.pictures.grid` made."""
+    across = min(ACROSS, count)
+    down = -(-count // across)
+    width, height = (page.width + GAP) // across - GAP, (page.height + GAP) // down - GAP
+    if (width + GAP) * across - GAP != page.width or (height + GAP) * down - GAP != page.height:
+        return [page]  # of another number of prompts
+    corners = [(n % across * (width + GAP), n // across * (height + GAP)) for n in range(count)]
+    return [page.crop((x, y, x + width, y + height)) for x, y in corners]

@@ -1,0 +1,219 @@
+"""The pictures and captions of a training, from settings to datasets."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from hyperbrush.errors import UserError
+from hyperbrush.ldm.data import (
+    Buckets,
+    Captioning,
+    FileNames,
+    ImageFolder,
+    Masks,
+    Mixture,
+    OriginalSizes,
+    Part,
+    Selection,
+    read_templates,
+    split,
+)
+from hyperbrush.ldm.util import keyed_seed
+from hyperbrush.training.config import Share, Strict
+
+Pictures = ImageFolder | Selection | Mixture
+
+
+class FolderConfig(Strict):
+    """One folder among several, or its path alone; `ldm.data.Part` says what the numbers do."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path(cls, value: Any) -> Any:
+        return {"path": str(value)} if isinstance(value, str | Path) else value
+
+    path: str
+    repeats: int = Field(1, ge=1, description="times each picture counts in an epoch")
+    share: float | None = Field(
+        None, gt=0, description="its part of all examples, in place of repeats; for all folders or none"
+    )
+    loss_weight: float = Field(1.0, ge=0, description="what the loss of its pictures is multiplied with")
+    keep_prior: bool = Field(
+        False, description="pictures of the class, not of the subject, that hold the model to what it knew"
+    )
+    caption_suffix: str = Field("", description="joined to every caption of this folder")
+
+
+class PictureSettings(Strict):
+    """How pictures and captions become examples; `ldm.data.ImageFolder` and `Captioning` have the details."""
+
+    size: int | None = Field(None, ge=8, description="side in pixels; the model's own by default")
+    buckets: Literal["none", "aspect", "original"] = Field(
+        "none",
+        description="none: one square shape; aspect: shapes of about the same area; original: each its own size",
+    )
+    bucket_step: int | None = Field(
+        None, ge=1, description="what bucket sides are multiples of; a fitting one of the model by default"
+    )
+    bucket_ratio: float = Field(
+        2.0, ge=1, description="of the longer to the shorter side of a bucket at most"
+    )
+    crop: Literal["center", "random", "none"] = Field(
+        "center", description="none: the whole picture, squeezed"
+    )
+    crop_variants: int = Field(4, ge=1, description="random crops of a picture that are kept as latents")
+    flip: Share = Field(0.5, description="share of mirrored pictures")
+    background: str = Field("white", description="colour behind transparent pictures")
+    masks: Literal["none", "alpha", "files"] = Field(
+        "none", description="weights of the loss: the pictures' transparency, or NAME.mask.png files"
+    )
+    mask_folder: str | None = Field(None, description="masks of the pictures' names in a folder of their own")
+    mask_floor: Share = Field(0.0, description="weight where the mask is black")
+    latent_sampling: Literal["deterministic", "once", "random"] = Field(
+        "deterministic", description="the posterior's mean, one draw for good, or a new draw each time"
+    )
+    captions: Literal["auto", "metadata", "text", "filename", "none"] = Field(
+        "auto", description="metadata.jsonl, else NAME.txt, else the file name; or one of them alone"
+    )
+    filename_drop_number: bool = Field(False, description="0012-red cat.png is 'red cat'")
+    filename_words: str = Field("", description="a regular expression for the words of a file name")
+    filename_join: str = Field(" ", description="stands between these words")
+    templates: str = Field(
+        "",
+        description="sentences with [name] and [filewords]: style, style_filewords, subject, subject_filewords, "
+        "hypernetwork, none, or a text file of your own",
+    )
+    trigger: str = Field("", description="what [name] in templates stands for")
+    caption_suffix: str = Field("", description="joined to every caption, such as ', flat style'")
+    shuffle_tags: bool = Field(False, description="tags of a caption come in a random order")
+    drop_tags: Share = Field(0.0, description="share of tags left out, drawn anew each time")
+    keep_tags: int = Field(0, ge=0, description="so many first tags stay where they are")
+    tag_separator: str = Field(",", min_length=1)
+    validation_share: Share = Field(0.1, description="share of the pictures held out where none are given")
+
+    @field_validator("filename_words")
+    @classmethod
+    def _regular(cls, value: str) -> str:
+        FileNames(words=value)
+        return value
+
+    def captioning(self, suffix: str = "") -> Captioning:
+        """What is done to written captions, a folder's own suffix first."""
+        return Captioning(
+            templates=read_templates(self.templates) if self.templates else (),
+            name=self.trigger,
+            suffix=suffix + self.caption_suffix,
+            shuffle_tags=self.shuffle_tags,
+            drop_tags=self.drop_tags,
+            keep_tags=self.keep_tags,
+            separator=self.tag_separator,
+        )
+
+    def file_names(self) -> FileNames:
+        """How file names become captions."""
+        return FileNames(self.filename_drop_number, self.filename_words, self.filename_join)
+
+    def shapes(self, size: int, multiple: int) -> Buckets | OriginalSizes | None:
+        """Buckets for a model whose pictures' sides are multiples of ``multiple``."""
+        step = self.bucket_step or multiple
+        if step % multiple:
+            raise UserError(
+                f"bucket_step is {step}; this model's pictures have sides that are multiples of {multiple}"
+            )
+        if self.buckets == "aspect":
+            return Buckets(size - size % step or step, step, self.bucket_ratio)
+        return OriginalSizes(step, largest=max(size, step)) if self.buckets == "original" else None
+
+    def mask_settings(self, downscale: int) -> Masks | None:
+        """Where loss weights come from; the diffusion loss divides them by their mean itself."""
+        if self.masks == "none":
+            return None
+        return Masks(self.masks, self.mask_folder, downscale, self.mask_floor)
+
+
+def folders_of(source: Any) -> list[FolderConfig] | None:
+    """Folders a person named: a path, several, or `FolderConfig`s; None: it is a dataset already."""
+    if isinstance(source, str | Path):
+        return [FolderConfig(path=str(source))]
+    if (
+        isinstance(source, Sequence)
+        and source
+        and all(isinstance(s, str | Path | FolderConfig) for s in source)
+    ):
+        return [s if isinstance(s, FolderConfig) else FolderConfig(path=str(s)) for s in source]
+    return None
+
+
+def open_pictures(
+    source: Any, settings: PictureSettings, *, size: int, downscale: int, multiple: int, seed: int
+) -> ImageFolder | Mixture:
+    """Folders as a dataset, unusable pictures set aside; an `ImageFolder` or `Mixture` passes through.
+
+    size, downscale, multiple: of the model: its side in pixels, pixels for each place of its latent map, what sides
+    of pictures must be multiples of.
+
+    Raises:
+        UserError: neither; a folder without a usable picture; a setting that makes no sense.
+    """
+    if isinstance(source, ImageFolder | Mixture):
+        return source
+    folders = folders_of(source)
+    if folders is None:
+        raise UserError(
+            f"dataset: expected a folder, several, or an ImageFolder, got {type(source).__name__}"
+        )
+    found = as_mixture(folders, settings, size=size, downscale=downscale, multiple=multiple, seed=seed)
+    only = found.parts[0]
+    if len(found.parts) > 1 or only.repeats != 1 or only.loss_weight != 1:
+        return found
+    assert isinstance(only.data, ImageFolder)
+    return only.data
+
+
+def as_mixture(
+    folders: Sequence[FolderConfig],
+    settings: PictureSettings,
+    *,
+    size: int,
+    downscale: int,
+    multiple: int,
+    seed: int,
+    on_problem: Literal["raise", "skip"] = "skip",
+) -> Mixture:
+    """Folders as a mixture, whatever their number; see `open_pictures`."""
+    return Mixture(
+        [
+            Part(
+                ImageFolder(
+                    folder.path,
+                    size=size,
+                    crop=settings.crop,
+                    crop_variants=settings.crop_variants if settings.crop == "random" else None,
+                    flip=settings.flip,
+                    buckets=settings.shapes(size, multiple),
+                    background=settings.background,
+                    seed=seed if len(folders) == 1 else keyed_seed(seed, folder.path),
+                    captions=settings.captions,
+                    file_names=settings.file_names(),
+                    captioning=settings.captioning(folder.caption_suffix),
+                    masks=settings.mask_settings(downscale),
+                    on_problem=on_problem,
+                ),
+                folder.repeats,
+                folder.share,
+                folder.loss_weight,
+                folder.keep_prior,
+            )
+            for folder in folders
+        ],
+        seed,
+    )
+
+
+def hold_out(data: ImageFolder | Mixture, share: float, seed: int) -> tuple[Pictures, Pictures | None]:
+    """Training and held-out pictures; nothing is held out of fewer than ten, or with a share of 0."""
+    if share == 0 or len(data) < 10:
+        return data, None
+    return split(data, share, seed)

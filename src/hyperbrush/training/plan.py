@@ -1,0 +1,196 @@
+"""What a training will do, take and need, before it begins."""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hyperbrush.errors import UserError
+from hyperbrush.ldm.models import LatentDiffusion
+from hyperbrush.training.cached import FORMS, Told
+from hyperbrush.training.finders import LrCurve, find_batch_size, find_learning_rate
+from hyperbrush.training.hypernetwork import HypernetworkObjective, HypernetworkTrainer, pictures_of
+from hyperbrush.training.hypernetwork_run import HypernetworkRun, look_over, open_network
+from hyperbrush.training.memory import PeakMemory
+from hyperbrush.training.micro_batches import MicroBatches
+from hyperbrush.training.objectives import Objective
+from hyperbrush.training.optimizers import advice
+from hyperbrush.training.preflight import Preflight
+from hyperbrush.training.processes import join
+from hyperbrush.training.report import duration
+from hyperbrush.training.trial import trial
+
+TRIED = 2  # steps that are timed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run before its first step.
+
+    report: what the preflight found. pictures, held_out: as many examples an epoch; captions: different
+    ones. shapes: (height, width) in pixels → examples. steps, epochs; parameters: trained ones.
+    seconds: of the whole training, from ``TRIED`` steps timed now; memory: bytes one step takes beside the
+    model, None where that cannot be measured. advice: about settings that are legal but rarely meant.
+    """
+
+    config: HypernetworkRun
+    report: Preflight
+    pictures: int
+    held_out: int
+    captions: int
+    shapes: dict[tuple[int, int], int]
+    steps: int
+    parameters: int
+    seconds: float
+    memory: int | None
+    advice: tuple[str, ...]
+
+    @property
+    def epochs(self) -> float:
+        """Times each picture is seen."""
+        return self.steps * self.config.training.batch_size / self.pictures
+
+    def text(self) -> str:
+        """For a person."""
+        t = self.config.training
+        shapes = ", ".join(f"{w}×{h}: {n}" for (h, w), n in sorted(self.shapes.items()))
+        memory = "" if self.memory is None else f"{self.memory / 2**20:.0f} MiB for a step, beside the model"
+        rows = {
+            "pictures": f"{self.pictures} to train on, {self.held_out} held out; {self.captions} captions",
+            "shapes": shapes,
+            "hypernetwork": f"{self.config.name}, {self.parameters:,} trained numbers"
+            + (f", from {self.config.start_from}" if self.config.start_from else ""),
+            "steps": f"{self.steps} of {t.batch_size} pictures; each picture {self.epochs:.1f} times",
+            "optimizer": f"{t.optimizer}, {t.schedule}",
+            "time": f"about {duration(self.seconds)} (measured on {TRIED} steps)",
+            "memory": memory,
+        }
+        width = max(map(len, rows))
+        lines = [f"{name.ljust(width)}  {value}" for name, value in rows.items() if value]
+        return "\n".join([*lines, *(f"note: {said}" for said in self.advice), "", str(self.report)])
+
+
+def plan(config: HypernetworkRun, model: LatentDiffusion | None = None) -> Plan:
+    """Look at a run's pictures, try two steps, and keep nothing.
+
+    Raises:
+        UserError: as `train_run`, before the first step.
+    """
+    for folder in (*config.data, *config.validation):
+        if not Path(folder.path).is_dir():
+            raise UserError(f"there is no folder {folder.path}: expected one with pictures to train on")
+    opened = model or LatentDiffusion.from_pretrained(config.model)
+    report = look_over(config, opened)
+    network, _ = open_network(config, opened)
+    trainer = HypernetworkTrainer(network, config.training)
+    t = trainer.config
+    train, held = pictures_of(opened, t, config.data, config.validation or None)
+    steps = t.steps(len(train))
+    shapes: dict[tuple[int, int], int] = {}
+    for shape in train.groups:
+        shapes[shape] = shapes.get(shape, 0) + 1
+    seconds, memory = _try(trainer, opened, max(shapes, key=math.prod))
+    return Plan(
+        config,
+        report,
+        len(train),
+        0 if held is None else len(held),
+        len({train.caption(i, 0) for i in range(len(train))}),
+        shapes,
+        steps,
+        sum(p.numel() for p in network.parameters() if p.requires_grad),
+        seconds * steps,
+        memory,
+        tuple(advice(t.optimizer, t.learning_rate, t.schedule)),
+    )
+
+
+def suggest_learning_rate(config: HypernetworkRun, run: Path, told: Told | None = None) -> LrCurve:
+    """Try ever higher rates on a run's own pictures; see `find_learning_rate`. Encoded pictures are kept in ``run``."""
+    with _opened(config, run, told) as (objective, trainer):
+        progress = None if told is None else lambda step, steps, _loss: told("learning rates", step, steps)
+        settings = trainer.config.trainer(len(objective.data))
+        return find_learning_rate(objective, settings, on_progress=progress)
+
+
+def suggest_batch_size(config: HypernetworkRun, run: Path, told: Told | None = None) -> int:
+    """The most of a run's own pictures that one step can compute at once; see `find_batch_size`."""
+    with _opened(config, run, told) as (objective, trainer):
+        return find_batch_size(objective, trainer.config.trainer(len(objective.data)))
+
+
+@contextlib.contextmanager
+def _opened(
+    config: HypernetworkRun, run: Path, told: Told | None
+) -> Iterator[tuple[HypernetworkObjective, HypernetworkTrainer]]:
+    opened = LatentDiffusion.from_pretrained(config.model)
+    network, _ = open_network(config, opened)
+    trainer = HypernetworkTrainer(network, config.training, run=run, on_prepare=told)
+    objective = trainer.objective(opened, config.data, config.validation or None)
+    try:
+        yield objective, trainer
+    finally:
+        objective.close()
+
+
+class _Blanks:
+    """As many examples as a batch has, of one shape and without a caption: what a step costs, they cost."""
+
+    def __init__(self, model: LatentDiffusion, shape: tuple[int, int], count: int) -> None:
+        factor = model.image_size // model.latent_shape[1]
+        self.latent = torch.zeros(model.latent_shape[0], shape[0] // factor, shape[1] // factor)
+        self.captions, self.paths, self.groups = [""] * count, ["blank"] * count, [shape] * count
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def example(self, index: int, epoch: int) -> dict[str, Any]:
+        """The one there is."""
+        return {"latent_mean": self.latent, "caption": self.caption(index, epoch), "path": self.paths[index]}
+
+    def caption(self, index: int, epoch: int) -> str:
+        """None."""
+        return self.captions[index]
+
+
+def _try(
+    trainer: HypernetworkTrainer, model: LatentDiffusion, largest: tuple[int, int]
+) -> tuple[float, int | None]:
+    """Seconds of a step with the largest pictures, and the bytes it takes."""
+    model.to(join()).requires_grad_(False)
+    with torch.no_grad():
+        texts = {"": {FORMS[key]: value[0].cpu() for key, value in model.text_conditions([""]).items()}}
+    data = _Blanks(model, largest, trainer.config.batch_size)
+    objective = HypernetworkObjective(model, trainer.hypernetwork, trainer.config, data, texts=texts)
+    try:
+        return _timed(objective, trainer)
+    finally:
+        objective.close()
+
+
+def _timed(objective: Objective, trainer: HypernetworkTrainer) -> tuple[float, int | None]:
+    config = trainer.config.trainer(1)
+    with trial(objective, config) as accelerator:
+        trained: list[torch.Tensor] = [p for p in objective.parameters() if p.requires_grad]
+        micro = MicroBatches(accelerator, objective, trained, config.batch_size, config.gradient_accumulation)
+        objective.train()
+
+        def step(number: int) -> None:
+            micro.gradients(lambda: objective.batch(number, config.batch_size), number)
+            for parameter in trained:
+                parameter.grad = None
+            if accelerator.device.type == "cuda":
+                torch.cuda.synchronize()
+
+        peak = PeakMemory(accelerator.device)
+        with peak:
+            step(0)
+        begin = time.perf_counter()
+        for number in range(TRIED):
+            step(1 + number)
+        return (time.perf_counter() - begin) / TRIED, peak.grown or None

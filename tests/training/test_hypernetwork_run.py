@@ -1,0 +1,262 @@
+"""Runs of `hyperbrush train`: settings from everywhere, plans, going on from a file, what is left at the end."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import hyperbrush as hb
+from hyperbrush.assets import style_folder
+from hyperbrush.cli import train as cli_train
+from hyperbrush.errors import UserError
+from hyperbrush.hypernetworks.formats.optimizer import read_optimizer, sidecar_of
+from hyperbrush.ldm.models import LatentDiffusion
+from hyperbrush.training.hypernetwork_config import PRESETS
+from hyperbrush.training.hypernetwork_run import (
+    HypernetworkRun,
+    configured,
+    open_network,
+    save_run,
+    setting_names,
+    train_run,
+)
+from hyperbrush.training.launch import _without_processes
+from hyperbrush.training.plan import plan, suggest_batch_size, suggest_learning_rate
+
+DATA = style_folder() / "validation"
+SHORT = {"max_steps": 4, "batch_size": 4, "validate_every": 2, "validation_share": 0.1}
+
+
+@pytest.fixture(scope="module")
+def emoji() -> LatentDiffusion:
+    return LatentDiffusion.from_pretrained("emoji")
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> Path:
+    """Twelve pictures of the style."""
+    folder = tmp_path / "few"
+    folder.mkdir()
+    for path in sorted(DATA.glob("*.png"))[:12]:
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def small(tmp_path: Path, data: object, **values: object) -> HypernetworkRun:
+    training = SHORT | values.pop("training", {})  # type: ignore[operator]
+    network = {"layer_structure": [1, 1], "activation": "linear"}
+    given = {"name": "t", "network": network, "hypernetworks": str(tmp_path / "library")} | values
+    return HypernetworkRun.of(data=data, training=training, **given)
+
+
+def test_settings_come_from_presets_then_file_then_flags(tmp_path: Path) -> None:
+    file = tmp_path / "ink.yaml"
+    values = {"preset": "quick", "data": "a", "training": {"max_steps": 7, "seed": 3}}
+    file.write_text(yaml.safe_dump(values))
+    found = configured(file, settings=["training.seed=5", "layer_norm=true"], training={"batch_size": 2})
+    assert found.name == "ink"
+    assert found.training.validate_every == PRESETS["quick"]["validate_every"]
+    assert (found.training.max_steps, found.training.seed, found.training.batch_size) == (7, 5, 2)
+    assert found.network.layer_norm
+    assert configured(file, presets="style").training.templates == "style_filewords"
+    assert configured(name="x", data=["a", "b"]).data[1].path == "b"
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["loss"], "expected KEY=VALUE"),
+        (["lose=3"], "did you mean 'loss'"),
+        (["loss=l3"], "training.loss"),
+        (["betas=[1"], "is not valid YAML"),
+        (["training.timestep_range=[0.5, 0.2]"], "is empty"),
+        (["filename_words=("], "filename_words"),
+    ],
+)
+def test_wrong_settings_are_one_error(settings: list[str], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        configured(name="x", data="a", settings=settings)
+
+
+def test_every_setting_has_a_name_and_a_description() -> None:
+    names = setting_names()
+    assert "training.loss" in names
+    assert "start_from" in names
+    assert len(names) == len(set(names))
+
+
+def test_presets_are_valid_and_complete_in_the_command_line() -> None:
+    assert tuple(PRESETS) == cli_train.PRESETS
+    for name in PRESETS:
+        configured(name="x", data="a", presets=name)
+    assert cli_train.complete_preset("quick,s") == ["quick,style", "quick,subject"]
+
+
+def test_older_configs_are_read(tmp_path: Path) -> None:
+    old = {"name": "x", "data": "a", "validation": None, "training": {"tensorboard": True}}
+    found = HypernetworkRun.of(**old)
+    assert found.training.trackers == ["tensorboard"]
+    assert found.validation == []
+    assert found.data[0].path == "a"
+
+
+def test_a_run_leaves_report_curve_sheet_and_preflight(
+    tmp_path: Path, few: Path, emoji: LatentDiffusion
+) -> None:
+    (few / "torn.png").write_bytes(b"not a picture")
+    config = small(tmp_path, str(few), training={"prompts": ["cat face", "rocket"], "preview_every": 2})
+    told = []
+    result = train_run(config, tmp_path / "run", model=emoji, on_report=told.append)
+    assert [p.name for p in told[0].set_aside] == ["torn.png"]
+    assert (few / "torn.png").exists()
+    for name in ("report.html", "loss.png", "contact_sheet.png", "preflight.json", "t.safetensors"):
+        assert (tmp_path / "run" / name).is_file(), name
+    with Image.open(tmp_path / "run/previews/step-00000004/prompt-1.png") as preview:
+        assert "rocket" in preview.info["parameters"]
+    assert "torn.png" in (tmp_path / "run/preflight.json").read_text()
+    assert result.report.name in result.summary()
+    assert result.command() in (tmp_path / "run/report.html").read_text().replace("&lt;", "<").replace(
+        "&gt;", ">"
+    ).replace("&quot;", '"')
+
+
+def test_several_folders_with_weights_and_a_prior(tmp_path: Path, few: Path, emoji: LatentDiffusion) -> None:
+    data = [{"path": str(few), "repeats": 2}, {"path": str(DATA), "loss_weight": 0.5, "keep_prior": True}]
+    settings = {"training": {"buckets": "aspect", "templates": "style_filewords", "validation_share": 0.2}}
+
+    def run(name: str, *changes: dict) -> torch.Tensor:
+        folders = [one | change for one, change in zip(data, changes or ({}, {}), strict=True)]
+        train_run(small(tmp_path, folders, **settings), tmp_path / name, model=emoji)
+        made = hb.load(tmp_path / name / "t.safetensors")
+        return torch.cat([p.flatten() for p in made.parameters()])
+
+    base = run("base")
+    assert not torch.equal(base, run("weight", {}, {"loss_weight": 0.1}))
+    assert not torch.equal(base, run("repeats", {"repeats": 1}, {}))
+
+
+def test_masks_weigh_the_loss(tmp_path: Path, few: Path, emoji: LatentDiffusion) -> None:
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for path in few.glob("*.png"):
+        mask = Image.new("L", (64, 64))
+        mask.paste(255, (0, 0, 32, 64))
+        mask.save(masks / path.name)
+
+    def run(name: str, **training: object) -> torch.Tensor:
+        train_run(small(tmp_path, str(few), training=training), tmp_path / name, model=emoji)
+        made = hb.load(tmp_path / name / "t.safetensors")
+        return torch.cat([p.flatten() for p in made.parameters()])
+
+    plain = run("plain")
+    assert not torch.equal(plain, run("masked", masks="files", mask_folder=str(masks)))
+
+
+def test_goes_on_from_a_file_with_its_optimizer(tmp_path: Path, few: Path, emoji: LatentDiffusion) -> None:
+    first = small(tmp_path, str(few), save_optimizer=True, training={"ema_decay": None, "keep_best": False})
+    made = train_run(first, tmp_path / "first", model=emoji)
+    state = read_optimizer(made.file)
+    assert state is not None
+    assert state.optimizer_name == "AdamW"
+    assert state.warning is None
+    webui = hb.load(made.file).save(tmp_path / "old.pt")
+    sidecar_of(made.file).rename(sidecar_of(webui))
+
+    def go_on(name: str, source: Path) -> hb.AttentionHypernetwork:
+        config = HypernetworkRun.of(
+            name=name,
+            data=str(few),
+            start_from=str(source),
+            hypernetworks=str(tmp_path / "library"),
+            training=SHORT | {"warmup_steps": 0},
+        )
+        return hb.load(train_run(config, tmp_path / name, model=emoji).file)
+
+    with_state = go_on("with", webui)
+    assert with_state.step > made.best_step
+    assert with_state.metadata["sd_checkpoint_name"] == "emoji"
+    sidecar_of(webui).unlink()
+    without = go_on("without", webui)
+    pairs = zip(with_state.parameters(), without.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs)
+    with pytest.raises(UserError, match="start_from brings its own network"):
+        open_network(small(tmp_path, str(few), start_from=str(webui)), emoji)
+
+
+def test_networks_of_single_sites_in_one_block(tmp_path: Path, few: Path, emoji: LatentDiffusion) -> None:
+    config = small(
+        tmp_path,
+        str(few),
+        network={"per_site": True},
+        training={"blocks": ["mid"], "target_layers": ["attn2"], "max_steps": 2},
+    )
+    made = hb.load(train_run(config, tmp_path / "run", model=emoji).file)
+    assert made.sites
+    assert all("mid_block" in site and "attn2" in site for site in made.sites)
+
+
+def test_the_plan_counts_and_keeps_nothing(
+    tmp_path: Path, few: Path, emoji: LatentDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    network, _ = open_network(small(tmp_path, str(few)), emoji)
+    before = {path for path in tmp_path.rglob("*")}
+    found = plan(small(tmp_path, str(few), training={"optimizer": "prodigy", "learning_rate": 1e-4}), emoji)
+    assert {path for path in tmp_path.rglob("*")} == before
+    assert (found.pictures, found.held_out, found.captions, found.steps) == (11, 1, 11, 4)
+    assert found.parameters == sum(p.numel() for p in network.parameters())
+    assert found.seconds > 0
+    assert found.memory is None or found.memory > 0
+    assert found.epochs == pytest.approx(16 / 11)
+    text = found.text()
+    for said in ("11 to train on, 1 held out", "64×64: 11", "finds its own learning rate"):
+        assert said in text
+    assert not any(m._forward_pre_hooks for m in emoji.unet.modules())
+
+
+def test_finders_work_on_a_runs_own_pictures(tmp_path: Path, few: Path) -> None:
+    config = small(tmp_path, str(few), network={}, training={"batch_size": 2})
+    seen = []
+    curve = suggest_learning_rate(config, tmp_path / "run", lambda what, done, of: seen.append(what))
+    assert curve.suggestion is None or 1e-6 < curve.suggestion < 1e-1
+    assert {"pictures", "captions", "learning rates"} <= set(seen)
+    config.training.size = 32
+    assert suggest_batch_size(config, tmp_path / "run") >= 1
+
+
+def test_two_processes_through_the_command(tmp_path: Path, few: Path) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "hyperbrush", "train", "--data", few, "--name", "two", "--steps", "2"),
+            *("--batch-size", "4", "--processes", "2", "--run", tmp_path / "run"),
+            *("--hypernetworks", tmp_path / "library", "-s", "validate_every=1"),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("two.safetensors") == 1, "one process speaks"
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert hb.load(tmp_path / "library/two.safetensors").step in (1, 2)
+
+
+def test_processes_are_taken_out_of_the_command() -> None:
+    given = ["train", "--processes", "2", "--name", "x", "--processes=3"]
+    assert _without_processes(given) == ["train", "--name", "x"]
+
+
+def test_a_run_folder_is_not_begun_twice(tmp_path: Path, few: Path, emoji: LatentDiffusion) -> None:
+    config = small(tmp_path, str(few))
+    save_run(config, tmp_path / "run")
+    train_run(config, tmp_path / "run", model=emoji)
+    with pytest.raises(UserError, match="holds a run already"):
+        save_run(config, tmp_path / "run")
+    with pytest.raises(UserError, match="there is no folder"):
+        train_run(small(tmp_path, "nowhere"), tmp_path / "other", model=emoji)
