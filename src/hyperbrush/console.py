@@ -77,6 +77,8 @@ def preparing_bar() -> Iterator[Callable[[str, int, int], None]]:
 @contextlib.contextmanager
 def training_bar(name: str) -> "Iterator[Callable[[Step], None]]":
     """Progress of a training; yields the callback.  Without a terminal, a line now and then."""
+    from hyperbrush.training.memory import memory_in_use
+
     smooth: list[float] = []
     with bar() as progress:
         task = progress.add_task(f"training {name}", total=None, info="")
@@ -85,6 +87,7 @@ def training_bar(name: str) -> "Iterator[Callable[[Step], None]]":
             loss = step.losses["loss"]
             smooth[:] = [loss if not smooth else 0.95 * smooth[0] + 0.05 * loss]
             info = f"loss {smooth[0]:.4f}  rate {step.learning_rate:.1e}"
+            info += f"  {step.batch_size * step.step / max(step.seconds, 1e-3):.1f} pictures/s  {memory_in_use() / 2**20:.0f} MiB"
             progress.update(task, completed=step.step, total=step.steps, info=info)
             for said in step.notes:
                 note(said)

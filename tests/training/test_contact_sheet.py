@@ -41,7 +41,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     for step in (20, 40, 60, 80, 100, 120, 130):
         if request.param == "folders":
-            save_previews(folder, step, pictures(step), PROMPTS, seed=7, steps=15)
+            save_previews(folder, step, pictures(step), PROMPTS, [7] * len(PROMPTS), steps=15)
         else:
             grid(pictures(step), columns=2).save(folder / f"previews/step-{step:08d}.png")
     return folder
@@ -110,7 +110,7 @@ def test_the_file_says_what_it_is(run: Path) -> None:
 
 
 def test_each_preview_says_what_it_is(tmp_path: Path) -> None:
-    folder = save_previews(tmp_path / "a", 100, pictures(1), PROMPTS, seed=7, steps=15)
+    folder = save_previews(tmp_path / "a", 100, pictures(1), PROMPTS, [7] * len(PROMPTS), steps=15)
     assert folder == tmp_path / "a/previews/step-00000100"
     assert sorted(p.name for p in folder.iterdir()) == ["prompt-0.png", "prompt-1.png"]
     found = read_infotext(settings_text(folder / "prompt-1.png"))

@@ -76,6 +76,7 @@ def test_settings_come_from_presets_then_file_then_flags(tmp_path: Path) -> None
         (["betas=[1"], "is not valid YAML"),
         (["training.timestep_range=[0.5, 0.2]"], "is empty"),
         (["filename_words=("], "filename_words"),
+        (["size=[64]"], "size"),
     ],
 )
 def test_wrong_settings_are_one_error(settings: list[str], told: str) -> None:
@@ -109,7 +110,9 @@ def test_a_run_leaves_report_curve_sheet_and_preflight(
     tmp_path: Path, few: Path, emoji: LatentDiffusion
 ) -> None:
     (few / "torn.png").write_bytes(b"not a picture")
-    config = small(tmp_path, str(few), training={"prompts": ["cat face", "rocket"], "preview_every": 2})
+    previews = {"preview_sampler": "DDIM", "preview_steps": 3, "preview_negative": "dog", "preview_seed": 7}
+    saving = {"preview_every": 2, "save_every": 2}
+    config = small(tmp_path, str(few), training={"prompts": ["cat face", "rocket"]} | previews | saving)
     told = []
     result = train_run(config, tmp_path / "run", model=emoji, on_report=told.append)
     assert [p.name for p in told[0].set_aside] == ["torn.png"]
@@ -117,7 +120,13 @@ def test_a_run_leaves_report_curve_sheet_and_preflight(
     for name in ("report.html", "loss.png", "contact_sheet.png", "preflight.json", "t.safetensors"):
         assert (tmp_path / "run" / name).is_file(), name
     with Image.open(tmp_path / "run/previews/step-00000004/prompt-1.png") as preview:
-        assert "rocket" in preview.info["parameters"]
+        about = preview.info["parameters"]
+    for said in ("rocket", "Negative prompt: dog", "Sampler: DDIM", "Steps: 3", "Seed: 8"):
+        assert said in about
+    assert hb.load(tmp_path / "run/saved/step-00000002/t.safetensors").widths == hb.load(result.file).widths
+    lines = (tmp_path / "run/metrics.csv").read_text().splitlines()
+    assert lines[0].split(",")[:2] == ["step", "loss"]
+    assert len(lines) >= 3
     assert "torn.png" in (tmp_path / "run/preflight.json").read_text()
     assert result.report.name in result.summary()
     assert result.command() in (tmp_path / "run/report.html").read_text().replace("&lt;", "<").replace(
@@ -138,6 +147,11 @@ def test_several_folders_with_weights_and_a_prior(tmp_path: Path, few: Path, emo
     base = run("base")
     assert not torch.equal(base, run("weight", {}, {"loss_weight": 0.1}))
     assert not torch.equal(base, run("repeats", {"repeats": 1}, {}))
+
+
+def test_a_size_the_model_cannot_make(tmp_path: Path, few: Path, emoji: LatentDiffusion) -> None:
+    with pytest.raises(UserError, match=r"size is 50; .* multiples of 16"):
+        train_run(small(tmp_path, str(few), training={"size": 50}), tmp_path / "run", model=emoji)
 
 
 def test_masks_weigh_the_loss(tmp_path: Path, few: Path, emoji: LatentDiffusion) -> None:

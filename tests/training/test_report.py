@@ -163,6 +163,7 @@ def test_a_run_becomes_a_page_and_pictures(tmp_path: Path) -> None:
         "contact_sheet.png",
         "loss.png",
         "loss.svg",
+        "metrics.csv",
         "metrics.jsonl",
         "report.html",
     ]

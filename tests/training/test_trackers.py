@@ -45,6 +45,7 @@ def test_trackio_is_told_of_a_training(tmp_path: Path, monkeypatch: pytest.Monke
     steps = [what for what, _ in fake.told[1:-1]]
     assert steps == [f"step {n}" for n in range(1, 7)]
     assert {"loss", "learning_rate"} <= fake.told[1][1].keys()
+    assert any("validation_loss" in values for _, values in fake.told[1:-1]), "validation is told too"
     assert fake.told[-1] == ("finish", None)
     [named] = make_trackers(["trackio"], tmp_path, name="my run")
     named.start()

@@ -33,6 +33,7 @@ class OptimizerConfig(Strict):
     decay_from: float = Field(
         0.0, ge=0, lt=1, description="share of the steps before the schedule starts to fall"
     )
+    num_cycles: int = Field(1, ge=1, description="of a schedule with restarts")
     weight_decay: float | None = Field(None, ge=0, description="the optimizer's usual one by default")
     betas: tuple[float, ...] | None = None
     eps: float | None = Field(None, gt=0)
@@ -77,6 +78,11 @@ class TrainerConfig(Strict):
     keep_checkpoints: int = Field(2, ge=1)
     validate_every: int = Field(500, ge=1)
     preview_every: int = Field(500, ge=1)
+    save_every: int | None = Field(
+        None,
+        ge=1,
+        description="keep a finished copy (saved/step-N) every so many steps; null: at the end alone",
+    )
     log_every: int = Field(10, ge=1)
     keep_best: bool = Field(False, description="finish with the weights of the lowest validation loss")
     patience: int | None = Field(

@@ -30,11 +30,16 @@ def preview_path(run: str | Path, step: int) -> Path:
 
 
 def save_previews(
-    run: str | Path, step: int, pictures: "Sequence[Image]", prompts: Sequence[str] = (), **settings: Any
+    run: str | Path,
+    step: int,
+    pictures: "Sequence[Image]",
+    prompts: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    **settings: Any,
 ) -> Path:
-    """Write one picture a prompt, all or none, each with its prompt and step inside; return the folder.
+    """Write one picture a prompt, all or none, each with its prompt, seed and step inside; return the folder.
 
-    settings: further fields of `Infotext`, such as steps, seed and guidance_scale of the sampling.
+    settings: further fields of `Infotext`, such as steps and guidance_scale of the sampling.
 
     Raises:
         UserError: it cannot be written; another number of prompts than pictures.
@@ -45,7 +50,10 @@ def save_previews(
         for number, picture in enumerate(pictures):
             prompt = prompts[number] if prompts else ""
             about = {"Run": run_name(run), "Training step": str(step)}
-            told = Infotext(prompt=prompt, size=(picture.height, picture.width), fields=about, **settings)
+            seed = seeds[number] if seeds else None
+            told = Infotext(
+                prompt=prompt, seed=seed, size=(picture.height, picture.width), fields=about, **settings
+            )
             save_picture(picture, folder / f"prompt-{number}.png", write_infotext(told))
     return preview_path(run, step)
 

@@ -133,7 +133,10 @@ class HypernetworkObjective(Objective):
     def _told(self, captions: Sequence[str]) -> dict[str, Tensor]:
         assert self.texts is not None
         if missing := [caption for caption in dict.fromkeys(captions) if caption not in self.texts]:
-            with torch.no_grad(), self._with_encoders():  # of a finder, which goes beyond the training's steps
+            with (
+                torch.no_grad(),
+                self._with_encoders(),
+            ):  # of a finder, which goes beyond the training's steps
                 found = self.model.text_conditions(missing)
             for number, caption in enumerate(missing):
                 self.texts[caption] = {FORMS[key]: value[number].cpu() for key, value in found.items()}
@@ -174,11 +177,16 @@ class HypernetworkObjective(Objective):
         c = self.config
         if not c.prompts:
             return None
-        settings: dict[str, Any] = {"steps": c.preview_steps, "guidance_scale": c.preview_guidance}
+        settings: dict[str, Any] = {
+            "steps": c.preview_steps,
+            "sampler": c.preview_sampler,
+            "guidance_scale": c.preview_guidance,
+            "negative": c.preview_negative,
+        }
         with self._with_encoders():
             seeds = [c.preview_seed + number for number in range(len(c.prompts))]
             made = to_pictures(self.model.sample(c.prompts, seeds=seeds, **settings))
-        return save_previews(run, step, made, c.prompts, seed=c.preview_seed, **settings)
+        return save_previews(run, step, made, c.prompts, seeds, **settings)
 
     def save(self, folder: Path) -> Path:
         """Write folder/NAME.safetensors."""

@@ -35,7 +35,11 @@ class HypernetworkConfig(PictureSettings):
     schedule: str = Field(
         "cosine", description="of the learning rate: constant, linear, cosine, …, or '5e-5:100, 5e-6:1000'"
     )
-    warmup_steps: int = Field(10, ge=0)
+    warmup_steps: int = Field(10, ge=0, description="steps from 0 up to the learning rate")
+    decay_from: float = Field(
+        0.0, ge=0, lt=1, description="share of the steps before the schedule starts to fall"
+    )
+    num_cycles: int = Field(1, ge=1, description="of cosine_with_restarts")
     weight_decay: float | None = Field(None, ge=0, description="the optimizer's usual one by default")
     betas: tuple[float, float] | None = None
     eps: float | None = Field(None, gt=0)
@@ -51,8 +55,13 @@ class HypernetworkConfig(PictureSettings):
     compile: bool = Field(False, description="compile the UNet; pays in long trainings on GPUs")
     validate_every: int = Field(25, ge=1)
     preview_every: int = Field(100, ge=1)
-    checkpoint_every: int = Field(100, ge=1)
-    keep_checkpoints: int = Field(2, ge=1)
+    save_every: int | None = Field(
+        None,
+        ge=1,
+        description="keep a usable copy (saved/step-N) every so many steps; null: at the end alone",
+    )
+    checkpoint_every: int = Field(100, ge=1, description="steps between states to resume from")
+    keep_checkpoints: int = Field(2, ge=1, description="so many of them stay")
     log_every: int = Field(5, ge=1)
     keep_best: bool = Field(True, description="finish with the weights of the lowest validation loss")
     patience: int | None = Field(
@@ -77,7 +86,9 @@ class HypernetworkConfig(PictureSettings):
     prompts: list[str] = Field([], description="of the previews")
     preview_seed: int = Field(0, ge=0)
     preview_steps: int = Field(15, ge=1)
+    preview_sampler: str = "DPM++ 2M Karras"
     preview_guidance: float = Field(4.0, ge=0)
+    preview_negative: str = Field("", description="what the previews move away from")
 
     @model_validator(mode="before")
     @classmethod
@@ -99,7 +110,7 @@ class HypernetworkConfig(PictureSettings):
         steps = self.steps(pictures)
         same = (
             "batch_size gradient_accumulation seed ema_decay mixed_precision channels_last validate_every "
-            "preview_every checkpoint_every keep_checkpoints log_every keep_best patience on_divergence trackers"
+            "preview_every save_every checkpoint_every keep_checkpoints log_every keep_best patience on_divergence trackers"
         )
         optimizer = OptimizerConfig(
             name=self.optimizer,
@@ -107,6 +118,8 @@ class HypernetworkConfig(PictureSettings):
             learning_rate=self.learning_rate,
             schedule=self.schedule,
             warmup_steps=min(self.warmup_steps, steps // 2),
+            decay_from=self.decay_from,
+            num_cycles=self.num_cycles,
             weight_decay=self.weight_decay,
             betas=self.betas,
             eps=self.eps,

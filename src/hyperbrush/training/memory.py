@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 from types import TracebackType
 
+import psutil  # type: ignore[import-untyped, unused-ignore]
 import torch
 
 CGROUPS = (  # (limit, use) of a container, in bytes
@@ -19,15 +20,18 @@ def free_memory(device: torch.device) -> int | None:
         return int(torch.cuda.mem_get_info(device)[0])
     if device.type != "cpu":
         return None
-    try:
-        import psutil  # type: ignore[import-untyped, unused-ignore]
-    except ImportError:
-        return None
     free = int(psutil.virtual_memory().available)
     for limit, use in CGROUPS:
         with contextlib.suppress(OSError, ValueError):  # "max" is no limit
             free = min(free, int(Path(limit).read_text()) - int(Path(use).read_text()))
     return max(0, free)
+
+
+def memory_in_use() -> int:
+    """Bytes the training takes: the most on a CUDA device so far, else of this process now."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return _resident()
 
 
 class PeakMemory:
@@ -72,10 +76,5 @@ class PeakMemory:
 
 
 def _resident() -> int:
-    """Bytes of this process in memory; 0 where that cannot be known."""
-    try:
-        import psutil
-
-        return int(psutil.Process().memory_info().rss)
-    except ImportError:
-        return 0
+    """Bytes of this process in memory."""
+    return int(psutil.Process().memory_info().rss)

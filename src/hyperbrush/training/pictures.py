@@ -1,8 +1,9 @@
 """The pictures and captions of a training, from settings to datasets."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -23,6 +24,7 @@ from hyperbrush.ldm.data import (
 from hyperbrush.ldm.util import keyed_seed
 from hyperbrush.training.config import Share, Strict
 
+Size = int | tuple[int, int]  # a side, or (height, width), in pixels
 Pictures = ImageFolder | Selection | Mixture
 
 
@@ -49,7 +51,9 @@ class FolderConfig(Strict):
 class PictureSettings(Strict):
     """How pictures and captions become examples; `ldm.data.ImageFolder` and `Captioning` have the details."""
 
-    size: int | None = Field(None, ge=8, description="side in pixels; the model's own by default")
+    size: (
+        Annotated[int, Field(ge=8)] | tuple[Annotated[int, Field(ge=8)], Annotated[int, Field(ge=8)]] | None
+    ) = Field(None, description="side in pixels, or [height, width]; the model's own by default")
     buckets: Literal["none", "aspect", "original"] = Field(
         "none",
         description="none: one square shape; aspect: shapes of about the same area; original: each its own size",
@@ -115,16 +119,26 @@ class PictureSettings(Strict):
         """How file names become captions."""
         return FileNames(self.filename_drop_number, self.filename_words, self.filename_join)
 
-    def shapes(self, size: int, multiple: int) -> Buckets | OriginalSizes | None:
-        """Buckets for a model whose pictures' sides are multiples of ``multiple``."""
+    def shapes(self, size: Size, multiple: int) -> Buckets | OriginalSizes | None:
+        """Buckets for a model whose pictures' sides are multiples of ``multiple``.
+
+        Raises:
+            UserError: a size or a step that is none.
+        """
+        sides = (size, size) if isinstance(size, int) else size
+        if self.buckets != "original" and any(side % multiple for side in sides):
+            raise UserError(
+                f"size is {size}; this model's pictures have sides that are multiples of {multiple}"
+            )
+        side = round(math.sqrt(math.prod(sides)))
         step = self.bucket_step or multiple
         if step % multiple:
             raise UserError(
                 f"bucket_step is {step}; this model's pictures have sides that are multiples of {multiple}"
             )
         if self.buckets == "aspect":
-            return Buckets(size - size % step or step, step, self.bucket_ratio)
-        return OriginalSizes(step, largest=max(size, step)) if self.buckets == "original" else None
+            return Buckets(side - side % step or step, step, self.bucket_ratio)
+        return OriginalSizes(step, largest=max(side, step)) if self.buckets == "original" else None
 
     def mask_settings(self, downscale: int) -> Masks | None:
         """Where loss weights come from; the diffusion loss divides them by their mean itself."""
@@ -147,7 +161,7 @@ def folders_of(source: Any) -> list[FolderConfig] | None:
 
 
 def open_pictures(
-    source: Any, settings: PictureSettings, *, size: int, downscale: int, multiple: int, seed: int
+    source: Any, settings: PictureSettings, *, size: Size, downscale: int, multiple: int, seed: int
 ) -> ImageFolder | Mixture:
     """Folders as a dataset, unusable pictures set aside; an `ImageFolder` or `Mixture` passes through.
 
@@ -176,7 +190,7 @@ def as_mixture(
     folders: Sequence[FolderConfig],
     settings: PictureSettings,
     *,
-    size: int,
+    size: Size,
     downscale: int,
     multiple: int,
     seed: int,

@@ -15,6 +15,7 @@ class Progress:
     losses: dict[str, float]
     learning_rate: float
     seconds: float  # of training so far, earlier parts of a resumed run included
+    batch_size: int = 1  # pictures a step, over all processes
     validation: dict[str, float] = field(default_factory=dict)
     preview: Path | None = None
     checkpoint: Path | None = None

@@ -19,6 +19,7 @@ class RateSchedule:
             base_rate=settings.rate,
             num_warmup_steps=0 if self.fall else settings.warmup_steps,
             num_training_steps=steps - self.fall,
+            num_cycles=settings.num_cycles,
         )
 
     def __call__(self, step: int) -> float:

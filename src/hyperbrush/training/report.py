@@ -1,6 +1,7 @@
 """A run as one self-contained HTML page: figures, curves, pictures, settings, what to do next."""
 
 import base64
+import csv
 import html
 import io
 import math
@@ -183,8 +184,20 @@ def write_report(
     return path
 
 
+def write_csv(path: Path, rows: Rows) -> None:
+    """Figures as a table: a line for each step that was logged, a column for each name."""
+    lines = [row for row in rows if "event" not in row]
+    names = list(dict.fromkeys(name for row in lines for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    write_text(path, text.getvalue())
+
+
 def report_run(run: str | Path, *, title: str | None = None, commands: Sequence[str] = ()) -> Path:
-    """The report of a run folder, from what is in it: report.html, loss.svg, loss.png, contact_sheet.png.
+    """The report of a run folder, from what is in it: report.html, loss.svg, loss.png, metrics.csv,
+    contact_sheet.png.
 
     Raises:
         UserError: no figures yet; a file cannot be written.
@@ -196,6 +209,7 @@ def report_run(run: str | Path, *, title: str | None = None, commands: Sequence[
     config = run_config(run)
     save_loss_curve(run)
     save_loss_curve(run, run / "loss.png")
+    write_csv(run / "metrics.csv", rows)
     best = best_of(rows)
     options: dict[str, Any] = {"best": best[0] if best else None}
     write_contact_sheet(run, **options)

@@ -283,19 +283,23 @@ class Trainer:
         config, step = self.config, self.state.step
         end = step == config.steps
         stop = worst(self.accelerator, int(self.should_stop())) > 0
-        told = Progress(step, config.steps, losses, rate, self.state.seconds)
+        told = Progress(step, config.steps, losses, rate, self.state.seconds, config.batch_size)
         if end or step % config.validate_every == 0:
             told.validation = on_main(self.accelerator, self._validate)
             if "loss" in told.validation:
                 for event, said in self.state.judge.validate(step, told.validation["loss"]):
                     self._note(event, said)
             end = end or self.state.judge.impatient
-        every = (config.log_every, config.preview_every, config.checkpoint_every)
+        every = [config.log_every, config.preview_every, config.checkpoint_every]
+        every += [config.save_every] if config.save_every is not None else []
         if end or stop or told.validation or self.events or any(step % n == 0 for n in every):
             told = on_main(self.accelerator, lambda: self._write(told, end=end, stop=stop))
         self.events = []
-        if config.trackers and step % config.log_every == 0:
-            self.accelerator.log({**losses, "learning_rate": rate}, step=step)
+        if config.trackers and (told.validation or step % config.log_every == 0):
+            figures = {**losses, "learning_rate": rate}
+            self.accelerator.log(
+                figures | {f"validation_{k}": v for k, v in told.validation.items()}, step=step
+            )
         if self.on_progress is not None and self.accelerator.is_main_process:
             self.on_progress(told)
         if stop and not end:
@@ -322,6 +326,9 @@ class Trainer:
         if end or stop or step % config.log_every == 0 or told.validation:
             values = {**told.losses, "learning_rate": told.learning_rate, "seconds": round(told.seconds, 3)}
             self.metrics.write(step, values | {f"validation_{k}": v for k, v in told.validation.items()})
+        if config.save_every is not None and step % config.save_every == 0:
+            with self.state.averaged():
+                self.objective.save(self.run / "saved" / f"step-{step:08d}")
         if end or stop or step % config.checkpoint_every == 0:
             told.checkpoint = self.checkpoint()
         return told
