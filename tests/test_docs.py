@@ -1,5 +1,6 @@
 """Every Python block of the docs' pages on hypernetworks runs, in order, on a tiny pipeline and real files."""
 
+import importlib.util
 import re
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,15 @@ import torch
 
 import hyperbrush as hb
 from hyperbrush.ldm.models import LatentDiffusion
+from hyperbrush.training.hypernetwork_run import configured, setting_names
 
 DOCS = Path(__file__).parent.parent / "docs"
 
 
 @pytest.fixture
-def desk(tiny: LatentDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def desk(
+    tiny: LatentDiffusion, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
     """What the pages take for granted: a pipeline, two files beside it, and both networks loaded."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
@@ -28,10 +32,11 @@ def desk(tiny: LatentDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "water": hb.load("water.pt"),
         "ink": hb.load("ink.safetensors"),
         "hb": hb,
+        "model": tiny,
     }
 
 
-@pytest.mark.parametrize("page", ["using-hypernetworks.md", "file-formats.md"])
+@pytest.mark.parametrize("page", ["using-hypernetworks.md", "file-formats.md", "training.md"])
 def test_python_blocks_run(page: str, desk: dict[str, Any]) -> None:
     desk["pipe"].set_progress_bar_config(disable=True)
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.S)
@@ -40,3 +45,26 @@ def test_python_blocks_run(page: str, desk: dict[str, Any]) -> None:
         exec(compile(block, f"{page}, block {number}", "exec"), desk)
         if "attached" in desk:
             desk.pop("attached").detach()
+
+
+def test_the_settings_reference_is_the_models() -> None:
+    spec = importlib.util.spec_from_file_location("make_settings", DOCS / "make_settings.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run python docs/make_settings.py"
+    assert not re.findall(r"^.*\|  \|$", module.page(), re.M), "every setting has a meaning"
+
+
+def test_settings_named_in_the_docs_exist(tmp_path: Path) -> None:
+    """What the table from the webui's settings to ours names."""
+    known = {name.rpartition(".")[2] for name in setting_names()} | set(setting_names())
+    text = (DOCS / "training.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:training|network)\.[a-z_]+)", text)
+    assert len(named) > 30
+    assert not set(named) - known
+    file = re.search(r"```yaml\n(.*?)```", text, re.S)
+    assert file is not None
+    (tmp_path / "ink.yaml").write_text(file[1])
+    assert configured(tmp_path / "ink.yaml").training.templates

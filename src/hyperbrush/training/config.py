@@ -35,8 +35,12 @@ class OptimizerConfig(Strict):
     )
     num_cycles: int = Field(1, ge=1, description="of a schedule with restarts")
     weight_decay: float | None = Field(None, ge=0, description="the optimizer's usual one by default")
-    betas: tuple[float, ...] | None = None
-    eps: float | None = Field(None, gt=0)
+    betas: tuple[float, ...] | None = Field(
+        None, description="decay of the optimizer's moments; its usual ones by default"
+    )
+    eps: float | None = Field(
+        None, gt=0, description="keeps its division from zero; its usual one by default"
+    )
     clip: Literal["norm", "value"] = Field("norm", description="how gradients are clipped")
     max_grad_norm: float | str | None = Field(
         1.0, description="what they are clipped to; a number, '1.0:100, 0.5' by steps, or null: never"
@@ -71,19 +75,23 @@ class TrainerConfig(Strict):
     seed: int = Field(0, ge=0, description="everything random follows from it")
     optimizer: OptimizerConfig = OptimizerConfig()
     ema_decay: float | None = Field(None, ge=0, lt=1, description="decay of the weights' moving average")
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    gradient_checkpointing: bool = False
+    mixed_precision: Literal["no", "fp16", "bf16"] = Field(
+        "no", description="of the computation; weights stay in fp32"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations twice instead of keeping them"
+    )
     channels_last: bool = Field(False, description="memory layout that convolutions like")
-    checkpoint_every: int = Field(500, ge=1)
-    keep_checkpoints: int = Field(2, ge=1)
-    validate_every: int = Field(500, ge=1)
-    preview_every: int = Field(500, ge=1)
+    checkpoint_every: int = Field(500, ge=1, description="steps between states to resume from")
+    keep_checkpoints: int = Field(2, ge=1, description="so many of them stay")
+    validate_every: int = Field(500, ge=1, description="steps between validations")
+    preview_every: int = Field(500, ge=1, description="steps between previews")
     save_every: int | None = Field(
         None,
         ge=1,
         description="keep a finished copy (saved/step-N) every so many steps; null: at the end alone",
     )
-    log_every: int = Field(10, ge=1)
+    log_every: int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
     keep_best: bool = Field(False, description="finish with the weights of the lowest validation loss")
     patience: int | None = Field(
         None, ge=1, description="stop after so many validations without a lower loss; null: never"

@@ -41,20 +41,28 @@ class HypernetworkConfig(PictureSettings):
     )
     num_cycles: int = Field(1, ge=1, description="of cosine_with_restarts")
     weight_decay: float | None = Field(None, ge=0, description="the optimizer's usual one by default")
-    betas: tuple[float, float] | None = None
-    eps: float | None = Field(None, gt=0)
+    betas: tuple[float, float] | None = Field(
+        None, description="decay of the optimizer's two moments; its usual ones by default"
+    )
+    eps: float | None = Field(
+        None, gt=0, description="keeps its division from zero; its usual one by default"
+    )
     clip: Literal["norm", "value"] = Field("norm", description="how gradients are clipped")
     max_grad_norm: float | str | None = Field(
         1.0, description="what they are clipped to; a number, '1.0:100, 0.5' by steps, or null: never"
     )
     ema_decay: float | None = Field(0.98, ge=0, lt=1, description="decay of the weights' moving average")
     gradient_accumulation: int = Field(1, ge=1, description="parts a batch is computed in, to save memory")
-    gradient_checkpointing: bool = False
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations twice instead of keeping them: less memory, a third slower"
+    )
+    mixed_precision: Literal["no", "fp16", "bf16"] = Field(
+        "no", description="of the frozen model in training; the hypernetwork itself stays in fp32"
+    )
     channels_last: bool = Field(False, description="memory layout that convolutions like")
     compile: bool = Field(False, description="compile the UNet; pays in long trainings on GPUs")
-    validate_every: int = Field(25, ge=1)
-    preview_every: int = Field(100, ge=1)
+    validate_every: int = Field(25, ge=1, description="steps between validations")
+    preview_every: int = Field(100, ge=1, description="steps between previews")
     save_every: int | None = Field(
         None,
         ge=1,
@@ -62,7 +70,7 @@ class HypernetworkConfig(PictureSettings):
     )
     checkpoint_every: int = Field(100, ge=1, description="steps between states to resume from")
     keep_checkpoints: int = Field(2, ge=1, description="so many of them stay")
-    log_every: int = Field(5, ge=1)
+    log_every: int = Field(5, ge=1, description="steps between lines of metrics.jsonl")
     keep_best: bool = Field(True, description="finish with the weights of the lowest validation loss")
     patience: int | None = Field(
         None, ge=1, description="stop after so many validations without a lower loss; null: never"
@@ -77,17 +85,23 @@ class HypernetworkConfig(PictureSettings):
     )
     weighting: str = Field("none", description="of timesteps: none, min_snr, debiased, …")
     condition_dropout: Share = Field(0.1, description="share of pictures trained without their caption")
-    offset_noise: float = Field(0.0, ge=0)
-    perturbation: float = Field(0.0, ge=0)
+    offset_noise: float = Field(
+        0.0,
+        ge=0,
+        description="noise of the whole picture, which lets it learn very dark and very light ones; 0.05 is usual",
+    )
+    perturbation: float = Field(
+        0.0, ge=0, description="noise added to the input alone, against exposure bias; 0.1 is usual"
+    )
     timestep_sampling: str = Field("uniform", description="uniform, stratified or logit_normal")
     timestep_range: tuple[Share, Share] | None = Field(
         None, description="train on these shares of the process alone; 0 is clean, 1 is noise"
     )
     prompts: list[str] = Field([], description="of the previews")
-    preview_seed: int = Field(0, ge=0)
-    preview_steps: int = Field(15, ge=1)
-    preview_sampler: str = "DPM++ 2M Karras"
-    preview_guidance: float = Field(4.0, ge=0)
+    preview_seed: int = Field(0, ge=0, description="of the first preview; the next ones follow")
+    preview_steps: int = Field(15, ge=1, description="sampling steps of the previews")
+    preview_sampler: str = Field("DPM++ 2M Karras", description="see docs/samplers.md")
+    preview_guidance: float = Field(4.0, ge=0, description="guidance scale of the previews; 1 is none")
     preview_negative: str = Field("", description="what the previews move away from")
 
     @model_validator(mode="before")

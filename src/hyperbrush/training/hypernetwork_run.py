@@ -52,7 +52,7 @@ class NetworkConfig(Strict):
 class HypernetworkRun(Strict):
     """Everything a run needs; written to its config.yaml."""
 
-    kind: Literal["hypernetwork"] = "hypernetwork"
+    kind: Literal["hypernetwork"] = Field("hypernetwork", description="what the file is for")
     name: str = Field(pattern=r"^[^/\\:<>\x00]+$", description="no slashes, colons or angle brackets")
     data: list[FolderConfig] = Field(
         min_length=1, description="a folder, or several with repeats, shares and weights"

@@ -25,35 +25,37 @@ from hyperbrush.training.pictures import FolderConfig, PictureSettings, as_mixtu
 class DataConfig(Strict):
     """Where the pictures are; all are brought to `size`."""
 
-    folders: list[FolderConfig] = Field(min_length=1)
-    held_out: list[FolderConfig] = []
-    size: int = Field(64, ge=8)
-    flip: Share = 0.0
+    folders: list[FolderConfig] = Field(min_length=1, description="folders of pictures, see above")
+    held_out: list[FolderConfig] = Field([], description="folders to validate on")
+    size: int = Field(64, ge=8, description="side in pixels")
+    flip: Share = Field(0.0, description="share of mirrored pictures")
     cache: str = Field("", description="folder for cached latents; the run's own by default")
 
 
 class FirstStageConfig(Strict):
     """An autoencoder from scratch."""
 
-    type: Literal["kl", "vq"] = "kl"
-    latent_dim: int = Field(4, ge=1)
-    channels: list[int] = [16, 48, 96]
-    layers_per_block: int = Field(1, ge=1)
-    mid_attention: bool = False
-    codebook: int = Field(1024, ge=2)
+    type: Literal["kl", "vq"] = Field("kl", description="continuous latents, or those of a codebook")
+    latent_dim: int = Field(4, ge=1, description="channels of the latents")
+    channels: list[int] = Field(
+        [16, 48, 96], description="of each level; each further one halves the picture"
+    )
+    layers_per_block: int = Field(1, ge=1, description="residual blocks a level")
+    mid_attention: bool = Field(False, description="attention at the smallest level")
+    codebook: int = Field(1024, ge=2, description="entries of a vq codebook")
 
 
 class LossConfig(Strict):
     """Weights of the first stage's loss; see `FirstStageLoss`."""
 
-    l1: float = Field(1.0, ge=0)
-    mse: float = Field(1.0, ge=0)
-    gradient: float = Field(1.0, ge=0)
-    log_mse: float = Field(0.0, ge=0)
-    kl: float = Field(1e-3, ge=0)
-    quantise: float = Field(1.0, ge=0)
-    adversarial_weight: float = Field(0.0, ge=0)
-    adversarial_start: int = Field(0, ge=0)
+    l1: float = Field(1.0, ge=0, description="weight of the absolute error")
+    mse: float = Field(1.0, ge=0, description="weight of the squared error")
+    gradient: float = Field(1.0, ge=0, description="weight of the error of neighbouring differences: edges")
+    log_mse: float = Field(0.0, ge=0, description="weight of log(squared error): the fine end")
+    kl: float = Field(1e-3, ge=0, description="weight of the distance to a normal distribution")
+    quantise: float = Field(1.0, ge=0, description="weight of the codebook's loss")
+    adversarial_weight: float = Field(0.0, ge=0, description="weight of a patch discriminator; 0: none")
+    adversarial_start: int = Field(0, ge=0, description="step at which it begins")
 
     @model_validator(mode="after")
     def _reconstructs(self) -> "LossConfig":
@@ -65,7 +67,7 @@ class LossConfig(Strict):
 class FirstStageRun(Strict):
     """`kind: first_stage`."""
 
-    kind: Literal["first_stage"]
+    kind: Literal["first_stage"] = Field(description="what the file is for")
     data: DataConfig
     model: FirstStageConfig = FirstStageConfig()
     loss: LossConfig = LossConfig()
@@ -75,47 +77,49 @@ class FirstStageRun(Strict):
 class TextConfig(Strict):
     """A CLIP text model from scratch, its tokenizer trained on the captions."""
 
-    width: int = Field(128, ge=8)
-    layers: int = Field(3, ge=1)
-    num_heads: int = Field(4, ge=1)
-    vocabulary: int = Field(4096, ge=600)
-    max_length: int = Field(77, ge=8)
+    width: int = Field(128, ge=8, description="of the text states")
+    layers: int = Field(3, ge=1, description="transformer layers")
+    num_heads: int = Field(4, ge=1, description="attention heads")
+    vocabulary: int = Field(4096, ge=600, description="tokens learnt from the captions")
+    max_length: int = Field(77, ge=8, description="tokens of a caption at most")
 
 
 class UNetConfig(Strict):
     """A UNet from scratch; attention stands where the latent map is as wide as listed."""
 
-    channels: list[int] = [64, 128, 192]
-    attention_resolutions: list[int] = [8, 4]
-    num_heads: int = Field(4, ge=1)
-    layers_per_block: int = Field(2, ge=1)
+    channels: list[int] = Field([64, 128, 192], description="of each level")
+    attention_resolutions: list[int] = Field(
+        [8, 4], description="sides of the latent maps that have attention"
+    )
+    num_heads: int = Field(4, ge=1, description="attention heads")
+    layers_per_block: int = Field(2, ge=1, description="residual blocks a level")
 
 
 class ProcessConfig(Strict):
     """The diffusion process and what is asked of it."""
 
-    schedule: str = "scaled_linear"
-    prediction: str = "v_prediction"
-    zero_terminal_snr: bool = False
-    weighting: str = "none"
-    timestep_sampling: str = "uniform"
-    condition_dropout: Share = 0.1
-    offset_noise: float = Field(0.0, ge=0)
-    perturbation: float = Field(0.0, ge=0)
+    schedule: str = Field("scaled_linear", description="of the noise: scaled_linear, linear, cosine, …")
+    prediction: str = Field("v_prediction", description="epsilon, v_prediction or sample")
+    zero_terminal_snr: bool = Field(False, description="let the last step be noise alone")
+    weighting: str = Field("none", description="of timesteps: none, min_snr, debiased")
+    timestep_sampling: str = Field("uniform", description="uniform, stratified or logit_normal")
+    condition_dropout: Share = Field(0.1, description="share of pictures trained without their caption")
+    offset_noise: float = Field(0.0, ge=0, description="noise of the whole picture; 0: none")
+    perturbation: float = Field(0.0, ge=0, description="noise added to the input alone; 0: none")
 
 
 class DiffusionRun(Strict):
     """`kind: diffusion`: a UNet and text encoder on a trained first stage, or on from another model."""
 
-    kind: Literal["diffusion"]
+    kind: Literal["diffusion"] = Field(description="what the file is for")
     data: DataConfig
     first_stage: str = Field("", description="folder of the trained first stage")
     start_from: str = Field("", description="go on from a whole model instead (emoji, folder, file)")
     text: TextConfig = TextConfig()
     unet: UNetConfig = UNetConfig()
     process: ProcessConfig = ProcessConfig()
-    prompts: list[str] = []
-    guidance_scale: float = 4.0
+    prompts: list[str] = Field([], description="of the previews")
+    guidance_scale: float = Field(4.0, description="of the previews")
     training: TrainerConfig = TrainerConfig()
 
     @model_validator(mode="after")

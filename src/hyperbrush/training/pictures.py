@@ -36,7 +36,7 @@ class FolderConfig(Strict):
     def _path(cls, value: Any) -> Any:
         return {"path": str(value)} if isinstance(value, str | Path) else value
 
-    path: str
+    path: str = Field(description="the folder; captions beside the pictures")
     repeats: int = Field(1, ge=1, description="times each picture counts in an epoch")
     share: float | None = Field(
         None, gt=0, description="its part of all examples, in place of repeats; for all folders or none"
@@ -94,7 +94,7 @@ class PictureSettings(Strict):
     shuffle_tags: bool = Field(False, description="tags of a caption come in a random order")
     drop_tags: Share = Field(0.0, description="share of tags left out, drawn anew each time")
     keep_tags: int = Field(0, ge=0, description="so many first tags stay where they are")
-    tag_separator: str = Field(",", min_length=1)
+    tag_separator: str = Field(",", min_length=1, description="stands between the tags of a caption")
     validation_share: Share = Field(0.1, description="share of the pictures held out where none are given")
 
     @field_validator("filename_words")
