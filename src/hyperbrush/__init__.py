@@ -13,29 +13,47 @@ if TYPE_CHECKING:
     from hyperbrush.generation import compare as compare
     from hyperbrush.generation import generate as generate
     from hyperbrush.hypernetworks import AttentionHypernetwork as AttentionHypernetwork
+    from hyperbrush.hypernetworks import GeneratedWeights as GeneratedWeights
+    from hyperbrush.hypernetworks import Hypernetwork as Hypernetwork
+    from hyperbrush.hypernetworks import HypernetworkDecoder as HypernetworkDecoder
+    from hyperbrush.hypernetworks import HypernetworkEncoder as HypernetworkEncoder
     from hyperbrush.hypernetworks import HypernetworkLibrary as HypernetworkLibrary
+    from hyperbrush.hypernetworks import ImageCondition as ImageCondition
     from hyperbrush.hypernetworks import PerPicture as PerPicture
     from hyperbrush.hypernetworks import Ramp as Ramp
+    from hyperbrush.hypernetworks import TargetNetwork as TargetNetwork
+    from hyperbrush.hypernetworks import TaskCondition as TaskCondition
+    from hyperbrush.hypernetworks import TextCondition as TextCondition
     from hyperbrush.hypernetworks import Use as Use
+    from hyperbrush.hypernetworks import WeightGenerator as WeightGenerator
     from hyperbrush.hypernetworks import Window as Window
     from hyperbrush.hypernetworks import attach as attach
-    from hyperbrush.hypernetworks import load as load
+    from hyperbrush.hypernetworks.adapters import load as load
     from hyperbrush.training import HypernetworkTrainer as HypernetworkTrainer
     from hyperbrush.training import train_hypernetwork as train_hypernetwork
 
 _HOMES = {
     "AttentionHypernetwork": "hypernetworks",
+    "GeneratedWeights": "hypernetworks",
+    "Hypernetwork": "hypernetworks",
+    "HypernetworkDecoder": "hypernetworks",
+    "HypernetworkEncoder": "hypernetworks",
     "HypernetworkLibrary": "hypernetworks",
     "HypernetworkTrainer": "training",
+    "ImageCondition": "hypernetworks",
     "PerPicture": "hypernetworks",
     "Ramp": "hypernetworks",
+    "TargetNetwork": "hypernetworks",
+    "TaskCondition": "hypernetworks",
+    "TextCondition": "hypernetworks",
     "Use": "hypernetworks",
     "UserError": "errors",
+    "WeightGenerator": "hypernetworks",
     "Window": "hypernetworks",
     "attach": "hypernetworks",
     "compare": "generation",
     "generate": "generation",
-    "load": "hypernetworks",
+    "load": "hypernetworks.adapters",
     "train_hypernetwork": "training",
 }
 

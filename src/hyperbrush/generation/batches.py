@@ -13,7 +13,8 @@ from hyperbrush.errors import UserError
 from hyperbrush.generation.encoding import Encoded, encode_prompts
 from hyperbrush.generation.prompt_networks import PromptNetworks, acts_on, networks_of
 from hyperbrush.generation.settings import Settings
-from hyperbrush.hypernetworks import AttentionHypernetwork, attach
+from hyperbrush.hypernetworks import attach
+from hyperbrush.hypernetworks.adapters import Adapter
 from hyperbrush.ldm.pictures import to_pictures
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def draw_together(
     model: "LatentDiffusion",
     batch: Sequence[Subject],
     settings: Settings,
-    load: Callable[[Path], AttentionHypernetwork],
+    load: Callable[[Path], Adapter],
     on_step: Callable[[int, int, Any], None] | None,
 ) -> "list[tuple[Image, list[str]]]":
     """The pictures of a batch whose texts have one length, each with what its networks reached.

@@ -102,7 +102,7 @@ def compare(
             and as `generate`. All that can be known is checked before the first picture.
     """
     from hyperbrush.hypernetworks import HypernetworkLibrary
-    from hyperbrush.hypernetworks.formats import load
+    from hyperbrush.hypernetworks.adapters import load
 
     axes = [None if one is None else _axis(one) for one in (x, y, z)]
     if seed is not None:

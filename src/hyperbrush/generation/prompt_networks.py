@@ -6,7 +6,8 @@ from pathlib import Path
 
 from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.generation.tags import HypernetworkTag, parse_tags, repeated_names
-from hyperbrush.hypernetworks import AttentionHypernetwork, HypernetworkLibrary, PerPicture, Ramp, Use, Window
+from hyperbrush.hypernetworks import HypernetworkLibrary, PerPicture, Ramp, Use, Window
+from hyperbrush.hypernetworks.adapters import Adapter
 from hyperbrush.hypernetworks.library import UnknownHypernetwork
 from hyperbrush.hypernetworks.strengths import Term
 
@@ -91,9 +92,7 @@ def term_of(tag: HypernetworkTag) -> Term:
     return Window(tag.strength, tag.start, tag.end)
 
 
-def networks_of(
-    pictures: Sequence[PromptNetworks], load: Callable[[Path], AttentionHypernetwork]
-) -> list[Use]:
+def networks_of(pictures: Sequence[PromptNetworks], load: Callable[[Path], Adapter]) -> list[Use]:
     """The networks of all pictures of a batch, each with a strength for every picture: 0 where its prompt does
     not name it.
 

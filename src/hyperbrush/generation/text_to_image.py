@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from hyperbrush.generation.prompt_networks import PromptNetworks
-    from hyperbrush.hypernetworks import AttentionHypernetwork
+    from hyperbrush.hypernetworks.adapters import Adapter
     from hyperbrush.ldm.models import LatentDiffusion
 
 DEFAULT_FOLDER = Path("models/hypernetworks")
@@ -136,7 +136,7 @@ def draw(
     library: Any,
     *,
     missing: str = "error",
-    load: "Callable[[Path], AttentionHypernetwork] | None" = None,
+    load: "Callable[[Path], Adapter] | None" = None,
     on_step: Callable[[int, int, Any], None] | None = None,
 ) -> list[Picture]:
     """Draw one batch: a prompt and a seed for each picture (one batch for each number of chunks of the texts).
@@ -150,7 +150,7 @@ def draw(
     from hyperbrush.generation.batches import Subject, draw_together
     from hyperbrush.generation.encoding import encode_prompts
     from hyperbrush.generation.prompt_networks import read_prompt, refuse_negative_tags
-    from hyperbrush.hypernetworks import load as load_file
+    from hyperbrush.hypernetworks.adapters import load as load_file
 
     for text in {*prompts, settings.negative}:
         check_text(text)

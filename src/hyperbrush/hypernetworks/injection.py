@@ -15,8 +15,11 @@ import torch
 
 from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.hypernetworks.activations import OVER_THE_BATCH
+from hyperbrush.hypernetworks.adapters import Adapter
 from hyperbrush.hypernetworks.applied import Applied, Reach, reach
 from hyperbrush.hypernetworks.attention import AttentionHypernetwork
+from hyperbrush.hypernetworks.generator.attaching import WeightsReach, reach_of_weights, weight_hooks
+from hyperbrush.hypernetworks.generator.weights import GeneratedWeights
 from hyperbrush.hypernetworks.memo import Memo
 from hyperbrush.hypernetworks.progress import Progress
 from hyperbrush.hypernetworks.projection_hooks import ProjectionHook, refuse_bypassing
@@ -30,22 +33,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Use:
-    """One hypernetwork at work: how strongly, and where.
+    """One hypernetwork at work, or weights that one generated: how strongly, and where.
 
     strength: a number; a schedule over the sampling steps (`Window`, `Ramp`, any callable from progress, 0
-        to 1, to a number); `PerPicture`; or a pair of these (for keys, for values).
+        to 1, to a number); `PerPicture`; or a pair of these (for keys, for values; of generated weights for
+        to_q and to_k, for to_v and to_out).
     attn, blocks: act only there; blocks are "down.1", "mid", "up.2", or "down" and "up" for all of them.
     name: how `Attached` calls it; the hypernetwork's own name by default.
     """
 
-    hypernetwork: AttentionHypernetwork
+    hypernetwork: Adapter
     strength: StrengthLike = 1.0
     attn: Collection[str] = KINDS
     blocks: Collection[str] | None = None
     name: str | None = None
 
 
-Entry = AttentionHypernetwork | tuple[AttentionHypernetwork, StrengthLike] | Use
+Entry = Adapter | tuple[Adapter, StrengthLike] | Use
 
 
 def attach(
@@ -61,7 +65,8 @@ def attach(
         LatentDiffusion. Schedules follow the sampling steps of a pipeline or LatentDiffusion; with a bare
         UNet, progress is read off the timestep (0 at the noisiest, 1 at the clean end).
     hypernetworks: one, or (hypernetwork, strength), or `Use`, or a list of these; several compose in
-        order, each on the output of the one before. None yet: `Attached.load` adds them.
+        order, each on the output of the one before. None yet: `Attached.load` adds them. `GeneratedWeights`
+        stand in the list like any other: they add to what the layers make of the context the others leave.
     attn, blocks: as in `Use`, for those that are not given as one.
 
     The networks move to the UNet's device and compute in their own or the context's precision,
@@ -105,7 +110,7 @@ class Attached:
         self._hook()
 
     @property
-    def hypernetworks(self) -> list[AttentionHypernetwork]:
+    def hypernetworks(self) -> list[Adapter]:
         """The hypernetworks, in the order they compose."""
         return [a.use.hypernetwork for a in self._at_work]
 
@@ -133,7 +138,7 @@ class Attached:
 
     def load(
         self,
-        hypernetwork: AttentionHypernetwork | str | Path,
+        hypernetwork: Adapter | str | Path,
         strength: StrengthLike = 1.0,
         *,
         attn: Collection[str] = KINDS,
@@ -143,18 +148,18 @@ class Attached:
         """Add a hypernetwork, or the file of one, after the others; returns its name here.
 
         Raises:
-            UserError: as `attach` and `formats.load`; nothing was changed then. Or while fused.
+            UserError: as `attach` and `adapters.load`; nothing was changed then. Or while fused.
         """
         self._refuse_fused("load")
-        if not isinstance(hypernetwork, AttentionHypernetwork):
-            from hyperbrush.hypernetworks.formats import load
+        if not isinstance(hypernetwork, AttentionHypernetwork | GeneratedWeights):
+            from hyperbrush.hypernetworks.adapters import load
 
             hypernetwork = load(hypernetwork)
         self._at_work.append(self._prepare(Use(hypernetwork, strength, attn, blocks, name)))
         self._hook()
         return self.names[-1]
 
-    def unload(self, name: str | AttentionHypernetwork) -> None:
+    def unload(self, name: str | Adapter) -> None:
         """Take one away, by its name here or by itself.
 
         Raises:
@@ -230,12 +235,17 @@ class Attached:
 
         Raises:
             UserError: a network is not affine; a strength is no constant number; LoRA stands at a projection
-                (fuse it first); already fused. Nothing was changed then.
+                (fuse it first); generated weights are among them; already fused. Nothing was changed then.
         """
         from hyperbrush.hypernetworks.fusing import SiteChains, fuse_chains
 
         self._refuse_fused("fuse again")
         for a in self._at_work:
+            if isinstance(a.use.hypernetwork, GeneratedWeights):
+                raise UserError(
+                    f"cannot fuse {a.name!r}, generated weights: unload them, or save them as a LoRA and use "
+                    "pipe.fuse_lora()"
+                )
             if a.keys.constant is None or a.values.constant is None:
                 raise UserError(
                     f"cannot fuse {a.name!r}: its strength changes with the step or the picture; "
@@ -296,19 +306,26 @@ class Attached:
             raise UserError("these hypernetworks are already detached: call attach again")
         everything = [site for site, _ in find_attentions(self._unet)]
         found = find_attentions(self._unet, use.attn, use.blocks)
-        reached = reach(use.hypernetwork, [site for site, _ in found], everything)
+        sites = [site for site, _ in found]
+        if isinstance(use.hypernetwork, GeneratedWeights):
+            reached: Reach = reach_of_weights(use.hypernetwork, sites, everything)
+        else:
+            reached = reach(use.hypernetwork, sites, everything)
         for site, attention in found:
             refuse_bypassing(site, attention)
         device = _device(found[0][1])
         keys, values = pair_of(use.strength)
         prepared = _AtWork(use, reached, Strength(keys, device), Strength(values, device))
-        use.hypernetwork.to(device)
+        if isinstance(use.hypernetwork, AttentionHypernetwork):
+            use.hypernetwork.to(device)
         return prepared
 
     def _chain(self, site: AttentionSite, *, keys: bool) -> "list[tuple[Any, Strength]]":
         """(network, strength) of those that reach a site, in order."""
         chain = []
         for a in self._at_work:
+            if isinstance(a.use.hypernetwork, GeneratedWeights):
+                continue
             pair = a.use.hypernetwork.network_for(site.context_width, site)
             if pair is not None and site in a.reach.sites:
                 chain.append((pair.key, a.keys) if keys else (pair.value, a.values))
@@ -326,10 +343,15 @@ class Attached:
         softmax = {
             a.use.hypernetwork
             for a in self._at_work
-            if a.use.hypernetwork.settings.activation in OVER_THE_BATCH
+            if isinstance(a.use.hypernetwork, AttentionHypernetwork)
+            and a.use.hypernetwork.settings.activation in OVER_THE_BATCH
         }
         for site, attention in find_attentions(self._unet):
-            reaching = [a for a in self._at_work if site in a.reach.sites]
+            reaching = [
+                a
+                for a in self._at_work
+                if site in a.reach.sites and isinstance(a.use.hypernetwork, AttentionHypernetwork)
+            ]
             if not reaching:
                 continue
             rows = self._rows if any(a.use.hypernetwork in softmax for a in reaching) else None
@@ -337,6 +359,9 @@ class Attached:
             for name, keys in (("to_k", True), ("to_v", False)):
                 chain = self._chain(site, keys=keys)
                 self._hooks.append(ProjectionHook(site, attention, name, chain, rows, memo))
+        for a in self._at_work:
+            if isinstance(a.use.hypernetwork, GeneratedWeights) and isinstance(a.reach, WeightsReach):
+                self._hooks += weight_hooks(self._unet, a.use.hypernetwork, a.reach, a.keys, a.values)
         unet = self._unet
         self._hooks.append(unet.register_forward_pre_hook(self._before, with_kwargs=True))
         self._hooks.append(unet.register_forward_hook(self._after, always_call=True))
@@ -385,7 +410,7 @@ class Attached:
             return batch // (self._batch // rows)  # perturbed attentions see a part of the rows at a time
         return rows if batch % rows == 0 else 1
 
-    def _index(self, name: str | AttentionHypernetwork) -> int:
+    def _index(self, name: str | Adapter) -> int:
         for i, (own, a) in enumerate(zip(self.names, self._at_work, strict=True)):
             if name == own or name is a.use.hypernetwork:
                 return i
@@ -443,10 +468,8 @@ def _uses(hypernetworks: Any, attn: Collection[str], blocks: Collection[str] | N
 def _is_entry(value: Any) -> bool:
     if isinstance(value, tuple) and len(value) == 2:
         # (a, b) of two hypernetworks is a list of two, not a hypernetwork with a strength.
-        return isinstance(value[0], AttentionHypernetwork) and not (
-            isinstance(value[1], AttentionHypernetwork | Use) or _is_entry(value[1])
-        )
-    return isinstance(value, AttentionHypernetwork | Use)
+        return isinstance(value[0], AttentionHypernetwork | GeneratedWeights) and not _is_entry(value[1])
+    return isinstance(value, AttentionHypernetwork | GeneratedWeights | Use)
 
 
 def _unet(pipe_or_unet: Any) -> torch.nn.Module:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperbrush.errors import UserError, unknown_name
-from hyperbrush.hypernetworks.attention import AttentionHypernetwork
+from hyperbrush.hypernetworks.adapters import Adapter, load
 from hyperbrush.hypernetworks.file_cache import FileCache
-from hyperbrush.hypernetworks.formats import SUFFIXES, load
+from hyperbrush.hypernetworks.formats import SUFFIXES
 from hyperbrush.hypernetworks.sidecars import (
     KEYS,
     Notes,
@@ -135,11 +135,11 @@ class HypernetworkLibrary:
             raise UnknownHypernetwork(str(error))
         return same[0]
 
-    def load(self, name: str) -> AttentionHypernetwork:
+    def load(self, name: str) -> Adapter:
         """Read the file called ``name``.
 
         Raises:
-            UserError: as `find` and `formats.load`.
+            UserError: as `find` and `adapters.load`.
         """
         return load(self.find(name))
 

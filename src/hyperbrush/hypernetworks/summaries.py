@@ -9,8 +9,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from hyperbrush.errors import UserError
+from hyperbrush.hypernetworks.adapters import is_generated_file, load
 from hyperbrush.hypernetworks.attention import AttentionHypernetwork, Key
-from hyperbrush.hypernetworks.formats import load
 from hyperbrush.hypernetworks.formats.checks import build
 from hyperbrush.hypernetworks.formats.modelspec import architecture
 from hyperbrush.hypernetworks.formats.native import CONFIG_KEY, FORMAT, FORMAT_KEY, header_of
@@ -18,6 +18,7 @@ from hyperbrush.hypernetworks.formats.outlines import Tensor
 from hyperbrush.hypernetworks.formats.torch_files import outline
 
 KIND = "attention hypernetwork"
+GENERATED = "generated"
 _FAMILIES = {
     "stable-diffusion-v1": "Stable Diffusion 1.x",
     "stable-diffusion-v2": "Stable Diffusion 2.x",
@@ -30,10 +31,11 @@ class Summary:
     """A file's header in words and numbers.
 
     Args:
-        kind: "attention hypernetwork".
+        kind: "attention hypernetwork", or "generated": weights that a hypernetwork generated; what a kind
+            does not have is empty or 0.
         format: "webui" or "safetensors".
         widths: context widths it has networks for.
-        sites: number of attention sites with a network of their own; 0 where networks go by width.
+        sites: number of attention sites with a network or weights of their own; 0 where networks go by width.
         structure: widths of the layers as multiples of the context's.
         activation: its name; "linear" for none.
         layer_norm: whether a LayerNorm follows every layer.
@@ -91,6 +93,8 @@ def summary_from(value: Any) -> Summary | None:
 
 def _safetensors(path: Path) -> Summary:
     header, _ = header_of(path)
+    if is_generated_file(path):
+        return _generated(path, header)
     if header.get(FORMAT_KEY) != FORMAT:
         raise ValueError
     config = json.loads(header[CONFIG_KEY])
@@ -100,6 +104,29 @@ def _safetensors(path: Path) -> Summary:
         shapes = [file.get_slice(name).get_shape() for name in names]
     counts = [_product(shape) for shape in shapes]
     return _summary(path, "safetensors", build(path, path.stem, config, widths, len(counts)), counts)
+
+
+def _generated(path: Path, header: Mapping[str, str]) -> Summary:
+    content = json.loads(header[CONFIG_KEY])
+    with safe_open(path, framework="pt", device="cpu") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    layers = {name.rpartition(".")[0] for name in shapes}
+    if not layers or len(shapes) != 2 * len(layers):
+        raise ValueError
+    base = header.get("modelspec.architecture", "").partition("/")[0]
+    step = content["metadata"].get("generator_step", 0)
+    return Summary(
+        kind=GENERATED,
+        format="safetensors",
+        widths=(),
+        sites=len({layer.partition(".to_")[0] for layer in layers}),
+        structure=(),
+        activation="",
+        layer_norm=False,
+        parameters=sum(_product(shape) for shape in shapes.values()),
+        step=step if isinstance(step, int) else 0,
+        trained_for=_FAMILIES.get(base, ""),
+    )
 
 
 def _webui(path: Path) -> Summary:

@@ -161,6 +161,10 @@ def _networks(
 def _looks_like(header: Mapping[str, str], names: list[str]) -> str:
     if FORMAT_KEY in header:
         found = header[FORMAT_KEY]
+        if found.startswith("generated-weights/"):
+            return "it holds weights that a hypernetwork generated: hyperbrush.load reads it"
+        if found.startswith("hypernetwork/"):
+            return "it holds a hypernetwork that generates weights: hyperbrush.Hypernetwork.load reads it"
         return f"its format is {found!r:.80}, but this hyperbrush reads {FORMAT!r}; update it"
     shown = ", ".join(names[:2]) or "nothing"
     other = f"its header has no {FORMAT_KEY}, and it holds {len(names)} tensors ({shown!r:.120})"

@@ -1,0 +1,179 @@
+"""Where conditions are read: a pipeline's own text encoder and first stage, and a vision model if there is one."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from hyperbrush.errors import UserError
+from hyperbrush.hypernetworks.generator.conditions import (
+    Condition,
+    ImageCondition,
+    TextCondition,
+    is_picture,
+)
+from hyperbrush.ldm.models.text import tokenize
+
+if TYPE_CHECKING:
+    from hyperbrush.ldm.models import LatentDiffusion
+
+EMBEDDED = "emoji"
+
+
+class ConditionSource:
+    """Encoders for texts and pictures.
+
+    model: a pipeline or LatentDiffusion; None: the embedded model, opened when first needed.
+    vision: CLIPVisionModel, Dinov2Model or the like, read at its last hidden state; processor: its image processor.
+
+    Raises:
+        UserError: a model without a first stage, or a vision model without its processor.
+    """
+
+    def __init__(self, model: Any = None, vision: Any = None, processor: Any = None) -> None:
+        if (vision is None) != (processor is None):
+            raise UserError("a vision model needs its image processor: give both, or neither")
+        self.given = model
+        self._model: LatentDiffusion | None = None
+        self.vision, self.processor = vision, processor
+
+    @property
+    def model(self) -> "LatentDiffusion":
+        """What texts and pictures go through."""
+        if self._model is None:
+            from hyperbrush.hypernetworks.contexts import as_model
+            from hyperbrush.ldm.models import LatentDiffusion
+
+            given = self.given
+            self._model = (
+                LatentDiffusion.from_pretrained(EMBEDDED).eval() if given is None else as_model(given)
+            )
+        return self._model
+
+    @property
+    def text_width(self) -> int:
+        """Width of the text states; 768 for a model without a text encoder."""
+        if self.given is None:
+            return int(_embedded_config("text_encoder")["hidden_size"])
+        encoders = [getattr(self.given, name, None) for name in ("text_encoder", "text_encoder_2")]
+        return sum(int(e.config.hidden_size) for e in encoders if e is not None) or 768
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents."""
+        if self.given is None:
+            return int(_embedded_config("vae")["latent_channels"])
+        stage: Any = getattr(self.given, "vae", None) or self.model.first_stage
+        return int(stage.config.latent_channels)
+
+    @property
+    def image_width(self) -> int | None:
+        """Width of the vision model's states; None without one."""
+        return None if self.vision is None else int(self.vision.config.hidden_size)
+
+    @torch.no_grad()
+    def prepare(self, condition: Condition) -> Condition:
+        """The same condition with tensors in the place of texts and pictures.
+
+        Raises:
+            UserError: the model reads no texts, or something is no picture.
+        """
+        if isinstance(condition, TextCondition) and condition.states is None:
+            single = isinstance(condition.texts, str)
+            states, mask = self._states([condition.texts] if single else list(condition.texts or ()))  # type: ignore[list-item]
+            return TextCondition(states=states[0] if single else states, mask=mask[0] if single else mask)
+        if isinstance(condition, ImageCondition) and condition.pictures is not None:
+            return self._look(condition)
+        return condition
+
+    def _states(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """(batch, tokens, width), and which tokens are the text's (until its end token)."""
+        model = self.model
+        states = model.text_conditions(texts)["context"]
+        ids = tokenize(model.tokenizer, texts)
+        ends = (ids == model.tokenizer.eos_token_id).int()
+        mask = (ends.cumsum(1) - ends) == 0
+        return states, mask.to(states.device)
+
+    def _look(self, condition: ImageCondition) -> ImageCondition:
+        samples = condition.samples
+        most = max(len(sample) for sample in samples)
+        present = torch.tensor([[i < len(sample) for i in range(most)] for sample in samples])
+        flat = [picture for sample in samples for picture in sample]
+        latents = _spread(self.latents(flat), present)
+        features = None if self.vision is None else _spread(self.features(flat), present)
+        if condition.batch is None:
+            return ImageCondition(latents=latents[0], features=None if features is None else features[0])
+        return ImageCondition(latents=latents, features=features, present=present)
+
+    @torch.no_grad()
+    def latents(self, pictures: list[Any]) -> Tensor:
+        """Scaled latents (pictures, c, h, w): the posterior's mean of pictures at the model's own size.
+
+        Raises:
+            UserError: something is no picture.
+        """
+        model = self.model
+        stage: Any = model.first_stage
+        size, at = model.image_size, next(stage.parameters())
+        found = [model.encode(_pixels(picture, size)[None].to(at) * 2 - 1) for picture in pictures]
+        return torch.cat(found).float()
+
+    @torch.no_grad()
+    def features(self, pictures: list[Any]) -> Tensor:
+        """Last hidden states (pictures, tokens, width) of the vision model."""
+        images = [_image(picture) for picture in pictures]
+        inputs = self.processor(images=images, return_tensors="pt").pixel_values
+        at = next(self.vision.parameters())
+        states: Tensor = self.vision(inputs.to(at.device, at.dtype)).last_hidden_state
+        return states.float()
+
+
+def _spread(flat: Tensor, present: Tensor) -> Tensor:
+    """(pictures, …) → (batch, references, …), zeros where there is none."""
+    out = flat.new_zeros(*present.shape, *flat.shape[1:])
+    out[present.to(flat.device)] = flat
+    return out
+
+
+def _embedded_config(part: str) -> dict[str, Any]:
+    from hyperbrush.assets import model_folder
+
+    text = (model_folder(EMBEDDED) / part / "config.json").read_text(encoding="utf-8")
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def _image(picture: Any) -> Any:
+    """A picture as an RGB image on white."""
+    import numpy as np
+    from PIL import Image
+
+    from hyperbrush.ldm.data.pictures import flatten, read
+
+    if not is_picture(picture):
+        what = f"a tensor {tuple(picture.shape)}" if isinstance(picture, Tensor) else f"{picture!r:.80}"
+        raise UserError(
+            f"{what} is no picture: expected a PIL image, a path, or a tensor (3, height, width) in [0, 1]"
+        )
+    if isinstance(picture, Tensor):
+        values = (picture.detach().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
+        return Image.fromarray(np.asarray(values))
+    if isinstance(picture, str | Path):
+        path = Path(picture)
+        if not path.is_file():
+            raise UserError(f"{path} is no file: expected a picture")
+        return read(path, (255, 255, 255))
+    return flatten(picture)
+
+
+def _pixels(picture: Any, size: int) -> Tensor:
+    """A picture as (3, size, size) in [0, 1]: its middle, scaled."""
+    import numpy as np
+    from PIL import ImageOps
+    from PIL.Image import Resampling
+
+    image = ImageOps.fit(_image(picture), (size, size), Resampling.LANCZOS)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
