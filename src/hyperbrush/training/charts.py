@@ -145,7 +145,7 @@ class Chart:
             else _Axis(min(0, *positions), max(positions))
         )
         up = _Axis.over(values, min(values) > 0 and max(values) > 30 * min(values), 0.08)
-        rows = _legend([line for line, _ in lines], width)
+        rows = _legend([line for line, _ in lines if line.name], width)
         top, bottom = 12 + LEGEND * (len(rows) + bool(self.marks)), height - (44 if self.x_label else 26)
         left, right = 56, width - 16
 
