@@ -19,6 +19,12 @@ def model_folder(name: str) -> Path:
     return FOLDER / name
 
 
+def generator_file(model: str) -> Path | None:
+    """The generator of weights that ships for a model; None where none does."""
+    path = FOLDER / "generators" / f"{model}.safetensors"
+    return path if model in MODELS and path.is_file() else None
+
+
 def style_folder() -> Path:
     """48 pictures of Fluent Emoji High Contrast (MIT), the demo's style."""
     return FOLDER / "style"

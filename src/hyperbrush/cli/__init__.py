@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from hyperbrush.cli import convert, doctor, draw, inspect, library, train
+from hyperbrush.cli.hyper import hyper
 from hyperbrush.cli.ldm import ldm
 from hyperbrush.errors import UserError
 
@@ -18,6 +19,7 @@ app = typer.Typer(
 )
 for commands in (draw, library, inspect, convert, train, doctor):
     app.add_typer(commands.app)
+app.add_typer(hyper, name="hyper")
 app.add_typer(ldm, name="ldm")
 
 

@@ -47,7 +47,12 @@ def train(
         list[Path] | None, typer.Option(help="Folder of held-out pictures; else a tenth of the data.")
     ] = None,
     start_from: Annotated[
-        str, typer.Option("--from", help="Hypernetwork file to go on from (.pt with its .optim too).")
+        str,
+        typer.Option(
+            "--from",
+            "--init",
+            help="File to go on from: a hypernetwork (.pt with its .optim too), or generated weights.",
+        ),
     ] = "",
     steps: Annotated[int | None, typer.Option(help="Optimizer steps; 20 epochs by default.")] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--lr")] = None,

@@ -10,10 +10,12 @@ import torch
 import yaml
 from pydantic import Field, field_validator
 
-from hyperbrush.errors import UserError, unknown_name
+from hyperbrush.errors import UserError
 from hyperbrush.files import write_json, write_text
-from hyperbrush.hypernetworks import AttentionHypernetwork, load
+from hyperbrush.hypernetworks import AttentionHypernetwork
+from hyperbrush.hypernetworks.adapters import load
 from hyperbrush.hypernetworks.formats.optimizer import OptimizerState, read_optimizer, write_optimizer
+from hyperbrush.hypernetworks.generator import GeneratedWeights, TunedWeights
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.util import keyed_seed, load_config, read_yaml
 from hyperbrush.training.cached import Told
@@ -25,6 +27,7 @@ from hyperbrush.training.pictures import FolderConfig
 from hyperbrush.training.preflight import Preflight, preflight
 from hyperbrush.training.processes import join
 from hyperbrush.training.report import report_run
+from hyperbrush.training.settings import from_everywhere, names_of
 from hyperbrush.training.trainer import Progress
 
 
@@ -62,7 +65,11 @@ class HypernetworkRun(Strict):
     )
     model: str = Field("emoji", description="emoji, a diffusers folder, a single-file checkpoint or a hub id")
     start_from: str = Field(
-        "", description="a hypernetwork file to go on from, with its .optim where that is beside it"
+        "",
+        description="a file to go on from: a hypernetwork, with its .optim where that is beside it, or generated weights",
+    )
+    tune_rank: int | None = Field(
+        None, ge=1, description="rank that generated weights are expanded to, which gives tuning room"
     )
     hypernetworks: str = Field("models/hypernetworks", description="folder the finished file goes to")
     save_optimizer: bool = Field(
@@ -97,57 +104,22 @@ def configured(
     Args:
         source: the file; its stem is the name where none is given.
         presets: names joined by commas, see `preset`.
-        settings: "KEY=VALUE" texts; a key is written whole ("network.activation") or, where that is clear,
-            as its last part; values are YAML.
+        settings: "KEY=VALUE" texts, see `from_everywhere`.
         training, values: settings by name; None and "" say nothing.
 
     Raises:
         UserError: whatever is wrong with any of them.
     """
     read_values = {} if source is None else read_yaml(Path(source))
-    if source is not None:
-        read_values = {"name": Path(source).stem, **read_values}
     first = {"training": preset(str(read_values.pop("preset", ""))) | preset(presets)}
-    given = {key: value for key, value in values.items() if value not in (None, "", [], ())}
-    own = {key: value for key, value in (training or {}).items() if value is not None}
-    merged = _merged(_merged(first, read_values), given | {"training": own})
-    for text in settings:
-        key, separator, value = text.partition("=")
-        if not separator:
-            raise UserError(f"setting {text!r}: expected KEY=VALUE, such as loss=huber")
-        try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f"setting {text!r}: {value!r} is not valid YAML") from error
-        for part in reversed(_full_name(key.strip())):
-            parsed = {part: parsed}
-        merged = _merged(merged, parsed)
-    return load_config(HypernetworkRun, merged)
+    return from_everywhere(
+        HypernetworkRun, source, read_values, first=first, settings=settings, training=training, **values
+    )
 
 
 def setting_names() -> list[str]:
-    """Every setting by its whole name, "training.loss"."""
-    inner: dict[str, type[Strict]] = {"network": NetworkConfig, "training": HypernetworkConfig}
-    top = [name for name in HypernetworkRun.model_fields if name not in (*inner, "kind")]
-    return top + [f"{room}.{name}" for room, model in inner.items() for name in model.model_fields]
-
-
-def _full_name(key: str) -> list[str]:
-    names = setting_names()
-    found = [name for name in names if name == key or name.rpartition(".")[2] == key]
-    if key in found:
-        return key.split(".")
-    if len(found) != 1:
-        raise unknown_name("setting", key, [*names, *(n.rpartition(".")[2] for n in names)])
-    return found[0].split(".")
-
-
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    found = dict(below)
-    for key, value in above.items():
-        inside = found.get(key)
-        found[key] = _merged(inside, value) if isinstance(inside, dict) and isinstance(value, dict) else value
-    return found
+    """Every setting of a run by its whole name, "training.loss"."""
+    return names_of(HypernetworkRun)
 
 
 @dataclass
@@ -236,8 +208,8 @@ def look_over(
 
 def open_network(
     config: HypernetworkRun, model: LatentDiffusion
-) -> tuple[AttentionHypernetwork, OptimizerState | None]:
-    """The hypernetwork a run begins with, and the optimizer's state if it goes on from a file that has one.
+) -> tuple[AttentionHypernetwork | TunedWeights, OptimizerState | None]:
+    """What a run begins with, and the optimizer's state if it goes on from a file that has one.
 
     Raises:
         UserError: the file cannot be read; settings of a new network beside ``start_from``.
@@ -249,6 +221,8 @@ def open_network(
         network = load(config.start_from, torch.float32)
         network.name = config.name
         network.metadata = {**network.metadata, **about}
+        if isinstance(network, GeneratedWeights):
+            return TunedWeights(network.expand_rank(max(config.tune_rank or 1, network.rank))), None
         return network.requires_grad_(True), read_optimizer(config.start_from)
     torch.manual_seed(keyed_seed(config.training.seed, "initialisation"))
     chosen: dict[str, Any] = {"blocks": config.training.blocks} if config.network.per_site else {}

@@ -11,10 +11,14 @@ from typing import Any
 import torch
 
 from hyperbrush.errors import UserError
+from hyperbrush.hypernetworks import AttentionHypernetwork
+from hyperbrush.hypernetworks.generator import TunedWeights
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.training.cached import FORMS, Told
 from hyperbrush.training.finders import LrCurve, find_batch_size, find_learning_rate
-from hyperbrush.training.hypernetwork import HypernetworkObjective, HypernetworkTrainer, pictures_of
+from hyperbrush.training.hypernetwork import HypernetworkTrainer, pictures_of
+from hyperbrush.training.hypernetwork_config import HypernetworkConfig
+from hyperbrush.training.hypernetwork_objective import HypernetworkObjective
 from hyperbrush.training.hypernetwork_run import HypernetworkRun, look_over, open_network
 from hyperbrush.training.memory import PeakMemory
 from hyperbrush.training.micro_batches import MicroBatches
@@ -89,12 +93,17 @@ def plan(config: HypernetworkRun, model: LatentDiffusion | None = None) -> Plan:
     network, _ = open_network(config, opened)
     trainer = HypernetworkTrainer(network, config.training)
     t = trainer.config
+    assert isinstance(t, HypernetworkConfig)
     train, held = pictures_of(opened, t, config.data, config.validation or None)
     steps = t.steps(len(train))
     shapes: dict[tuple[int, int], int] = {}
     for shape in train.groups:
         shapes[shape] = shapes.get(shape, 0) + 1
-    seconds, memory = _try(trainer, opened, max(shapes, key=math.prod))
+    objective = _trial_objective(network, t, opened, max(shapes, key=math.prod))
+    try:
+        seconds, memory = _timed(objective, t)
+    finally:
+        objective.close()
     return Plan(
         config,
         report,
@@ -132,6 +141,7 @@ def _opened(
     network, _ = open_network(config, opened)
     trainer = HypernetworkTrainer(network, config.training, run=run, on_prepare=told)
     objective = trainer.objective(opened, config.data, config.validation or None)
+    assert isinstance(objective, HypernetworkObjective)
     try:
         yield objective, trainer
     finally:
@@ -158,23 +168,23 @@ class _Blanks:
         return self.captions[index]
 
 
-def _try(
-    trainer: HypernetworkTrainer, model: LatentDiffusion, largest: tuple[int, int]
-) -> tuple[float, int | None]:
-    """Seconds of a step with the largest pictures, and the bytes it takes."""
+def _trial_objective(
+    network: AttentionHypernetwork | TunedWeights,
+    config: HypernetworkConfig,
+    model: LatentDiffusion,
+    shape: tuple[int, int],
+) -> HypernetworkObjective:
+    """An objective on blanks of the largest shape."""
     model.to(join()).requires_grad_(False)
     with torch.no_grad():
         texts = {"": {FORMS[key]: value[0].cpu() for key, value in model.text_conditions([""]).items()}}
-    data = _Blanks(model, largest, trainer.config.batch_size)
-    objective = HypernetworkObjective(model, trainer.hypernetwork, trainer.config, data, texts=texts)
-    try:
-        return _timed(objective, trainer)
-    finally:
-        objective.close()
+    data = _Blanks(model, shape, config.batch_size)
+    return HypernetworkObjective(model, network, config, data, texts=texts)
 
 
-def _timed(objective: Objective, trainer: HypernetworkTrainer) -> tuple[float, int | None]:
-    config = trainer.config.trainer(1)
+def _timed(objective: Objective, settings: HypernetworkConfig) -> tuple[float, int | None]:
+    """Seconds of a step and the bytes it takes."""
+    config = settings.trainer(1)
     with trial(objective, config) as accelerator:
         trained: list[torch.Tensor] = [p for p in objective.parameters() if p.requires_grad]
         micro = MicroBatches(accelerator, objective, trained, config.batch_size, config.gradient_accumulation)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from hyperbrush.hypernetworks.generator.hypernetwork import Hypernetwork, HypernetworkSettings
     from hyperbrush.hypernetworks.generator.target_network import AppliedWeights, TargetNetwork
     from hyperbrush.hypernetworks.generator.targets import Target, find_targets, sd15_targets, select
+    from hyperbrush.hypernetworks.generator.tuning import TunedWeights
     from hyperbrush.hypernetworks.generator.weight_generator import WeightGenerator
     from hyperbrush.hypernetworks.generator.weights import GeneratedWeights, blend, mean
 
@@ -50,6 +51,7 @@ _HOMES = {
     "TargetNetwork": "target_network",
     "TaskCondition": "conditions",
     "TextCondition": "conditions",
+    "TunedWeights": "tuning",
     "WeightGenerator": "weight_generator",
     "blend": "weights",
     "find_targets": "targets",
@@ -75,6 +77,7 @@ __all__ = [
     "TargetNetwork",
     "TaskCondition",
     "TextCondition",
+    "TunedWeights",
     "WeightGenerator",
     "blend",
     "find_targets",

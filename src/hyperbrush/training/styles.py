@@ -1,0 +1,162 @@
+"""Many styles to learn a generator from: folders of pictures, encoded once, and the batches drawn from them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hyperbrush.errors import UserError
+from hyperbrush.hypernetworks.generator import GeneratedWeights
+from hyperbrush.ldm.data import ImageFolder, LatentCache, cache_latents
+from hyperbrush.ldm.models import LatentDiffusion
+from hyperbrush.ldm.util import keyed_generator
+from hyperbrush.training.cached import Told
+from hyperbrush.training.checkpoint import digest
+
+ADAPTERS = ("adapter.safetensors", "lora.safetensors")  # of a style, for reconstruction
+ABOUT = "style.txt"  # a style in words
+
+
+@dataclass(frozen=True)
+class Style:
+    """One style: its pictures as scaled latents, (pictures, c, h, w), and their captions.
+
+    references: as many first pictures are for looking at, the others to be judged by; of styles that are trained
+    on each picture is either, in turn. text: the style in words, "" where nobody wrote any. adapter: a finished
+    one, for reconstruction.
+    """
+
+    name: str
+    latents: Tensor
+    captions: tuple[str, ...]
+    references: int
+    text: str = ""
+    adapter: GeneratedWeights | None = None
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+
+def open_styles(
+    folder: str | Path,
+    model: LatentDiffusion,
+    cache: Path,
+    *,
+    adapters: bool = False,
+    told: Told | None = None,
+) -> list[Style]:
+    """Each subfolder as a style: its pictures (captions as for training), or references/ and targets/ in it.
+
+    adapters: read each style's adapter.safetensors or lora.safetensors too.
+
+    Raises:
+        UserError: no such folder, no styles in it, a style of fewer than two pictures; adapters are wanted and one
+            is missing.
+    """
+    root = Path(folder)
+    found = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    if not found:
+        raise UserError(f"{root} has no folders in it: expected one folder of pictures for each style")
+    styles = []
+    with LatentCache(cache, digest(dict(model.first_stage.state_dict()))) as kept:
+        for number, path in enumerate(found):
+            parts = [path / "references", path / "targets"] if (path / "references").is_dir() else [path]
+            data = [ImageFolder(part, size=model.image_size) for part in parts]
+            latents = [_latents(model, one, kept) for one in data]
+            captions = [one.caption(i, 0) for one in data for i in range(len(one))]
+            references = len(latents[0]) if len(parts) == 2 else len(latents[0]) // 2
+            if len(captions) < 2:
+                raise UserError(
+                    f"{path} has {len(captions)} picture; a style needs two: one to look at, one to draw"
+                )
+            about = (path / ABOUT).read_text(encoding="utf-8").strip() if (path / ABOUT).is_file() else ""
+            adapter = _adapter(path) if adapters else None
+            styles.append(Style(path.name, torch.cat(latents), tuple(captions), references, about, adapter))
+            if told is not None:
+                told("styles", number + 1, len(found))
+    return styles
+
+
+def _latents(model: LatentDiffusion, data: ImageFolder, cache: LatentCache) -> Tensor:
+    rows = cache_latents(data, model.moments, cache)
+    means = torch.stack([rows.example(i, 0)["latent_mean"] for i in range(len(rows))])
+    with torch.no_grad():
+        return model.latents_of({"latent_means": means}).float().cpu()
+
+
+def _adapter(path: Path) -> GeneratedWeights:
+    for name in ADAPTERS:
+        if (path / name).is_file():
+            return GeneratedWeights.load(path / name)
+    raise UserError(f"{path} has no adapter to reconstruct: expected {' or '.join(ADAPTERS)} in it")
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What the styles of a batch are told from, one sample each; it is never cut with the batch's rows.
+
+    latents: (styles, references, c, h, w); present: (styles, references) bool; text: in words, "" for none;
+    drop: (styles,) bool, True for the null condition; styles: numbers in the list.
+    """
+
+    latents: Tensor
+    present: Tensor
+    text: tuple[str, ...]
+    drop: Tensor
+    styles: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StyleBatches:
+    """Batches of so many styles with so many targets each; what is drawn is a function of (seed, step).
+
+    The targets' contents are never among the references', so that a content cannot leak through them.
+    """
+
+    styles: Sequence[Style]
+    per_style: int
+    most_references: int
+    condition_dropout: float
+    seed: int
+
+    def draw(self, step: int, batch_size: int) -> tuple[Looked, list[tuple[int, int, int]]]:
+        """References, and the targets as (sample, style, picture): row i is of sample i mod samples."""
+        count = max(1, batch_size // self.per_style)
+        generator = keyed_generator(self.seed, "styles", step)
+        order = torch.randperm(len(self.styles), generator=generator).tolist()
+        chosen = [order[i % len(order)] for i in range(count)]
+        shown, targets = [], []
+        for style in chosen:
+            size = len(self.styles[style])
+            places = torch.randperm(size, generator=generator).tolist()
+            most = max(1, min(self.most_references, size - 1))
+            # As often 1 as 2–3 as 4–7 …: few references are what people have.
+            share = float(torch.rand((), generator=generator, dtype=torch.float64))
+            number = _log_uniform(share, most)
+            shown.append(places[:number])
+            rest = places[number:]
+            targets.append([rest[i % len(rest)] for i in range(self.per_style)])
+        drop = torch.rand(count, generator=generator) < self.condition_dropout
+        rows = [(s, chosen[s], targets[s][k]) for k in range(self.per_style) for s in range(count)]
+        return self.look(chosen, shown, drop), rows[:batch_size]
+
+    def look(
+        self, chosen: Sequence[int], shown: Sequence[Sequence[int]], drop: Tensor | None = None
+    ) -> Looked:
+        """Styles by number with the pictures to look at."""
+        most = max(map(len, shown))
+        first = self.styles[chosen[0]].latents
+        latents = first.new_zeros(len(chosen), most, *first.shape[1:])
+        present = torch.zeros(len(chosen), most, dtype=torch.bool)
+        for row, (style, pictures) in enumerate(zip(chosen, shown, strict=True)):
+            latents[row, : len(pictures)] = self.styles[style].latents[list(pictures)]
+            present[row, : len(pictures)] = True
+        drop = torch.zeros(len(chosen), dtype=torch.bool) if drop is None else drop
+        return Looked(latents, present, tuple(self.styles[s].text for s in chosen), drop, tuple(chosen))
+
+
+def _log_uniform(share: float, most: int) -> int:
+    """A number from 1 to ``most``, each octave as often; share: in [0, 1)."""
+    return min(most, int((most + 1) ** share))

@@ -1,0 +1,265 @@
+"""The quality study's parts at tiny sizes: real runs of every method, resumable, with tables."""
+
+import dataclasses
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hyperbrush.errors import UserError
+from hyperbrush.hypernetworks import AttentionHypernetwork, attach
+from hyperbrush.training.hypernetwork import HypernetworkObjective
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BUDGET = 200_000
+
+
+@pytest.fixture(scope="module")
+def quality() -> Iterator[ModuleType]:
+    spec = importlib.util.spec_from_file_location("quality_study", BENCHMARKS / "quality.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    before = list(sys.path)
+    spec.loader.exec_module(module)
+    yield module
+    sys.path[:] = before
+
+
+@pytest.fixture(scope="module")
+def icons(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three sets of twelve pictures: the colour is the name's, dark or light is the style."""
+    folder = tmp_path_factory.mktemp("icons")
+    names = ["red-apple", "rocket", "cat-face", "house", "mushroom", "pizza", "alarm-clock", "anchor"]
+    chance = np.random.default_rng(0)
+    colours = chance.integers(0, 128, (len(names), 64, 64, 3))
+    for style, light in (("noto", 64), ("twemoji", 0), ("fxemoji", 127)):
+        (folder / style / "train").mkdir(parents=True)
+        for name, colour in zip(names, colours, strict=True):
+            written = name.replace("-", "") if style == "fxemoji" else name
+            picture = Image.fromarray((colour + light).astype("uint8"))
+            picture.save(folder / style / "train" / f"{written}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plan(quality: ModuleType) -> Any:
+    return quality.Plan(
+        steps=2, batch_size=2, watch=(1, 2), watched=2, train=3, validation=4, pictures=2, sampling_steps=2
+    )
+
+
+@pytest.fixture(scope="module")
+def study(quality: ModuleType, icons: Path, plan: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return quality.Study("emoji", icons, tmp_path_factory.mktemp("work"), plan, ("twemoji", "fxemoji"))
+
+
+def job(quality: ModuleType, method: str, phase: str = "main", seed: int = 0, style: str = "twemoji") -> Any:
+    rate = 0.0 if method == "base" else quality.METHODS[method].rates[0]
+    return quality.Job(phase, style, method, rate, seed, BUDGET)
+
+
+def test_no_name_is_in_both_parts_and_all_are_under_the_known_spelling(study: Any) -> None:
+    data = study.data("fxemoji")
+    train, validation = set(data.train.captions), set(data.captions)
+    assert not train & validation
+    assert (len(train), len(validation)) == (3, 4)
+    assert {"red apple", "alarm clock", "cat face"} & (train | validation)
+    assert not any("redapple" in c or "alarmclock" in c for c in train | validation)
+
+
+def test_missing_icons_are_told_with_the_command(quality: ModuleType, tmp_path: Path) -> None:
+    from quality.data import split
+
+    with pytest.raises(UserError, match="icons.py"):
+        split(tmp_path, "twemoji", 3, 4)
+
+
+@pytest.mark.parametrize("name", ["default", "best", "lora-kv", "lora-qkvo", "webui", "inversion", "full"])
+def test_every_method_learns_and_leaves_the_model_alone(quality: ModuleType, study: Any, name: str) -> None:
+    model, objective = study.prepared(job(quality, name))
+    size = objective.adapter.size
+    if quality.METHODS[name].sized:
+        assert size == pytest.approx(BUDGET, rel=0.06)
+    before = {k: p.detach().clone() for k, p in objective.named_parameters() if p.requires_grad}
+    bare = study.run(job(quality, "base"))["best_watched"]
+    if name in ("default", "lora-kv", "lora-qkvo", "full"):  # these begin by changing nothing
+        assert objective.validation_loss(objective.held_out) == pytest.approx(bare, rel=1e-5)
+    objective(objective.batch(0, 2))["loss"].backward()
+    gradients = [p.grad for p in objective.parameters() if p.requires_grad]
+    assert any(g is not None and g.abs().sum() > 0 for g in gradients)
+    assert sum(v.numel() for v in before.values()) == size
+    found = study.run(job(quality, name))
+    assert found["size"] == size
+    assert list(found["watched"]) == [0, 1, 2]
+    assert found["watched"][2] != found["watched"][0]
+    assert 0 <= found["content"] <= 1
+    assert found["style"] > 0
+    assert study.run(job(quality, "base"))["best_watched"] == bare
+
+
+def test_all_methods_meet_the_same_pictures_noises_and_timesteps(quality: ModuleType, study: Any) -> None:
+    batches = [
+        study.prepared(job(quality, name))[1].batch(1, 2) for name in ("default", "lora-kv", "inversion")
+    ]
+    for other in batches[1:]:
+        assert other["captions"] == batches[0]["captions"]
+        for key in ("noise", "timesteps", "latent_means"):
+            assert torch.equal(other[key], batches[0][key])
+    again = dataclasses.replace(job(quality, "default"), seed=1)
+    assert not torch.equal(study.prepared(again)[1].batch(1, 2)["noise"], batches[0]["noise"])
+
+
+def test_our_default_is_what_our_trainer_would_train(quality: ModuleType, study: Any) -> None:
+    """The loss of a step is that of `HypernetworkObjective` with the same settings and weights."""
+    model, objective = study.prepared(job(quality, "default"))
+    network = objective.adapter.network
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(0.05)
+    mine = float(objective(objective.batch(0, 2))["loss"].detach())
+    data = study.data("twemoji")
+    fresh = quality.Study("emoji", study.icons, study.work, study.plan, study.styles).model
+    copied = AttentionHypernetwork.for_unet(
+        fresh.unet,
+        layer_structure=network.settings.layer_structure,
+        activation=network.settings.activation,
+        per_site=bool(network.sites),
+    )
+    copied.load_state_dict(network.state_dict())
+    theirs = HypernetworkObjective(
+        fresh, copied, objective.config, data.train, held_out=data.validation, texts=data.texts
+    )
+    assert float(theirs(theirs.batch(0, 2))["loss"].detach()) == pytest.approx(mine, rel=1e-5)
+
+
+def test_new_words_are_said_after_the_caption_and_not_in_the_empty_one(
+    quality: ModuleType, study: Any
+) -> None:
+    model, objective = study.prepared(job(quality, "inversion"))
+    before = {c: objective.told([c])["embeddings"] for c in ("", "red apple", "apple " * 40)}
+    with torch.no_grad():
+        objective.adapter.vectors.add_(1)
+    after = {c: objective.told([c])["embeddings"] for c in before}
+    assert torch.equal(after[""], before[""])
+    assert torch.allclose(after[""], study.data("twemoji").texts[""]["embeddings"], atol=1e-5)
+    for caption in ("red apple", "apple " * 40):
+        assert after[caption].shape == before[caption].shape
+        assert not torch.allclose(after[caption], before[caption])
+    # the caption's own words come first and do not see the new ones
+    assert torch.allclose(after["red apple"][:, :3], before["red apple"][:, :3])
+
+
+def test_the_webuis_defaults(quality: ModuleType, study: Any) -> None:
+    _, objective = study.prepared(job(quality, "webui"))
+    network = objective.adapter.network
+    assert (network.settings.layer_structure, network.settings.activation) == ((1, 2, 1), "relu")
+    weights = torch.cat([p.flatten() for p in network.parameters() if p.ndim == 2])
+    assert float(weights.std()) == pytest.approx(0.01, rel=0.02)
+    assert (objective.config.ema_decay, objective.config.max_grad_norm) == (None, None)
+    assert max(quality.METHODS["webui"].rates) <= 5e-5
+
+
+def test_measures_tell_styles_and_contents_apart(quality: ModuleType, study: Any) -> None:
+    from quality.measures import content
+
+    found = quality.measure_measures(study)
+    for a, b in (("twemoji", "fxemoji"), ("fxemoji", "twemoji")):
+        assert found["style"][a][a] < found["style"][a][b]
+        assert found["content"][a][b] == 1  # two names in common at most: all are among the five nearest
+    latents = study.data("twemoji").latents(study.model)
+    assert content(latents, latents, range(len(latents)), among=1) == 1
+    assert content(latents, latents.flip(0), range(len(latents)), among=1) < 1
+
+
+def test_a_study_goes_on_where_it_was_stopped(
+    quality: ModuleType, study: Any, plan: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "results.jsonl"
+    results = quality.Results(path, study.sha256, plan)
+    results.add(job(quality, "base"), {"loss": 1.0, "best_watched": 1.0})
+    with path.open("a") as file:
+        file.write('{"job": {"phase"')  # a kill
+    again = quality.Results(path, study.sha256, plan)
+    assert job(quality, "base") in again
+    assert job(quality, "base", seed=1) not in again
+    assert job(quality, "base") not in quality.Results(path, "other weights", plan)
+    assert job(quality, "base") not in quality.Results(path, study.sha256, dataclasses.replace(plan, steps=3))
+    opened = ("emoji", study.icons, study.work, plan, study.styles)
+    jobs = [job(quality, "base"), job(quality, "webui")]
+    assert list(quality.work_through(jobs, again, opened, 1)) == [job(quality, "webui")]
+    assert list(quality.work_through(jobs, again, opened, 1)) == []
+    assert again.rows[-1]["loss"] == pytest.approx(study.run(job(quality, "webui"))["loss"], rel=1e-4)
+
+
+def row(quality: ModuleType, method: str, loss: float, seed: int = 0, **more: Any) -> dict[str, Any]:
+    own = dataclasses.asdict(job(quality, method, seed=seed)) | more.pop("job", {})
+    figures = {
+        "loss": loss,
+        "best_watched": loss,
+        "last_watched": loss + 0.1,
+        "size": 7,
+        "style": 1,
+        "content": 1,
+    }
+    return {"job": own, "watched": {"0": 1.0, "10": loss}, **figures, **more}
+
+
+def test_tables(quality: ModuleType) -> None:
+    from quality.report import half_gap_step
+
+    rows = [row(quality, "base", 1.0), row(quality, "full", 0.5), row(quality, "full", 0.5, 1)]
+    rows += [row(quality, "default", 0.6), row(quality, "default", 0.55, 1)]
+    rows += [row(quality, "lora-kv", 0.7), row(quality, "lora-kv", 0.65, 1)]
+    rows += [row(quality, "lora-qkvo", 0.9), row(quality, "lora-qkvo", 0.9, 1)]
+    rows += [{"job": {**rows[3]["job"], "phase": "time"}, "seconds_per_step": 2.0}]
+    rows += [row(quality, "default", 0.7, job={"phase": "sizes", "budget": 9})]
+    text = quality.tables(rows, BUDGET)
+    assert "| our default | 7 | 85.0 ± 5.0 |" in text
+    assert "| our default | 20.0 ± 0.0 |" in text
+    assert "| our default | 7 | 65.0 ± 5.0 |" in text  # at the end
+    assert half_gap_step(rows, rows[3]) == pytest.approx(6.25)
+    assert "11.8 ± 0.7" in text  # (12.5 + 11.1) / 2 seconds
+    assert "| our default | 7 | 60.0 |" in text  # the other size
+
+
+def test_the_rate_is_the_best_over_all_seen_styles(quality: ModuleType) -> None:
+    from quality.report import chosen_rates
+
+    rows = [row(quality, "base", 1.0), row(quality, "base", 2.0, job={"style": "emojione-monotone"})]
+    for style, rate, loss in (
+        ("twemoji", 0.1, 0.5),
+        ("emojione-monotone", 0.1, 1.9),
+        ("twemoji", 0.2, 0.6),
+        ("emojione-monotone", 0.2, 1.2),
+        ("twemoji", 0.4, 0.1),  # not tried on both
+    ):
+        rows.append(row(quality, "default", loss, job={"phase": "tune", "style": style, "rate": rate}))
+    assert chosen_rates(rows) == {"default": 0.2}
+
+
+def test_the_command_prints_what_stands(
+    quality: ModuleType, study: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ["--icons", str(study.icons), "--work", str(study.work), "--results", str(tmp_path / "r.jsonl")]
+    common += "--steps 2 --batch-size 2 --watch 1 2 --watched 2 --train 3 --validation 4 --pictures 2".split()
+    common += "--sampling-steps 2 --styles twemoji fxemoji --methods webui --workers 1".split()
+    quality.main([*common, "--phases", "measures", "tune", "time"])
+    first = capsys.readouterr().out
+    assert "tune twemoji webui" in first
+    assert "Rates, tuned on the seen styles" in first
+    lines = (tmp_path / "r.jsonl").read_text()
+    assert {json.loads(line)["model"] for line in lines.splitlines()} == {study.sha256}
+    quality.main([*common, "--report"])
+    assert "What the measures tell apart" in capsys.readouterr().out
+    assert (tmp_path / "r.jsonl").read_text() == lines
+    with pytest.raises(SystemExit, match="no rate was tuned yet for full"):
+        quality.main([*common, "--phases", "main", "--methods", "full"])

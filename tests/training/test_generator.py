@@ -1,0 +1,323 @@
+"""Training a generator of weights on many styles, and using what it makes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+import hyperbrush as hb
+from hyperbrush.assets import style_folder
+from hyperbrush.cli import main
+from hyperbrush.errors import UserError
+from hyperbrush.hypernetworks.generating import MOST, generate_adapter, open_generator
+from hyperbrush.hypernetworks.generator import TunedWeights
+from hyperbrush.ldm.models import LatentDiffusion
+from hyperbrush.training import Interrupted
+from hyperbrush.training.generator import generator_objective, style_losses
+from hyperbrush.training.generator_config import GeneratorConfig
+from hyperbrush.training.generator_run import GeneratorRun, configured_generator, train_generator
+from hyperbrush.training.hypernetwork_run import HypernetworkRun, train_run
+from hyperbrush.training.styles import StyleBatches, _log_uniform, open_styles
+
+COLOURS = {"ink": "black", "rust": "#a03010", "sea": "#104a90", "moss": "#30661a"}
+SMALL = {"embedding_dim": 32, "hidden_dim": 32, "rank": 2, "depth": 1, "heads": 4}
+SHORT = {
+    "max_steps": 4,
+    "batch_size": 4,
+    "pictures_per_style": 2,
+    "shared_steps": 0,
+    "references": 3,
+    "validate_every": 2,
+    "checkpoint_every": 2,
+    "log_every": 1,
+    "validation_pictures": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def emoji() -> LatentDiffusion:
+    return LatentDiffusion.from_pretrained("emoji")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four styles of eight pictures, each in one colour on another."""
+    root = tmp_path_factory.mktemp("world")
+    files = sorted((style_folder() / "train").glob("*.png"))
+    for number, (name, colour) in enumerate(COLOURS.items()):
+        folder = root / "train" / name
+        folder.mkdir(parents=True)
+        (folder / "style.txt").write_text(f"{name} on white")
+        for path in files[number * 8 : number * 8 + 8]:
+            with Image.open(path) as picture:
+                ImageOps.colorize(picture.convert("L"), colour, "white").save(folder / path.name)
+    judged = root / "held_out" / "plum"
+    for part, chosen in (("references", files[40:43]), ("targets", files[43:46])):
+        (judged / part).mkdir(parents=True)
+        for path in chosen:
+            with Image.open(path) as picture:
+                ImageOps.colorize(picture.convert("L"), "#702060", "white").save(judged / part / path.name)
+    (root / "held_out" / "ash").symlink_to(root / "train" / "ink")
+    return root
+
+
+def objective(emoji: LatentDiffusion, world: Path, run: Path, **settings):
+    torch.manual_seed(0)
+    net = hb.Hypernetwork(["attn2"], target=hb.TargetNetwork(emoji), condition_dropout=0.0, **SMALL)
+    config = GeneratorConfig(**(SHORT | settings))
+    return generator_objective(emoji, net, config, world / "train", world / "held_out", run)
+
+
+def run_of(world: Path, tmp_path: Path, **training) -> GeneratorRun:
+    return GeneratorRun(
+        name="maker",
+        data=str(world / "train"),
+        validation=str(world / "held_out"),
+        generators=str(tmp_path / "generators"),
+        network={"target_layers": ["attn2"], **SMALL},
+        training=SHORT | training,
+    )
+
+
+def test_batches_never_show_a_target_and_are_functions_of_the_step(
+    emoji, world: Path, tmp_path: Path
+) -> None:
+    styles = open_styles(world / "train", emoji, tmp_path)
+    assert [style.name for style in styles] == sorted(COLOURS)
+    assert styles[0].text == "ink on white"
+    batches = StyleBatches(styles, 2, 5, 0.5, seed=3)
+    sizes = set()
+    for step in range(20):
+        looked, rows = batches.draw(step, 6)
+        assert len(rows) == 6
+        assert [sample for sample, _, _ in rows] == [0, 1, 2, 0, 1, 2], "row i is of sample i mod samples"
+        for sample, style, picture in rows:
+            assert looked.styles[sample] == style
+            target = styles[style].latents[picture]
+            shown = looked.latents[sample][looked.present[sample]]
+            assert not any(torch.equal(target, one) for one in shown)
+        sizes |= set(looked.present.sum(1).tolist())
+        again, _ = batches.draw(step, 6)
+        assert torch.equal(again.latents, looked.latents)
+        assert torch.equal(again.drop, looked.drop)
+    assert {1, 5} <= sizes
+    assert [_log_uniform(share, 16) for share in (0.0, 0.5, 0.999)] == [1, 4, 16]
+
+
+def test_learns_what_all_share_and_then_the_rest(emoji, world: Path, tmp_path: Path) -> None:
+    own = objective(emoji, world, tmp_path, shared_steps=2)
+    shared = own.net.decoder.shared_parameters()
+    rest = [p for p in own.net.parameters() if not any(p is s for s in shared)]
+
+    def gradients(step: int) -> None:
+        own.zero_grad()
+        with torch.no_grad():
+            for parameter in shared:
+                parameter.add_(0.01)
+        own(own.batch(step, 4))["loss"].backward()
+
+    gradients(0)
+    assert all(p.grad is not None and p.grad.any() for p in shared)
+    assert all(p.grad is None for p in rest)
+    gradients(2)
+    assert all(p.grad is None for p in shared)
+    assert any(p.grad is not None and p.grad.any() for p in rest)
+    assert all(p.requires_grad for p in own.net.parameters())
+
+
+def test_parts_of_a_batch_add_up(emoji, world: Path, tmp_path: Path) -> None:
+    from hyperbrush.training.objectives import rows
+
+    own = objective(emoji, world, tmp_path)
+    with torch.no_grad():
+        for parameter in own.net.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+        batch = own.batch(0, 4)
+        whole = own(batch)["loss"]
+        parts = [own(rows(batch, i, i + 1, 4))["loss"] for i in range(4)]
+    torch.testing.assert_close(torch.stack(parts).mean(), whole, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"learning_rate": 1e-5},
+        {"references": 1},
+        {"style_dropout": 1.0},
+        {"text_share": 1.0},
+        {"norm_weight": 1e3},
+        {"retain": 1e3, "style_dropout": 1.0},
+        {"pictures_per_style": 4},
+        {"shared_steps": 3},
+        {"weighting": "min_snr"},
+        {"seed": 1},
+    ],
+    ids=str,
+)
+def test_each_setting_makes_a_difference(emoji, world: Path, tmp_path: Path, change: dict) -> None:
+    def weights(name: str, **more) -> torch.Tensor:
+        settings = {"style_dropout": 1.0} if "retain" in change and name == "base" else {}
+        config = run_of(world, tmp_path, **(settings | more))
+        train_generator(config, tmp_path / name, model=emoji)
+        net = hb.Hypernetwork.load(tmp_path / name / "maker.safetensors")
+        return torch.cat([p.flatten() for p in net.parameters()])
+
+    assert not torch.equal(weights("base"), weights("changed", **change))
+
+
+def test_resume_is_exact(emoji, world: Path, tmp_path: Path) -> None:
+    def train(run: Path, **more) -> torch.Tensor:
+        train_generator(run_of(world, tmp_path), run, model=emoji, **more)
+        net = hb.Hypernetwork.load(run / "maker.safetensors")
+        return torch.cat([p.flatten() for p in net.parameters()])
+
+    whole = train(tmp_path / "whole")
+    seen = []
+    with pytest.raises(Interrupted):
+        train(tmp_path / "parts", on_progress=seen.append, should_stop=lambda: len(seen) >= 2)
+    assert torch.equal(whole, train(tmp_path / "parts", resume=True))
+
+
+def test_reconstruction_of_finished_adapters(emoji, world: Path, tmp_path: Path) -> None:
+    import shutil
+
+    root = tmp_path / "world"
+    shutil.copytree(world / "train", root)
+    with pytest.raises(UserError, match="no adapter to reconstruct"):
+        open_styles(root, emoji, tmp_path / "cache", adapters=True)
+    torch.manual_seed(1)
+    maker = hb.Hypernetwork(["attn2"], target=hb.TargetNetwork(emoji), **SMALL)
+    for parameter in maker.parameters():
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
+    for folder in root.iterdir():
+        condition = hb.ImageCondition([str(p) for p in sorted(folder.glob("*.png"))[:2]])
+        with torch.no_grad():
+            maker.generate_weights(condition).save(folder / "adapter.safetensors")
+    losses = []
+    for mode in ("reconstruction", "mixed"):
+        config = run_of(world, tmp_path, objective=mode, max_steps=30, learning_rate=5e-3, validate_every=30)
+        config.data = str(root)
+        train_generator(config, tmp_path / mode, model=emoji)
+        rows = [json.loads(x) for x in (tmp_path / mode / "metrics.jsonl").read_text().splitlines()]
+        losses.append([row["reconstruction"] for row in rows if "reconstruction" in row])
+        assert ("denoising" in rows[0]) == (mode == "mixed")
+    assert losses[0][-1] < 0.9 * losses[0][0]
+
+
+def test_validation_looks_at_held_out_styles(emoji, world: Path, tmp_path: Path) -> None:
+    own = objective(emoji, world, tmp_path)
+    own.eval()
+    with torch.no_grad():
+        first = own.validate()
+        assert first["loss"] == pytest.approx(first["base"], rel=1e-6), "it begins by changing nothing"
+        for parameter in own.net.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        later = own.validate()
+    assert later["base"] == first["base"]
+    assert later["loss"] != later["shuffled"]
+    plum = next(style for style in own.held_out if style.name == "plum")
+    assert (plum.references, len(plum)) == (3, 6)
+    assert style_losses(own, plum, None).shape == (3, 4)
+
+
+def test_wrong_styles_are_clear_errors(emoji, world: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="expected one folder of pictures for each style"):
+        open_styles(tmp_path / "empty", emoji, tmp_path / "c")
+    lone = tmp_path / "lone" / "style"
+    lone.mkdir(parents=True)
+    picture = next((world / "train/ink").glob("*.png"))
+    (lone / picture.name).write_bytes(picture.read_bytes())
+    with pytest.raises(UserError, match="has 1 picture; a style needs two"):
+        open_styles(tmp_path / "lone", emoji, tmp_path / "c")
+    with pytest.raises(UserError, match="cannot be cut into styles of 3"):
+        objective(emoji, world, tmp_path, pictures_per_style=3)
+    with pytest.raises(UserError, match="did you mean 'style_dropout'"):
+        configured_generator(name="x", data="y", settings=["style_droput=1"])
+    with pytest.raises(UserError, match="no generator ships"):
+        open_generator(None, "elsewhere")
+
+
+def test_the_command_line_from_styles_to_a_picture(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def hyperbrush(*arguments: object, status: int = 0) -> str:
+        with pytest.raises(SystemExit) as stop:
+            main([str(a) for a in arguments])
+        shown = capsys.readouterr()
+        assert stop.value.code == status, shown.err
+        return shown.out + shown.err
+
+    monkeypatch.chdir(tmp_path)
+    settings = [f"-s{key}={value}" for key, value in (SMALL | SHORT | {"max_steps": 2}).items()]
+    said = hyperbrush(
+        *("hyper", "train", "--data", world / "train", "--validation", world / "held_out", "--name", "maker"),
+        *("--prompt", "cat face", "-s", "preview_every=2", "-s", "preview_steps=2", *settings),
+    )
+    assert "models/generators/maker.safetensors" in said
+    assert Path("runs/maker/previews/step-00000002.png").is_file()
+    assert Path("runs/maker/report.html").is_file()
+    pictures = sorted((world / "held_out/plum/references").glob("*.png"))
+    generator = ("--generator", "models/generators/maker.safetensors")
+    said = hyperbrush("hyper", "generate", *generator, "--images", *pictures, "--out", "style.safetensors")
+    assert "rank 2" in said
+    one = hb.load("style.safetensors")
+    assert isinstance(one, hb.GeneratedWeights)
+    hyperbrush(
+        "hyper", "generate", *generator, "--text", "plum on white", "--rank", 4, "--out", "words.safetensors"
+    )
+    assert hb.load("words.safetensors").rank == 4
+    hyperbrush(
+        "hyper",
+        "generate",
+        *generator,
+        "--images",
+        pictures[0],
+        "--format",
+        "lora-kohya",
+        "--out",
+        "k.safetensors",
+    )
+    said = hyperbrush(
+        *("generate", "cat face <hypernet:style:0.8>", "--hypernetworks", ".", "--steps", 2, "--seed", 1),
+        *("--out", "cat.png"),
+    )
+    assert Path("cat.png").is_file()
+    assert "hyper generate" not in hyperbrush("hyper", "generate", *generator, status=2)
+
+
+def test_tuning_goes_on_from_generated_weights(emoji, world: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = hb.Hypernetwork(["attn2"], target=hb.TargetNetwork(emoji), **SMALL)
+    for parameter in net.parameters():
+        parameter.data.add_(0.02 * torch.randn_like(parameter))
+    pictures = sorted((world / "train/sea").glob("*.png"))
+    weights = generate_adapter(net, pictures=pictures[:3], name="sea")
+    weights.save(tmp_path / "sea.safetensors")
+    with pytest.raises(UserError, match=f"{MOST} at most"):
+        generate_adapter(net, pictures=[pictures[0]] * (MOST + 1))
+    tuned = TunedWeights(weights.expand_rank(6))
+    torch.testing.assert_close(tuned.weights.delta(), weights.delta(), atol=1e-6, rtol=1e-4)
+    config = HypernetworkRun.of(
+        name="sea-tuned",
+        data=str(world / "train/sea"),
+        start_from=str(tmp_path / "sea.safetensors"),
+        tune_rank=6,
+        hypernetworks=str(tmp_path / "library"),
+        training={
+            "max_steps": 6,
+            "batch_size": 4,
+            "validate_every": 3,
+            "learning_rate": 3e-3,
+            "validation_share": 0,
+        },
+    )
+    result = train_run(config, tmp_path / "run", model=emoji)
+    made = hb.load(result.file)
+    assert isinstance(made, hb.GeneratedWeights)
+    assert made.rank == 6
+    assert not torch.equal(made.factors[made.layers[0]].up, tuned.weights.factors[made.layers[0]].up)
+    assert made.metadata["sd_checkpoint_name"] == "emoji"
+    assert not any(m._forward_hooks for m in emoji.unet.modules())
