@@ -12,6 +12,8 @@ from pydantic.fields import FieldInfo
 
 from hyperbrush.files import write_text
 from hyperbrush.training.config import OptimizerConfig, TrainerConfig
+from hyperbrush.training.generator_config import GeneratorConfig, GeneratorNetwork
+from hyperbrush.training.generator_run import GeneratorRun
 from hyperbrush.training.hypernetwork_config import PRESETS, HypernetworkConfig
 from hyperbrush.training.hypernetwork_run import HypernetworkRun, NetworkConfig
 from hyperbrush.training.ldm_run import (
@@ -29,6 +31,7 @@ from hyperbrush.training.pictures import FolderConfig, PictureSettings
 PAGE = Path(__file__).with_name("settings.md")
 ROOMS = {
     "Hypernetworks": "`hyperbrush train CONFIG.yaml`, or `-s KEY=VALUE` with the whole name or its last part.",
+    "Generators of weights": "`hyperbrush hyper train CONFIG.yaml`, or `-s KEY=VALUE`.",
     "Latent diffusion models": "`hyperbrush ldm train CONFIG.yaml`.",
 }
 MODELS: dict[str, list[tuple[str, type[BaseModel], str]]] = {
@@ -38,6 +41,11 @@ MODELS: dict[str, list[tuple[str, type[BaseModel], str]]] = {
         ("network.", NetworkConfig, "The hypernetwork"),
         ("training.", PictureSettings, "Pictures and captions"),
         ("training.", HypernetworkConfig, "Training"),
+    ],
+    "Generators of weights": [
+        ("", GeneratorRun, "The run of a generator"),
+        ("network.", GeneratorNetwork, "The generator"),
+        ("training.", GeneratorConfig, "Its training"),
     ],
     "Latent diffusion models": [
         ("", FirstStageRun, "A first stage (`kind: first_stage`)"),

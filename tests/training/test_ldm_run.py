@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hyperbrush.errors import UserError
+from hyperbrush.ldm.models import text
 from hyperbrush.training import Trainer
 from hyperbrush.training.ldm_run import build, read_config
 from hyperbrush.training.objectives import Objective, trained_tensors
@@ -107,3 +108,22 @@ def test_a_resume_from_disk_is_exact(pictures: Path, tmp_path: Path, more: dict)
     whole = train(config, tmp_path / "run")
     (tmp_path / "run/checkpoints/step-00000004.safetensors").unlink()
     assert torch.equal(whole, train(config, tmp_path / "run", resume=True))
+
+
+def test_the_tokenizer_of_a_run_is_trained_once(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ties between pairs of letters are broken differently each time, and tokens would change their numbers."""
+    first = tmp_path / "first_stage"
+    stage = build(read_config(values(pictures)), tmp_path / "stage")
+    stage.model.save_pretrained(first)
+    settings = values(pictures) | {"kind": "diffusion", "first_stage": str(first)}
+    settings.pop("model")
+    settings["unet"] = {"channels": [8, 16], "attention_resolutions": [8]}
+    config = read_config(settings)
+    known = build(config, tmp_path / "run").model.tokenizer
+    monkeypatch.setattr(text, "train_tokenizer", lambda *_, **__: pytest.fail("trained again"))
+    again = build(config, tmp_path / "run").model.tokenizer
+    assert again.get_vocab() == known.get_vocab()
+    assert again("a red heart").input_ids == known("a red heart").input_ids
+    assert again.model_max_length == known.model_max_length

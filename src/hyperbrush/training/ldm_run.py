@@ -10,7 +10,7 @@ import yaml
 from pydantic import Field, TypeAdapter, model_validator
 
 from hyperbrush.errors import UserError, unknown_name
-from hyperbrush.files import write_text
+from hyperbrush.files import atomic_folder, write_text
 from hyperbrush.ldm.data import LatentCache, Mixture, cache_latents
 from hyperbrush.ldm.models import LatentDiffusion, first_stage
 from hyperbrush.ldm.modules.losses import FirstStageLoss
@@ -203,7 +203,7 @@ def build(config: Run, run: Path, progress: Callable[[int, int], None] | None = 
         return FirstStageObjective(
             stage, FirstStageLoss(**config.loss.model_dump()), train, held_out=held_out, seed=seed
         )
-    model = _diffusion_model(config, train)
+    model = _diffusion_model(config, train, run)
     words = re.findall(r"[^\W_]+", " ".join(captions_of(train)).casefold())
     model.known_words = (model.known_words or frozenset()) | frozenset(words)
     if not config.start_from:
@@ -234,7 +234,7 @@ def build(config: Run, run: Path, progress: Callable[[int, int], None] | None = 
     )
 
 
-def _diffusion_model(config: DiffusionRun, train: Mixture) -> LatentDiffusion:
+def _diffusion_model(config: DiffusionRun, train: Mixture, run: Path) -> LatentDiffusion:
     if config.start_from:
         return LatentDiffusion.from_pretrained(config.start_from)
     if not config.first_stage:
@@ -243,7 +243,7 @@ def _diffusion_model(config: DiffusionRun, train: Mixture) -> LatentDiffusion:
         )
     from diffusers import AutoencoderKL, VQModel
 
-    from hyperbrush.ldm.models.text import build_text_encoder, train_tokenizer
+    from hyperbrush.ldm.models.text import build_text_encoder
 
     folder = Path(config.first_stage)
     if not (folder / "config.json").is_file():
@@ -253,7 +253,7 @@ def _diffusion_model(config: DiffusionRun, train: Mixture) -> LatentDiffusion:
     is_vq = "VQModel" in (folder / "config.json").read_text(encoding="utf-8")
     stage = (VQModel if is_vq else AutoencoderKL).from_pretrained(folder, low_cpu_mem_usage=False)
     t, u, p = config.text, config.unet, config.process
-    tokenizer = train_tokenizer(captions_of(train), vocabulary=t.vocabulary, max_length=t.max_length)
+    tokenizer = _tokenizer(t, train, run / "tokenizer")
     encoder = build_text_encoder(tokenizer, width=t.width, layers=t.layers, num_heads=t.num_heads)
     return LatentDiffusion(
         stage.config.latent_channels,
@@ -269,6 +269,19 @@ def _diffusion_model(config: DiffusionRun, train: Mixture) -> LatentDiffusion:
         prediction=p.prediction,
         zero_terminal_snr=p.zero_terminal_snr,
     )
+
+
+def _tokenizer(config: TextConfig, train: Mixture, folder: Path) -> Any:
+    """Trained once a run and kept there: training it again may order pairs of equal counts otherwise."""
+    from transformers import CLIPTokenizer
+
+    from hyperbrush.ldm.models.text import train_tokenizer
+
+    if not folder.is_dir():
+        made = train_tokenizer(captions_of(train), vocabulary=config.vocabulary, max_length=config.max_length)
+        with atomic_folder(folder) as temporary:
+            made.save_pretrained(temporary)
+    return CLIPTokenizer.from_pretrained(folder)
 
 
 def save_config(config: Run, run: Path) -> None:
