@@ -9,6 +9,7 @@ from hyperbrush.files import atomic_path
 from hyperbrush.generation import generate
 from hyperbrush.generation.grids import labelled_grid
 from hyperbrush.ldm.models import LatentDiffusion
+from hyperbrush.training.contact_sheet import contact_sheet
 from hyperbrush.training.hypernetwork_run import HypernetworkRun, Result, save_run, train_run
 from hyperbrush.training.report import write_report
 from hyperbrush.training.trainer import Progress
@@ -129,7 +130,10 @@ def run_demo(
         title="A first hypernetwork",
         figures=figures,
         run=run,
-        pictures=[("The same prompts and seeds, without and with it", grid)],
+        pictures=[
+            ("The same prompts and seeds, without and with it", grid),
+            *([("As it learned", sheet)] if (sheet := contact_sheet(run)) is not None else []),
+        ],
         commands=next_commands(result),
     )
     return DemoResult(result, out / "grid.png", report)

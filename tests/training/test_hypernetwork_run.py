@@ -234,12 +234,11 @@ def test_the_plan_counts_and_keeps_nothing(
 
 
 def test_finders_work_on_a_runs_own_pictures(tmp_path: Path, few: Path) -> None:
-    config = small(tmp_path, str(few), network={}, training={"batch_size": 2})
+    config = small(tmp_path, str(few), training={"batch_size": 2, "size": 32})
     seen = []
     curve = suggest_learning_rate(config, tmp_path / "run", lambda what, done, of: seen.append(what))
     assert curve.suggestion is None or 1e-6 < curve.suggestion < 1e-1
     assert {"pictures", "captions", "learning rates"} <= set(seen)
-    config.training.size = 32
     assert suggest_batch_size(config, tmp_path / "run") >= 1
 
 

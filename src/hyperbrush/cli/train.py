@@ -228,23 +228,48 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the grid, the report and the hypernetwork.")] = Path(
         "demo"
     ),
-    steps: Annotated[int, typer.Option(help="Training steps.")] = 150,
+    steps: Annotated[
+        int | None, typer.Option(help="Training steps; 150, or 50 of tuning with --hyper.")
+    ] = None,
     seed: Annotated[int, typer.Option()] = 0,
+    hyper: Annotated[
+        bool,
+        typer.Option("--hyper", help="Generate an adapter from three pictures in a second, then tune it."),
+    ] = False,
+    generator: Annotated[Path | None, typer.Option(help="With --hyper: another generator's file.")] = None,
 ) -> None:
     """Train a first hypernetwork on 48 bundled pictures and see what it does (a few minutes)."""
     from hyperbrush import console
     from hyperbrush.demo import run_demo
     from hyperbrush.training.trainer import Interrupted
 
+    if generator is not None and not hyper:
+        raise UserError("--generator is for --hyper")
+
     with console.stop_on_signal() as should_stop, console.training_bar("ink") as told:
         try:
-            result = run_demo(out, steps=steps, seed=seed, on_progress=told, should_stop=should_stop)
+            if hyper:
+                from hyperbrush.hyper_demo import run_hyper_demo
+
+                made = run_hyper_demo(
+                    out,
+                    generator=generator,
+                    steps=steps or 50,
+                    seed=seed,
+                    on_progress=told,
+                    should_stop=should_stop,
+                )
+                summary = made.summary()
+            else:
+                summary = run_demo(
+                    out, steps=steps or 150, seed=seed, on_progress=told, should_stop=should_stop
+                ).summary()
         except Interrupted as stopped:
             console.note(
                 f"stopped after step {stopped.step}; go on with: hyperbrush train --resume {stopped.run}"
             )
             raise typer.Exit(130) from None
-    console.done(result.summary())
+    console.done(summary)
 
 
 @app.command()

@@ -1,0 +1,1 @@
+"""The study behind benchmarks/quality.py: data, methods, one run, measures, tables."""
