@@ -293,6 +293,22 @@ def test_the_command_line_from_styles_to_a_picture(
         "--out",
         "k.safetensors",
     )
+    hyperbrush(
+        "convert",
+        "style.safetensors",
+        "again.safetensors",
+        "--to",
+        "lora-kohya",
+        "--strength",
+        0.5,
+        "--rank",
+        1,
+    )
+    assert hb.GeneratedWeights.load("again.safetensors").rank == 1
+    assert "cannot hold them" in hyperbrush("convert", "style.safetensors", "style.pt", status=2)
+    facts = json.loads(hyperbrush("inspect", "style.safetensors", "--json"))
+    assert (facts["kind"], facts["rank"], facts["layers"]) == ("generated", 2, len(one.layers))
+    assert "Norm of each layer's change" in hyperbrush("inspect", "style.safetensors")
     said = hyperbrush("demo", "--hyper", *generator, "--steps", 2, "--out", "demo")
     assert Path("demo/hyper-grid.png").is_file()
     assert "ink-tuned.safetensors: the same after" in said

@@ -57,6 +57,7 @@ def convert(
     from hyperbrush import console
     from hyperbrush.cli.sources import find
     from hyperbrush.hypernetworks import load
+    from hyperbrush.hypernetworks.adapters import is_generated_file
     from hyperbrush.hypernetworks.conversion.convert import TARGETS, check_path, guess_target
     from hyperbrush.hypernetworks.conversion.convert import convert as write
 
@@ -69,7 +70,11 @@ def convert(
     settings = _lora_settings(rank, bias, steps, seed)
     if precision is not None and precision not in _DTYPES:
         raise unknown_name("dtype", precision, _DTYPES)
-    hypernetwork = load(find(source, hypernetworks))
+    path = find(source, hypernetworks)
+    if is_generated_file(path):
+        console.done(str(_generated(path, target, chosen, settings.get("rank"), strength, precision)))
+        return
+    hypernetwork = load(path)
     opened = None
     if chosen.startswith("lora-"):
         from hyperbrush.ldm.models import LatentDiffusion
@@ -96,6 +101,28 @@ def convert(
     if written.report is not None:
         show(written.report)
     console.done(str(written.path))
+
+
+def _generated(
+    path: Path, target: Path, chosen: str, rank: object, strength: float, precision: str | None
+) -> Path:
+    """Generated weights are low-rank already: a LoRA of them is exact, but for a rank that is cut."""
+    import torch
+
+    from hyperbrush.hypernetworks.generator import GeneratedWeights
+    from hyperbrush.hypernetworks.strengths import finite
+
+    if chosen in ("webui", "comfyui"):
+        raise UserError(
+            f"{path} holds generated weights, which add to projections; a webui hypernetwork changes contexts and cannot "
+            "hold them: use --to lora-kohya, which the webui and ComfyUI read"
+        )
+    weights = GeneratedWeights.load(path) * finite(strength)
+    if isinstance(rank, int):
+        weights = weights.truncate(rank)
+    return weights.save(
+        target, chosen, dtype=None if precision is None else getattr(torch, _DTYPES[precision])
+    )
 
 
 def _lora_settings(

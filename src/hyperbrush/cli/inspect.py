@@ -1,5 +1,6 @@
 """`hyperbrush inspect`: everything there is to know of a hypernetwork file."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -26,9 +27,14 @@ def inspect(
     from hyperbrush import console
     from hyperbrush.cli import tables
     from hyperbrush.cli.sources import find
+    from hyperbrush.hypernetworks.adapters import is_generated_file
     from hyperbrush.hypernetworks.inspection import inspect as look
 
-    found = look(find(file, hypernetworks))
+    path = find(file, hypernetworks)
+    if is_generated_file(path):
+        _show_generated(path, as_json)
+        return
+    found = look(path)
     if as_json:
         print(json.dumps(found.as_dict(), indent=2, ensure_ascii=False, allow_nan=False))
         return
@@ -42,6 +48,42 @@ def inspect(
         console.done(f"look at: {odd}")
     if not found.odd:
         console.done("nothing odd")
+
+
+def _show_generated(path: Path, as_json: bool) -> None:
+    """Generated weights: what they change, and by how much."""
+    import json
+
+    from hyperbrush import console
+    from hyperbrush.cli import tables
+    from hyperbrush.files import sha256
+    from hyperbrush.hypernetworks.generator import GeneratedWeights
+
+    weights = GeneratedWeights.load(path)
+    facts: dict[str, object] = {
+        "kind": "generated",
+        "name": weights.name,
+        "format": "hyperbrush safetensors",
+        "layers": len(weights.layers),
+        "rank": weights.rank,
+        "numbers": weights.size,
+        "size": path.stat().st_size,
+        "sha256": sha256(path),
+        "norm": round(float(weights.squared_norm()) ** 0.5, 6),
+        "metadata": weights.metadata,
+        "readers": "hyperbrush; as a LoRA (convert --to lora-kohya, lora-diffusers, lora-peft) diffusers, PEFT, webui, ComfyUI",
+        "norms": {name: round(float(f.delta().norm()), 6) for name, f in weights.factors.items()},
+    }
+    if as_json:
+        print(json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False))
+        return
+    console.done(f"{path}")
+    norms, metadata = facts.pop("norms"), facts.pop("metadata")
+    assert isinstance(norms, dict)
+    assert isinstance(metadata, dict)
+    tables.show(_pairs((facts | metadata).items()))
+    console.done("\nNorm of each layer's change")
+    tables.show(_pairs(norms.items()))
 
 
 def _facts(found: "Inspection") -> "Table":

@@ -1,5 +1,6 @@
 """Training a hypernetwork that generates weights, end to end against the denoising loss of a frozen model."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from hyperbrush.hypernetworks.generator import (
 from hyperbrush.ldm.data import BatchOrder
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.util import keyed_generator
-from hyperbrush.training.cached import FORMS, Texts, Told, cached_texts
+from hyperbrush.training.cached import Texts, Told, cached_texts
 from hyperbrush.training.generator_config import GeneratorConfig
 from hyperbrush.training.objectives import Objective
 from hyperbrush.training.styles import Looked, Style, StyleBatches, open_styles
@@ -99,7 +100,7 @@ class GeneratorObjective(Objective):
         told = torch.rand(len(looked.styles), generator=generator) < c.text_share
         return {
             **drawn,
-            **self._told(captions),
+            **self.told(captions),
             "latents": latents,
             "captions": captions,
             "samples": torch.tensor([sample for sample, _, _ in rows]),
@@ -109,7 +110,8 @@ class GeneratorObjective(Objective):
             "step": step,
         }
 
-    def _told(self, captions: Sequence[str]) -> dict[str, Tensor]:
+    def told(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """What the UNet is told of captions, from the cache; empty where there is none."""
         if self.texts is None:
             return {}
         told = [self.texts[caption] for caption in captions]
@@ -233,13 +235,11 @@ def style_losses(
 
     Target i meets timestep j always with the same noise, whatever the style, the weights or the batch.
     """
-    import contextlib
-
     model = objective.model
     places = range(style.references, len(style))[:pictures]
     latents = style.latents[list(places)].to(model.device)
     batch: dict[str, Any] = {"captions": [style.captions[i] for i in places]}
-    conditions: dict[str, Any] = model.conditions(batch | objective._told(batch["captions"]))
+    conditions: dict[str, Any] = model.conditions(batch | objective.told(batch["captions"]))
     steps = len(model.diffusion.schedule)
     columns = []
     applied = contextlib.nullcontext() if weights is None else objective.target.apply_weights(weights)
@@ -336,6 +336,3 @@ def _joined(parts: Sequence[GeneratedWeights]) -> GeneratedWeights:
         for name, f in parts[0].factors.items()
     }
     return GeneratedWeights(factors, name=parts[0].name, metadata=parts[0].metadata)
-
-
-__all__ = ["FORMS", "GeneratorObjective", "generator_objective", "style_losses"]

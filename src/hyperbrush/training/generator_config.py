@@ -32,10 +32,12 @@ class GeneratorNetwork(Strict):
 class GeneratorConfig(LoopSettings):
     """Settings of `HypernetworkTrainer` for a `Hypernetwork`, all with defaults."""
 
-    learning_rate: float | None = Field(5e-4, gt=0, description="peak rate")
+    learning_rate: float | None = Field(
+        3e-4, gt=0, description="peak rate; too high a one makes the weights the same for every condition"
+    )
     batch_size: int = Field(32, ge=1, description="target pictures per optimizer step, over all processes")
     pictures_per_style: int = Field(
-        4, ge=1, description="targets of each style in a batch: batch_size / this many styles"
+        2, ge=1, description="targets of each style in a batch: batch_size / this many styles"
     )
     max_steps: int | None = Field(2000, ge=1, description="optimizer steps")
     shared_steps: int = Field(
