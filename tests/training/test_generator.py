@@ -161,6 +161,7 @@ def test_parts_of_a_batch_add_up(emoji, world: Path, tmp_path: Path) -> None:
         {"norm_weight": 1e3},
         {"pictures_per_style": 4},
         {"shared_steps": 3},
+        {"shared_rate": 1.0},
         {"weighting": "min_snr"},
         {"seed": 1},
     ],

@@ -71,6 +71,24 @@ class GeneratorObjective(Objective):
         """The frozen model."""
         return self._model[0]
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What all styles share learns at a rate of its own: factors bear a higher one than a trunk."""
+        own = self._shared()
+        shared = [p for p in self.parameters() if id(p) in own]
+        rest = [p for p in self.parameters() if id(p) not in own]
+        groups: list[dict[str, Any]] = [
+            {"params": rest},
+            {"params": shared, "scale": self.config.shared_rate},
+        ]
+        return [group for group in groups if group["params"]]
+
+    def _shared(self) -> set[int]:
+        """Ids of the decoder's shared parameters; none where its form has none."""
+        try:
+            return set(map(id, self.net.decoder.shared_parameters()))  # type: ignore[operator]
+        except (AttributeError, UserError):  # another's decoder, or a form without
+            return set()
+
     def place(self, device: torch.device) -> None:
         """Move the frozen model."""
         self.model.to(device)
@@ -121,7 +139,7 @@ class GeneratorObjective(Objective):
         """Loss terms: "denoising", "reconstruction" and the penalties, as far as they are on."""
         c, looked = self.config, batch["looked"]
         samples, rows = batch["samples"].unique(return_inverse=True)
-        with _Trained(self.net, shared=batch["step"] < c.shared_steps if c.shared_steps else None):
+        with _Trained(self.net, self._shared(), batch["step"] < c.shared_steps if c.shared_steps else None):
             weights = self.weights(looked, samples.tolist(), batch["by_text"])
         terms: dict[str, Tensor] = {}
         if c.objective != "reconstruction":
@@ -296,21 +314,22 @@ def generator_objective(
     captions = ["", *(c for style in (*styles, *(held or ())) for c in style.captions)]
     texts = cached_texts(model, captions, run / "cache/texts", told)
     net.requires_grad_(True)
+    if config.shared_steps:
+        net.decoder.shared_parameters()  # type: ignore[operator]  # or says that this form has none
     return GeneratorObjective(model, net, config, styles, held_out=held, texts=texts)
 
 
 class _Trained:
     """Within, only the shared factors (True) or only the rest (False) get gradients; None: all."""
 
-    def __init__(self, net: Hypernetwork, shared: bool | None) -> None:
-        self.net, self.shared = net, shared
+    def __init__(self, net: Hypernetwork, own: set[int], shared: bool | None) -> None:
+        self.net, self.own, self.shared = net, own, shared
         self.still: list[nn.Parameter] = []
 
     def __enter__(self) -> None:
         if self.shared is None:
             return
-        own = set(map(id, self.net.decoder.shared_parameters()))  # type: ignore[operator]
-        self.still = [p for p in self.net.parameters() if (id(p) in own) != self.shared]
+        self.still = [p for p in self.net.parameters() if (id(p) in self.own) != self.shared]
         for parameter in self.still:
             parameter.requires_grad_(False)
 

@@ -43,6 +43,11 @@ class GeneratorConfig(LoopSettings):
     shared_steps: int = Field(
         200, ge=0, description="first steps that train what all styles share alone; frozen afterwards"
     )
+    shared_rate: float = Field(
+        5.0,
+        gt=0,
+        description="what the learning rate is multiplied by for what all styles share, plain factors",
+    )
     references: int = Field(16, ge=1, description="pictures shown of a style at most; each octave as often")
     style_dropout: Share = Field(0.1, description="share of samples with the null condition")
     text_share: Share = Field(
