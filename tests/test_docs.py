@@ -36,7 +36,9 @@ def desk(
     }
 
 
-@pytest.mark.parametrize("page", ["using-hypernetworks.md", "file-formats.md", "training.md", "generate-a-style.md"])
+@pytest.mark.parametrize(
+    "page", ["using-hypernetworks.md", "file-formats.md", "training.md", "generate-a-style.md"]
+)
 def test_python_blocks_run(page: str, desk: dict[str, Any]) -> None:
     desk["pipe"].set_progress_bar_config(disable=True)
     blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.S)

@@ -52,7 +52,9 @@ def write(job: tuple[int | None, list[tuple[Path, Path]]]) -> None:
         Image.fromarray(style_of(number).apply(pixels)).save(path)
 
 
-def jobs(icons: Path, out: Path, styles: int, pictures: int) -> list[tuple[int | None, list[tuple[Path, Path]]]]:
+def jobs(
+    icons: Path, out: Path, styles: int, pictures: int
+) -> list[tuple[int | None, list[tuple[Path, Path]]]]:
     sets = {name: names_of(icons, name) for name in (*SEEN, *REAL)}
     found: list[tuple[int | None, list[tuple[Path, Path]]]] = []
 

@@ -59,7 +59,9 @@ def luminance(picture: Pixels) -> NDArray[np.float64]:
     return found
 
 
-def colour(chance: Chance, *, value: tuple[float, float], saturation: tuple[float, float] = (0.4, 1.0)) -> Colour:
+def colour(
+    chance: Chance, *, value: tuple[float, float], saturation: tuple[float, float] = (0.4, 1.0)
+) -> Colour:
     """A random colour of a lightness and saturation range."""
     rgb = colorsys.hsv_to_rgb(chance.random(), chance.uniform(*saturation), chance.uniform(*value))
     return tuple(round(255 * c) for c in rgb)  # type: ignore[return-value]
@@ -99,9 +101,9 @@ def palette(chance: Chance) -> Callable[[Pixels], Pixels]:
         [colour(chance, value=(0.2, 1.0), saturation=(0.1, 1.0)) for _ in range(int(chance.integers(3, 7)))]
         + [colour(chance, value=(0.9, 1.0), saturation=(0.0, 0.2))]
     )
-    return lambda p: colours[
-        ((p[..., None, :].astype(int) - colours) ** 2).sum(-1).argmin(-1)
-    ].astype(np.uint8)
+    return lambda p: colours[((p[..., None, :].astype(int) - colours) ** 2).sum(-1).argmin(-1)].astype(
+        np.uint8
+    )
 
 
 def lines(chance: Chance) -> Callable[[Pixels], Pixels]:
@@ -113,7 +115,10 @@ def lines(chance: Chance) -> Callable[[Pixels], Pixels]:
         across, down = np.gradient(y)
         edge = np.clip(np.hypot(across, down) * gain, 0, 1)
         if wide:
-            edge = np.asarray(Image.fromarray((edge * 255).astype(np.uint8)).filter(ImageFilter.MaxFilter(3))) / 255
+            edge = (
+                np.asarray(Image.fromarray((edge * 255).astype(np.uint8)).filter(ImageFilter.MaxFilter(3)))
+                / 255
+            )
         return mixed(edge, page, ink)
 
     return apply
@@ -141,7 +146,11 @@ def blur(chance: Chance) -> Callable[[Pixels], Pixels]:
 
 
 def emboss(chance: Chance) -> Callable[[Pixels], Pixels]:
-    angle, depth, base = chance.uniform(0, 2 * np.pi), chance.uniform(1.5, 4), colour(chance, value=(0.5, 0.9))
+    angle, depth, base = (
+        chance.uniform(0, 2 * np.pi),
+        chance.uniform(1.5, 4),
+        colour(chance, value=(0.5, 0.9)),
+    )
 
     def apply(p: Pixels) -> Pixels:
         down, across = np.gradient(luminance(p))
@@ -209,7 +218,9 @@ def negative(chance: Chance) -> Callable[[Pixels], Pixels]:
 def grey(chance: Chance) -> Callable[[Pixels], Pixels]:
     tint = np.array(colour(chance, value=(0.85, 1.0), saturation=(0.0, 0.45)))
     contrast = chance.uniform(0.5, 1.8)
-    return lambda p: np.clip((luminance(p)[..., None] - 0.5) * contrast + 0.5, 0, 1).__mul__(tint).astype(np.uint8)
+    return lambda p: (
+        np.clip((luminance(p)[..., None] - 0.5) * contrast + 0.5, 0, 1).__mul__(tint).astype(np.uint8)
+    )
 
 
 def silhouette(chance: Chance) -> Callable[[Pixels], Pixels]:
@@ -235,11 +246,16 @@ def outline(chance: Chance) -> Callable[[Pixels], Pixels]:
 
 
 def grain(chance: Chance) -> Callable[[Pixels], Pixels]:
-    strength, tint = chance.uniform(25, 60), np.array(colour(chance, value=(0.8, 1.0), saturation=(0.0, 0.5))) / 255
+    strength, tint = (
+        chance.uniform(25, 60),
+        np.array(colour(chance, value=(0.8, 1.0), saturation=(0.0, 0.5))) / 255,
+    )
 
     def apply(p: Pixels) -> Pixels:
         own = np.random.default_rng(int(p.astype(np.int64).sum()))  # a grain of each picture's own
-        return np.clip((p + strength * own.standard_normal(p.shape[:2])[..., None]) * tint, 0, 255).astype(np.uint8)
+        return np.clip((p + strength * own.standard_normal(p.shape[:2])[..., None]) * tint, 0, 255).astype(
+            np.uint8
+        )
 
     return apply
 
@@ -260,12 +276,18 @@ def threshold(chance: Chance) -> Callable[[Pixels], Pixels]:
 
 
 def solarise(chance: Chance) -> Callable[[Pixels], Pixels]:
-    level, tint = chance.uniform(90, 170), np.array(colour(chance, value=(0.8, 1.0), saturation=(0.0, 0.5))) / 255
+    level, tint = (
+        chance.uniform(90, 170),
+        np.array(colour(chance, value=(0.8, 1.0), saturation=(0.0, 0.5))) / 255,
+    )
     return lambda p: (np.where(p > level, 255 - p, p) * tint).astype(np.uint8)
 
 
 def pastel(chance: Chance) -> Callable[[Pixels], Pixels]:
-    tint, share = np.array(colour(chance, value=(0.8, 1.0), saturation=(0.2, 0.7))), chance.uniform(0.35, 0.65)
+    tint, share = (
+        np.array(colour(chance, value=(0.8, 1.0), saturation=(0.2, 0.7))),
+        chance.uniform(0.35, 0.65),
+    )
     return lambda p: np.round(p * (1 - share) + tint * share).astype(np.uint8)
 
 
@@ -285,7 +307,20 @@ def paper(chance: Chance) -> Callable[[Pixels, NDArray[np.bool_]], Pixels]:
 KINDS: dict[str, Callable[[Chance], Callable[[Pixels], Pixels]]] = {
     f.__name__: f
     for f in (
-        *(duotone, tritone, palette, lines, posterise, blur, emboss, halftone, hatching, pixelate, hue, negative),
+        *(
+            duotone,
+            tritone,
+            palette,
+            lines,
+            posterise,
+            blur,
+            emboss,
+            halftone,
+            hatching,
+            pixelate,
+            hue,
+            negative,
+        ),
         *(grey, silhouette, outline, grain, shifted, threshold, solarise, pastel),
     )
 }
