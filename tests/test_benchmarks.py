@@ -153,6 +153,7 @@ def test_no_round_begins_after_the_time_is_up(
     assert len(way.ratios["wall"]) == 3
 
 
+@pytest.mark.slow
 def test_compiled_ways_are_timed_too(
     inference: ModuleType,
     unet: Any,

@@ -41,7 +41,6 @@ def wrong_folder(pictures: Path) -> None:
     [
         (["train", "--data", "nowhere", "--name", "x"], "nowhere"),
         (["train", "--data", "empty", "--name", "x"], "empty"),
-        (["train", "--data", "broken", "--name", "x"], "torn.png"),
         (["train", "--name", "x"], "--data"),
         (["train", "--data", "broken", "--name", "a/b"], "name"),
         (["train", "--resume", "nowhere"], "no run folder"),
@@ -79,7 +78,8 @@ def test_bad_input_is_one_line_and_status_2(
 
 def test_every_broken_file_is_in_one_report(tmp_path: Path, pictures: Path) -> None:
     wrong_folder(pictures)
-    done = hyperbrush("train", "--data", pictures, "--name", "x", cwd=tmp_path)
+    done = hyperbrush("train", "--data", pictures, "--name", "x", "--steps", 1, cwd=tmp_path)
+    assert done.returncode == 0, "it trains on the others"
     assert "torn.png" in done.stderr
     assert "odd.txt" in done.stderr
 
@@ -143,7 +143,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_prints_the_command_to_resume(tmp_path: Pa
     _, shown = process.communicate(timeout=60)
     assert process.returncode == 130, shown
     assert "go on with: hyperbrush train --resume runs/mine" in shown
-    [checkpoint] = (tmp_path / "runs/mine/checkpoints").iterdir()
+    *_, checkpoint = sorted((tmp_path / "runs/mine/checkpoints").iterdir())
     step = int(checkpoint.stem[5:])
     config = tmp_path / "runs/mine/config.yaml"
     config.write_text(config.read_text().replace("max_steps: 400", f"max_steps: {step + 2}"))

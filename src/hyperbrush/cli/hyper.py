@@ -61,6 +61,8 @@ def hyper_train(
     if resume is not None:
         folder, settings = resume, read_generator_run(resume)
     else:
+        if config is None and not (data and name):
+            raise UserError("give --data FOLDER and --name NAME, a file of settings, or --resume RUN")
         settings = configured_generator(
             config,
             settings=setting or (),

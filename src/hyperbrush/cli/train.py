@@ -98,6 +98,8 @@ def train(
             )
         _train(read_run(resume), resume, resume=True, at=at)
         return
+    if config is None and not (data and name):
+        raise UserError("give --data FOLDER and --name NAME, a file of settings, or --resume RUN")
     settings = configured(
         config,
         presets=preset,
