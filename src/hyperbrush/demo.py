@@ -10,8 +10,9 @@ from hyperbrush.generation import generate
 from hyperbrush.generation.grids import labelled_grid
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.training.contact_sheet import contact_sheet
-from hyperbrush.training.hypernetwork_run import HypernetworkRun, Result, save_run, train_run
+from hyperbrush.training.hypernetwork_run import HypernetworkRun, Result, train_run
 from hyperbrush.training.report import write_report
+from hyperbrush.training.settings import save_run
 from hyperbrush.training.trainer import Progress
 
 NAME = "ink"

@@ -14,7 +14,8 @@ from hyperbrush.hypernetworks.generating import generate_adapter, open_generator
 from hyperbrush.hypernetworks.generator import GeneratedWeights, TargetNetwork
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.pictures import to_pictures
-from hyperbrush.training.hypernetwork_run import HypernetworkRun, save_run, train_run
+from hyperbrush.training.hypernetwork_run import HypernetworkRun, train_run
+from hyperbrush.training.settings import save_run
 from hyperbrush.training.trainer import Progress
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from hyperbrush.errors import UserError
 from hyperbrush.ldm.data import ImageFolder
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.training import Interrupted, train_hypernetwork
-from hyperbrush.training.hypernetwork_run import HypernetworkRun, read_run, save_run, train_run
+from hyperbrush.training.hypernetwork_run import HypernetworkRun, read_run, train_run
+from hyperbrush.training.settings import save_run
 
 DATA = style_folder() / "validation"
 

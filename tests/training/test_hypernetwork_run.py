@@ -21,12 +21,12 @@ from hyperbrush.training.hypernetwork_run import (
     HypernetworkRun,
     configured,
     open_network,
-    save_run,
     setting_names,
     train_run,
 )
 from hyperbrush.training.launch import _without_processes
 from hyperbrush.training.plan import plan, suggest_batch_size, suggest_learning_rate
+from hyperbrush.training.settings import save_run
 
 DATA = style_folder() / "validation"
 SHORT = {"max_steps": 4, "batch_size": 4, "validate_every": 2, "validation_share": 0.1}

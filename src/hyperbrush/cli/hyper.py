@@ -49,17 +49,13 @@ def hyper_train(
 ) -> None:
     """Train a generator on many styles: look at some pictures of one, draw others in it."""
     from hyperbrush import console
-    from hyperbrush.training.generator_run import (
-        configured_generator,
-        read_generator_run,
-        save_generator_run,
-        train_generator,
-    )
+    from hyperbrush.training.generator_run import GeneratorRun, configured_generator, train_generator
     from hyperbrush.training.processes import is_main
+    from hyperbrush.training.settings import read_settings, save_run
     from hyperbrush.training.trainer import Interrupted
 
     if resume is not None:
-        folder, settings = resume, read_generator_run(resume)
+        folder, settings = resume, read_settings(GeneratorRun, resume)
     else:
         if config is None and not (data and name):
             raise UserError("give --data FOLDER and --name NAME, a file of settings, or --resume RUN")
@@ -79,7 +75,7 @@ def hyper_train(
             },
         )
         folder = run or Path("runs") / settings.name
-        save_generator_run(settings, folder)
+        save_run(settings, folder)
     with (
         console.stop_on_signal() as should_stop,
         console.preparing_bar() as prepared,

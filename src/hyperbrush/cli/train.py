@@ -85,7 +85,8 @@ def train(
     processes: Annotated[int, typer.Option(help="Train with so many processes on this machine.")] = 1,
 ) -> None:
     """Train a hypernetwork on a folder of pictures."""
-    from hyperbrush.training.hypernetwork_run import configured, read_run, save_run
+    from hyperbrush.training.hypernetwork_run import configured, read_run
+    from hyperbrush.training.settings import save_run
 
     if processes > 1:
         from hyperbrush.training.launch import launch

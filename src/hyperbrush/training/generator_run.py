@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from pydantic import Field
 
 from hyperbrush.errors import UserError
-from hyperbrush.files import write_text
 from hyperbrush.hypernetworks.generator import Hypernetwork, TargetNetwork
 from hyperbrush.ldm.models import LatentDiffusion
-from hyperbrush.ldm.util import keyed_seed, load_config, read_yaml
+from hyperbrush.ldm.util import keyed_seed, read_yaml
 from hyperbrush.training.cached import Told
 from hyperbrush.training.config import Strict
 from hyperbrush.training.generator_config import GeneratorConfig, GeneratorNetwork
@@ -85,33 +83,6 @@ class GeneratorResult:
         return (
             f"hyperbrush hyper generate --generator {self.file} --images A.png B.png --out style.safetensors"
         )
-
-
-def save_generator_run(config: GeneratorRun, run: Path) -> None:
-    """Begin a run folder with its config.yaml.
-
-    Raises:
-        UserError: a run stands there already.
-    """
-    if (run / "checkpoints").is_dir() and any((run / "checkpoints").iterdir()):
-        raise UserError(
-            f"{run} holds a run already; go on with --resume {run}, or take another --name or --run"
-        )
-    write_text(
-        run / "config.yaml",
-        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
-    )
-
-
-def read_generator_run(run: Path) -> GeneratorRun:
-    """The config of an existing run.
-
-    Raises:
-        UserError: no such run, or its config is broken.
-    """
-    if not (run / "config.yaml").is_file():
-        raise UserError(f"{run} is no run folder: it has no config.yaml")
-    return load_config(GeneratorRun, run / "config.yaml")
 
 
 def train_generator(

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from pydantic import Field, field_validator
 
 from hyperbrush.errors import UserError
-from hyperbrush.files import write_json, write_text
+from hyperbrush.files import write_json
 from hyperbrush.hypernetworks import AttentionHypernetwork
 from hyperbrush.hypernetworks.adapters import load
 from hyperbrush.hypernetworks.formats.optimizer import OptimizerState, read_optimizer, write_optimizer
@@ -27,7 +26,7 @@ from hyperbrush.training.pictures import FolderConfig
 from hyperbrush.training.preflight import Preflight, preflight
 from hyperbrush.training.processes import join
 from hyperbrush.training.report import report_run
-from hyperbrush.training.settings import from_everywhere, names_of
+from hyperbrush.training.settings import from_everywhere, names_of, read_settings
 from hyperbrush.training.trainer import Progress
 
 
@@ -156,31 +155,9 @@ class Result:
         )
 
 
-def save_run(config: HypernetworkRun, run: Path) -> None:
-    """Begin a run folder with its config.yaml.
-
-    Raises:
-        UserError: a run stands there already, so that nothing is lost by a name used twice.
-    """
-    if (run / "checkpoints").is_dir() and any((run / "checkpoints").iterdir()):
-        raise UserError(
-            f"{run} holds a run already; go on with --resume {run}, or take another --name or --run"
-        )
-    write_text(
-        run / "config.yaml",
-        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
-    )
-
-
 def read_run(run: Path) -> HypernetworkRun:
-    """The config of an existing run.
-
-    Raises:
-        UserError: no such run, or its config is broken.
-    """
-    if not (run / "config.yaml").is_file():
-        raise UserError(f"{run} is no run folder: it has no config.yaml")
-    return load_config(HypernetworkRun, run / "config.yaml")
+    """The config of an existing run; see `read_settings`."""
+    return read_settings(HypernetworkRun, run)
 
 
 def look_over(

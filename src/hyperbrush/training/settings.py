@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel
 
 from hyperbrush.errors import UserError, unknown_name
+from hyperbrush.files import write_text
 from hyperbrush.ldm.util import load_config
 
 Run = TypeVar("Run", bound=BaseModel)
@@ -53,6 +54,33 @@ def from_everywhere(
             parsed = {part: parsed}
         merged = _merged(merged, parsed)
     return load_config(model, merged)
+
+
+def save_run(config: BaseModel, run: Path) -> None:
+    """Begin a run folder with its config.yaml.
+
+    Raises:
+        UserError: a run stands there already, so that nothing is lost by a name used twice.
+    """
+    if (run / "checkpoints").is_dir() and any((run / "checkpoints").iterdir()):
+        raise UserError(
+            f"{run} holds a run already; go on with --resume {run}, or take another --name or --run"
+        )
+    write_text(
+        run / "config.yaml",
+        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+    )
+
+
+def read_settings(model: type[Run], run: Path) -> Run:
+    """The config of an existing run.
+
+    Raises:
+        UserError: no such run, or its config is broken.
+    """
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run} is no run folder: it has no config.yaml")
+    return load_config(model, run / "config.yaml")
 
 
 def names_of(model: type[BaseModel]) -> list[str]:

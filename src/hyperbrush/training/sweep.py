@@ -21,9 +21,10 @@ from hyperbrush.errors import UserError
 from hyperbrush.files import clear_parts, write_json, write_text
 from hyperbrush.training import checkpoint as checkpoints
 from hyperbrush.training.cached import Told
-from hyperbrush.training.hypernetwork_run import read_run, save_run, train_run
+from hyperbrush.training.hypernetwork_run import read_run, train_run
 from hyperbrush.training.pictures import PictureSettings
 from hyperbrush.training.progress import Interrupted, Progress
+from hyperbrush.training.settings import save_run
 from hyperbrush.training.sweep_queue import Failed, Queue, open_queue
 from hyperbrush.training.sweep_settings import Sweep, Trial, begin_sweep, read_sweep, write_sweep
 
