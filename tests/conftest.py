@@ -1,8 +1,10 @@
 """Shared: tiny real models and folders of small pictures."""
 
+import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -63,3 +65,19 @@ def pictures(tmp_path: Path) -> Path:
         pixels[4 + i : 16 + i, 6:20, i % 3] = 255
         Image.fromarray(pixels).save(folder / f"{CAPTIONS[i % 6].replace(' ', '-')}-{i}.png")
     return folder
+
+
+def _script(path: str) -> ModuleType:
+    """A script of the repository (benchmarks/training.py, …) as a module; its main does not run."""
+    file = Path(__file__).parent.parent / path
+    spec = importlib.util.spec_from_file_location(f"script_{file.parent.name}_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def open_script() -> Callable[[str], ModuleType]:
+    return _script

@@ -1,7 +1,7 @@
 """The benchmarks' own parts on a tiny UNet: that what they time is what they say."""
 
-import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,14 +27,8 @@ TINY = {
 
 
 @pytest.fixture(scope="module")
-def inference() -> ModuleType:
-    path = Path(__file__).parent.parent / "benchmarks/inference.py"
-    spec = importlib.util.spec_from_file_location("inference", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def inference(open_script: Callable[[str], ModuleType]) -> ModuleType:
+    return open_script("benchmarks/inference.py")
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The training benchmark's ways: that those without caches compute what the cached one computes."""
 
-import importlib.util
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -10,14 +9,8 @@ import torch
 
 
 @pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    path = Path(__file__).parent.parent / "benchmarks/training.py"
-    spec = importlib.util.spec_from_file_location("training_benchmark", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def benchmark(open_script: Callable[[str], ModuleType]) -> ModuleType:
+    return open_script("benchmarks/training.py")
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,9 @@
 """Every Python block of the docs' pages on hypernetworks runs, in order, on a tiny pipeline and real files."""
 
-import importlib.util
 import re
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -49,12 +50,8 @@ def test_python_blocks_run(page: str, desk: dict[str, Any]) -> None:
             desk.pop("attached").detach()
 
 
-def test_the_settings_reference_is_the_models() -> None:
-    spec = importlib.util.spec_from_file_location("make_settings", DOCS / "make_settings.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def test_the_settings_reference_is_the_models(open_script: Callable[[str], ModuleType]) -> None:
+    module = open_script("docs/make_settings.py")
     assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run python docs/make_settings.py"
     assert not re.findall(r"^.*\|  \|$", module.page(), re.M), "every setting has a meaning"
 

@@ -1,7 +1,10 @@
 """Tiny UNets of the three Stable Diffusion families, and hypernetworks with visible effects."""
 
 import copy
+import json
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +28,39 @@ FAMILIES: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)  # faster than two for tensors this small
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Files and outputs of the original programs that are too large to be copied in, where they are there."""
+    beside = Path(__file__).parents[3] / "shared/reference"
+    folder = Path(os.environ.get("HYPERBRUSH_REFERENCE", beside))
+    if not (folder / "unet.checkpoint.safetensors").is_file():
+        pytest.skip(f"no whole-UNet reference in {folder}")
+    return folder
+
+
+@pytest.fixture
+def compvis_unet(shared: Path) -> Any:
+    """The original program's UNet, in diffusers' form."""
+    from diffusers import UNet2DConditionModel
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+    from safetensors.torch import load_file
+
+    theirs = json.loads((shared / "unet.config.json").read_text())
+    levels = len(theirs["channel_mult"])
+    unet = UNet2DConditionModel(
+        sample_size=theirs["image_size"],
+        block_out_channels=[theirs["model_channels"] * m for m in theirs["channel_mult"]],
+        layers_per_block=theirs["num_res_blocks"],
+        down_block_types=["CrossAttnDownBlock2D"] * levels,
+        up_block_types=["CrossAttnUpBlock2D"] * levels,
+        cross_attention_dim=theirs["context_dim"],
+        attention_head_dim=theirs["num_heads"],
+    )
+    state = convert_ldm_unet_checkpoint(load_file(shared / "unet.checkpoint.safetensors"), dict(unet.config))
+    unet.load_state_dict({k: v.float() for k, v in state.items()})
+    return unet.eval()
 
 
 @pytest.fixture

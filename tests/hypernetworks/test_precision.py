@@ -4,7 +4,6 @@
 """
 
 import copy
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from hyperbrush.hypernetworks import AttentionHypernetwork, attach
 from hyperbrush.hypernetworks.formats import load
 
 Make = Callable[..., Any]
-SHARED = Path("/work/shared/reference")
 EPSILON = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}  # the spacing of numbers at 1
 HALVES = pytest.mark.parametrize("dtype", EPSILON, ids=["fp16", "bf16"])
 
@@ -150,11 +148,11 @@ def test_half_precision_files(
 
 
 @HALVES
-def test_whole_unet_of_the_original_program(dtype: torch.dtype, relative: Make) -> None:
-    if not (SHARED / "unet.checkpoint.safetensors").is_file():
-        pytest.skip(f"no whole-UNet reference in {SHARED}")
-    unet = compvis_unet().to(dtype)
-    expected = load_file(SHARED / "unet.expected.safetensors")
+def test_whole_unet_of_the_original_program(
+    dtype: torch.dtype, relative: Make, compvis_unet: Any, shared: Path
+) -> None:
+    unet = compvis_unet.to(dtype)
+    expected = load_file(shared / "unet.expected.safetensors")
     inputs = [expected["sample"].to(dtype), expected["timesteps"].float(), expected["context"].to(dtype)]
     bare = relative(unet(*inputs).sample, expected["out@none"])
     assert bare < 8 * EPSILON[dtype]
@@ -163,30 +161,9 @@ def test_whole_unet_of_the_original_program(dtype: torch.dtype, relative: Make) 
         if not key.startswith("out@") or key == "out@none":
             continue
         for kept in (torch.float32, dtype):
-            with attach(unet, (load(SHARED / "unet.pt", dtype=kept), float(key.removeprefix("out@")))):
+            with attach(unet, (load(shared / "unet.pt", dtype=kept), float(key.removeprefix("out@")))):
                 error = relative(unet(*inputs).sample, out)
             print(f"\n{key} {dtype} UNet, {kept} networks: {error:.1e} (bare {bare:.1e})")
             assert error < 3 * max(bare, EPSILON[dtype])
             tried += 1
     assert tried >= 4
-
-
-def compvis_unet() -> Any:
-    """The reference UNet, in diffusers' form."""
-    from diffusers import UNet2DConditionModel
-    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
-
-    theirs = json.loads((SHARED / "unet.config.json").read_text())
-    levels = len(theirs["channel_mult"])
-    unet = UNet2DConditionModel(
-        sample_size=theirs["image_size"],
-        block_out_channels=[theirs["model_channels"] * m for m in theirs["channel_mult"]],
-        layers_per_block=theirs["num_res_blocks"],
-        down_block_types=["CrossAttnDownBlock2D"] * levels,
-        up_block_types=["CrossAttnUpBlock2D"] * levels,
-        cross_attention_dim=theirs["context_dim"],
-        attention_head_dim=theirs["num_heads"],
-    )
-    state = convert_ldm_unet_checkpoint(load_file(SHARED / "unet.checkpoint.safetensors"), dict(unet.config))
-    unet.load_state_dict({k: v.float() for k, v in state.items()})
-    return unet.eval()

@@ -83,32 +83,8 @@ def test_round_trip_keeps_tensors_names_and_meaning(name: str, tmp_path: Path) -
                 assert torch.equal(a, b)
 
 
-@pytest.fixture(scope="module")
-def compvis_unet() -> Any:
-    if not (SHARED / "unet.checkpoint.safetensors").is_file():
-        pytest.skip(f"no whole-UNet reference in {SHARED}")
-    from diffusers import UNet2DConditionModel
-    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
-
-    theirs = json.loads((SHARED / "unet.config.json").read_text())
-    levels = len(theirs["channel_mult"])
-    unet = UNet2DConditionModel(
-        sample_size=theirs["image_size"],
-        block_out_channels=[theirs["model_channels"] * m for m in theirs["channel_mult"]],
-        layers_per_block=theirs["num_res_blocks"],
-        down_block_types=["CrossAttnDownBlock2D"] * levels,
-        up_block_types=["CrossAttnUpBlock2D"] * levels,
-        cross_attention_dim=theirs["context_dim"],
-        attention_head_dim=theirs["num_heads"],
-    )
-    checkpoint = load_file(SHARED / "unet.checkpoint.safetensors")
-    state = convert_ldm_unet_checkpoint(checkpoint, dict(unet.config))
-    unet.load_state_dict({k: v.float() for k, v in state.items()})
-    return unet.eval()
-
-
-def test_whole_unet_matches(compvis_unet: Any) -> None:
-    expected = load_file(SHARED / "unet.expected.safetensors")
+def test_whole_unet_matches(compvis_unet: Any, shared: Path) -> None:
+    expected = load_file(shared / "unet.expected.safetensors")
 
     def run() -> torch.Tensor:
         inputs = [expected[k].float() for k in ("sample", "timesteps", "context")]
@@ -117,7 +93,7 @@ def test_whole_unet_matches(compvis_unet: Any) -> None:
 
     with torch.no_grad():
         assert relative(run(), expected["out@none"]) <= BOUND
-        hypernetwork = load(SHARED / "unet.pt")
+        hypernetwork = load(shared / "unet.pt")
         tried = 0
         for key, out in expected.items():
             if key.startswith("out@") and key != "out@none":

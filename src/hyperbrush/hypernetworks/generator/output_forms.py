@@ -6,6 +6,7 @@ first step and A's from the second.  "bias" takes this A from a bias of each lay
 length 1 so that A's is the same (Chang et al. 2020).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -41,7 +42,7 @@ class FormSettings:
             raise UserError(f"a basis of {self.basis} vectors is impossible: expected a whole number from 1")
 
 
-class Form(nn.Module):
+class Form(nn.Module, ABC):
     """Latents (batch, layers, tokens, hidden_dim) → A (batch, layers, rank, in), B (batch, layers, out, rank)."""
 
     def __init__(self, group: Sequence[Target], settings: FormSettings) -> None:
@@ -49,9 +50,9 @@ class Form(nn.Module):
         self.settings = settings
         self.in_width, self.out_width, self.count = group[0].in_width, group[0].out_width, len(group)
 
+    @abstractmethod
     def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """As the class says."""
-        raise NotImplementedError
 
     def _head(self, width: int, variance: float | None = None) -> nn.Linear:
         """A head from latents to (rank, width) numbers; zeros, or the variance of each number."""
