@@ -354,3 +354,34 @@ def test_tuning_goes_on_from_generated_weights(emoji, world: Path, tmp_path: Pat
     assert not torch.equal(made.factors[made.layers[0]].up, tuned.weights.factors[made.layers[0]].up)
     assert made.metadata["sd_checkpoint_name"] == "emoji"
     assert not any(m._forward_hooks for m in emoji.unet.modules())
+
+
+def test_so_many_held_out_styles_are_judged(emoji, world: Path, tmp_path: Path) -> None:
+    bases = []
+    for count in (1, 2):
+        own = objective(emoji, world, tmp_path, validation_styles=count)
+        own.eval()
+        with torch.no_grad():
+            bases.append(own.validate()["base"])
+    assert bases[0] != bases[1]
+
+
+def test_reconstruction_counts_by_its_weight(emoji, world: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    terms = []
+    for weight in (0.1, 0.4):
+        own = objective(emoji, world, tmp_path)
+        with torch.no_grad():
+            for parameter in own.net.parameters():
+                parameter.add_(
+                    0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+                )
+            adapter = generate_adapter(own.net, pictures=sorted((world / "train/sea").glob("*.png"))[:2])
+        styles = [replace(style, adapter=adapter) for style in own.batches.styles]
+        own.batches = replace(own.batches, styles=styles)
+        own.config = own.config.model_copy(update={"objective": "mixed", "reconstruction_weight": weight})
+        with torch.no_grad():
+            terms.append({name: float(term) for name, term in own(own.batch(0, 4)).items()})
+    assert terms[1]["reconstruction"] == pytest.approx(4 * terms[0]["reconstruction"], rel=1e-4)
+    assert terms[1]["denoising"] == pytest.approx(terms[0]["denoising"], rel=1e-5)

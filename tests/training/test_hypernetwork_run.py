@@ -110,7 +110,13 @@ def test_a_run_leaves_report_curve_sheet_and_preflight(
     tmp_path: Path, few: Path, emoji: LatentDiffusion
 ) -> None:
     (few / "torn.png").write_bytes(b"not a picture")
-    previews = {"preview_sampler": "DDIM", "preview_steps": 3, "preview_negative": "dog", "preview_seed": 7}
+    previews = {
+        "preview_sampler": "DDIM",
+        "preview_steps": 3,
+        "preview_negative": "dog",
+        "preview_seed": 7,
+        "preview_guidance": 2,
+    }
     saving = {"preview_every": 2, "save_every": 2}
     config = small(tmp_path, str(few), training={"prompts": ["cat face", "rocket"]} | previews | saving)
     told = []
@@ -121,7 +127,7 @@ def test_a_run_leaves_report_curve_sheet_and_preflight(
         assert (tmp_path / "run" / name).is_file(), name
     with Image.open(tmp_path / "run/previews/step-00000004/prompt-1.png") as preview:
         about = preview.info["parameters"]
-    for said in ("rocket", "Negative prompt: dog", "Sampler: DDIM", "Steps: 3", "Seed: 8"):
+    for said in ("rocket", "Negative prompt: dog", "Sampler: DDIM", "Steps: 3", "Seed: 8", "CFG scale: 2"):
         assert said in about
     assert hb.load(tmp_path / "run/saved/step-00000002/t.safetensors").widths == hb.load(result.file).widths
     lines = (tmp_path / "run/metrics.csv").read_text().splitlines()
