@@ -16,8 +16,10 @@ PART = ".part-"  # in the names of what is not whole yet
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it takes the place of ``path``, else it vanishes.
+
+    sync: force it to the disk; without, readers still see all of it or nothing, but a power cut may lose it.
 
     Raises:
         UserError: the file cannot be written (disk full, no permission); what stood there is kept.
@@ -34,10 +36,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.close(handle)
         yield temporary
         temporary.chmod(0o666 & ~_umask())
-        fsync(temporary)
+        if sync:
+            fsync(temporary)
         temporary.replace(path)
         temporary = None
-        fsync_folder(path.parent)
+        if sync:
+            fsync_folder(path.parent)
     except (OSError, SafetensorError) as error:
         raise _cannot_write(path, error) from error
     finally:
@@ -126,15 +130,24 @@ def fsync_folder(path: Path) -> None:
         os.close(handle)
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write a text file atomically, UTF-8."""
-    with atomic_path(path) as temporary:
+def write_text(path: str | Path, text: str, *, sync: bool = True) -> None:
+    """Write a text file atomically, UTF-8; sync: see `atomic_path`."""
+    with atomic_path(path, sync=sync) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
-def write_json(path: str | Path, value: Any) -> None:
-    """Write a JSON file atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+def write_json(path: str | Path, value: Any, *, sync: bool = True) -> None:
+    """Write a JSON file atomically; sync: see `atomic_path`."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", sync=sync)
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """A JSON file's object; an empty one where there is no such file, or it holds anything else."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def sha256(path: str | Path) -> str:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hyperbrush.cli import convert, doctor, draw, inspect, library, train
+from hyperbrush.cli import convert, doctor, draw, inspect, library, serve, train
 from hyperbrush.cli.hyper import hyper
 from hyperbrush.cli.ldm import ldm
 from hyperbrush.errors import UserError
@@ -17,7 +17,7 @@ app = typer.Typer(
     add_completion=True,
     help="Hypernetworks for Stable Diffusion: use, train and generate them.",
 )
-for commands in (draw, library, inspect, convert, train, doctor):
+for commands in (draw, library, inspect, convert, train, serve, doctor):
     app.add_typer(commands.app)
 app.add_typer(hyper, name="hyper")
 app.add_typer(ldm, name="ldm")

@@ -17,6 +17,7 @@ from hyperbrush.ldm.util import keyed_seed
 from hyperbrush.training import checkpoint as checkpoints
 from hyperbrush.training.clipping import Clipping
 from hyperbrush.training.config import TrainerConfig
+from hyperbrush.training.live import Live
 from hyperbrush.training.lock import run_lock
 from hyperbrush.training.metrics import Metrics
 from hyperbrush.training.micro_batches import MicroBatches, is_out_of_memory
@@ -107,6 +108,7 @@ class Trainer:
         self.state = State(objective, self.optimizer, self.accelerator.scaler, config)
         self.events: list[dict[str, Any]] = []  # not yet written
         self.metrics: Metrics | None = None  # of the main process
+        self.live = Live(self.run / "live.json")
 
     def train(self, *, resume: bool = False, at: int | None = None) -> Path:
         """Run to `config.steps` (or until patience ends) and return what the objective saved.
@@ -300,8 +302,10 @@ class Trainer:
             self.accelerator.log(
                 figures | {f"validation_{k}": v for k, v in told.validation.items()}, step=step
             )
-        if self.on_progress is not None and self.accelerator.is_main_process:
-            self.on_progress(told)
+        if self.accelerator.is_main_process:
+            self.live.tell(told)
+            if self.on_progress is not None:
+                self.on_progress(told)
         if stop and not end:
             raise Interrupted(self.run, step)
 

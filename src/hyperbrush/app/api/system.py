@@ -1,0 +1,45 @@
+"""How the app stands, and what it prefers."""
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from hyperbrush import __version__
+from hyperbrush.app.site import Site
+
+
+def add(router: APIRouter, site: Site) -> None:
+    """Add the routes of this room."""
+
+    @router.get("/status")
+    def status() -> dict[str, Any]:
+        """Version, workers, their deaths, and what waits."""
+        jobs = site.jobs.all(last=100)
+        devices = sorted({job.device for job in jobs if job.is_open} | {site.device})
+        return {
+            "version": __version__,
+            "workspace": str(site.workspace.root),
+            "model": site.workspace.preferences.model,
+            "device": site.device,
+            "workers": [site.worker(device) for device in devices],
+            "deaths": [{"device": d.device, "when": d.when, "log": d.log} for d in site.deaths],
+            "running": [job.id for job in jobs if job.state == "running"],
+            "queued": [job.id for job in jobs if job.state == "queued"],
+        }
+
+    @router.get("/preferences")
+    def preferences() -> dict[str, Any]:
+        """What is preferred."""
+        return site.workspace.preferences.model_dump()
+
+    @router.patch("/preferences")
+    def prefer(changes: dict[str, Any]) -> dict[str, Any]:
+        """Change some of it."""
+        return site.workspace.prefer(**changes).model_dump()
+
+    @router.get("/samplers")
+    def samplers() -> list[str]:
+        """Names of the samplers."""
+        from hyperbrush.ldm.sampling import sampler_names
+
+        return sampler_names()

@@ -1,0 +1,86 @@
+"""What may be asked of the app, as pages, API and worker all read it."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hyperbrush.errors import UserError
+
+Text = Field(max_length=20_000)
+
+
+class Asked(BaseModel):
+    """Unknown keys are refused: a typing error must not be silent."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class DrawRequest(Asked):
+    """Pictures from a prompt; see `hyperbrush.generation.generate`."""
+
+    prompt: str = Field(min_length=1, max_length=20_000, description="with <hypernet:NAME:STRENGTH> tags")
+    negative: str = Field("", max_length=20_000)
+    sampler: str = Field("DPM++ 2M Karras", max_length=60)
+    steps: int = Field(25, ge=1, le=500)
+    guidance_scale: float = Field(4.0, ge=0, le=100)
+    seed: int | None = Field(None, ge=0, le=2**32 - 1, description="of the first picture; drawn if left out")
+    count: int = Field(1, ge=1, le=64)
+    width: int | None = Field(None, ge=8, le=4096, description="in pixels; the model's own by default")
+    height: int | None = Field(None, ge=8, le=4096)
+    clip_skip: int = Field(1, ge=1, le=12)
+    discretisation: str = Field("diffusers", max_length=20)
+    image: str = Field("", max_length=64, description="id of an upload to start from")
+    mask: str = Field("", max_length=64, description="id of an upload, white where `image` is drawn anew")
+    image_strength: float = Field(0.75, gt=0, le=1, description="how much of `image` is drawn anew")
+    missing: Literal["error", "warn"] = "error"
+    model: str = Field("", max_length=1000, description="another base model than the preferred one")
+
+
+class CompareRequest(Asked):
+    """A grid; axes as on the command line, "strength=0,0.5,1"."""
+
+    prompt: str = Field(min_length=1, max_length=20_000)
+    axes: list[str] = Field(min_length=1, max_length=3)
+    negative: str = Field("", max_length=20_000)
+    sampler: str = Field("DPM++ 2M Karras", max_length=60)
+    steps: int = Field(25, ge=1, le=500)
+    guidance_scale: float = Field(4.0, ge=0, le=100)
+    seed: int | None = Field(None, ge=0, le=2**32 - 1)
+    width: int | None = Field(None, ge=8, le=4096)
+    height: int | None = Field(None, ge=8, le=4096)
+    clip_skip: int = Field(1, ge=1, le=12)
+    model: str = Field("", max_length=1000)
+
+
+class StyleRequest(Asked):
+    """An adapter from one to sixteen pictures or a text, in one pass."""
+
+    images: list[str] = Field([], max_length=16, description="ids of uploads")
+    text: str = Field("", max_length=2000)
+    name: str = Field("style", min_length=1, max_length=100, pattern=r"^[^/\\:<>\x00-\x1f]+$")
+    prompts: list[str] = Field([], max_length=8, description="drawn without and with it, to see it")
+    strength: float = Field(1.0, ge=-10, le=10)
+    seed: int = Field(0, ge=0, le=2**32 - 1)
+    steps: int = Field(15, ge=1, le=200)
+    generator: str = Field("", max_length=200, description="name of a generator; the model's own by default")
+    keep: bool = Field(False, description="put it among the hypernetworks at once")
+
+
+class TrainRequest(Asked):
+    """A training; settings as in a run's config.yaml, which wins over the presets."""
+
+    settings: dict[str, Any]
+    presets: str = Field("", max_length=100, description="such as quick,style")
+
+
+def checked(model: type[BaseModel], values: Any) -> Any:
+    """A request from values.
+
+    Raises:
+        UserError: all that is wrong, in one line.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        said = [f"{'.'.join(map(str, e['loc'])) or 'request'}: {e['msg']}" for e in error.errors()]
+        raise UserError("; ".join(said)) from error

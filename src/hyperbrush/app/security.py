@@ -1,0 +1,201 @@
+"""Who may ask: Host and Origin checked on every request and websocket, a token beyond the loopback, sizes limited."""
+
+import hmac
+import ipaddress
+from dataclasses import dataclass
+from http.cookies import CookieError, SimpleCookie
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+Scope = dict[str, Any]
+
+COOKIE = "hyperbrush_token"
+MOST_BODY = 600 << 20  # bytes of a request: a hypernetwork file may be large
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+POLICY = (
+    "default-src 'self'; img-src 'self' data: blob:; media-src 'self'; font-src 'self' data:; "
+    "style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; connect-src 'self'; "
+    "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
+)
+HEADERS = (
+    (b"content-security-policy", POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"x-frame-options", b"DENY"),
+)
+
+_SIGN_IN = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>hyperbrush</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"></head>
+<body style="font-family:sans-serif;max-width:30rem;margin:4rem auto;padding:0 1rem"><h1>hyperbrush</h1>
+<form method="get"><p><label for="token">Token, as <code>hyperbrush serve</code> printed it</label></p>
+<p><input id="token" name="token" type="password" autocomplete="current-password" style="width:100%">
+<button>Open</button></p></form></body></html>"""
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may ask.
+
+    Args:
+        host: the address that is listened on.
+        names: other names a browser may call this machine by.
+        token: asked of everyone where it is set.
+    """
+
+    host: str = "127.0.0.1"
+    names: tuple[str, ...] = ()
+    token: str = ""
+
+    def allows_host(self, header: str) -> bool:
+        """Whether a Host header names this machine: else a foreign name was bent to it (DNS rebinding)."""
+        name = _host_name(header)
+        if name in LOOPBACK or name in (self.host, *self.names):
+            return True
+        if is_loopback(self.host):
+            return False
+        try:
+            ipaddress.ip_address(name)  # a name can be bent, a number cannot
+        except ValueError:
+            return False
+        return True
+
+    def allows_token(self, headers: dict[str, str], query: str) -> bool:
+        """Whether a request carries the token: as cookie, as bearer, or in the address once."""
+        if not self.token:
+            return True
+        cookies: SimpleCookie = SimpleCookie()
+        try:
+            cookies.load(headers.get("cookie", ""))
+        except CookieError:
+            cookies = SimpleCookie()
+        given = [
+            cookies[COOKIE].value if COOKIE in cookies else "",
+            headers.get("authorization", "").removeprefix("Bearer ").strip(),
+            *parse_qs(query).get("token", []),
+        ]
+        return any(hmac.compare_digest(g.encode(), self.token.encode()) for g in given)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is this machine's own."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Guard:
+    """ASGI: lets through what `Access` allows, with headers that keep pages to themselves."""
+
+    def __init__(self, app: Any, access: Access) -> None:
+        self.app, self.access = app, access
+
+    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        """One request or websocket."""
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
+        query = scope.get("query_string", b"").decode("latin-1")
+        refused = self._refusal(scope, headers)
+        if refused is None and not self.access.allows_token(headers, query):
+            if scope["type"] == "http" and "text/html" in headers.get("accept", ""):
+                await _answer(send, 401, _SIGN_IN, "text/html; charset=utf-8")
+                return
+            refused = 401, "a token is needed: Authorization: Bearer TOKEN"
+        if refused is not None:
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1008})
+            else:
+                await _answer(send, *refused)
+            return
+        given = parse_qs(query).get("token")
+        if given and self.access.token and scope["type"] == "http" and scope["method"] == "GET":
+            secure = "; Secure" if scope.get("scheme") == "https" else ""
+            cookie = f"{COOKIE}={given[0]}; Path=/; HttpOnly; SameSite=Strict; Max-Age=31536000{secure}"
+            extra = [(b"location", scope["path"].encode("latin-1", "replace")), (b"set-cookie", cookie.encode())]
+            await _answer(send, 303, "", extra=extra)
+            return
+        limit = _Limit(receive)
+        try:
+            await self.app(scope, limit, _with_headers(send))
+        except _TooLarge:
+            await _answer(send, 413, f"a request may have {MOST_BODY >> 20} MiB at most")
+
+    def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str] | None:
+        host = headers.get("host", "")
+        if not self.access.allows_host(host):
+            return 421, "this host name is not served here; see hyperbrush serve --host and --name"
+        origin = headers.get("origin")
+        if origin is not None and not _same(origin, host):
+            return 403, "requests from other origins are refused"
+        reads = scope["type"] == "http" and scope["method"] in ("GET", "HEAD", "OPTIONS")
+        if headers.get("sec-fetch-site") == "cross-site" and not (
+            reads and headers.get("sec-fetch-mode") == "navigate"
+        ):
+            return 403, "requests from other sites are refused"
+        length = headers.get("content-length", "0")
+        if not length.isdecimal():
+            return 400, "Content-Length is no number"
+        if int(length) > MOST_BODY:
+            return 413, f"a request may have {MOST_BODY >> 20} MiB at most"
+        return None
+
+
+class _TooLarge(Exception):
+    pass
+
+
+class _Limit:
+    """Counts the bytes of a body that does not say its length."""
+
+    def __init__(self, receive: Any) -> None:
+        self.receive, self.count = receive, 0
+
+    async def __call__(self) -> Any:
+        message = await self.receive()
+        if message["type"] == "http.request":
+            self.count += len(message.get("body", b""))
+            if self.count > MOST_BODY:
+                raise _TooLarge
+        return message
+
+
+def _with_headers(send: Any) -> Any:
+    async def put(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            names = {name.lower() for name, _ in message["headers"]}
+            own = [(name, value) for name, value in HEADERS if name not in names]
+            message = {**message, "headers": [*message["headers"], *own]}
+        await send(message)
+
+    return put
+
+
+async def _answer(
+    send: Any, status: int, text: str, kind: str = "text/plain; charset=utf-8", *, extra: Any = ()
+) -> None:
+    body = text.encode()
+    headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode()), *HEADERS, *extra]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _host_name(header: str) -> str:
+    try:
+        return (urlsplit(f"//{header}").hostname or "").rstrip(".")
+    except ValueError:
+        return ""
+
+
+def _same(origin: str, host: str) -> bool:
+    try:
+        parts = urlsplit(origin)
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower()

@@ -1,0 +1,157 @@
+"""The server: REST API and pages on one address."""
+
+import asyncio
+import contextlib
+import secrets
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+
+from hyperbrush import __version__
+from hyperbrush.app.errors import NotThere
+from hyperbrush.app.security import Access, Guard, is_loopback
+from hyperbrush.app.site import Site
+from hyperbrush.app.workspace import Workspace
+from hyperbrush.errors import UserError
+from hyperbrush.hypernetworks.library import UnknownHypernetwork
+
+STATIC = Path(__file__).parent / "static"
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where to listen.
+
+    Args:
+        host, port: 0 takes a free port.
+        names: other names a browser may call this machine by.
+        certificate, key: TLS files (PEM).
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 7870
+    names: tuple[str, ...] = ()
+    certificate: Path | None = None
+    key: Path | None = None
+
+
+def make_app(site: Site, access: Access) -> Any:
+    """The whole application, as ASGI."""
+    import os
+
+    # Before NiceGUI is imported: what it stores lies with the rest of the app's state.
+    os.environ.setdefault("NICEGUI_STORAGE_PATH", str(site.workspace.state / "pages"))
+    from fastapi.staticfiles import StaticFiles
+    from fastapi_offline import FastAPIOffline
+    from nicegui import ui
+
+    from hyperbrush.app import api, pages
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        watch = asyncio.create_task(_watch(site))
+        yield
+        watch.cancel()
+        site.close()
+
+    app = FastAPIOffline(
+        title="hyperbrush",
+        version=__version__,
+        description="Hypernetworks for Stable Diffusion: use, train and generate them.",
+        lifespan=lifespan,
+    )
+
+    @app.exception_handler(UserError)
+    async def refused(_: Request, error: UserError) -> JSONResponse:
+        status = 404 if isinstance(error, NotThere | UnknownHypernetwork) else 400
+        return JSONResponse({"detail": str(error)}, status)
+
+    api.add(app, site)
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    pages.add(site)
+    ui.run_with(
+        app,
+        title="hyperbrush",
+        favicon=STATIC / "icon.svg",
+        tailwind=False,
+        show_welcome_message=False,
+        reconnect_timeout=10.0,
+    )
+    return Guard(app, access)
+
+
+async def _watch(site: Site) -> None:
+    await asyncio.to_thread(lambda: site.device)  # imports torch, which takes seconds, beside the first requests
+    await site.watch()
+
+
+def serve(workspace: Workspace, address: Address, *, token: str = "", on_ready: Any = None) -> None:
+    """Serve until Ctrl-C.
+
+    on_ready: called with the address to open, once it answers.
+
+    Raises:
+        UserError: the address cannot be listened on, a TLS file cannot be read, or another server has the workspace.
+    """
+    import uvicorn
+
+    from hyperbrush.app.worker import server_lives
+
+    if server_lives(workspace.state):
+        raise UserError(f"another server runs on {workspace.root} already; open that one, or stop it")
+    if not is_loopback(address.host):
+        token = token or secrets.token_urlsafe(24)
+    if (address.certificate is None) != (address.key is None):
+        raise UserError("TLS needs both files: --certificate and --key")
+    for file in filter(None, (address.certificate, address.key)):
+        if not file.is_file():
+            raise UserError(f"there is no TLS file {file}")
+    listening = _listen(address)
+    port = listening.getsockname()[1]
+    access = Access(address.host, address.names, token)
+    config = uvicorn.Config(
+        make_app(Site(workspace), access),
+        log_level="warning",
+        ssl_certfile=str(address.certificate) if address.certificate else None,
+        ssl_keyfile=str(address.key) if address.key else None,
+        server_header=False,
+        timeout_graceful_shutdown=2,
+        ws_max_size=64 << 20,
+    )
+    try:
+        config.load()
+    except OSError as error:
+        raise UserError(f"the TLS files cannot be used: {error}") from error
+    server = uvicorn.Server(config)
+    name = f"[{address.host}]" if ":" in address.host else address.host
+    url = f"{'https' if address.certificate else 'http'}://{name}:{port}/" + (f"?token={token}" if token else "")
+
+    async def run() -> None:
+        serving = asyncio.create_task(server.serve(sockets=[listening]))
+        while not server.started and not serving.done():
+            await asyncio.sleep(0.02)
+        if server.started and on_ready is not None:
+            on_ready(url)
+        await serving
+
+    asyncio.run(run())
+
+
+def _listen(address: Address) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((address.host, address.port))
+        listening.listen(128)
+    except OSError as error:
+        listening.close()
+        raise UserError(
+            f"cannot listen on {address.host}:{address.port}: {error.strerror or error}; choose another --port"
+        ) from error
+    return listening

@@ -1,0 +1,216 @@
+"""What pages and API share: the workspace, its jobs and runs, the workers' keeper, and news of what has changed."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from hyperbrush.app.jobs import Job, Jobs
+from hyperbrush.app.runs import Runs
+from hyperbrush.app.uploads import Uploads
+from hyperbrush.app.worker import lives, start_worker, worker_file
+from hyperbrush.app.workspace import Workspace
+from hyperbrush.files import read_json, write_json
+
+log = logging.getLogger(__name__)
+
+LOOK = 0.15  # seconds between two looks at the folders
+
+
+@dataclass(frozen=True)
+class Death:
+    """A worker that ended without a word."""
+
+    device: str
+    when: float
+    log: str
+
+
+class Site:
+    """Everything a request needs.
+
+    News has a name ("job:ID", "run:NAME", "jobs", "runs", "workers", "networks"); `version` counts them, so that whoever
+    looks now and then sees at once whether to look closer.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self.jobs = Jobs(workspace.state)
+        self.runs = Runs(workspace, self.jobs)
+        self.uploads = Uploads(workspace.state / "uploads")
+        self.deaths: list[Death] = []
+        self.versions: dict[str, int] = {}
+        self._seen: dict[str, Any] = {}
+        self._mine: dict[str, subprocess.Popen[bytes]] = {}
+        self._known: dict[str, dict[str, Any]] = {}  # of each device, the worker seen alive last
+        self._wait_until: dict[str, float] = {}
+        self._changed = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def device(self) -> str:
+        """The device that new jobs are for."""
+        chosen = self.workspace.preferences.device
+        if chosen != "auto":
+            return chosen
+        if "device" not in self._seen:
+            from hyperbrush.ldm.models.device import placement
+
+            self._seen["device"] = str(placement("auto", "auto", "auto").device)
+        return str(self._seen["device"])
+
+    def submit(self, kind: str, arguments: dict[str, Any]) -> Job:
+        """Put a job into the queue of the preferred device.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        job = self.jobs.submit(kind, arguments, device=self.device)
+        self.news("jobs")
+        return job
+
+    def version(self, name: str) -> int:
+        """How often there was news of this name."""
+        return self.versions.get(name, 0)
+
+    def news(self, *names: str) -> None:
+        """There is news: whoever waits is woken."""
+        for name in names:
+            self.versions[name] = self.versions.get(name, 0) + 1
+        if names and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._wake)  # requests are answered in threads
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def wait(self, name: str, seen: int, timeout: float = 15.0) -> int:
+        """Until there is news of a name beyond a version, or the time is over; the version then."""
+        end = time.monotonic() + timeout
+        while self.version(name) == seen and (left := end - time.monotonic()) > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), left)
+        return self.version(name)
+
+    async def watch(self) -> None:
+        """Look at the folders and the workers, for as long as the server runs."""
+        self._loop = asyncio.get_running_loop()
+        self._sign()
+        while True:
+            try:
+                self.news(*await asyncio.to_thread(self._look))
+                self._keep_workers()
+            except Exception:  # the watch goes on, whatever one look meets
+                log.exception("a look at the folders failed")
+            await asyncio.sleep(LOOK)
+
+    def close(self) -> None:
+        """The server ends; the workers go on."""
+        (self.workspace.state / "server.json").unlink(missing_ok=True)
+
+    def worker(self, device: str) -> dict[str, Any]:
+        """How a device's worker stands: {"device", "alive", "pid", "since"}."""
+        said = read_json(worker_file(self.workspace.state, device))
+        alive = lives(said)
+        return {
+            "device": device,
+            "alive": alive,
+            "pid": said.get("pid") if alive else None,
+            "since": said.get("since") if alive else None,
+        }
+
+    def _sign(self) -> None:
+        import psutil
+
+        born = psutil.Process().create_time()
+        write_json(self.workspace.state / "server.json", {"pid": os.getpid(), "born": born})
+
+    def _look(self) -> list[str]:
+        """Which jobs, runs and networks have changed since the last look."""
+        news: list[str] = []
+
+        def look(name: str, stamp: Callable[[], Any]) -> None:
+            try:
+                found = stamp()
+            except OSError:
+                found = None
+            if self._seen.get(name) != found:
+                self._seen[name] = found
+                news.append(name)
+
+        state = self.workspace.state
+        look("queue", lambda: (state / "jobs").stat().st_mtime_ns)
+        if "queue" in news:
+            news.append("jobs")
+        names = ("state.json", "progress.json", "stop.json", "log.txt")
+        for job in self._recent_jobs():
+            look(f"job:{job}", lambda job=job: _stamps(state / "jobs" / job, names))  # type: ignore[misc]
+        for name, folder in self.runs.folders().items():
+            files = ("live.json", "metrics.jsonl", "config.yaml", "running.json", "checkpoints", "previews")
+            look(f"run:{name}", lambda folder=folder, files=files: _stamps(folder, files))  # type: ignore[misc]
+        look("networks", lambda: _tree(self.workspace.folder("hypernetworks")))
+        if any(name.startswith("run:") for name in news):
+            news.append("runs")
+        if any(name.startswith("job:") for name in news):
+            news += ["jobs", "runs"]
+        return list(dict.fromkeys(news))
+
+    def _recent_jobs(self) -> list[str]:
+        folder = self.workspace.state / "jobs"
+        return sorted((p.name for p in folder.iterdir()), reverse=True)[:60] if folder.is_dir() else []
+
+    def _keep_workers(self) -> None:
+        """Start the workers that are needed; tell of those that died."""
+        needed = {job.device for job in self.jobs.all(last=60) if job.is_open} | {self.device}
+        for device, process in list(self._mine.items()):
+            if process.poll() is not None:  # or it would stay a zombie
+                del self._mine[device]
+        for device in needed:
+            file = worker_file(self.workspace.state, device)
+            said = read_json(file)
+            if lives(said):
+                if self._known.get(device) != said:
+                    self._known[device] = said
+                    self.news("workers")
+                continue
+            if said or device in self._known:
+                self._known.pop(device, None)
+                if said:
+                    file.unlink(missing_ok=True)
+                    self._died(device)
+            if device not in self._mine and time.monotonic() >= self._wait_until.get(device, 0):
+                self._mine[device] = start_worker(self.workspace, device)
+                self._wait_until[device] = time.monotonic() + 5
+
+    def _died(self, device: str) -> None:
+        file = worker_file(self.workspace.state, device).with_suffix(".log")
+        text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+        lines = [line for line in text.splitlines() if line.strip()][-12:]
+        self.deaths = [*self.deaths[-4:], Death(device, time.time(), "\n".join(lines))]
+        self.news("workers")
+
+
+def _stamps(folder: Any, names: tuple[str, ...]) -> tuple[int, ...]:
+    found = []
+    for name in names:
+        try:
+            found.append((folder / name).stat().st_mtime_ns)
+        except OSError:
+            found.append(0)
+    return tuple(found)
+
+
+def _tree(folder: Any) -> tuple[tuple[str, int], ...]:
+    """Names and times of a folder and its folders."""
+    found = []
+    for parent, folders, files in os.walk(folder):
+        folders.sort()
+        for name in sorted(files):
+            with contextlib.suppress(OSError):
+                found.append((name, os.stat(os.path.join(parent, name)).st_mtime_ns))  # noqa: PTH116, PTH118
+    return tuple(found)

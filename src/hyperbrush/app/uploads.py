@@ -1,0 +1,87 @@
+"""Pictures that come from outside: limited in bytes and pixels, decoded once, kept as PNG under a random name."""
+
+import io
+import re
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hyperbrush.app.errors import NotThere
+from hyperbrush.errors import UserError
+from hyperbrush.files import atomic_path
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MOST_BYTES = 32 << 20
+MOST_PIXELS = 40_000_000
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+
+
+def open_picture(content: bytes, name: str = "the picture") -> "Image":
+    """Decode a picture within the limits; its mode is kept, its orientation applied.
+
+    Raises:
+        UserError: too large, of another kind, or damaged.
+    """
+    from PIL import Image, ImageOps
+
+    if len(content) > MOST_BYTES:
+        raise UserError(f"{name} has {len(content) >> 20} MiB; {MOST_BYTES >> 20} MiB is the most")
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+            if picture.width * picture.height > MOST_PIXELS:
+                raise UserError(f"{name} has {picture.width}×{picture.height} pixels; 40 million are the most")
+            picture.load()
+            turned = ImageOps.exif_transpose(picture)
+            turned.info = dict(picture.info)
+            return turned
+    except UserError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, MemoryError) as error:
+        kinds = ", ".join(FORMATS)
+        raise UserError(f"{name} cannot be read as a picture ({error!s:.120}); expected {kinds}") from error
+
+
+class Uploads:
+    """Pictures a person gave for the next job; folder: of the app's state."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def keep(self, content: bytes, name: str = "the picture") -> str:
+        """Keep a picture and return its id.
+
+        Raises:
+            UserError: as `open_picture`, or it cannot be written.
+        """
+        picture = open_picture(content, name)
+        if picture.mode not in ("RGB", "RGBA", "L", "LA"):
+            picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
+        upload = secrets.token_hex(12)
+        with atomic_path(self.folder / f"{upload}.png") as path:
+            picture.save(path, "PNG")
+        return upload
+
+    def path(self, upload: str) -> Path:
+        """The file of an id.
+
+        Raises:
+            UserError: there is none.
+        """
+        path = self.folder / f"{upload}.png"
+        if not re.fullmatch(r"[0-9a-f]{24}", upload) or not path.is_file():
+            raise NotThere(f"there is no uploaded picture {upload!r:.40}")
+        return path
+
+    def open(self, upload: str) -> "Image":
+        """The picture of an id.
+
+        Raises:
+            UserError: there is none.
+        """
+        from PIL import Image
+
+        with Image.open(self.path(upload)) as picture:
+            picture.load()
+            return picture

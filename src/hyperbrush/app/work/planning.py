@@ -1,0 +1,53 @@
+"""What a training would be, and what is odd about its pictures: looked at before the first step."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hyperbrush.app.work.models import opened
+from hyperbrush.app.worker import Asked, Desk
+
+if TYPE_CHECKING:
+    from hyperbrush.training.hypernetwork_run import HypernetworkRun
+
+
+def plan(desk: Desk) -> dict[str, Any]:
+    """Job "plan": {"settings": …, "presets": …}; steps, time and memory, measured."""
+    from hyperbrush.training.plan import plan as planned
+
+    found = planned(_config(desk))
+    return {
+        "pictures": found.pictures,
+        "held_out": found.held_out,
+        "captions": found.captions,
+        "shapes": [{"width": w, "height": h, "pictures": n} for (h, w), n in sorted(found.shapes.items())],
+        "steps": found.steps,
+        "epochs": found.epochs,
+        "parameters": found.parameters,
+        "seconds": found.seconds,
+        "memory": found.memory,
+        "advice": list(found.advice),
+        "text": found.text(),
+        "report": found.report.as_dict(),
+    }
+
+
+def preflight(desk: Desk) -> dict[str, Any]:
+    """Job "preflight": {"settings": …, "presets": …}; what is odd about the pictures."""
+    from hyperbrush.training.hypernetwork_run import look_over
+
+    config = _config(desk)
+
+    def told(done: int, of: int) -> None:
+        desk.tell(now=done == of, stage="looking at pictures", step=done, steps=of)
+        if how := desk.asked():
+            raise Asked(how)
+
+    return look_over(config, opened(desk, config.model).model, told).as_dict()
+
+
+def _config(desk: Desk) -> "HypernetworkRun":
+    from hyperbrush.app.trainings import run_config
+
+    return run_config(desk.workspace, desk.arguments["settings"], str(desk.arguments.get("presets", "")))
+
+

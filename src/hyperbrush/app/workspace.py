@@ -1,0 +1,117 @@
+"""The folders a person works in, and what they prefer."""
+
+import threading
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from hyperbrush.errors import UserError
+from hyperbrush.files import write_text
+
+LANGUAGES = ("en", "ko", "zh")
+
+
+class Preferences(BaseModel):
+    """Settings of the app, kept in .hyperbrush/preferences.yaml; folders are relative to the workspace."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(
+        "emoji", min_length=1, description="emoji, a diffusers folder, a single-file checkpoint or a hub id"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1 or mps")
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = Field("auto", description="of the model's numbers")
+    language: Literal["", "en", "ko", "zh"] = Field("", description="of the pages; empty: the browser's")
+    theme: Literal["auto", "light", "dark"] = Field("auto", description="of the pages; auto: the browser's")
+    hypernetworks: str = Field("models/hypernetworks", min_length=1, description="where they are kept")
+    generators: str = Field("models/generators", min_length=1, description="where generators of weights are")
+    models: str = Field("models/stable-diffusion", min_length=1, description="where base models are looked for")
+    runs: str = Field("runs", min_length=1, description="where trainings are kept")
+    datasets: str = Field("datasets", min_length=1, description="where training pictures are kept")
+    outputs: str = Field("outputs", min_length=1, description="where drawn pictures are kept")
+
+    @field_validator("device")
+    @classmethod
+    def _device(cls, value: str) -> str:
+        kind, _, number = value.partition(":")
+        if kind not in ("auto", "cpu", "cuda", "mps") or (number and not number.isdecimal()):
+            raise ValueError(f"device {value!r}: expected auto, cpu, cuda, cuda:1 or mps")
+        return value
+
+
+FOLDERS = ("hypernetworks", "generators", "models", "runs", "datasets", "outputs")
+
+
+class Workspace:
+    """A folder with everything a person has: networks, runs, pictures, and in .hyperbrush the app's own state."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).resolve()
+        self.state = self.root / ".hyperbrush"
+        self._lock = threading.Lock()
+
+    @cached_property
+    def _file(self) -> Path:
+        return self.state / "preferences.yaml"
+
+    @property
+    def preferences(self) -> Preferences:
+        """As they stand on the disk.
+
+        Raises:
+            UserError: the file is broken.
+        """
+        try:
+            text = self._file.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return Preferences()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read {self._file}: {error}") from error
+        try:
+            return preferences_from(yaml.safe_load(text) or {})
+        except (yaml.YAMLError, UserError) as error:
+            raise UserError(f"{self._file}: {error}; mend or remove it") from error
+
+    def prefer(self, **changes: object) -> Preferences:
+        """Change some preferences.
+
+        Raises:
+            UserError: an unknown one, an impossible value, or they cannot be written.
+        """
+        with self._lock:
+            new = preferences_from({**self.preferences.model_dump(), **changes})
+            write_text(self._file, yaml.safe_dump(new.model_dump(), sort_keys=False, allow_unicode=True))
+        return new
+
+    def folder(self, name: str) -> Path:
+        """One of `FOLDERS`, made where it is missing.
+
+        Raises:
+            UserError: it cannot be made.
+        """
+        if name not in FOLDERS:
+            raise KeyError(name)
+        path = self.root / str(getattr(self.preferences, name))
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot make the folder {path} ({name}): {error.strerror or error}; choose another in Settings"
+            ) from error
+        return path
+
+
+def preferences_from(values: object) -> Preferences:
+    """Validated preferences.
+
+    Raises:
+        UserError: all that is wrong, in one line.
+    """
+    try:
+        return Preferences.model_validate(values)
+    except ValidationError as error:
+        said = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise UserError("; ".join(said)) from error
