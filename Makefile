@@ -1,10 +1,10 @@
-# make demo, make test, make lint: each makes .venv when it is missing and is quick when it is there.
+# make demo, make app, make test, make lint: each makes .venv when it is missing and is quick when it is there.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all test-older lint format clean
+.PHONY: demo app test test-all test-older lint format clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -14,6 +14,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/hyperbrush demo --out demo
+
+app: $(STAMP)
+	$(BIN)/hyperbrush serve
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m "not slow"

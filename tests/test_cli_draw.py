@@ -140,6 +140,26 @@ def test_begins_from_a_picture(run: Run) -> None:
     assert (pixels("again.png") == pixels("near.png")).all()
 
 
+def test_draws_a_part_of_a_picture(run: Run) -> None:
+    Image.new("RGB", (64, 64), "red").save("red.png")
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 64, 32))
+    mask.save("mask.png")
+    common = ("--image", "red.png", "--mask", "mask.png")
+    assert run("generate", "cat face", "--seed", 1, "--steps", 3, *common, "--out", "part.png")[0] == 0
+    change = abs(pixels("part.png") - pixels("red.png"))
+    assert change[36:].max() == 0
+    assert change[:28].mean() > 10
+    assert run("generate", "--from", "part.png", *common, "--out", "again.png") == (
+        0,
+        "again.png  seed 1\n",
+        "",
+    )
+    assert (pixels("again.png") == pixels("part.png")).all()
+    _, _, notes = run("generate", "--from", "part.png", "--image", "red.png", "--out", "whole.png")
+    assert "not repeated from the picture's text: Mask blur; give its mask as --mask" in notes
+
+
 def test_a_grid(run: Run) -> None:
     status, shown, notes = run(
         "compare", "cat face", "--x", "strength=0,0.5", "--y", "hypernet=ink,water", "--z", "cfg=1,4",
@@ -170,6 +190,8 @@ def test_a_grid(run: Run) -> None:
         (["generate", "cat", "--clip-skip", "0"], "clip_skip must be a whole number"),
         (["generate", "cat", "--missing", "ignore"], "unknown way with missing hypernetworks 'ignore'"),
         (["generate", "cat", "--image", "none.png"], "cannot read --image none.png"),
+        (["generate", "cat", "--mask", "bare.png"], "--mask bare.png needs --image"),
+        (["generate", "cat", "--image", "bare.png", "--mask", "none.png"], "cannot read --mask none.png"),
         (["generate", "cat <hypernet:inc>"], "did you mean 'ink'"),
         (["generate", "cat", "--negative", "<hypernet:ink>"], "with a negative strength"),
         (["compare", "cat"], "nothing is varied"),

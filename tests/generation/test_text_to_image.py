@@ -253,6 +253,34 @@ def test_begins_from_a_picture(emoji: LatentDiffusion) -> None:
     assert scaled.image.size == (64, 32)
 
 
+@pytest.mark.parametrize("kind", ["grey", "transparent"])
+def test_draws_a_part_of_a_picture(emoji: LatentDiffusion, kind: str) -> None:
+    """White is drawn anew, black or transparent is kept to the bit, whatever the mask's size."""
+    begin = Image.new("RGB", (64, 64), "teal")
+    mask = Image.new("L", (32, 16), 0)
+    mask.paste(255, (16, 0, 32, 16))
+    if kind == "transparent":
+        clear = Image.new("RGBA", mask.size, "white")
+        clear.putalpha(mask)
+        mask = clear
+    base: dict = {"model": emoji, "seed": 0, "steps": 4, "image": begin}
+    [part] = generate("cat face", **base, mask=mask, image_strength=1.0)
+    change = np.abs(pixels(part) - np.asarray(begin))
+    assert change[:, :28].max() == 0, "the blurred edge reaches over few pixels"
+    assert change[:, 36:].mean() > 10
+    assert part.settings.fields == {"Denoising strength": "1", "Mask blur": "0.5"}
+    [all_of_it] = generate("cat face", **base, mask=Image.new("1", (8, 8), 1), image_strength=0.5)
+    [plain] = generate("cat face", **base, image_strength=0.5)
+    assert (pixels(all_of_it) == pixels(plain)).all()
+
+
+def test_a_mask_that_draws_nothing_is_refused(emoji: LatentDiffusion) -> None:
+    with pytest.raises(UserError, match="the mask is black everywhere: nothing would be drawn"):
+        generate("cat", model=emoji, image=Image.new("RGB", (64, 64)), mask=Image.new("L", (9, 9)))
+    with pytest.raises(UserError, match="a mask needs an image to start from"):
+        generate("cat", model=emoji, mask=Image.new("L", (9, 9), 255))
+
+
 def test_what_a_picture_says_of_its_model(emoji: LatentDiffusion, library: Path, tmp_path: Path) -> None:
     file = weights_file("emoji")
     assert file is not None

@@ -267,6 +267,44 @@ def test_image_to_image_keeps_the_picture(name):
     assert near < 0.6 < 0.8 < far
 
 
+@pytest.mark.parametrize("discretisation", ["diffusers", "webui"])
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_mask_keeps_its_part_at_every_noise_level(name, strength, discretisation):
+    scheduler = make_scheduler(name, STABLE_DIFFUSION)
+    picture = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(3))
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., 4:] = 1
+    predict, seen = gaussian(STABLE_DIFFUSION, 0.0, 1.0), []
+    logs = np.log(sigmas_of(STABLE_DIFFUSION))
+
+    def noise_seen(latents, timestep):
+        """How much of the noise that the network is told of is really in the part that is kept."""
+        sigma = math.exp(np.interp(float(timestep), np.arange(1000), logs))
+        signal, noise = 1 / math.hypot(1, sigma), sigma / math.hypot(1, sigma)
+        seen.append(float(((latents - signal * picture)[..., :4] / noise).std()))
+        return predict(latents, timestep)
+
+    def draw(of, mask):
+        return sample(
+            of,
+            scheduler,
+            SHAPE,
+            [1, 2],
+            8,
+            image_latents=picture,
+            strength=strength,
+            mask=mask,
+            discretisation=discretisation,
+        )
+
+    out = draw(noise_seen, mask)
+    assert seen[:: scheduler.order] == pytest.approx([1.0] * len(seen[:: scheduler.order]), abs=0.2)
+    assert (out[..., :4] == picture[..., :4]).all()
+    assert (out[..., 4:] - picture[..., 4:]).std() > 0.3
+    assert (draw(predict, torch.ones(2, 1, 8, 8)) == draw(predict, None)).all()
+
+
 def test_plms_repeats_its_second_timestep_from_anywhere():
     visited, picture = [], torch.zeros(1, *SHAPE)
 
@@ -354,6 +392,10 @@ def test_what_cannot_be_sampled_is_refused():
         draw(steps=51, name="LCM")
     with pytest.raises(UserError, match="1 to 499 steps; got 500"):
         draw(steps=500)
+    with pytest.raises(UserError, match="a mask needs image_latents"):
+        draw(mask=torch.ones(1, 1, 8, 8))
+    with pytest.raises(UserError, match=r"mask has shape \(1, 1, 4, 8\); expected \(1, 1, 8, 8\)"):
+        draw(mask=torch.ones(1, 1, 4, 8), image_latents=torch.zeros(1, *SHAPE))
     with pytest.raises(UserError, match="needs image_latents"):
         draw(strength=0.5)
     with pytest.raises(UserError, match="leaves none to run"):

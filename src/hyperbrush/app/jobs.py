@@ -25,6 +25,9 @@ LANES = {
     "style": "short",
     "plan": "short",
     "preflight": "short",
+    "try-model": "short",
+    "doctor": "short",
+    "export": "short",
     "compare": "long",
     "train": "long",
     "hyper-train": "long",
@@ -80,6 +83,7 @@ class Jobs:
         self.state = state
         self.folder = state / "jobs"
         self._queues: dict[tuple[str, str], Any] = {}
+        self._ended: dict[str, Job] = {}  # what will change no more
         self._lock = threading.Lock()
 
     def submit(self, kind: str, arguments: Mapping[str, Any], *, device: str) -> Job:
@@ -175,12 +179,18 @@ class Jobs:
         return {path.name: path for path in self.folder.iterdir()}
 
     def _read(self, folder: Path) -> Job | None:
+        if folder.name in self._ended:
+            return self._ended[folder.name]
         said = read_json(folder / "job.json")
         if not said:
             return None
         asked = read_json(folder / "stop.json").get("how", "")
         stands = read_json(folder / "state.json")
+        has_ended = stands.get("state") in ENDED
         if asked and stands.get("state", "queued") == "queued":
             stands["state"] = "paused" if asked == "pause" else "stopped"
         known = {key: stands[key] for key in stands if key in Job.__dataclass_fields__}
-        return Job(folder.name, **said, **known, progress=read_json(folder / "progress.json"), asked=asked)
+        job = Job(folder.name, **said, **known, progress=read_json(folder / "progress.json"), asked=asked)
+        if has_ended:
+            self._ended[folder.name] = job
+        return job

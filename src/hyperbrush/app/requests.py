@@ -63,6 +63,10 @@ class StyleRequest(Asked):
     seed: int = Field(0, ge=0, le=2**32 - 1)
     steps: int = Field(15, ge=1, le=200)
     generator: str = Field("", max_length=200, description="name of a generator; the model's own by default")
+    captions: list[str] = Field([], max_length=16, description="what is on each of the pictures, for tuning")
+    adapter: str = Field(
+        "", max_length=64, description="id of an earlier style: its adapter is drawn again, at another strength"
+    )
     keep: bool = Field(False, description="put it among the hypernetworks at once")
 
 

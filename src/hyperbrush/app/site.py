@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hyperbrush.app.jobs import Job, Jobs
-from hyperbrush.app.runs import Runs
+from hyperbrush.app.runs import Runs, holds, tail
 from hyperbrush.app.uploads import Uploads
 from hyperbrush.app.worker import lives, start_worker, worker_file
 from hyperbrush.app.workspace import Workspace
@@ -151,8 +151,9 @@ class Site:
         for job in self._recent_jobs():
             look(f"job:{job}", lambda job=job: _stamps(state / "jobs" / job, names))  # type: ignore[misc]
         for name, folder in self.runs.folders().items():
-            files = ("live.json", "metrics.jsonl", "config.yaml", "running.json", "checkpoints", "previews")
-            look(f"run:{name}", lambda folder=folder, files=files: _stamps(folder, files))  # type: ignore[misc]
+            files = ("live.json", "metrics.jsonl", "config.yaml", "running.json", "checkpoints", "previews", ".")
+            look(f"run:{name}", lambda folder=folder, files=files: (*_stamps(folder, files), holds(folder)))  # type: ignore[misc]
+        look("runs", lambda: _stamps(self.workspace.folder("runs"), (".",)))  # one was removed
         look("networks", lambda: _tree(self.workspace.folder("hypernetworks")))
         if any(name.startswith("run:") for name in news):
             news.append("runs")
@@ -191,6 +192,9 @@ class Site:
         file = worker_file(self.workspace.state, device).with_suffix(".log")
         text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
         lines = [line for line in text.splitlines() if line.strip()][-12:]
+        for job in self.jobs.all(last=60):  # what it was at just then
+            if job.state == "running" and job.device == device:
+                lines += tail(self.jobs.folder / job.id / "log.txt", 2000).splitlines()[-6:]
         self.deaths = [*self.deaths[-4:], Death(device, time.time(), "\n".join(lines))]
         self.news("workers")
 

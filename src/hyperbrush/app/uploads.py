@@ -1,5 +1,6 @@
-"""Pictures that come from outside: limited in bytes and pixels, decoded once, kept as PNG under a random name."""
+"""Pictures that come from outside: limited in bytes, pixels and number, decoded once, kept as PNG under a random name."""
 
+import contextlib
 import io
 import re
 import secrets
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 32 << 20
 MOST_PIXELS = 40_000_000
+MOST_KEPT = 1000  # and together
+MOST_KEPT_BYTES = 4 << 30  # beyond either, the oldest go
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 
 
@@ -27,11 +30,13 @@ def open_picture(content: bytes, name: str = "the picture") -> "Image":
     from PIL import Image, ImageOps
 
     if len(content) > MOST_BYTES:
-        raise UserError(f"{name} has {len(content) >> 20} MiB; {MOST_BYTES >> 20} MiB is the most")
+        raise UserError(f"{name} has more than {MOST_BYTES >> 20} MiB, which is the most")
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
             if picture.width * picture.height > MOST_PIXELS:
-                raise UserError(f"{name} has {picture.width}×{picture.height} pixels; 40 million are the most")
+                raise UserError(
+                    f"{name} has {picture.width}×{picture.height} pixels; 40 million are the most"
+                )
             picture.load()
             turned = ImageOps.exif_transpose(picture)
             turned.info = dict(picture.info)
@@ -61,6 +66,7 @@ class Uploads:
         upload = secrets.token_hex(12)
         with atomic_path(self.folder / f"{upload}.png") as path:
             picture.save(path, "PNG")
+        self._make_room()
         return upload
 
     def path(self, upload: str) -> Path:
@@ -85,3 +91,26 @@ class Uploads:
         with Image.open(self.path(upload)) as picture:
             picture.load()
             return picture
+
+    def size(self, upload: str) -> tuple[int, int]:
+        """(width, height) of the picture of an id, in pixels.
+
+        Raises:
+            UserError: there is none.
+        """
+        from PIL import Image
+
+        with Image.open(self.path(upload)) as picture:
+            return picture.size
+
+    def _make_room(self) -> None:
+        """Remove the oldest, where there are too many."""
+        kept = []
+        for path in self.folder.glob("*.png"):
+            with contextlib.suppress(OSError):  # another thread was faster
+                kept.append((path.stat().st_mtime, path.stat().st_size, path))
+        size = 0
+        for number, (_, own, path) in enumerate(sorted(kept, reverse=True)):
+            size += own
+            if number and (number >= MOST_KEPT or size > MOST_KEPT_BYTES):
+                path.unlink(missing_ok=True)

@@ -52,6 +52,7 @@ class Workspace:
         self.root = Path(root).resolve()
         self.state = self.root / ".hyperbrush"
         self._lock = threading.Lock()
+        self._kept: tuple[tuple[int, int, int], Preferences] | None = None  # stamp of the file, what it says
 
     @cached_property
     def _file(self) -> Path:
@@ -65,15 +66,21 @@ class Workspace:
             UserError: the file is broken.
         """
         try:
+            about = self._file.stat()
+            stamp = (about.st_mtime_ns, about.st_ino, about.st_size)
+            if self._kept is not None and self._kept[0] == stamp:
+                return self._kept[1]
             text = self._file.read_text(encoding="utf-8")
         except FileNotFoundError:
             return Preferences()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"cannot read {self._file}: {error}") from error
         try:
-            return preferences_from(yaml.safe_load(text) or {})
+            found = preferences_from(yaml.safe_load(text) or {})
         except (yaml.YAMLError, UserError) as error:
             raise UserError(f"{self._file}: {error}; mend or remove it") from error
+        self._kept = stamp, found
+        return found
 
     def prefer(self, **changes: object) -> Preferences:
         """Change some preferences.

@@ -72,7 +72,19 @@ def convert(
         raise unknown_name("dtype", precision, _DTYPES)
     path = find(source, hypernetworks)
     if is_generated_file(path):
-        console.done(str(_generated(path, target, chosen, settings.get("rank"), strength, precision)))
+        import torch
+
+        from hyperbrush.hypernetworks.conversion.generated import convert_generated
+
+        written_to = convert_generated(
+            path,
+            target,
+            chosen,
+            rank=settings.get("rank"),
+            strength=strength,
+            dtype=None if precision is None else getattr(torch, _DTYPES[precision]),
+        )
+        console.done(str(written_to))
         return
     hypernetwork = load(path)
     opened = None
@@ -101,28 +113,6 @@ def convert(
     if written.report is not None:
         show(written.report)
     console.done(str(written.path))
-
-
-def _generated(
-    path: Path, target: Path, chosen: str, rank: object, strength: float, precision: str | None
-) -> Path:
-    """Generated weights are low-rank already: a LoRA of them is exact, but for a rank that is cut."""
-    import torch
-
-    from hyperbrush.hypernetworks.generator import GeneratedWeights
-    from hyperbrush.hypernetworks.strengths import finite
-
-    if chosen in ("webui", "comfyui"):
-        raise UserError(
-            f"{path} holds generated weights, which add to projections; a webui hypernetwork changes contexts and cannot "
-            "hold them: use --to lora-kohya, which the webui and ComfyUI read"
-        )
-    weights = GeneratedWeights.load(path) * finite(strength)
-    if isinstance(rank, int):
-        weights = weights.truncate(rank)
-    return weights.save(
-        target, chosen, dtype=None if precision is None else getattr(torch, _DTYPES[precision])
-    )
 
 
 def _lora_settings(

@@ -42,6 +42,7 @@ _ARGUMENTS = {
     "discretisation": "discretisation",
     "image": "image",
     "image_strength": "image_strength",
+    "mask": "mask",
 }
 _AXES = ("prompt=", "hypernet=", "strength=", "seed=", "steps=", "cfg=", "sampler=", "clip_skip=", "size=")
 
@@ -86,6 +87,12 @@ def generate(
     image_strength: Annotated[
         float, typer.Option(help="With --image: how much is drawn anew, above 0 to 1.")
     ] = 0.75,
+    mask: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --image: a picture of any size, white where it is drawn anew, black where it is kept."
+        ),
+    ] = None,
     hypernetworks: Networks = DEFAULT_NETWORKS,
     missing: Missing = "error",
     device: Device = "auto",
@@ -100,7 +107,11 @@ def generate(
         argument: context.params[option] for option, argument in _ARGUMENTS.items() if _given(context, option)
     }
     if image is not None:
-        values["image"] = _read_image(image)
+        values["image"] = _read_picture("--image", image).convert("RGB")
+    if mask is not None:
+        if image is None:
+            raise UserError(f"--mask {mask} needs --image: the picture of which a part is drawn anew")
+        values["mask"] = _read_picture("--mask", mask)
     notes: list[str] = []
     info = None
     if source is not None:
@@ -237,11 +248,12 @@ def _size(
     return opened, (own if height is None else height, own if width is None else width)
 
 
-def _read_image(path: Path) -> Any:
+def _read_picture(option: str, path: Path) -> Any:
     from PIL import Image
 
     try:
         with Image.open(path) as picture:
-            return picture.convert("RGB")
+            picture.load()
+            return picture
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read --image {path} as a picture: {error!s:.200}") from error
+        raise UserError(f"cannot read {option} {path} as a picture: {error!s:.200}") from error

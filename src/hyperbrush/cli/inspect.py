@@ -56,24 +56,9 @@ def _show_generated(path: Path, as_json: bool) -> None:
 
     from hyperbrush import console
     from hyperbrush.cli import tables
-    from hyperbrush.files import sha256
-    from hyperbrush.hypernetworks.generator import GeneratedWeights
+    from hyperbrush.hypernetworks.generated_facts import generated_facts
 
-    weights = GeneratedWeights.load(path)
-    facts: dict[str, object] = {
-        "kind": "generated",
-        "name": weights.name,
-        "format": "hyperbrush safetensors",
-        "layers": len(weights.layers),
-        "rank": weights.rank,
-        "numbers": weights.size,
-        "size": path.stat().st_size,
-        "sha256": sha256(path),
-        "norm": round(float(weights.squared_norm()) ** 0.5, 6),
-        "metadata": weights.metadata,
-        "readers": "hyperbrush; as a LoRA (convert --to lora-kohya, lora-diffusers, lora-peft) diffusers, PEFT, webui, ComfyUI",
-        "norms": {name: round(float(f.delta().norm()), 6) for name, f in weights.factors.items()},
-    }
+    facts = generated_facts(path)
     if as_json:
         print(json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False))
         return

@@ -83,11 +83,32 @@ def train(
         bool, typer.Option("--find-batch-size", help="The most pictures at once that fit; train nothing.")
     ] = False,
     processes: Annotated[int, typer.Option(help="Train with so many processes on this machine.")] = 1,
+    server: Annotated[
+        str,
+        typer.Option(
+            help="Address of a running `hyperbrush serve` that trains instead; data: its datasets, or folders here."
+        ),
+    ] = "",
+    token: Annotated[str, typer.Option(envvar="HYPERBRUSH_TOKEN", help="Of that server.")] = "",
 ) -> None:
     """Train a hypernetwork on a folder of pictures."""
     from hyperbrush.training.hypernetwork_run import configured, read_run
     from hyperbrush.training.settings import save_run
 
+    if server:
+        here = {
+            "--resume": resume,
+            "--at": at,
+            "--run": run,
+            "--hypernetworks": hypernetworks,
+            "--find-lr": find_lr,
+            "--find-batch-size": find_batch_size,
+            "--processes": processes > 1,
+        }
+        if used := [flag for flag, value in here.items() if value]:
+            raise UserError(
+                f"{', '.join(used)} cannot be used with --server: leave it out, or see the run's page"
+            )
     if processes > 1:
         from hyperbrush.training.launch import launch
 
@@ -119,6 +140,12 @@ def train(
             "prompts": prompt or None,
         },
     )
+    if server:
+        from hyperbrush.cli import remote
+
+        given = settings.model_dump(mode="json", exclude_unset=True, exclude={"hypernetworks"})
+        remote.train(settings, given, remote.Server(server, token), dry_run=dry_run)
+        return
     folder = run or Path("runs") / settings.name
     if dry_run or find_lr or find_batch_size:
         _try_out(settings, folder, dry_run=dry_run, rate=find_lr, batch=find_batch_size)

@@ -12,7 +12,7 @@ from torch import Tensor
 from hyperbrush.errors import UserError
 from hyperbrush.generation.encoding import Encoded, encode_prompts
 from hyperbrush.generation.prompt_networks import PromptNetworks, acts_on, networks_of
-from hyperbrush.generation.settings import Settings
+from hyperbrush.generation.settings import MASK_BLUR, Settings
 from hyperbrush.hypernetworks import attach
 from hyperbrush.hypernetworks.adapters import Adapter
 from hyperbrush.ldm.pictures import to_pictures
@@ -84,6 +84,8 @@ def _sample(
     if settings.image is not None:
         told["image"] = _pixels(settings.image, settings.size).expand(len(batch), -1, -1, -1)
         told["image_strength"] = settings.image_strength
+        if settings.mask is not None:
+            told["mask"] = _shares(settings.mask, told["image"].shape[2:]).expand(len(batch), -1, -1, -1)
     return model.sample(
         seeds=[subject.seed for subject in batch],
         steps=settings.steps,
@@ -105,3 +107,27 @@ def _pixels(image: "Image", size: tuple[int, int] | None) -> Tensor:
     if size is not None and image.size != (size[1], size[0]):
         image = image.resize((size[1], size[0]), Resampling.LANCZOS)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+
+
+def _shares(mask: "Image", size: Sequence[int]) -> Tensor:
+    """A mask as (1, 1, H, W) in [0, 1], its edges softened.
+
+    Raises:
+        UserError: it is black everywhere.
+    """
+    import numpy as np
+    from PIL import Image, ImageFilter
+
+    if mask.mode in ("RGBA", "LA", "PA") or "transparency" in mask.info:
+        clear = mask.convert("RGBA")
+        mask = Image.new("RGBA", mask.size, "black")
+        mask.alpha_composite(clear)
+    grey = mask.convert("L")
+    if not grey.getbbox():
+        raise UserError(
+            "the mask is black everywhere: nothing would be drawn; make white what is to be drawn anew"
+        )
+    if grey.size != (size[1], size[0]):
+        grey = grey.resize((size[1], size[0]), Image.Resampling.BOX)
+    soft = grey.filter(ImageFilter.GaussianBlur(MASK_BLUR * min(size)))
+    return torch.from_numpy(np.array(soft))[None, None].float() / 255

@@ -82,6 +82,7 @@ def compare(
     batch: int = 4,
     side: int | None = None,
     on_progress: Callable[[float, int], None] | None = None,
+    between: Callable[[], None] | None = None,
 ) -> Grid:
     """Draw a prompt with settings varied along x (columns), y (rows) and z (blocks).
 
@@ -96,6 +97,7 @@ def compare(
         batch: pictures drawn at once where all but prompt, networks and seed agree.
         side: height of a picture on the page in pixels; by default its own, enlarged to `LEAST_SIDE`.
         on_progress: called with (pictures done, pictures to do); the first counts steps as fractions.
+        between: called between batches, when the model is as it was: others may draw with it then.
 
     Raises:
         UserError: an unknown axis or value, one kind on two axes, too many pictures, an axis without effect;
@@ -113,15 +115,16 @@ def compare(
         random.randrange(2**31) if seed is None else seed,
         Settings(negative, steps, sampler, guidance_scale, size, clip_skip, discretisation),
     )
-    shots = _shots(base, axes)
     library = HypernetworkLibrary(hypernetworks)
-    _check(shots.values(), axes, library, missing)
+    shots = shots_of(base, axes, library, missing)
     opened = open_model(model, device=device, precision=precision, attention=attention)
     keep = lru_cache(KEPT_NETWORKS)(load)
     drawn: list[tuple[Shot, Picture]] = []
     batches = list(_batches(shots.values(), batch))
     total = sum(len(shots) for shots in batches)
     for some in batches:
+        if drawn and between is not None:
+            between()
         told = None if on_progress is None else _steps_as_pictures(on_progress, len(drawn), len(some), total)
         made = draw(
             [shot.prompt for shot in some],
@@ -141,6 +144,19 @@ def compare(
         _settings(base, axes, pictures),
         list(dict.fromkeys(note for _, picture in drawn for note in picture.notes)),
     )
+
+
+def shots_of(
+    base: Shot, axes: Sequence[Axis | None], library: "HypernetworkLibrary", missing: str = "error"
+) -> dict[tuple[int, int, int], Shot]:
+    """Every picture of a comparison along x, y and z, by its place (z, y, x); none is drawn.
+
+    Raises:
+        UserError: all that can be known to be wrong before the first picture, see `compare`.
+    """
+    shots = _shots(base, axes)
+    _check(shots.values(), axes, library, missing)
+    return shots
 
 
 def _axis(given: AxisLike) -> Axis:

@@ -60,18 +60,28 @@ def settings_text(path: str | Path) -> str:
         raise UserError(f"{path} is no picture file")
     try:
         with Image.open(path) as picture:
-            found = picture.info.get(KEY)
-            if found is None and picture.format == "PNG":
+            if picture.info.get(KEY) is None and picture.format == "PNG":
                 picture.load()  # the text may stand behind the pixels
-                found = picture.info.get(KEY)
-            if found is None:
-                found = _decoded(picture.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT))
+            return text_in(picture, str(path))
+    except UserError:
+        raise
     except (OSError, SyntaxError, ValueError, TypeError, KeyError, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"cannot read {path} as a picture: {reason:.200}") from error
+
+
+def text_in(picture: "Image", name: str) -> str:
+    """The settings inside an opened picture; name: what a person calls it.
+
+    Raises:
+        UserError: there are none in it.
+    """
+    found = picture.info.get(KEY)
+    if found is None:
+        found = _decoded(picture.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT))
     if not isinstance(found, str) or not found.strip():
         raise UserError(
-            f"{path} holds no settings (PNG text 'parameters', or the EXIF user comment of a JPEG or WebP): was it "
+            f"{name} holds no settings (PNG text 'parameters', or the EXIF user comment of a JPEG or WebP): was it "
             "edited or sent through a service that strips them?"
         )
     return found

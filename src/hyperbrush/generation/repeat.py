@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hyperbrush.errors import UserError
 from hyperbrush.generation.infotext import Infotext
 from hyperbrush.generation.opened import OpenedModel, file_hash, named
-from hyperbrush.generation.text_to_image import DISCRETISATION, STRENGTH
+from hyperbrush.generation.text_to_image import DISCRETISATION, MASK, STRENGTH
 
 if TYPE_CHECKING:
     from hyperbrush.hypernetworks import HypernetworkLibrary
@@ -58,8 +58,11 @@ def repeat_of(info: Infotext, given: Collection[str] = ()) -> Repeat:
         odd.remove(STRENGTH)
         if "image_strength" not in given:
             arguments["image_strength"] = _share(info.fields[STRENGTH])
+    if MASK in odd and "mask" in given:
+        odd.remove(MASK)
     if odd:
-        hint = "; give the picture it began with as --image" if STRENGTH in odd else ""
+        hint = "; give its mask as --mask" if MASK in odd else ""
+        hint = "; give the picture it began with as --image" if STRENGTH in odd else hint
         notes.append(f"not repeated from the picture's text: {', '.join(odd)}{hint}")
     return Repeat(arguments, notes)
 

@@ -13,6 +13,7 @@ MAX_SEED = 2**32 - 1
 MAX_STEPS = 1000
 MAX_GUIDANCE = 1000.0
 MAX_CLIP_SKIP = 100
+MASK_BLUR = 1 / 128  # of the picture's shorter side: the webui's 4 pixels at 512
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Settings:
         size: (height, width) in pixels, the model's own by default.
         clip_skip: n reads the text states before the last n - 1 layers of the text encoder.
         image: a picture to start from; image_strength: the share of the steps that is then run.
+        mask: with `image`, a picture of any size: white is drawn anew, black (and what is transparent) is kept, grey is a
+            share. Its edges are softened by `MASK_BLUR`.
 
     Raises:
         UserError: a number out of its range, an unknown sampler or discretisation.
@@ -39,6 +42,7 @@ class Settings:
     discretisation: str = "diffusers"
     image: "Image | None" = None
     image_strength: float = 0.75
+    mask: "Image | None" = None
 
     def __post_init__(self) -> None:
         from hyperbrush.ldm.sampling import DISCRETISATIONS, find_sampler
@@ -47,6 +51,8 @@ class Settings:
         whole("clip_skip", self.clip_skip, 1, MAX_CLIP_SKIP)
         number("guidance_scale", self.guidance_scale, 0, MAX_GUIDANCE)
         number("image_strength", self.image_strength, 0, 1)
+        if self.mask is not None and self.image is None:
+            raise UserError("a mask needs an image to start from, of which it keeps a part")
         if self.size is not None:
             if not isinstance(self.size, tuple | list) or len(self.size) != 2:
                 raise UserError(f"size must be (height, width) in pixels, got {self.size!r}")

@@ -13,7 +13,7 @@ from hyperbrush.errors import UserError
 from hyperbrush.generation.infotext import Infotext, write_infotext
 from hyperbrush.generation.opened import OpenedModel, file_hash, open_model
 from hyperbrush.generation.picture_files import save_picture
-from hyperbrush.generation.settings import MAX_SEED, Settings, check_text, whole
+from hyperbrush.generation.settings import MASK_BLUR, MAX_SEED, Settings, check_text, whole
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 DEFAULT_FOLDER = Path("models/hypernetworks")
 DISCRETISATION = "Discretisation"  # a field of our own: where the steps lie, if not as in diffusers
 STRENGTH = "Denoising strength"  # the webui's name of `image_strength`
+MASK = "Mask blur"  # in pixels, as the webui writes it: only pictures with a mask have it
 
 
 @dataclass
@@ -69,6 +70,7 @@ def generate(
     discretisation: str = "diffusers",
     image: "Image | None" = None,
     image_strength: float = 0.75,
+    mask: "Image | None" = None,
     hypernetworks: str | Path = DEFAULT_FOLDER,
     missing: str = "error",
     device: str = "auto",
@@ -84,7 +86,7 @@ def generate(
         negative: what guidance moves away from.
         seed: of each prompt's first picture, the next ones count up; None draws one.
         count: pictures of each prompt.
-        steps, sampler, guidance_scale, size, clip_skip, discretisation, image, image_strength: see `Settings`.
+        steps, sampler, guidance_scale, size, clip_skip, discretisation, image, image_strength, mask: see `Settings`.
         hypernetworks: folder the tags' names are looked up in.
         missing: "error", or "warn" to draw without networks the folder does not have; a note says so.
         device, precision, attention: see `ldm.models.device.placement`; an opened model stays as it is.
@@ -115,6 +117,7 @@ def generate(
         discretisation,
         image,
         image_strength,
+        mask,
     )
     first = random.randrange(2**31) if seed is None else seed
     return draw(
@@ -198,6 +201,9 @@ def _about(opened: OpenedModel, settings: Settings) -> Infotext:
     fields = {}
     if settings.image is not None:
         fields[STRENGTH] = f"{settings.image_strength:g}"
+    if settings.image is not None and settings.mask is not None:
+        width, height = settings.image.size
+        fields[MASK] = f"{MASK_BLUR * min(settings.size or (height, width)):g}"
     if settings.discretisation != "diffusers":
         fields[DISCRETISATION] = settings.discretisation
     return Infotext(

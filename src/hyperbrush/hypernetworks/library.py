@@ -111,6 +111,14 @@ class HypernetworkLibrary:
         """
         return sorted(self._named())
 
+    def files(self) -> dict[str, Path]:
+        """Every file by name, sorted.
+
+        Raises:
+            UserError: the folder does not exist.
+        """
+        return dict(sorted(self._named().items()))
+
     def find(self, name: str) -> Path:
         """The file called ``name``: a stem, or a place in the folder, with or without suffix.
 

@@ -265,6 +265,7 @@ def sample(
     latents: Tensor | None = None,
     image_latents: Tensor | None = None,
     strength: float = 1.0,
+    mask: Tensor | None = None,
     discretisation: str = "diffusers",
     on_step: OnStep | None = None,
 ) -> Tensor:
@@ -289,16 +290,20 @@ def sample(
         image_latents: clean latents (batch, c, h, w) to start from (SDEdit, Meng et al. 2022,
             2108.01073), with noise from the seeds.
         strength: with ``image_latents``: the share of the steps that is run, as in diffusers.
+        mask: with ``image_latents``: (batch or 1, 1, h, w), 1 where they are drawn anew, 0 where they are kept: after
+            each step these are the original with as much noise as is left (as the webui's DDIM and diffusers' inpainting
+            pipeline do on models that know of no masks), after the last the original itself.
         discretisation: where the steps lie: "diffusers", or "webui" for k-diffusion's noise levels and,
             in DPM++ 2M SDE, its Brownian noise, so that old pictures repeat (docs/samplers.md says which).
         on_step: called after each step with (steps done, steps to do, latents).
 
     Raises:
         UserError: an unknown discretisation, no seeds, a number of steps the schedule does not have, a strength out of range,
-            latents of another shape.
+            latents or a mask of another shape.
     """
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     _check_request(scheduler, shape, seeds, steps, latents, image_latents, strength)
+    _check_mask(mask, shape, seeds, image_latents)
     if discretisation not in DISCRETISATIONS:
         raise unknown_name("discretisation", discretisation, DISCRETISATIONS)
     as_webui = discretisation == "webui"
@@ -329,6 +334,11 @@ def sample(
         x = scheduler.step(output, timestep, x, **options, return_dict=False)[0]
         if evaluated == len(timesteps) or (evaluated > ahead and evaluated % order == 0):
             done += 1
+            if mask is not None and image_latents is not None:
+                kept = image_latents.to(x)
+                if evaluated < len(timesteps):
+                    kept = scheduler.add_noise(kept, noise, timesteps[evaluated].repeat(len(seeds)))
+                x = torch.lerp(kept, x, mask.to(x))
             if on_step is not None:
                 on_step(done, steps - first, x)
     return x
@@ -364,6 +374,20 @@ def _check_request(
             raise UserError(
                 f"{name} have shape {tuple(given.shape)}; expected {(len(seeds), *shape)}, one for each seed"
             )
+
+
+def _check_mask(
+    mask: Tensor | None, shape: tuple[int, int, int], seeds: Sequence[int], image_latents: Tensor | None
+) -> None:
+    """Refuse a mask of nothing, or of another shape."""
+    if mask is None:
+        return
+    if image_latents is None:
+        raise UserError("a mask needs image_latents, of which it keeps a part")
+    if mask.ndim != 4 or mask.shape[0] not in (1, len(seeds)) or tuple(mask.shape[1:]) != (1, *shape[1:]):
+        raise UserError(
+            f"mask has shape {tuple(mask.shape)}; expected {(len(seeds), 1, *shape[1:])}, one for each seed"
+        )
 
 
 def _set_timesteps(

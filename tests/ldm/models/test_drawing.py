@@ -107,6 +107,17 @@ def test_starts_from_a_picture(model: LatentDiffusion) -> None:
     torch.testing.assert_close(alone, much[:1], atol=1e-4, rtol=1e-4)
 
 
+def test_a_mask_keeps_its_part_to_the_bit(model: LatentDiffusion) -> None:
+    image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(2, 1, 32, 32)
+    mask[..., 16:] = 1
+    drawn = model.sample(TEXTS, steps=3, image=image, image_strength=1.0, mask=mask)
+    assert (drawn[..., :16] == image[..., :16]).all()
+    assert (drawn[..., 16:] - image[..., 16:]).abs().mean() > 0.05
+    half = model.sample(TEXTS, steps=3, image=image, image_strength=1.0, mask=mask / 2)
+    assert (half[..., 16:] - image[..., 16:]).abs().mean() < (drawn[..., 16:] - image[..., 16:]).abs().mean()
+
+
 def test_webui_discretisation_draws_another_picture(model: LatentDiffusion) -> None:
     pictures = [
         model.sample("cat face", steps=5, sampler="Euler", discretisation=d) for d in ("diffusers", "webui")
@@ -142,6 +153,15 @@ def test_webui_discretisation_draws_another_picture(model: LatentDiffusion) -> N
         (
             {"captions": "a", "image": torch.zeros(1, 3, 32, 32), "image_strength": 0.1},
             "strength 0.1 of 2 steps leaves none",
+        ),
+        ({"captions": "a", "mask": torch.ones(1, 1, 32, 32)}, "a mask needs an image"),
+        (
+            {"captions": "a", "image": torch.zeros(1, 3, 32, 32), "mask": torch.ones(1, 1, 8, 8)},
+            r"mask has shape \(1, 1, 8, 8\); expected \(1, 1, 32, 32\)",
+        ),
+        (
+            {"captions": "a", "image": torch.zeros(1, 3, 32, 32), "mask": torch.zeros(1, 1, 32, 32)},
+            "the mask is black everywhere",
         ),
         ({"captions": "a", "discretisation": "web"}, "unknown discretisation 'web'; did you mean 'webui'"),
     ],

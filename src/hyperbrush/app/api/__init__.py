@@ -8,7 +8,7 @@ from fastapi import APIRouter, FastAPI
 if TYPE_CHECKING:
     from hyperbrush.app.site import Site
 
-ROOMS = ("system", "jobs", "drawings", "networks", "datasets", "trainings", "styles")
+ROOMS = ("system", "jobs", "drawings", "networks", "datasets", "trainings", "runs", "styles", "comparing", "models")
 REFUSED = {
     400: {"description": "What was asked cannot be done; `detail` says why"},
     404: {"description": "It is not there"},
@@ -16,8 +16,9 @@ REFUSED = {
 
 
 def add(app: FastAPI, site: "Site") -> None:
-    """Add every room."""
+    """Add every room, and the webui's own endpoints."""
     for room in ROOMS:
         router = APIRouter(prefix="/api/v1", tags=[room], responses=REFUSED)  # type: ignore[arg-type]
         import_module(f"{__name__}.{room}").add(router, site)
         app.include_router(router)
+    import_module(f"{__name__}.sdapi").add(app, site)

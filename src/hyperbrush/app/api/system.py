@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from hyperbrush import __version__
+from hyperbrush.app import choices
 from hyperbrush.app.site import Site
 
 
@@ -35,7 +36,12 @@ def add(router: APIRouter, site: Site) -> None:
     @router.patch("/preferences")
     def prefer(changes: dict[str, Any]) -> dict[str, Any]:
         """Change some of it."""
-        return site.workspace.prefer(**changes).model_dump()
+        return choices.prefer(site, changes).model_dump()
+
+    @router.post("/workers/{device}/restart")
+    def restart(device: str, now: bool = False) -> dict[str, Any]:
+        """End a worker after its present step (or now); another goes on with its work."""
+        return choices.restart(site, device, now=now)
 
     @router.get("/samplers")
     def samplers() -> list[str]:

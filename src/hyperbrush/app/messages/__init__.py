@@ -14,7 +14,7 @@ NAMES = {"en": "English", "ko": "한국어", "zh": "中文"}
 
 
 class Messages:
-    """What is said in one language: t("create.draw"), t("runs.steps", count=3).
+    """What is said in one language: t("frame.menu"), t("frame.waiting", count=3).
 
     A key that a language lacks is said in English; the tests see to it that none is lacking.
     """

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from fastapi import Request
 from nicegui import ui
 
+from hyperbrush.app.generators import fitting
 from hyperbrush.app.messages import NAMES, Messages, chosen_language
 from hyperbrush.app.site import Site
 from hyperbrush.errors import UserError
@@ -47,8 +48,8 @@ def frame(site: Site, request: Request, place: str, *, title: str = "") -> Itera
     ui.context.client.page.language = QUASAR[t.language]
     ui.dark_mode({"dark": True, "light": False}.get(theme))
     ui.colors(primary="#4338ca")
-    ui.html(f'<a class="skip" href="#content">{t("frame.skip")}</a>', sanitize=False)
     with ui.header().classes("bar").style("padding: .4rem .8rem"):
+        ui.link(t("frame.skip"), "#content").classes("skip")
         menu = ui.button(icon="menu").props(f'flat round color=inherit aria-label="{t("frame.menu")}"')
         ui.link("hyperbrush", "/").classes("brand")
         ui.space()
@@ -57,6 +58,8 @@ def frame(site: Site, request: Request, place: str, *, title: str = "") -> Itera
     with ui.left_drawer(value=None, bordered=True).props('width=220 breakpoint=900 role="presentation"') as drawer:
         with ui.element("nav").classes("places").props(f'aria-label="{t("frame.menu")}"'):
             for name, address, icon in PLACES:
+                if name == "styles" != place and not fitting(site.workspace):
+                    continue
                 with ui.link(target=address) as link:
                     ui.icon(icon).props('aria-hidden="true"')
                     ui.label(t(f"frame.{name}"))
@@ -129,13 +132,15 @@ def _language(t: Messages) -> None:
 def _notices(site: Site, t: Messages) -> None:
     """Workers that died, until the page is told that this was read."""
     place = ui.element("div").props('role="status" aria-live="assertive"').style("display: contents")
-    read = len(site.deaths)
+    told = site.deaths[-1:]
 
     def show() -> None:
-        place.clear()
-        if len(site.deaths) <= read or not site.deaths:
+        nonlocal told
+        if site.deaths[-1:] == told:  # it is open, perhaps, and being read
             return
-        death = site.deaths[-1]
+        told = site.deaths[-1:]
+        death = told[0]
+        place.clear()
         with place, ui.element("div").classes("notice bad"):
             ui.label(t("frame.worker_died", device=death.device)).classes("grow")
             with ui.expansion(t("frame.last_lines")).classes("grow"):

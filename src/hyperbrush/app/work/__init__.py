@@ -15,6 +15,9 @@ _ROOMS = {
     "train": "training",
     "hyper-train": "training",
     "style": "styles",
+    "try-model": "models",
+    "doctor": "models",
+    "export": "exporting",
 }
 
 

@@ -1,5 +1,7 @@
 """Pictures from a prompt, with previews while they are sampled."""
 
+import math
+import random
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,73 +10,152 @@ from hyperbrush.app.requests import DrawRequest, checked
 from hyperbrush.app.uploads import Uploads
 from hyperbrush.app.work.models import opened
 from hyperbrush.app.worker import Asked, Desk
+from hyperbrush.errors import UserError
 from hyperbrush.files import atomic_path
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from hyperbrush.generation import OpenedModel, Picture
 
 PREVIEW_SHARE = 0.1  # of the time, that previews may take
 PREVIEW_EVERY = 0.25  # seconds between two at least
+MOST_TOGETHER = 8  # pictures drawn in one batch,
+TOGETHER_PIXELS = 512 * 512  # with so many pixels in all: one of 512 x 512
 
 
-class Preview:
-    """While a picture is sampled: tells the steps, and writes preview.png now and then; stops where asked."""
+class Progress:
+    """While pictures are sampled: tells steps, time left and what is done; writes preview.png now and then; stops where
+    asked.
+    """
 
-    def __init__(self, desk: Desk, model: "OpenedModel", **about: Any) -> None:
-        self.desk, self.model, self.about = desk, model, about
+    def __init__(self, desk: Desk, request: DrawRequest) -> None:
+        self.desk, self.request = desk, request
+        self.model: OpenedModel | None = None
+        before = desk.jobs.get(desk.id).progress  # of a worker that died: what it drew is there
+        seed = before.get("seed", request.seed)
+        self.seed = random.randrange(2**31) if seed is None else int(seed)
+        self.pictures: list[dict[str, Any]] = list(before.get("pictures", []))
+        self._begun: float | None = None
+        self._already = len(self.pictures)
         self._next = 0.0
         self._number = 0
 
     def __call__(self, step: int, steps: int, latents: Any) -> None:
-        begin = time.monotonic()
-        if begin >= self._next and step < steps:
+        """After each sampling step."""
+        now = time.monotonic()
+        if now >= self._next and step < steps:
             self._write(latents)
-            took = time.monotonic() - begin
+            took = time.monotonic() - now
             self._next = time.monotonic() + max(PREVIEW_EVERY, took / PREVIEW_SHARE)
-        self.desk.tell(now=step == steps, step=step, steps=steps, preview=self._number, **self.about)
+        self.tell(step, steps, len(latents), now=step == steps)
         if how := self.desk.asked():
             raise Asked(how)
+
+    def tell(self, step: int = 0, steps: int = 0, drawing: int = 0, *, now: bool = True) -> None:
+        """Say how far it is; drawing: pictures at this step."""
+        count, done = self.request.count, len(self.pictures)
+        share = (done - self._already + drawing * step / max(steps, 1)) / max(count - self._already, 1)
+        if self._begun is None:
+            self._begun, self._share = time.monotonic(), share  # the first step also warms up
+        gone = share - self._share
+        left = (time.monotonic() - self._begun) / gone * (1 - share) if gone > 0 else None
+        self.desk.tell(
+            now=now,
+            stage="sampling",
+            step=step,
+            steps=steps,
+            done=done,
+            count=count,
+            left=left,
+            preview=self._number,
+            seed=self.seed,
+            pictures=self.pictures,
+        )
 
     def _write(self, latents: Any) -> None:
         import torch
 
-        from hyperbrush.ldm.pictures import to_pictures
+        from hyperbrush.ldm.pictures import grid, to_pictures
 
+        assert self.model is not None
         with torch.no_grad():
-            picture = to_pictures(self.model.model.decode(latents[:1]).float().clamp(-1, 1) / 2 + 0.5)[0]
+            pictures = to_pictures(self.model.model.decode(latents).float().clamp(-1, 1) / 2 + 0.5)
+        picture = grid(pictures, math.ceil(len(pictures) ** 0.5))
         with atomic_path(self.desk.folder / "preview.png", sync=False) as path:
             picture.save(path, "PNG")
         self._number += 1
 
 
 def draw(desk: Desk) -> dict[str, Any]:
-    """Job "draw": a `DrawRequest`."""
+    """Job "draw": a `DrawRequest`; the pictures a few at a time, each kept as soon as it is there.
+
+    Raises:
+        UserError: whatever cannot be drawn.
+        Asked: a person stopped it; what was drawn stays in its progress.
+    """
+    import torch
+
     from hyperbrush.generation import generate
 
     request: DrawRequest = checked(DrawRequest, desk.arguments)
     uploads = Uploads(desk.workspace.state / "uploads")
-    model = opened(desk, request.model)
-    own = model.model.image_size
-    size = (request.height or own, request.width or own) if request.height or request.width else None
-    pictures = generate(
-        request.prompt,
-        model=model,
-        negative=request.negative,
-        seed=request.seed,
-        count=request.count,
-        steps=request.steps,
-        sampler=request.sampler,
-        guidance_scale=request.guidance_scale,
-        size=size,
-        clip_skip=request.clip_skip,
-        discretisation=request.discretisation,
-        image=uploads.open(request.image).convert("RGB") if request.image else None,
-        image_strength=request.image_strength,
-        hypernetworks=desk.workspace.folder("hypernetworks"),
-        missing=request.missing,
-        on_step=Preview(desk, model),
-    )
-    return {"pictures": [keep(desk, picture) for picture in pictures]}
+    image = uploads.open(request.image).convert("RGB") if request.image else None
+    mask = uploads.open(request.mask) if request.mask else None
+    told = Progress(desk, request)
+    told.model = model = opened(desk, request.model)
+    height, width = size_of(request, model.model.image_size, model.model.size_unit, image)
+    told.tell()
+    together = max(1, min(MOST_TOGETHER, TOGETHER_PIXELS // (height * width)))
+    while (done := len(told.pictures)) < request.count:
+        try:
+            pictures = generate(
+                request.prompt,
+                model=model,
+                negative=request.negative,
+                seed=told.seed + done,
+                count=min(together, request.count - done),
+                steps=request.steps,
+                sampler=request.sampler,
+                guidance_scale=request.guidance_scale,
+                size=(height, width),
+                clip_skip=request.clip_skip,
+                discretisation=request.discretisation,
+                image=image,
+                image_strength=request.image_strength,
+                mask=mask,
+                hypernetworks=desk.workspace.folder("hypernetworks"),
+                missing=request.missing,
+                on_step=told,
+            )
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"{width}x{height} pixels do not fit into the memory of {desk.worker.device}: take a smaller size, or the "
+                "precision fp16 in Settings"
+            ) from error
+        told.pictures += [keep(desk, picture) for picture in pictures]
+        told.tell()
+    return {"pictures": told.pictures, "seed": told.seed}
+
+
+def size_of(request: DrawRequest, own: int, unit: int, image: "Image | None") -> tuple[int, int]:
+    """(height, width) to draw at: what is asked for, else of the start picture's form, as large as the model's own.
+
+    own: side of the model's own pictures; unit: what both sides must be multiples of.
+    """
+    height, width = request.height, request.width
+    if height is not None and width is not None:
+        return height, width
+    wide = 1.0 if image is None else image.width / image.height
+
+    def fitting(side: float) -> int:
+        return max(unit, round(side / unit) * unit)
+
+    if height is not None:
+        return height, own if image is None else fitting(height * wide)
+    if width is not None:
+        return own if image is None else fitting(width / wide), width
+    return fitting(own / wide**0.5), fitting(own * wide**0.5)
 
 
 def keep(desk: Desk, picture: "Picture") -> dict[str, Any]:

@@ -1,14 +1,21 @@
-"""Base models that stay open between jobs."""
+"""Base models that stay open between jobs; trying one, and the doctor's look at it."""
 
-from typing import TYPE_CHECKING
+import itertools
+import time
+from typing import TYPE_CHECKING, Any
+
+from hyperbrush.app import base_models
 
 if TYPE_CHECKING:
     from hyperbrush.app.worker import Desk
     from hyperbrush.generation import OpenedModel
 
+TRIED = 3  # sampling steps that are timed
+FILES = 5  # hypernetworks that the doctor looks at
 
-def opened(desk: "Desk", source: str = "") -> "OpenedModel":
-    """The model a job asks for, else the preferred one; the last one stays open.
+
+def opened(desk: "Desk", source: str = "", *, precision: str = "") -> "OpenedModel":
+    """The model a job asks for, else the preferred one, in the preferred precision or another; the last one stays open.
 
     Raises:
         UserError: it cannot be opened.
@@ -16,17 +23,65 @@ def opened(desk: "Desk", source: str = "") -> "OpenedModel":
     from hyperbrush.generation import open_model
 
     preferences = desk.workspace.preferences
-    key = (source or preferences.model, desk.worker.device, preferences.precision)
+    where = base_models.place(desk.workspace, source or preferences.model)
+    key = (where, desk.worker.device, precision or preferences.precision)
     if desk.worker.kept.get("model_key") != key:
         desk.worker.kept.clear()  # before the next is opened: two may not fit
-        desk.tell(now=True, stage="opening", model=key[0])
-        model = open_model(place_of(desk, key[0]), device=key[1], precision=key[2])
-        desk.worker.kept.update(model=model, model_key=key)
+        desk.tell(now=True, stage="opening", model=source or preferences.model)
+        found = open_model(where, device=key[1], precision=key[2])
+        desk.worker.kept.update(model=found, model_key=key)
     model: OpenedModel = desk.worker.kept["model"]
     return model
 
 
-def place_of(desk: "Desk", source: str) -> str:
-    """A model's name as `open_model` takes it: paths are relative to the workspace."""
-    path = desk.workspace.root / source
-    return str(path) if path.exists() else source
+def try_model(desk: "Desk") -> dict[str, Any]:
+    """Job "try-model": {"model": …}; whether it opens and draws here, and how fast."""
+    from hyperbrush.generation import generate
+
+    source = str(desk.arguments.get("model") or desk.workspace.preferences.model)
+    model = opened(desk, source)
+    times: list[float] = []
+    desk.tell(now=True, stage="trying", model=source)
+    [picture] = generate(
+        "cat", model=model, seed=0, steps=TRIED, on_step=lambda *_: times.append(time.perf_counter())
+    )
+    seconds = min(b - a for a, b in itertools.pairwise(times))
+    pixels = picture.image.width * picture.image.height
+    base_models.note_pace(desk.workspace, desk.worker.device, source, base_models.Pace(seconds, pixels))
+    return {"seconds": seconds, "image_size": model.model.image_size}
+
+
+def doctor(desk: "Desk") -> dict[str, Any]:
+    """Job "doctor": `hyperbrush doctor` on the preferred model and the first hypernetworks; page and pictures."""
+    from hyperbrush.app.worker import Asked
+    from hyperbrush.doctor import examine
+    from hyperbrush.hypernetworks import HypernetworkLibrary
+
+    library = HypernetworkLibrary(desk.workspace.folder("hypernetworks"))
+    model = opened(desk)
+
+    def told(text: str) -> None:
+        desk.tell(now=True, stage=text)
+        if how := desk.asked():
+            raise Asked(how)
+
+    found = examine(
+        model.model,
+        [library.find(name) for name in library.names()[:FILES]],
+        name=model.name,
+        steps=10,
+        pairs=3,
+        on_progress=told,
+    )
+    found.save(desk.folder / "doctor.md")
+    rows = {"": found.environment, **found.files}
+    return {
+        "page": "doctor.md",
+        "picture": "doctor.png" if found.pictures is not None else "",
+        "wrong": len(found.wrong),
+        "rows": [
+            {"about": about, "what": one.what, "found": one.found, "sound": one.sound}
+            for about, findings in rows.items()
+            for one in findings
+        ],
+    }

@@ -1,8 +1,8 @@
 """What a training would be, and what is odd about its pictures: looked at before the first step."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hyperbrush.app.requests import TrainRequest, checked
 from hyperbrush.app.work.models import opened
 from hyperbrush.app.worker import Asked, Desk
 
@@ -11,9 +11,10 @@ if TYPE_CHECKING:
 
 
 def plan(desk: Desk) -> dict[str, Any]:
-    """Job "plan": {"settings": …, "presets": …}; steps, time and memory, measured."""
+    """Job "plan": a `TrainRequest`; steps, time and memory, measured on a model of its own as a training's would be."""
     from hyperbrush.training.plan import plan as planned
 
+    desk.tell(now=True, stage="planning")
     found = planned(_config(desk))
     return {
         "pictures": found.pictures,
@@ -21,6 +22,7 @@ def plan(desk: Desk) -> dict[str, Any]:
         "captions": found.captions,
         "shapes": [{"width": w, "height": h, "pictures": n} for (h, w), n in sorted(found.shapes.items())],
         "steps": found.steps,
+        "batch_size": found.config.training.batch_size,
         "epochs": found.epochs,
         "parameters": found.parameters,
         "seconds": found.seconds,
@@ -32,7 +34,7 @@ def plan(desk: Desk) -> dict[str, Any]:
 
 
 def preflight(desk: Desk) -> dict[str, Any]:
-    """Job "preflight": {"settings": …, "presets": …}; what is odd about the pictures."""
+    """Job "preflight": a `TrainRequest`; what is odd about the pictures."""
     from hyperbrush.training.hypernetwork_run import look_over
 
     config = _config(desk)
@@ -48,6 +50,5 @@ def preflight(desk: Desk) -> dict[str, Any]:
 def _config(desk: Desk) -> "HypernetworkRun":
     from hyperbrush.app.trainings import run_config
 
-    return run_config(desk.workspace, desk.arguments["settings"], str(desk.arguments.get("presets", "")))
-
-
+    request: TrainRequest = checked(TrainRequest, desk.arguments)
+    return run_config(desk.workspace, request.settings, request.presets)

@@ -1,27 +1,41 @@
 """An adapter from a few pictures or a text, and what it does beside the plain model."""
 
-from pathlib import Path
+import shutil
+import time
 from typing import Any
 
+from hyperbrush.app import generators
 from hyperbrush.app.requests import StyleRequest, checked
+from hyperbrush.app.styles import ADAPTER, SIDES, adapter_file, keep_as, refuse_taken
 from hyperbrush.app.uploads import Uploads
 from hyperbrush.app.work.models import opened
-from hyperbrush.app.worker import Desk
+from hyperbrush.app.worker import Asked, Desk
 from hyperbrush.errors import UserError
+from hyperbrush.files import atomic_path
 
 
 def style(desk: Desk) -> dict[str, Any]:
-    """Job "style": a `StyleRequest`; adapter.safetensors and the pictures in the job's folder."""
-    import time
+    """Job "style": a `StyleRequest`; the adapter, and pictures without and with it, in the job's folder."""
+    request: StyleRequest = checked(StyleRequest, desk.arguments)
+    if request.keep:
+        refuse_taken(desk.workspace, request.name)
+    done = _again(desk, request) if request.adapter else _generated(desk, request)
+    if request.keep:
+        keep_as(desk.workspace, desk.folder / ADAPTER, request.name, strength=request.strength)
+        done["kept"] = request.name
+    _draw(desk, request, done)
+    return done
 
-    from hyperbrush.generation import generate
+
+def _generated(desk: Desk, request: StyleRequest) -> dict[str, Any]:
+    """The adapter, made in one pass."""
     from hyperbrush.hypernetworks.generating import generate_adapter, open_generator
 
-    request: StyleRequest = checked(StyleRequest, desk.arguments)
-    uploads = Uploads(desk.workspace.state / "uploads")
     model = opened(desk)
+    source = desk.workspace.preferences.model
     desk.tell(now=True, stage="generating")
-    net = open_generator(generator_file(desk, request.generator), model.model)
+    uploads = Uploads(desk.workspace.state / "uploads")
+    net = open_generator(generators.find(desk.workspace, request.generator, source).path, model.model)
     begin = time.perf_counter()
     weights = generate_adapter(
         net,
@@ -30,34 +44,57 @@ def style(desk: Desk) -> dict[str, Any]:
         name=request.name,
     )
     seconds = time.perf_counter() - begin
-    folder = desk.folder / "networks"
-    file = weights.save(folder / "adapter.safetensors")
-    pictures: dict[str, list[str]] = {"without": [], "with": []}
-    for side, tag in (("without", ""), ("with", f" <hypernet:adapter:{request.strength:g}>")):
-        for number, prompt in enumerate(request.prompts):
-            desk.tell(now=True, stage=side, step=number, steps=len(request.prompts))
-            drawn = generate(
-                prompt + tag, model=model, seed=request.seed + number, steps=request.steps, hypernetworks=folder
-            )
+    file = weights.save(desk.folder / ADAPTER)
+    return {"seconds": seconds, "size": file.stat().st_size, "rank": weights.rank, "model": source}
+
+
+def _again(desk: Desk, request: StyleRequest) -> dict[str, Any]:
+    """The adapter of an earlier style, and its pictures without it where they would be the same."""
+    before = desk.jobs.get(request.adapter)
+    source = adapter_file(desk.jobs, before.id)
+    told = before.result or before.progress
+    if "seconds" not in told:
+        raise UserError(f"style {before.id} was stopped before its adapter was whole: generate it again")
+    (desk.folder / ADAPTER).parent.mkdir(exist_ok=True)
+    with atomic_path(desk.folder / ADAPTER) as path:
+        shutil.copyfile(source, path)
+    same = ("prompts", "seed", "steps")
+    if all(before.arguments.get(key) == desk.arguments.get(key) for key in same):
+        for name in told.get("pictures", {}).get(SIDES[0], []):
+            shutil.copyfile(desk.jobs.folder / before.id / name, desk.folder / name)
+    return {key: told[key] for key in ("seconds", "size", "rank", "model")}
+
+
+def _draw(desk: Desk, request: StyleRequest, done: dict[str, Any]) -> None:
+    """The prompts without and with the adapter, each from the same seed; told as they come."""
+    from hyperbrush.generation import generate
+
+    model = opened(desk, done["model"])
+    pictures: dict[str, list[str]] = {side: [] for side in SIDES}
+    done["pictures"] = pictures
+    total = len(SIDES) * len(request.prompts)
+
+    def tell() -> None:
+        count = sum(map(len, pictures.values()))
+        desk.tell(now=True, stage="drawing", step=count, steps=total, **done)
+
+    def check(*_: Any) -> None:
+        if how := desk.asked():
+            raise Asked(how)
+
+    tell()
+    for number, prompt in enumerate(request.prompts):
+        for side, tag in zip(SIDES, ("", f" <hypernet:adapter:{request.strength:g}>"), strict=True):
             name = f"{side}-{number}.png"
-            drawn[0].save(desk.folder / name)
+            if not (side == SIDES[0] and (desk.folder / name).is_file()):  # of an earlier strength
+                [drawn] = generate(
+                    prompt + tag,
+                    model=model,
+                    seed=request.seed,
+                    steps=request.steps,
+                    hypernetworks=(desk.folder / ADAPTER).parent,
+                    on_step=check,
+                )
+                drawn.save(desk.folder / name)
             pictures[side].append(name)
-    return {"file": f"networks/{file.name}", "seconds": seconds, "size": file.stat().st_size, "pictures": pictures}
-
-
-def generator_file(desk: Desk, name: str) -> Path:
-    """The generator of that name among the workspace's, else the one that ships for the model.
-
-    Raises:
-        UserError: there is none.
-    """
-    from hyperbrush.assets import generator_file as shipped
-
-    found = {path.stem: path for path in desk.workspace.folder("generators").glob("*.safetensors")}
-    if name in found:
-        return found[name]
-    own = shipped(desk.workspace.preferences.model)
-    if name in ("", desk.workspace.preferences.model) and own is not None:
-        return own
-    known = ", ".join(sorted(found)) or "none"
-    raise UserError(f"there is no generator of weights {name!r:.60}for this model; there are: {known}")
+            tell()

@@ -27,6 +27,7 @@ def draw_pictures(
     guidance_scale: float,
     image: Tensor | None,
     image_strength: float,
+    mask: Tensor | None,
     size: tuple[int, int] | None,
     discretisation: str,
     output: str,
@@ -76,6 +77,11 @@ def draw_pictures(
             shape = map_shape(model, size)
             pixels = image.to(first) * 2 - 1
             start = {"image_latents": model.encode(pixels).to(model.dtype), "strength": image_strength}
+            if mask is not None:
+                _check_mask(mask, image)
+                start["mask"] = torch.nn.functional.interpolate(mask, size=shape[1:], mode="area")
+        elif mask is not None:
+            raise UserError("a mask needs an image, of which it keeps a part")
         else:
             shape = map_shape(model, size)
         latents = sampling.sample(
@@ -92,7 +98,12 @@ def draw_pictures(
         )
         if output == "latents":
             return latents
-        return (model.decode(latents.to(first)).float() / 2 + 0.5).clamp(0, 1)
+        drawn = (model.decode(latents.to(first)).float() / 2 + 0.5).clamp(0, 1)
+        if (
+            image is not None and mask is not None
+        ):  # what is kept went through the first stage: put the original back
+            drawn = torch.lerp(image.to(drawn), drawn, mask.to(drawn))
+        return drawn
     finally:
         model.scheduler = before
         model.train(was_training)
@@ -191,3 +202,14 @@ def _size_of(image: Tensor, number: int, size: tuple[int, int] | None) -> tuple[
             f"size {size[1]}x{size[0]} is not the image's, {found[1]}x{found[0]}; resize it first, or leave size out"
         )
     return found
+
+
+def _check_mask(mask: Tensor, image: Tensor) -> None:
+    """Refuse a mask of another size than the pictures', or that draws nothing."""
+    expected = (len(image), 1, *image.shape[2:])
+    if tuple(mask.shape) != expected:
+        raise UserError(f"mask has shape {tuple(mask.shape)}; expected {expected}, one for each picture")
+    if not bool((mask > 0).any()):
+        raise UserError(
+            "the mask is black everywhere: nothing would be drawn; make white what is to be drawn anew"
+        )

@@ -349,6 +349,7 @@ class LatentDiffusion(nn.Module):
         negative_pooled_embeddings: Tensor | None = None,
         image: Tensor | None = None,
         image_strength: float = 0.75,
+        mask: Tensor | None = None,
         size: tuple[int, int] | None = None,
         discretisation: str = "diffusers",
         output: str = "images",
@@ -373,6 +374,7 @@ class LatentDiffusion(nn.Module):
             negative: what guidance moves away from, one text or one per picture.
             image: (batch, 3, H, W) in [0, 1], pictures to start from.
             image_strength: with `image`, the share of the steps that is run; 1 keeps next to nothing.
+            mask: with `image`, (batch, 1, H, W): 1 where it is drawn anew, 0 where it is kept, shares between.
             size: (height, width) in pixels, the image's or the model's own by default.
             on_step: called with (step, steps, latents).
 
@@ -403,6 +405,7 @@ class LatentDiffusion(nn.Module):
             guidance_scale=guidance_scale,
             image=image,
             image_strength=image_strength,
+            mask=mask,
             size=size,
             discretisation=discretisation,
             output=output,

@@ -1,0 +1,118 @@
+"""The pictures of docs/web-app.md and the READMEs, from the real app: python docs/make_screenshots.py.
+
+Starts a server on a fresh workspace, trains on the bundled style set through the API, and photographs the pages.  Takes a few minutes.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import psutil
+from playwright.sync_api import Page, sync_playwright
+
+from hyperbrush.assets import style_folder
+from hyperbrush.files import read_json
+
+OUT = Path(__file__).parent / "app"
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+PROMPTS = ["cat face", "rocket", "crescent moon"]
+STEPS = 150
+
+
+class App:
+    """A server on a workspace."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        command = [
+            sys.executable,
+            "-m",
+            "hyperbrush",
+            "serve",
+            "--no-open",
+            "--port",
+            "0",
+            "--folder",
+            str(root),
+        ]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.url = self.process.stdout.readline().split()[3].rstrip("/")
+
+    def call(self, path: str, body: Any = None) -> Any:
+        """Ask the API."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=600) as answer:
+            return json.loads(answer.read())
+
+    def until(self, path: str, *states: str) -> None:
+        """Until a job or run has one of these states."""
+        while self.call(path)["state"] not in states:
+            time.sleep(0.3)
+
+    def end(self) -> None:
+        """End server and worker."""
+        for file in (self.root / ".hyperbrush").glob("worker-*.json"):
+            psutil.Process(read_json(file)["pid"]).kill()
+        self.process.kill()
+
+
+def shoot(page: Page, name: str) -> None:
+    """One picture."""
+    page.wait_for_timeout(1200)
+    page.screenshot(path=OUT / f"{name}.png")
+    print(OUT / f"{name}.png")
+
+
+def main() -> None:
+    """All of them."""
+    OUT.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        app = App(Path(folder))
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1280, "height": 860}, locale="en-US")
+        try:
+            shutil.copytree(style_folder() / "train", app.root / "datasets/black-line")
+            page.goto(f"{app.url}/train?dataset=black-line")
+            shoot(page, "train")
+            training = {"max_steps": STEPS, "prompts": PROMPTS, "preview_every": 25, "validate_every": 25}
+            settings = {"name": "ink", "data": ["datasets/black-line"], "training": training}
+            app.call("/api/v1/trainings", {"settings": settings})
+            page.goto(f"{app.url}/runs/ink")
+            while read_json(app.root / "runs/ink/live.json").get("step", 0) < 110:
+                time.sleep(0.5)
+            shoot(page, "run")
+            app.until("/api/v1/runs/ink", "done", "failed")
+            page.goto(f"{app.url}/?add=ink")
+            prompt = page.get_by_label(re.compile("^Prompt"))
+            prompt.fill("crescent moon <hypernet:ink:0.8>")
+            prompt.press("Control+Enter")
+            page.locator("main img").first.wait_for(timeout=120_000)
+            page.wait_for_timeout(8000)
+            shoot(page, "create")
+            page.goto(f"{app.url}/hypernetworks")
+            page.wait_for_timeout(1500)
+            shoot(page, "hypernetworks")
+            page.goto(f"{app.url}/compare?prompt=cat+face+%3Chypernet%3Aink%3A1%3E&seed=3")
+            shoot(page, "compare")
+            page.goto(f"{app.url}/styles")
+            references = sorted((style_folder() / "train").glob("*.png"))[:3]
+            page.locator("input[type=file]").first.set_input_files([str(p) for p in references])
+            page.wait_for_timeout(2000)
+            page.get_by_role("button", name=re.compile("^(Generate|Make)")).first.click()
+            page.wait_for_timeout(25_000)
+            shoot(page, "styles")
+        finally:
+            app.end()
+
+
+if __name__ == "__main__":
+    main()

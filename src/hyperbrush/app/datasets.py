@@ -1,0 +1,389 @@
+"""Training pictures: the folders in the workspace's `datasets`, what is put into them and taken out."""
+
+import io
+import os
+import re
+import secrets
+import shutil
+import threading
+import time
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from hyperbrush.app import captions
+from hyperbrush.app.errors import NotThere
+from hyperbrush.app.uploads import FORMATS, MOST_BYTES, open_picture
+from hyperbrush.app.workspace import Workspace
+from hyperbrush.errors import UserError
+from hyperbrush.files import atomic_folder, atomic_path, read_json, write_json
+
+EXAMPLE = "fluent-high-contrast"
+MOST_PICTURES = 20_000  # in a dataset
+LONGEST_NAME = 100
+SIDES = (128, 256, 512, 1024)  # of thumbnails
+SUFFIX = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "BMP": ".bmp", "GIF": ".gif"}
+
+_writing = threading.Lock()  # names are chosen and taken one at a time
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of a dataset: its place in the listing, file name, caption (see `captions.Caption`), bytes."""
+
+    index: int
+    name: str
+    caption: str
+    source: str
+    problem: str
+    bytes: int
+    changed: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass
+class Added:
+    """What came of files that were put into a dataset: names, and why others were not."""
+
+    added: list[str] = field(default_factory=list)
+    present: list[str] = field(default_factory=list)
+    captions: int = 0
+    refused: list[dict[str, str]] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def plain_name(name: str, what: str) -> str:
+    """A name that can be a folder's, here and on other systems.
+
+    Raises:
+        UserError: it cannot.
+    """
+    name = unicodedata.normalize("NFC", name).strip()
+    bad = re.search(r'[/\\:*?"<>|\x00-\x1f\x7f-\x9f\ud800-\udfff]', name)
+    if (
+        not name
+        or bad
+        or name.startswith(".")
+        or name.endswith(".")
+        or len(name.encode("utf-8", "replace")) > 150
+    ):
+        raise UserError(
+            f"{ascii(name) if bad else repr(name):.120} cannot be the name of a {what}; expected up to "
+            f'{LONGEST_NAME} characters without / \\ : * ? " < > |, and no dot at the ends'
+        )
+    return name
+
+
+class Datasets:
+    """The folders of pictures of a workspace."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+
+    @property
+    def bin(self) -> Path:
+        """Where removed pictures go."""
+        return self.workspace.state / "bin"
+
+    def folders(self) -> dict[str, Path]:
+        """Datasets by name, sorted."""
+        root = self.workspace.folder("datasets")
+        return {p.name: p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")}
+
+    def folder(self, name: str) -> Path:
+        """A dataset's folder, found among those there are.
+
+        Raises:
+            NotThere: there is none of that name.
+        """
+        found = self.folders()
+        if name not in found:
+            raise NotThere(f"there is no dataset {name!a:.120}")
+        return found[name]
+
+    def create(self, name: str = "") -> str:
+        """Make an empty dataset; without a name, a free one.
+
+        Raises:
+            UserError: the name cannot be one, or is taken; it cannot be written.
+        """
+        with _writing:
+            taken = {known.casefold() for known in self.folders()}
+            name = plain_name(name, "dataset") if name else _free("pictures", taken)
+            if name.casefold() in taken:
+                raise UserError(f"there is a dataset {name!r} already: choose another name")
+            try:
+                (self.workspace.folder("datasets") / name).mkdir()
+            except OSError as error:
+                raise UserError(f"cannot make the dataset {name!r}: {error.strerror or error}") from error
+        return name
+
+    def example(self) -> str:
+        """The bundled style set as a dataset, copied when it is first asked for."""
+        from hyperbrush.assets import style_folder
+
+        if EXAMPLE not in self.folders():
+            with _writing, atomic_folder(self.workspace.folder("datasets") / EXAMPLE) as folder:
+                shutil.copytree(style_folder() / "train", folder, dirs_exist_ok=True)
+        return EXAMPLE
+
+    def files(self, name: str) -> list[Path]:
+        """Every picture of a dataset, in the order training has them, whether it can be read or not.
+
+        Raises:
+            NotThere: there is no such dataset.
+        """
+        from hyperbrush.ldm.data.pictures import SUFFIXES
+
+        folder, found, seen = self.folder(name), [], set()
+        for where, folders, names in os.walk(folder, followlinks=True):
+            if (real := os.path.realpath(where)) in seen:  # a link back up would never end
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = [f for f in folders if not f.startswith(".")]
+            shown = [
+                Path(where, n) for n in names if not n.startswith(".") and Path(n).suffix.lower() in SUFFIXES
+            ]
+            stems = {p.stem for p in shown}
+            found += [
+                p for p in shown if not (p.stem.endswith(".mask") and p.stem.removesuffix(".mask") in stems)
+            ]
+        return sorted(found, key=lambda path: captions.place(folder, path))
+
+    def pictures(self, name: str, start: int = 0, count: int | None = None) -> tuple[int, list[Picture]]:
+        """(pictures in all, those from `start` on) with their captions.
+
+        Raises:
+            NotThere: there is no such dataset.
+        """
+        folder, files = self.folder(name), self.files(name)
+        wanted = files[start : None if count is None else start + count]
+        read = captions.read(folder, wanted, files)
+        found = []
+        for index, (path, caption) in enumerate(zip(wanted, read, strict=True), start):
+            stat = path.stat()
+            shown = captions.place(folder, path)
+            found.append(
+                Picture(
+                    index,
+                    shown,
+                    caption.text,
+                    caption.source,
+                    caption.problem,
+                    stat.st_size,
+                    stat.st_mtime_ns,
+                )
+            )
+        return len(files), found
+
+    def picture(self, name: str, index: int, expected: str = "") -> Path:
+        """A picture's file by its index in the listing.
+
+        expected: the name it had there, so that nobody changes another one after the listing has changed.
+
+        Raises:
+            NotThere: no such dataset or index.
+            UserError: another picture has that index now.
+        """
+        files = self.files(name)
+        if not 0 <= index < len(files):
+            raise NotThere(f"dataset {name!r} has {len(files)} pictures, none of index {index}")
+        found = captions.place(self.folder(name), files[index])
+        if expected and found != expected:
+            raise UserError(
+                f"picture {index} is {found!r} now, not {expected!a:.120}: look at the list again"
+            )
+        return files[index]
+
+    def add(self, name: str, files: Iterable[tuple[str, IO[bytes]]]) -> Added:
+        """Put pictures into a dataset, and captions: .txt files of their names.
+
+        Raises:
+            NotThere: there is no such dataset.
+            UserError: none of them can be used, or the disk is full.
+        """
+        folder, done = self.folder(name), Added()
+        texts: list[tuple[str, bytes]] = []
+        stems: dict[str, Path] = {}
+        with _writing:
+            present = self.files(name)
+            taken = {path.stem.casefold() for path in present if path.parent == folder}
+            for given, file in files:
+                shown = _last(given)
+                content = file.read(MOST_BYTES + 1)
+                try:
+                    if Path(shown).suffix.lower() == ".txt":
+                        texts.append((shown, content))
+                        continue
+                    if len(present) + len(done.added) >= MOST_PICTURES:
+                        raise UserError(f"a dataset has {MOST_PICTURES} pictures at most")
+                    suffix = _suffix(content, shown)
+                except UserError as error:
+                    done.refused.append({"name": shown, "reason": str(error)})
+                    continue
+                stem = _stem(shown)
+                path = folder / f"{stem}{suffix}"
+                if path.is_file() and path.read_bytes() == content:
+                    done.present.append(path.name)
+                else:
+                    path = folder / f"{_free(stem, taken)}{suffix}"
+                    with atomic_path(path) as temporary:
+                        temporary.write_bytes(content)
+                    done.added.append(path.name)
+                taken.add(path.stem.casefold())
+                stems[Path(shown).stem] = path
+            for shown, content in texts:
+                self._add_text(folder, present, stems, shown, content, done)
+        if done.refused and not (done.added or done.present or done.captions):
+            raise UserError("; ".join(f"{r['name']}: {r['reason']}" for r in done.refused[:5]))
+        return done
+
+    def _add_text(
+        self,
+        folder: Path,
+        present: list[Path],
+        stems: dict[str, Path],
+        shown: str,
+        content: bytes,
+        done: Added,
+    ) -> None:
+        stem = Path(shown).stem
+        path = stems.get(stem) or next((p for p in present if p.stem == stem and p.parent == folder), None)
+        try:
+            if path is None:
+                raise UserError("there is no picture of that name")
+            captions.write(folder, path, content.decode("utf-8-sig"))
+            done.captions += 1
+        except UnicodeDecodeError as error:
+            reason = f"the caption is not UTF-8 (byte {error.start}); save the file as UTF-8"
+            done.refused.append({"name": shown, "reason": reason})
+        except UserError as error:
+            done.refused.append({"name": shown, "reason": str(error)})
+
+    def write_caption(self, name: str, index: int, caption: str, expected: str = "") -> None:
+        """Write a picture's caption; see `captions.write` and `picture`."""
+        captions.write(self.folder(name), self.picture(name, index, expected), caption)
+
+    def remove(self, name: str, index: int, expected: str = "") -> str:
+        """Move a picture with its caption to the bin; returns what `restore` takes.
+
+        Raises:
+            UserError: as `picture`; it cannot be moved.
+        """
+        with _writing:
+            folder, path = self.folder(name), self.picture(name, index, expected)
+            shown = captions.place(folder, path)
+            caption = captions.read(folder, [path], [path])[0]
+            binned = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
+            where = self.bin / binned
+            write_json(where / "from.json", {"dataset": name, "picture": shown})
+            text = captions.text_of(path)
+            try:
+                shutil.move(path, where / path.name)
+                if text is not None:
+                    shutil.move(text, where / text.name)
+            except OSError as error:
+                raise UserError(f"cannot move {shown!r} to the bin: {error.strerror or error}") from error
+            if captions.without_row(folder, path) and text is None:
+                (where / path.with_suffix(".txt").name).write_text(caption.text, encoding="utf-8")
+        return binned
+
+    def restore(self, binned: str) -> None:
+        """Bring a picture back from the bin.
+
+        Raises:
+            NotThere: it is not there, or its dataset is gone.
+            UserError: its place is taken.
+        """
+        known = {path.name: path for path in self.bin.iterdir()} if self.bin.is_dir() else {}
+        said = read_json(known[binned] / "from.json") if binned in known else {}
+        if not said:
+            raise NotThere("this picture is not in the bin any more")
+        with _writing:
+            target = (self.folder(str(said["dataset"])) / str(said["picture"])).parent
+            files = [path for path in known[binned].iterdir() if path.name != "from.json"]
+            if any((target / path.name).exists() for path in files):
+                raise UserError(f"there is another {said['picture']!r} now")
+            target.mkdir(parents=True, exist_ok=True)
+            for path in files:
+                shutil.move(path, target / path.name)
+            shutil.rmtree(known[binned], ignore_errors=True)
+
+    def thumbnail(self, name: str, index: int, side: int) -> Path:
+        """A small copy (WebP) that fits a square of about `side` pixels, transparency on white.
+
+        Raises:
+            NotThere: no such dataset or index.
+            UserError: the picture cannot be read.
+        """
+        path = self.picture(name, index)
+        side = next((s for s in SIDES if s >= side), SIDES[-1])
+        stat = path.stat()
+        key = f"{path}|{stat.st_mtime_ns}|{stat.st_size}".encode("utf-8", "surrogateescape")
+        kept = self.workspace.state / "thumbnails" / str(side) / f"{_digest(key)}.webp"
+        if not kept.is_file():
+            picture = open_picture(_content(path), captions.place(self.folder(name), path))
+            picture.thumbnail((side, side))
+            with atomic_path(kept, sync=False) as temporary:
+                _on_white(picture.convert("RGBA")).save(temporary, "WEBP", quality=82)
+        return kept
+
+
+def _digest(key: bytes) -> str:
+    import hashlib
+
+    return hashlib.sha256(key).hexdigest()[:32]
+
+
+def _on_white(picture: Any) -> Any:
+    from PIL import Image
+
+    white = Image.new("RGBA", picture.size, "white")
+    white.alpha_composite(picture)
+    return white.convert("RGB")
+
+
+def _content(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(MOST_BYTES + 1)
+
+
+def _suffix(content: bytes, name: str) -> str:
+    """The suffix of a picture's true format; it is decoded once, within the limits."""
+    from PIL import Image
+
+    if len(content) > MOST_BYTES:
+        raise UserError(f"it has more than {MOST_BYTES >> 20} MiB")
+    open_picture(content, name)
+    with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+        return SUFFIX[str(picture.format)]
+
+
+def _last(given: str) -> str:
+    """The last part of a file's name as a browser or client gave it."""
+    return unicodedata.normalize("NFC", given.replace("\\", "/").rpartition("/")[2]) or "picture"
+
+
+def _stem(name: str) -> str:
+    """A stem for the disk: the words stay, since they are the caption where no other is written."""
+    stem = re.sub(r'[/\\:*?"<>|\x00-\x1f\x7f-\x9f\ud800-\udfff]+', " ", Path(name).stem).strip(" .")
+    return stem.encode()[:LONGEST_NAME].decode("utf-8", "ignore").strip(" .") or "picture"
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """The name, or the first of name-2, name-3, … that is free."""
+    if name.casefold() not in taken:
+        return name
+    number = 2
+    while f"{name}-{number}".casefold() in taken:
+        number += 1
+    return f"{name}-{number}"

@@ -1,0 +1,135 @@
+"""Several runs in one chart, their figures and what differs between their settings."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from nicegui import run as threads
+from nicegui import ui
+
+from hyperbrush.app.errors import NotThere
+from hyperbrush.app.messages import Messages
+from hyperbrush.app.pages.frame import duration, on_news, title_of
+from hyperbrush.app.pages.runs_chart import KEEP, chart, compare_options
+from hyperbrush.app.pages.runs_parts import address, figure, table
+from hyperbrush.app.run_views import View, view_of
+from hyperbrush.app.site import Site
+
+MOST = 6  # runs: as many colours are told apart
+
+
+async def show(site: Site, t: Messages, asked: str) -> None:
+    """The page's inside; asked: names joined by commas."""
+    ui.link(t("runs.all"), "/runs")
+    views, missing = await threads.io_bound(_views, site, asked) or ([], [])
+    for name in missing:
+        with ui.element("div").classes("notice").props('role="status"'):
+            ui.label(t("runs.not_there", name=name))
+    if not views:
+        return
+    page: dict[str, Any] = {"views": views, "keep": KEEP, "stamp": _stamp(views)}
+    with ui.element("section").classes("card").props('aria-labelledby="compared"'):
+        title_of(2, t("runs.compared")).props('id="compared"')
+        with ui.element("div").classes("bar"):
+            ui.label(t("runs.smoothing"))
+            slider = ui.slider(min=0, max=0.98, step=0.02, value=KEEP).classes("run-slider")
+            slider.props["aria-label"] = t("runs.smoothing")
+        names = ", ".join(view.run.name for view in views)
+        drawn = chart(compare_options(t, views, KEEP), t("runs.compare_chart", names=names)).classes("tall")
+    figures = ui.element("section").classes("card")
+    with figures:
+        _figures(t, views)
+    with ui.element("section").classes("card").props('aria-labelledby="differs"'):
+        title_of(2, t("runs.differences")).props('id="differs"')
+        differing = differences([view.run.config for view in views])
+        if differing:
+            heads = [t("runs.setting"), *(view.run.name for view in views)]
+            table(heads, [[key, *values] for key, values in differing], t("runs.differences"))
+        else:
+            ui.label(t("runs.no_differences")).classes("soft")
+
+    def draw() -> None:
+        drawn.options.clear()
+        drawn.options.update(compare_options(t, page["views"], page["keep"]))
+        drawn.update()
+
+    def smooth(event: Any) -> None:
+        page["keep"] = float(event.value)
+        draw()
+
+    slider.on_value_change(smooth)
+
+    async def refresh() -> None:
+        views, _ = await threads.io_bound(_views, site, asked) or ([], [])
+        if not views or _stamp(views) == page["stamp"]:
+            return
+        page.update(views=views, stamp=_stamp(views))
+        draw()
+        figures.clear()
+        with figures:
+            _figures(t, views)
+
+    on_news(site, "runs", refresh, every=1.0)
+
+
+def named(asked: str, known: Sequence[str]) -> list[str]:
+    """Names joined by commas, of which some may hold commas themselves."""
+    parts, found = asked.split(","), []
+    while parts:
+        whole = [n for n in range(len(parts), 0, -1) if ",".join(parts[:n]) in known]
+        count = whole[0] if whole else 1
+        found.append(",".join(parts[:count]))
+        del parts[:count]
+    return list(dict.fromkeys(filter(None, found)))
+
+
+def differences(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """(setting, its value in each) of all that is not the same everywhere; names aside."""
+    flat = [dict(_flat(config)) for config in configs]
+    keys = list(dict.fromkeys(key for one in flat for key in one if key != "name"))
+    found = [(key, [one.get(key, "–") for one in flat]) for key in keys]
+    return [(key, values) for key, values in found if len(set(values)) > 1]
+
+
+def _flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", "–" if value is None else str(value)[:200]
+
+
+def _views(site: Site, asked: str) -> tuple[list[View], list[str]]:
+    known = list(site.runs.folders())
+    found, missing = [], []
+    for name in named(asked, known)[:MOST]:
+        try:
+            found.append(view_of(site, name))
+        except NotThere:
+            missing.append(name)
+    return found, missing
+
+
+def _stamp(views: Sequence[View]) -> list[Any]:
+    return [(view.run.name, view.run.state, id(view.curves)) for view in views]
+
+
+def _figures(t: Messages, views: Sequence[View]) -> None:
+    heads = ["run", "state", "steps", "time", "smoothed", "best_validation", "at_step", "below_base"]
+    rows = []
+    for view in views:
+        live, best, base = view.run.live, view.curves.best, view.curves.base
+        smooth = view.curves.smoothed(KEEP)
+        rows.append(
+            [
+                view.run.name,
+                t(f"runs.state_{view.run.state}"),
+                figure(live.get("step"), "d"),
+                duration(live.get("seconds")),
+                figure(smooth[-1][1] if smooth else None),
+                figure(best[1] if best else None),
+                figure(int(best[0]) if best else None, "d"),
+                figure(1 - best[1] / base, ".1%") if best and base else "–",
+            ]
+        )
+    links = [address(view.run.name) for view in views]
+    table([t(f"runs.{head}") for head in heads], rows, t("runs.figures"), links=links)

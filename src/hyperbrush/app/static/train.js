@@ -1,0 +1,98 @@
+// Pictures chosen or dropped on the page "Train" go to the REST API in parts; the page is told how far it is.
+(() => {
+  const PART_FILES = 20, PART_BYTES = 48 * 2 ** 20;
+
+  async function filesOf(entry) {
+    if (entry.isFile) return [await new Promise((found, failed) => entry.file(found, failed))];
+    const reader = entry.createReader(), found = [];
+    for (;;) {
+      const some = await new Promise((read, failed) => reader.readEntries(read, failed));
+      if (!some.length) break;
+      for (const inner of some) if (!inner.name.startsWith(".")) found.push(...await filesOf(inner));
+    }
+    return found;
+  }
+
+  const stem = (file) => file.name.replace(/\.[^.]*$/, "");
+  const isUseful = (file) => /\.(png|jpe?g|jfif|webp|bmp|gif|tiff?|avif|txt)$/i.test(file.name) || file.type.startsWith("image/");
+
+  function parts(files) {  // a picture and its caption stay together
+    const sorted = [...files].sort((a, b) => (stem(a) < stem(b) ? -1 : stem(a) > stem(b) ? 1 : 0));
+    const found = [];
+    let part = [], bytes = 0;
+    sorted.forEach((file, i) => {
+      const fresh = i === 0 || stem(file) !== stem(sorted[i - 1]);
+      if (part.length && fresh && (part.length >= PART_FILES || bytes + file.size > PART_BYTES)) {
+        found.push(part);
+        part = []; bytes = 0;
+      }
+      part.push(file); bytes += file.size;
+    });
+    return part.length ? [...found, part] : found;
+  }
+
+  async function made(wanted) {
+    for (const name of [wanted, ""]) {
+      const answer = await fetch("/api/v1/datasets", {
+        method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ name }),
+      });
+      if (answer.ok) return (await answer.json()).name;
+      if (!name) throw new Error((await answer.json()).detail);
+    }
+  }
+
+  async function send(files, folder) {
+    const place = document.querySelector(".drop"), useful = files.filter(isUseful);
+    const all = { name: place.dataset.dataset, added: 0, present: 0, captions: 0, refused: [], error: "" };
+    all.refused = files.filter((f) => !isUseful(f)).slice(0, 20).map((f) => ({ name: f.name, reason: "" }));
+    let done = 0;
+    try {
+      if (useful.length && !all.name) all.name = await made(folder);
+      for (const part of parts(useful)) {
+        emitEvent("train_sending", { done, total: useful.length });
+        const form = new FormData();
+        for (const file of part) form.append("files", file, file.name);
+        const answer = await fetch(`/api/v1/datasets/${encodeURIComponent(all.name)}/pictures`, { method: "POST", body: form });
+        const said = await answer.json().catch(() => ({}));
+        if (answer.ok) {
+          all.added += said.added.length; all.present += said.present.length; all.captions += said.captions;
+          all.refused.push(...said.refused);
+        } else if (answer.status === 400 && part.length < useful.length) {
+          all.refused.push({ name: part.map((f) => f.name).slice(0, 3).join(", "), reason: String(said.detail) });
+        } else {
+          throw new Error(typeof said.detail === "string" ? said.detail : answer.statusText);
+        }
+        done += part.length;
+      }
+    } catch (error) {
+      all.error = String(error.message || error);
+    }
+    all.refused = all.refused.slice(0, 20);
+    emitEvent("train_sent", all);
+  }
+
+  document.addEventListener("change", (event) => {
+    if (!event.target.matches?.(".drop input[type=file]")) return;
+    const files = [...event.target.files];
+    event.target.value = "";
+    if (files.length) send(files, "");
+  });
+  document.addEventListener("dragover", (event) => {
+    if (![...(event.dataTransfer?.types || [])].includes("Files")) return;
+    event.preventDefault();
+    document.querySelector(".drop")?.classList.add("over");
+  });
+  document.addEventListener("dragleave", (event) => {
+    if (!event.relatedTarget) document.querySelector(".drop")?.classList.remove("over");
+  });
+  document.addEventListener("drop", async (event) => {
+    const entries = [...(event.dataTransfer?.items || [])].map((i) => i.webkitGetAsEntry?.()).filter(Boolean);
+    const plain = [...(event.dataTransfer?.files || [])];
+    if (!plain.length && !entries.length) return;
+    event.preventDefault();
+    document.querySelector(".drop")?.classList.remove("over");
+    const files = entries.length ? (await Promise.all(entries.map(filesOf))).flat() : plain;
+    const folder = entries.length === 1 && entries[0].isDirectory ? entries[0].name : "";
+    if (files.length) send(files, folder);
+  });
+})();

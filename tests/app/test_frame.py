@@ -1,0 +1,34 @@
+"""What is around every page, in a real browser."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+PLACES = ["/", "/hypernetworks", "/train", "/runs", "/styles", "/compare", "/model", "/settings"]
+
+
+@pytest.mark.parametrize("path", PLACES)
+def test_every_place_opens_and_says_where_one_is(app: Any, open_page: Callable[..., Any], path: str) -> None:
+    page = open_page(app, path)
+    here = page.locator('nav a[aria-current="page"]')
+    assert here.count() == 1
+    assert here.inner_text().split("\n")[-1].strip() == page.get_by_role("heading", level=1).inner_text()
+
+
+@pytest.mark.parametrize(("locale", "word"), [("ko-KR", "학습"), ("zh-CN", "训练"), ("de-DE", "Train")])
+def test_the_browser_chooses_the_language(
+    app: Any, open_page: Callable[..., Any], locale: str, word: str
+) -> None:
+    page = open_page(app, "/train", locale=locale)
+    assert page.get_by_role("heading", level=1).inner_text() == word
+    assert page.locator("html").get_attribute("lang")[:2] == {"de": "en"}.get(locale[:2], locale[:2])
+
+
+def test_a_person_chooses_another(app: Any, open_page: Callable[..., Any]) -> None:
+    page = open_page(app, "/runs")
+    page.get_by_label("Language").click()
+    page.get_by_role("option", name="한국어").click()
+    page.get_by_role("heading", level=1, name="실행 기록").wait_for()
+    page.goto(app.url + "/model")  # and it stays
+    page.get_by_role("heading", level=1, name="모델").wait_for()

@@ -1,0 +1,57 @@
+"""Every message is there in every language, and every one that is said exists."""
+
+import re
+import string
+from pathlib import Path
+
+import pytest
+
+import hyperbrush.app
+from hyperbrush.app.messages import FOLDER, NAMES, Messages, catalogue, chosen_language
+from hyperbrush.app.workspace import LANGUAGES
+
+APP = Path(hyperbrush.app.__file__).parent
+SAID = re.compile(r"""\bt\(\s*f?["']([a-z_]+\.[a-z0-9_{}.\-]*)["']""")
+
+
+def fields(text: str) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(text) if name}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_language_says_the_same(language: str) -> None:
+    english, own = catalogue("en"), catalogue(language)
+    assert own.keys() == english.keys()
+    for key, text in own.items():
+        assert text.strip(), key
+        assert fields(text) == fields(english[key]), key
+    assert {f.name for f in (FOLDER / language).iterdir()} == {f.name for f in (FOLDER / "en").iterdir()}
+
+
+@pytest.mark.parametrize("language", ["ko", "zh"])
+def test_it_is_translated(language: str) -> None:
+    english, own = catalogue("en"), catalogue(language)
+    letters = {key for key, text in english.items() if re.search(r"[a-z]{3}", text.replace("hyperbrush", ""))}
+    same = {key for key in letters if own[key] == english[key]}
+    assert len(same) <= 0.05 * len(letters), sorted(same)  # CFG, LoRA and the like stay
+
+
+def test_what_the_pages_say_exists() -> None:
+    known, missing = catalogue("en"), []
+    for path in APP.rglob("*.py"):
+        for key in SAID.findall(path.read_text(encoding="utf-8")):
+            pattern = re.escape(key)
+            pattern = re.sub(r"\\{[^}]*\\}", "[^.]+", pattern) if "{" in key else pattern
+            if not any(re.fullmatch(pattern, name) for name in known):
+                missing.append(f"{path.name}: {key}")
+    assert not missing
+
+
+def test_the_language_is_chosen() -> None:
+    assert chosen_language("", "", "de-DE,ko;q=0.9,en;q=0.8") == "ko"
+    assert chosen_language("", "", "en;q=0.5, zh-TW;q=0.9") == "zh"
+    assert chosen_language("zh", "ko", "en") == "zh"
+    assert chosen_language("xx", "ko", "en") == "ko"
+    assert chosen_language("", "", "") == "en"
+    assert Messages("ko").language == "ko"
+    assert set(NAMES) == set(LANGUAGES)

@@ -1,0 +1,273 @@
+"""The page "Train": from pictures to a run in the queue."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from test_accessibility import findings
+
+from conftest import until
+from hyperbrush.assets import style_folder
+from hyperbrush.files import read_json
+
+Open = Callable[..., Any]
+EXAMPLE = "fluent-high-contrast"
+
+
+def picture(colour: str) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (40, 40), colour).save(file, "PNG")
+    return file.getvalue()
+
+
+def files(*names: str) -> list[dict[str, Any]]:
+    return [{"name": f"{n}.png", "mimeType": "image/png", "buffer": picture(n.split()[0])} for n in names]
+
+
+@pytest.fixture
+def train(app: Any, open_page: Open) -> Open:
+    """Opens the page on an empty draft."""
+
+    def opened(**options: Any) -> Any:
+        (app.root / ".hyperbrush" / "train-draft.json").unlink(missing_ok=True)
+        return open_page(app, "/train", **options)
+
+    return opened
+
+
+def drop(page: Any, *names: str) -> None:
+    page.get_by_label("Add pictures").set_input_files(files(*names))
+
+
+def choose(page: Any, label: str, option: str) -> None:
+    page.get_by_role("combobox", name=label).click()
+    page.get_by_role("option", name=option, exact=True).click()
+
+
+def name(page: Any) -> Any:
+    return page.get_by_label("Name", exact=True)
+
+
+def make(app: Any, dataset: str, *names: str) -> Path:
+    folder = Path(app.root / "datasets" / dataset)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in files(*names):
+        (folder / file["name"]).write_bytes(file["buffer"])
+    return folder
+
+
+def test_from_dropped_pictures_to_a_run_in_the_queue(app: Any, train: Open) -> None:
+    page = train()
+    drop(page, "red square", "green square", "blue square", "gold square")
+    page.get_by_text("Pictures added: 4").wait_for()
+    page.get_by_text("1–4 of 4").wait_for()
+    page.get_by_role("button", name="Start training").click()
+    page.get_by_text("Give the hypernetwork a name").wait_for()
+    name(page).fill("page-run")
+    page.get_by_text("Give the hypernetwork a name").wait_for(state="hidden")
+    page.get_by_label("Steps").fill("2")
+    page.get_by_label("Preview prompts").fill("cat face\nred heart")
+    page.get_by_text("More settings").click()
+    page.get_by_label("batch_size").fill("2")
+    page.get_by_role("button", name="Make the plan").click()
+    page.get_by_text("2 of 2 pictures; each is seen 1.0 times").wait_for(timeout=90_000)
+    page.get_by_text("4 to train on, 0 held out").wait_for()
+    page.get_by_role("button", name="Start training").click()
+    page.wait_for_url("**/runs/page-run")
+    (job,) = (j for j in app.call("/api/v1/jobs") if j["arguments"].get("run") == "page-run")
+    assert app.wait_for(job["id"])["state"] == "done"
+    config = (app.root / "runs" / "page-run" / "config.yaml").read_text()
+    assert "- cat face\n  - red heart" in config
+
+
+def test_the_example_is_copied_when_it_is_chosen(app: Any, train: Open) -> None:
+    page = train()
+    choose(page, "Folder of pictures", "Example: Fluent High Contrast (48 pictures)")
+    page.get_by_text("1–24 of 48").wait_for()
+    page.get_by_role("button", name="Next").click()
+    page.get_by_text("25–48 of 48").wait_for()
+    shown = page.locator(".train-picture img").first
+    shown.scroll_into_view_if_needed()
+    page.wait_for_function("e => e.complete && e.naturalWidth > 0", arg=shown.element_handle())
+    copied = {path.name for path in (app.root / "datasets" / EXAMPLE).glob("*.png")}
+    assert copied == {path.name for path in (style_folder() / "train").iterdir()}
+
+
+def test_captions_are_written_at_once(app: Any, train: Open) -> None:
+    folder = make(app, "page-captions", "red", "blue")
+    page = train()
+    choose(page, "Folder of pictures", "page-captions")
+    page.get_by_label("Caption of red.png").fill("a red <b>square</b>")
+    page.get_by_text("saved").wait_for()
+    assert (folder / "red.txt").read_text() == "a red <b>square</b>\n"
+    page.reload()
+    page.wait_for_function("window.did_handshake")
+    page.get_by_label("Caption of red.png").wait_for()
+    assert page.get_by_label("Caption of red.png").input_value() == "a red <b>square</b>"
+    assert page.get_by_label("Caption of blue.png").input_value() == "blue"
+
+
+def test_a_removed_picture_comes_back(app: Any, train: Open) -> None:
+    folder = make(app, "page-remove", "red", "blue")
+    page = train()
+    choose(page, "Folder of pictures", "page-remove")
+    page.get_by_role("button", name="Remove blue.png").click()
+    page.get_by_text("blue.png is in the bin").wait_for()
+    page.get_by_text("1–1 of 1").wait_for()
+    assert [p.name for p in folder.iterdir()] == ["red.png"]
+    page.get_by_role("button", name="Undo").click()
+    page.get_by_text("1–2 of 2").wait_for()
+    assert sorted(p.name for p in folder.iterdir()) == ["blue.png", "red.png"]
+
+
+def test_pictures_are_dropped_with_the_mouse(app: Any, train: Open) -> None:
+    page = train()
+    page.get_by_role("button", name="New folder").click()
+    page.get_by_label("Name (a free one if left empty)").fill("page-mouse")
+    page.get_by_role("button", name="Make it").click()
+    page.get_by_text("Drop more pictures for page-mouse").wait_for()
+    content = list(picture("red"))
+    page.evaluate(
+        """content => {
+            const carried = new DataTransfer();
+            carried.items.add(new File([new Uint8Array(content)], "a.png", {type: "image/png"}));
+            carried.items.add(new File(["한글 캡션"], "a.txt", {type: "text/plain"}));
+            carried.items.add(new File(["x"], "b.png", {type: "image/png"}));
+            carried.items.add(new File(["x"], "c.zip"));
+            document.querySelector(".drop").dispatchEvent(
+                new DragEvent("drop", {dataTransfer: carried, bubbles: true, cancelable: true}));
+        }""",
+        content,
+    )
+    page.get_by_text("Pictures added: 1; captions: 1").wait_for()
+    page.get_by_text("b.png: b.png cannot be read as a picture").wait_for()
+    page.get_by_text("c.zip: no picture").wait_for()
+    page.get_by_label("Caption of a.png").wait_for()
+    assert page.get_by_label("Caption of a.png").input_value() == "한글 캡션"
+
+
+def test_the_report_says_what_to_do_in_ones_language(app: Any, train: Open) -> None:
+    folder = make(app, "page-report", "red", "blue")
+    (folder / "again.png").write_bytes(picture("red"))
+    (folder / "broken.png").write_bytes(b"no picture")
+    page = train(locale="ko-KR")
+    choose(page, "그림 폴더", "page-report")
+    page.get_by_text("그림으로 읽을 수 없는 파일입니다").wait_for()
+    page.get_by_role("button", name="그림 점검하기").click()
+    page.get_by_text("그림 4장 중 3장을 쓸 수 있습니다").wait_for(timeout=60_000)
+    page.get_by_text("그림 1장을 쓸 수 없습니다").wait_for()
+    page.get_by_text("→ 열어서 다시 저장하거나 빼세요.").wait_for()
+    page.get_by_text("(거의) 같은 그림이", exact=False).wait_for()
+    assert page.get_by_text("broken.png").count() >= 2  # on its card and in the report
+    page.reload()  # the report is still there
+    page.get_by_text("그림 4장 중 3장을 쓸 수 있습니다").wait_for()
+
+
+def test_a_reload_and_a_second_tab_lose_nothing(app: Any, train: Open, open_page: Open) -> None:
+    make(app, "page-draft", "red")
+    page = train()
+    choose(page, "Folder of pictures", "page-draft")
+    name(page).fill("kept")
+    page.get_by_role("group", name="How long").get_by_text("Balanced").click()
+    page.get_by_text("More settings").click()
+    choose(page, "loss", "huber")
+    draft = app.root / ".hyperbrush" / "train-draft.json"
+    wanted = {"data": [{"path": "page-draft"}], "name": "kept", "training": {"loss": "huber"}}
+    until(lambda: read_json(draft).get("settings") == wanted)
+    assert read_json(draft)["presets"] == "balanced"
+    for seen in (open_page(app, "/train"), page):
+        seen.reload()
+        seen.get_by_text("1–1 of 1").wait_for()
+        assert name(seen).input_value() == "kept"
+        assert seen.get_by_label("Steps").get_attribute("placeholder") == "600"
+    page.get_by_role("button", name="Start over").click()
+    page.get_by_text("Choose a folder, take the example").wait_for()
+    assert name(page).input_value() == ""
+
+
+def test_every_error_stands_beside_the_start(app: Any, train: Open) -> None:
+    make(app, "page-errors", "red")
+    page = train()
+    choose(page, "Folder of pictures", "page-errors")
+    page.get_by_label("Learning rate").fill("fast")
+    page.get_by_text("More settings").click()
+    page.get_by_label("batch_size").fill("0")
+    page.get_by_label("weight_init").fill("one")
+    page.get_by_role("button", name="Start training").click()
+    alert = page.get_by_role("alert").filter(has_text="Mend this first")
+    for said in ("Give the hypernetwork a name", "training.learning_rate", "training.batch_size"):
+        alert.get_by_text(said).wait_for()
+    page.get_by_label("Learning rate").fill("")
+    page.get_by_label("batch_size").fill("")
+    name(page).fill("page-errors")
+    alert.get_by_text("unknown weight_init 'one'").wait_for()
+    assert not (app.root / "runs" / "page-errors").exists()
+    page.get_by_label("weight_init").fill("zero")
+    alert.wait_for(state="hidden")
+
+
+def test_a_setting_is_found_by_the_webuis_name(app: Any, train: Open) -> None:
+    page = train()
+    page.get_by_text("More settings").click()
+    page.get_by_label("Find a setting").fill("PNG alpha")
+    page.get_by_text("In the webui: Use PNG alpha as loss weight.").wait_for()
+    page.get_by_label("layer_structure").wait_for(state="hidden")
+    page.get_by_text("weights of the loss: the pictures' transparency").wait_for()
+
+
+def test_a_run_is_cloned_into_the_form(app: Any, train: Open, open_page: Open) -> None:
+    make(app, "page-clone", "red")
+    training = {"loss": "l1", "max_steps": 1, "batch_size": 1}
+    values = {"name": "cloned", "data": "page-clone", "training": training}
+    job = app.call("/api/v1/trainings", {"settings": values})["job"]
+    app.wait_for(job)
+    page = open_page(app, "/train?clone=cloned")
+    page.get_by_text("1–1 of 1").wait_for()
+    assert name(page).input_value() == "cloned-2"
+    assert page.get_by_label("Steps").input_value() == "1"
+    assert page.url.endswith("/train")  # a reload clones nothing anew
+    missing = open_page(app, "/train?clone=nope")
+    missing.get_by_text("there is no run 'nope'").wait_for()
+
+
+def test_another_folder_counts_as_it_is_told(app: Any, train: Open) -> None:
+    make(app, "page-folders-a", "red")
+    make(app, "page-folders-b", "blue")
+    page = train()
+    choose(page, "Folder of pictures", "page-folders-a")
+    page.get_by_text("1–1 of 1").wait_for()
+    page.get_by_text("More settings").click()
+    page.get_by_role("button", name="Add another folder").click()
+    choose(page, "Folder 2", "page-folders-b")
+    page.get_by_label("repeats").nth(1).fill("3")
+    draft = app.root / ".hyperbrush" / "train-draft.json"
+    wanted = [{"path": "page-folders-a"}, {"path": "page-folders-b", "repeats": 3}]
+    until(lambda: read_json(draft)["settings"]["data"] == wanted)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_serious_with_everything_open(app: Any, train: Open, theme: str) -> None:
+    make(app, "page-axe", "red", "blue")
+    page = train(color_scheme=theme)
+    choose(page, "Folder of pictures", "page-axe")
+    page.get_by_text("1–2 of 2").wait_for()
+    page.get_by_text("More settings").click()
+    page.get_by_label("Find a setting").wait_for()
+    page.get_by_role("button", name="Start training").click()
+    page.get_by_text("Give the hypernetwork a name").wait_for()
+    page.wait_for_timeout(300)  # transitions of Quasar's fields change colours
+    assert not findings(page)
+
+
+def test_a_phone_needs_no_sideways_scrolling_with_everything_open(app: Any, train: Open) -> None:
+    make(app, "page-phone", "red", "blue")
+    page = train(width=390)
+    choose(page, "Folder of pictures", "page-phone")
+    page.get_by_text("1–2 of 2").wait_for()
+    page.get_by_text("More settings").click()
+    page.get_by_label("Find a setting").wait_for()
+    wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    assert wide <= 1

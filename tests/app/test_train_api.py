@@ -1,0 +1,418 @@
+"""Datasets, trainings, plans and the settings over the REST API; and the command line as a client of it."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from conftest import until
+from hyperbrush.app.datasets import Datasets
+from hyperbrush.app.drafts import Draft
+from hyperbrush.app.messages import FOLDER as MESSAGES
+from hyperbrush.app.settings_schema import FILE, folder_settings, groups, settings
+from hyperbrush.app.trainings import begin, cloned, inside, problems, run_config
+from hyperbrush.app.workspace import Workspace
+from hyperbrush.cli import main
+from hyperbrush.errors import UserError
+from hyperbrush.training.hypernetwork_run import setting_names
+
+DOCS = Path(__file__).parents[2] / "docs" / "training.md"
+TINY = {"max_steps": 2, "batch_size": 2, "validate_every": 1, "preview_every": 100, "validation_share": 0}
+
+
+def png(colour: str = "red", side: int = 40, kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (side, side), colour).save(file, kind)
+    return file.getvalue()
+
+
+def put(app: Any, dataset: str, files: list[tuple[str, bytes]]) -> Any:
+    """POST files as a browser does."""
+    edge = "edge0123456789"
+    body = b""
+    for name, content in files:
+        head = f'--{edge}\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n'
+        body += head.encode() + b"Content-Type: application/octet-stream\r\n\r\n" + content + b"\r\n"
+    body += f"--{edge}--\r\n".encode()
+    kind = {"Content-Type": f"multipart/form-data; boundary={edge}"}
+    request = urllib.request.Request(f"{app.url}/api/v1/datasets/{dataset}/pictures", body, kind)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return {"status": error.code, "detail": error.read().decode()}
+
+
+def shown(app: Any, dataset: str) -> dict[str, str]:
+    """Captions by picture."""
+    return {p["name"]: p["caption"] for p in app.call(f"/api/v1/datasets/{dataset}")["pictures"]}
+
+
+@pytest.fixture(scope="module")
+def colours(app: Any) -> str:
+    """A dataset of four pictures for the tests that leave it as it is."""
+    app.call("/api/v1/datasets", {"name": "api-colours"})
+    put(app, "api-colours", [(f"{c} square.png", png(c)) for c in ("red", "green", "blue", "gold")])
+    return "api-colours"
+
+
+class TestDatasets:
+    def test_pictures_go_in_with_their_captions_and_come_out_by_index(self, app: Any) -> None:
+        assert app.call("/api/v1/datasets", {"name": "api-in"}) == {"name": "api-in"}
+        files = [("b.jpg", png("blue", kind="JPEG")), ("a.png", png()), ("b.txt", b"a blue square")]
+        said = put(app, "api-in", files)
+        assert (said["added"], said["captions"], said["refused"]) == (["b.jpg", "a.png"], 1, [])
+        assert shown(app, "api-in") == {"a.png": "a", "b.jpg": "a blue square"}
+        assert app.call("/api/v1/datasets/api-in/pictures/0") == png()
+        small = Image.open(io.BytesIO(app.call("/api/v1/datasets/api-in/pictures/1?size=16")))
+        assert small.format == "WEBP"
+        assert small.size == (40, 40)  # never enlarged
+        assert {"name": "api-in", "pictures": 2} in app.call("/api/v1/datasets")
+
+    def test_the_same_again_is_not_doubled_and_another_of_that_name_is_kept_beside_it(self, app: Any) -> None:
+        app.call("/api/v1/datasets", {"name": "api-twice"})
+        put(app, "api-twice", [("cat.png", png())])
+        said = put(app, "api-twice", [("cat.png", png()), ("cat.png", png("blue")), ("cat.txt", b"a cat")])
+        assert said["present"] == ["cat.png"]
+        assert said["added"] == ["cat-2.png"]
+        assert shown(app, "api-twice") == {"cat-2.png": "a cat", "cat.png": "cat"}
+
+    def test_what_is_no_picture_is_named_and_the_rest_is_kept(self, app: Any) -> None:
+        app.call("/api/v1/datasets", {"name": "api-bad"})
+        files = [("ok.png", png()), ("virus.exe", b"MZ"), ("half.png", png()[:60]), ("lone.txt", b"?")]
+        said = put(app, "api-bad", files)
+        assert said["added"] == ["ok.png"]
+        assert [r["name"] for r in said["refused"]] == ["virus.exe", "half.png", "lone.txt"]
+        assert "cannot be read as a picture" in said["refused"][0]["reason"]
+        only_bad = put(app, "api-bad", [("x.png", b"no")])
+        assert only_bad["status"] == 400
+        assert "x.png" in only_bad["detail"]
+        assert list(shown(app, "api-bad")) == ["ok.png"]
+
+    @pytest.mark.parametrize("name", ["../../up.png", "..\\up.png", "/etc/up.png"])
+    def test_a_file_name_leads_nowhere_else(self, app: Any, colours: str, name: str) -> None:
+        app.call("/api/v1/datasets", {"name": "api-up"})
+        put(app, "api-up", [(name, png("pink"))])
+        assert list(shown(app, "api-up")) == ["up.png"]
+        assert not list(app.root.glob("up.png"))
+
+    @pytest.mark.parametrize("name", ["..", ".hidden", "a/b", "a:b", "<b>", "x" * 101, " ", "a\x00b"])
+    def test_names_that_are_no_folders_are_refused(self, app: Any, name: str) -> None:
+        before = app.call("/api/v1/datasets")
+        assert app.call("/api/v1/datasets", {"name": name})["status"] in (400, 422)
+        assert app.call("/api/v1/datasets") == before
+
+    def test_what_is_not_there(self, app: Any, colours: str) -> None:
+        for path in ("nope", f"{colours}/pictures/4", f"{colours}/pictures/-1", "..%2F..%2Fetc/pictures/0"):
+            assert app.call(f"/api/v1/datasets/{path}")["status"] == 404
+
+    def test_captions_are_written_beside_the_picture(self, app: Any) -> None:
+        app.call("/api/v1/datasets", {"name": "api-captions"})
+        put(app, "api-captions", [("a.png", png())])
+        said = app.call(
+            "/api/v1/datasets/api-captions/pictures/0", {"caption": " 빨간\n네모 "}, method="PATCH"
+        )
+        assert (said["caption"], said["source"]) == ("빨간 네모", "text")
+        assert (app.root / "datasets/api-captions/a.txt").read_text(encoding="utf-8") == "빨간 네모\n"
+        wrong = {"caption": "x", "name": "other.png"}
+        refused = app.call("/api/v1/datasets/api-captions/pictures/0", wrong, method="PATCH")
+        assert refused["status"] == 400
+        assert "a.png" in refused["detail"]
+
+    def test_a_caption_of_metadata_stays_there(self, tmp_path: Path) -> None:
+        datasets = Datasets(Workspace(tmp_path))
+        folder = tmp_path / "datasets" / "rows"
+        folder.mkdir(parents=True)
+        for name in ("a.png", "b.png"):
+            (folder / name).write_bytes(png())
+        row = '{"file_name": "b.png", "text": "bee", "seen": 1}'
+        (folder / "metadata.jsonl").write_text('{"file_name": "a.png", "caption": "ay"}\n' + row + "\n")
+        datasets.write_caption("rows", 0, "new")
+        lines = (folder / "metadata.jsonl").read_text().splitlines()
+        assert json.loads(lines[0]) == {"file_name": "a.png", "caption": "new"}
+        assert lines[1] == row
+        assert not (folder / "a.txt").exists()
+        binned = datasets.remove("rows", 1)
+        assert (folder / "metadata.jsonl").read_text().splitlines() == lines[:1]
+        datasets.restore(binned)
+        assert [p.caption for p in datasets.pictures("rows")[1]] == ["new", "bee"]
+
+    def test_removed_pictures_lie_in_the_bin(self, app: Any) -> None:
+        app.call("/api/v1/datasets", {"name": "api-bin"})
+        put(app, "api-bin", [("a.png", png()), ("a.txt", b"one"), ("b.png", png("blue"))])
+        binned = app.call("/api/v1/datasets/api-bin/pictures/0?expected=a.png", method="DELETE")["bin"]
+        assert shown(app, "api-bin") == {"b.png": "b"}
+        kept = {path.name for path in (app.root / ".hyperbrush" / "bin" / binned).iterdir()}
+        assert kept == {"a.png", "a.txt", "from.json"}
+        refused = app.call("/api/v1/datasets/api-bin/pictures/0?expected=a.png", method="DELETE")
+        assert refused["status"] == 400
+
+    def test_html_in_names_and_captions_stays_text(self, app: Any) -> None:
+        app.call("/api/v1/datasets", {"name": "api-html"})
+        put(app, "api-html", [("<img src=x onerror=alert(1)>.png", png()), ("b.txt", b"")])
+        (name,) = shown(app, "api-html")
+        assert "<" not in name
+
+
+class TestSettings:
+    def test_every_setting_has_one_place(self, app: Any) -> None:
+        said = app.call("/api/v1/settings-schema")
+        placed = [s["key"] for group in said["groups"] for s in group["settings"]]
+        assert len(placed) == len(set(placed))
+        assert set(placed) | {"hypernetworks"} == set(setting_names())
+        assert "other" not in [group["name"] for group in said["groups"]], "give the new setting a group"
+        assert all(s["help"] for group in said["groups"] for s in group["settings"])
+        assert said["presets"]["quick"]["max_steps"] == 150
+
+    def test_kinds_and_limits_are_the_models(self) -> None:
+        known = settings()
+        assert known["training.loss"].choices == ("mse", "l1", "huber")
+        assert (known["training.batch_size"].kind, known["training.batch_size"].least) == ("integer", 1)
+        assert known["training.learning_rate"].open
+        assert known["network.layer_structure"].kind == "yaml"
+        assert known["training.prompts"].kind == "lines"
+        assert groups()["first"][0] == "name"
+
+    def test_the_webuis_names_are_those_of_the_docs(self) -> None:
+        said = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+        rows = re.findall(r"^\| (.+?) \| (.+) \|$", DOCS.read_text(encoding="utf-8"), re.M)
+        for key, name in [*said["webui"].items(), *said["monkeypatch"].items()]:
+            assert key in settings()
+            short = key.rpartition(".")[2]
+            assert any(name in left.replace("`", "") and f"{short}" in right for left, right in rows), (
+                key,
+                name,
+            )
+        named = set(re.findall(r"`((?:training|network)\.[a-z_]+)", "\n".join(right for _, right in rows)))
+        assert named <= set(said["webui"]) | set(said["monkeypatch"])
+
+
+class TestChecks:
+    @pytest.fixture(scope="class")
+    def workspace(self, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+        made = Workspace(tmp_path_factory.mktemp("checks"))
+        Datasets(made).example()
+        return made
+
+    def test_all_errors_are_told_together(self, workspace: Workspace) -> None:
+        training = {"batch_size": 0, "loss": "x", "learing_rate": 1}
+        said = problems(workspace, {"name": "a", "data": "fluent-high-contrast", "training": training})
+        assert len(said) == 3
+        assert "did you mean 'learning_rate'" in said[2]
+
+    def test_names_are_tried_before_the_start(self, workspace: Workspace) -> None:
+        training = {"optimizer": "adamm", "templates": "stile", "preview_sampler": "Eulr", "schedule": "cos"}
+        network = {"layer_structure": [1, 2], "activation": "relu"}
+        values = {"name": "a", "data": "nope", "training": training, "network": network}
+        text = "\n".join(problems(workspace, values))
+        for part in ("adamm", "stile", "Eulr", "layer_structure", "nope"):
+            assert part in text
+
+    @pytest.mark.parametrize("path", ["/etc", "../x", "datasets/../../x", ".hyperbrush", "a\x00b"])
+    def test_paths_out_of_the_workspace_are_refused(self, workspace: Workspace, path: str) -> None:
+        with pytest.raises(UserError, match=r"outside of the workspace|is no path"):
+            inside(workspace, path)
+        with pytest.raises(UserError, match=r"outside of the workspace|is no path"):
+            run_config(workspace, {"name": "a", "data": path})
+        for key in ("templates", "mask_folder"):
+            if path != ".hyperbrush":
+                with pytest.raises(UserError):
+                    run_config(
+                        workspace, {"name": "a", "data": "fluent-high-contrast", "training": {key: path}}
+                    )
+
+    def test_a_link_out_of_the_workspace_is_refused(self, workspace: Workspace, tmp_path: Path) -> None:
+        (workspace.root / "out").symlink_to(tmp_path)
+        with pytest.raises(UserError, match="outside"):
+            inside(workspace, "out")
+
+    @pytest.mark.parametrize("name", ["..", ".", "a/b", "", "x" * 200, ".run"])
+    def test_names_that_are_no_folders(self, workspace: Workspace, name: str) -> None:
+        assert problems(workspace, {"name": name, "data": "fluent-high-contrast"})
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            {"training": "x"},
+            {"training": {"learning_rate": float("inf")}},
+            {"presets": "x"},
+            {"source": 1, "settings": 2},
+            {"training": {"optimizer_options": {"a": "\ud800"}}},
+            {"data": 5},
+        ],
+    )
+    def test_odd_values_are_refused(self, workspace: Workspace, values: dict[str, Any]) -> None:
+        with pytest.raises(UserError):
+            run_config(workspace, {"name": "a", "data": "fluent-high-contrast", **values})
+
+    def test_a_name_is_taken_once(self, workspace: Workspace) -> None:
+        values = {"name": "taken", "data": "fluent-high-contrast"}
+        assert begin(workspace, values, "quick") == "taken"
+        with pytest.raises(UserError, match="already: choose another name"):
+            begin(workspace, values)
+        (workspace.folder("hypernetworks") / "old.safetensors").write_bytes(b"")
+        assert "there is a hypernetwork 'old' already" in problems(workspace, {**values, "name": "old"})[0]
+
+    def test_a_clone_has_what_was_said_and_another_name(self, workspace: Workspace) -> None:
+        said = {"name": "first", "data": "fluent-high-contrast", "training": {"loss": "huber"}}
+        config = run_config(workspace, said, "quick,style").model_dump(mode="json")
+        (workspace.folder("runs") / "first-2").mkdir(exist_ok=True)
+        found = cloned(workspace, config)
+        assert found["name"] == "first-3"
+        assert found["data"] == [{"path": "fluent-high-contrast"}]
+        assert found["training"]["loss"] == "huber"
+        assert found["training"]["max_steps"] == 150
+        assert "hypernetworks" not in found
+        again = run_config(workspace, found).model_dump()
+        assert {**again, "name": "first"} == {**run_config(workspace, said, "quick,style").model_dump()}
+        with pytest.raises(UserError, match="generator"):
+            cloned(workspace, {"kind": "generator"})
+
+
+def test_a_draft_is_changed_key_by_key(tmp_path: Path) -> None:
+    one, other = Draft(Workspace(tmp_path)), Draft(Workspace(tmp_path))
+    one.put("training.loss", "l1")
+    other.put("training.max_steps", 3)
+    other.put("name", "x")
+    assert one.request == {
+        "settings": {"training": {"loss": "l1", "max_steps": 3}, "name": "x"},
+        "presets": "quick",
+    }
+    one.clear("training.loss")
+    one.clear("training.max_steps")
+    assert other.request["settings"] == {"name": "x"}
+
+
+class TestTrainings:
+    def test_a_training_goes_into_the_queue_and_ends(self, app: Any, colours: str) -> None:
+        values = {"name": "api-run", "data": colours, "training": TINY}
+        said = app.call("/api/v1/trainings", {"settings": values})
+        assert said["run"] == "api-run"
+        assert app.wait_for(said["job"])["state"] == "done"
+        assert (app.root / "models/hypernetworks/api-run.safetensors").is_file()
+        again = app.call("/api/v1/trainings", {"settings": values})
+        assert again["status"] == 400
+        assert "choose another name" in again["detail"]
+
+    def test_the_plan_and_the_report(self, app: Any, colours: str) -> None:
+        request = {"settings": {"name": "api-plan", "data": colours, "training": TINY}}
+        plan = app.call("/api/v1/plans", request)
+        look = app.call("/api/v1/preflights", request)
+        found = app.wait_for(plan["id"])["result"]
+        assert (found["steps"], found["batch_size"], found["pictures"]) == (2, 2, 4)
+        assert found["seconds"] > 0
+        assert found["report"] == app.wait_for(look["id"])["result"]
+        assert found["report"]["usable"] == 4
+        assert not (app.root / "runs" / "api-plan").exists()
+
+    @pytest.mark.parametrize("route", ["trainings", "plans", "preflights"])
+    def test_what_cannot_be_is_refused_at_once(self, app: Any, route: str) -> None:
+        before = len(app.call("/api/v1/jobs"))
+        refused = app.call(f"/api/v1/{route}", {"settings": {"name": "no", "data": "/etc"}})
+        assert refused["status"] == 400
+        assert "outside of the workspace" in refused["detail"]
+        assert app.call(f"/api/v1/{route}", {"settings": {}, "more": 1})["status"] == 422
+        assert len(app.call("/api/v1/jobs")) == before
+        assert not (app.root / "runs" / "no").exists()
+
+
+class TestCommandLine:
+    def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "hyperbrush", "train", *arguments]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=180, env=environment, **options
+        )
+
+    def tiny(self) -> list[str]:
+        return [part for key, value in TINY.items() for part in ("-s", f"{key}={value}")]
+
+    def test_a_local_folder_is_sent_trained_on_and_summed_up(self, app: Any, tmp_path: Path) -> None:
+        folder = tmp_path / "cli-local"
+        (folder / "deep").mkdir(parents=True)
+        (folder / "a.png").write_bytes(png())
+        (folder / "a.txt").write_text("red")
+        (folder / "deep" / "a.png").write_bytes(png("blue"))
+        done = self.run("--data", str(folder), "--name", "cli-run", *self.tiny(), "--server", app.url)
+        assert done.returncode == 0, done.stderr
+        assert "cli-run.safetensors  (2 steps" in done.stdout
+        assert "step 2/2" in done.stderr
+        assert shown(app, "cli-local") == {"a.png": "red", "deep-a.png": "a"}
+        plan = self.run(
+            "--data", str(folder), "--name", "cli-plan", *self.tiny(), "--server", app.url, "--dry-run"
+        )
+        assert "2 to train on" in plan.stdout, plan.stderr
+        names = {d["name"] for d in app.call("/api/v1/datasets")}
+        assert "cli-local-2" not in names, "the same pictures are not sent twice"
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (("--data", "nowhere"), "no dataset of that name"),
+            (("--data", "x", "--server", "http://127.0.0.1:9"), "does not answer"),
+            (("--data", "x", "--server", "ftp://x"), "expected an address"),
+            (("--data", "x", "--server", "http://x:y"), "expected an address"),
+            (("--resume", "runs/x"), "--resume cannot be used with --server"),
+            (("--data", "x", "-s", "loss=x"), "training.loss"),
+        ],
+    )
+    def test_what_goes_wrong_is_said_in_a_line(
+        self, app: Any, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], said: str
+    ) -> None:
+        text = self.refused(capsys, "--server", app.url, "--name", "x", *arguments)
+        assert said in text
+        assert text.count("\n") == 1
+
+    def refused(self, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main(["train", *arguments])
+        assert ended.value.code == 2
+        return capsys.readouterr().err
+
+    def test_ctrl_c_leaves_the_training_running(self, app: Any, colours: str) -> None:
+        tiny = [*self.tiny(), "-s", "max_steps=100000"]
+        command = [sys.executable, "-m", "hyperbrush", "train", "--data", colours, "--name", "cli-left"]
+        client = subprocess.Popen([*command, *tiny, "--server", app.url], stderr=subprocess.PIPE, text=True)
+        try:
+            until(lambda: (app.root / "runs" / "cli-left" / "live.json").exists())
+            client.send_signal(signal.SIGINT)
+            _, said = client.communicate(timeout=60)
+        finally:
+            client.kill()
+        (job,) = (j for j in app.call("/api/v1/jobs") if j["arguments"].get("run") == "cli-left")
+        assert client.returncode == 130
+        assert "the training goes on there" in said
+        assert job["state"] == "running"
+        app.call(f"/api/v1/jobs/{job['id']}/stop", {})
+        app.wait_for(job["id"])
+
+    def test_a_token_is_asked_and_taken(self, own_app: Any, capsys: pytest.CaptureFixture[str]) -> None:
+        url = own_app("--token", "secret-word").url.partition("?")[0].rstrip("/")
+        wanted = ("--data", "none", "--name", "x", "--server")
+        assert "asks for a token" in self.refused(capsys, *wanted, url)
+        assert "no dataset of that name" in self.refused(capsys, *wanted, url, "--token", "secret-word")
+        assert "no dataset of that name" in self.refused(capsys, *wanted, f"{url}/?token=secret-word")
+
+
+def test_the_help_is_the_models() -> None:
+    said = yaml.safe_load((MESSAGES / "en" / "train_help.yaml").read_text(encoding="utf-8"))
+    known = {key: setting.help for key, setting in settings().items() if key != "hypernetworks"}
+    known |= {f"data.{setting.key}": setting.help for setting in folder_settings()}
+    assert said == {key: sentence(text) for key, text in known.items()}
+
+
+def sentence(text: str) -> str:
+    """What begins with a value, such as "none: …", keeps its small letter."""
+    value = text.split()[0].endswith((":", ","))
+    return f"{text if value else text[:1].upper() + text[1:]}".rstrip(".") + "."
