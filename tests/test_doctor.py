@@ -10,6 +10,7 @@ from hyperbrush.cli import main
 from hyperbrush.doctor import examine
 from hyperbrush.hypernetworks import AttentionHypernetwork
 from hyperbrush.hypernetworks.context_network import ContextNetwork
+from hyperbrush.hypernetworks.generator import Hypernetwork, TargetNetwork
 
 
 @pytest.fixture
@@ -46,6 +47,14 @@ def test_a_sound_machine_and_broken_files(tiny: Any, files: list[Path], tmp_path
     assert (tmp_path / "page.png").stat().st_size > 500
     assert told[0] == "looking at affine.pt"
     assert told[-1] == "drawing"
+
+
+def test_generated_weights_are_nothing_wrong(tiny: Any, tmp_path: Path) -> None:
+    maker = Hypernetwork(["attn2"], target=TargetNetwork(tiny), embedding_dim=16, hidden_dim=16, rank=2)
+    file = maker.generate_weights(None).save(tmp_path / "made.safetensors")
+    found = examine(tiny, [file], prompts=["red square"], steps=1, pairs=1)
+    assert not found.wrong
+    assert "generated weights" in found.page()
 
 
 def test_a_wrong_result_is_seen(tiny: Any, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:

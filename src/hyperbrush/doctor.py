@@ -23,6 +23,7 @@ from hyperbrush.errors import UserError
 from hyperbrush.files import atomic_path, sha256, write_text
 from hyperbrush.generation.grids import labelled_grid
 from hyperbrush.hypernetworks import AttentionHypernetwork, attach, load
+from hyperbrush.hypernetworks.adapters import is_generated_file
 from hyperbrush.hypernetworks.affine import is_affine
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.modules.attention_sites import attention_sites, find_attentions
@@ -108,6 +109,9 @@ def examine(
     for path in files:
         tell(f"looking at {path.name}")
         try:
+            if is_generated_file(path):
+                found.files[path.name] = [Finding("kind", "generated weights: not examined here")]
+                continue
             hypernetwork = load(path)
         except UserError as error:
             found.files[path.name] = [Finding(READ, str(error), sound=False)]

@@ -199,12 +199,12 @@ def test_the_doctor_reports(app: App, open_page: Callable[..., Any]) -> None:
     page = open_page(app, "/settings")
     page.get_by_role("button", name="Look at this machine").click()
     page.get_by_text("Everything holds.").wait_for(timeout=90_000)
-    page.get_by_text("bit-equal").wait_for()
+    page.get_by_text("bit-equal").first.wait_for()
     job = page.url.split("doctor=")[1]
     assert app.call(f"{API}/jobs/{job}/doctor/page").startswith(b"# hyperbrush doctor")
     assert app.call(f"{API}/jobs/{job}/doctor/picture").startswith(b"\x89PNG")
     page.reload()
-    page.get_by_text("bit-equal").wait_for()
+    page.get_by_text("bit-equal").first.wait_for()
 
 
 def choose(page: Any, label: str, option: str) -> None:

@@ -6,7 +6,9 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from runs_helpers import begin, ended, settings, state, step_of, until
+from runs_helpers import begin, ended, state, step_of, until
+
+from hyperbrush.files import read_json
 
 Open = Callable[..., Any]
 
@@ -231,8 +233,6 @@ def test_from_the_step_to_the_page_in_half_a_second(app: Any, open_page: Open) -
     live = app.root / "runs/quick to see/live.json"
     end = time.monotonic() + 30
     while len(told) < 25 and time.monotonic() < end:
-        from hyperbrush.files import read_json
-
         said = read_json(live)
         if said:
             told.setdefault(str(said["step"]), said["time"])
@@ -244,7 +244,6 @@ def test_from_the_step_to_the_page_in_half_a_second(app: Any, open_page: Open) -
     print("latency", late[len(late) // 2], late[-1])
     assert late[len(late) // 2] < 0.5
     ended(app, "quick to see")
-    assert settings("x")["name"] == "x"
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -254,7 +253,13 @@ def test_axe_finds_nothing_serious(app: Any, open_page: Open, two: Any, path: st
     page = open_page(app, path, color_scheme=theme)
     page.locator(".run-chart svg text").first.wait_for()
     if path == "/runs/seen":
-        for part in ("Last figures", "Learning rate over the steps", "Contact sheet", "Log", "Settings (YAML)"):
+        for part in (
+            "Last figures",
+            "Learning rate over the steps",
+            "Contact sheet",
+            "Log",
+            "Settings (YAML)",
+        ):
             page.get_by_text(part, exact=True).click()
         page.get_by_text("done: seen.safetensors").wait_for()
     found = axe.Axe().run(page).response["violations"]

@@ -87,8 +87,8 @@ def test_pictures_become_a_style_that_is_kept(
     first = page.url.split("job=")[1]
     page.get_by_role("slider", name="Strength of the style").locator("[tabindex]").focus()
     page.keyboard.press("ArrowLeft")
-    until(lambda: page.url.split("job=")[1] != first)
-    job = page.url.split("job=")[1]
+    page.wait_for_function("first => !location.href.endsWith(first)", arg=first)
+    job = page.evaluate("location.href").split("job=")[1]
     assert app.wait_for(job)["arguments"]["strength"] == 0.95
     page.reload()  # everything is there again
     page.get_by_role("heading", name="Keep it").wait_for()

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from hyperbrush.app import captions
+from hyperbrush.app import captions, thumbnails
 from hyperbrush.app.errors import NotThere
 from hyperbrush.app.uploads import FORMATS, MOST_BYTES, open_picture
 from hyperbrush.app.workspace import Workspace
@@ -23,7 +23,6 @@ from hyperbrush.files import atomic_folder, atomic_path, read_json, write_json
 EXAMPLE = "fluent-high-contrast"
 MOST_PICTURES = 20_000  # in a dataset
 LONGEST_NAME = 100
-SIDES = (128, 256, 512, 1024)  # of thumbnails
 SUFFIX = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "BMP": ".bmp", "GIF": ".gif"}
 
 _writing = threading.Lock()  # names are chosen and taken one at a time
@@ -319,42 +318,15 @@ class Datasets:
             shutil.rmtree(known[binned], ignore_errors=True)
 
     def thumbnail(self, name: str, index: int, side: int) -> Path:
-        """A small copy (WebP) that fits a square of about `side` pixels, transparency on white.
+        """A small copy of a picture; see `thumbnails.thumbnail`.
 
         Raises:
             NotThere: no such dataset or index.
             UserError: the picture cannot be read.
         """
         path = self.picture(name, index)
-        side = next((s for s in SIDES if s >= side), SIDES[-1])
-        stat = path.stat()
-        key = f"{path}|{stat.st_mtime_ns}|{stat.st_size}".encode("utf-8", "surrogateescape")
-        kept = self.workspace.state / "thumbnails" / str(side) / f"{_digest(key)}.webp"
-        if not kept.is_file():
-            picture = open_picture(_content(path), captions.place(self.folder(name), path))
-            picture.thumbnail((side, side))
-            with atomic_path(kept, sync=False) as temporary:
-                _on_white(picture.convert("RGBA")).save(temporary, "WEBP", quality=82)
-        return kept
-
-
-def _digest(key: bytes) -> str:
-    import hashlib
-
-    return hashlib.sha256(key).hexdigest()[:32]
-
-
-def _on_white(picture: Any) -> Any:
-    from PIL import Image
-
-    white = Image.new("RGBA", picture.size, "white")
-    white.alpha_composite(picture)
-    return white.convert("RGB")
-
-
-def _content(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(MOST_BYTES + 1)
+        shown = captions.place(self.folder(name), path)
+        return thumbnails.thumbnail(self.workspace.state / "thumbnails", path, side, shown)
 
 
 def _suffix(content: bytes, name: str) -> str:

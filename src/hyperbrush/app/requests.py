@@ -65,7 +65,9 @@ class StyleRequest(Asked):
     generator: str = Field("", max_length=200, description="name of a generator; the model's own by default")
     captions: list[str] = Field([], max_length=16, description="what is on each of the pictures, for tuning")
     adapter: str = Field(
-        "", max_length=64, description="id of an earlier style: its adapter is drawn again, at another strength"
+        "",
+        max_length=64,
+        description="id of an earlier style: its adapter is drawn again, at another strength",
     )
     keep: bool = Field(False, description="put it among the hypernetworks at once")
 

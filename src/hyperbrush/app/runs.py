@@ -255,7 +255,7 @@ def holds(path: Path) -> bool:
     """Whether a process trains in a run's folder just now."""
     import socket
 
-    import psutil  # type: ignore[import-untyped, unused-ignore]
+    import psutil
 
     said = read_json(path / "running.json")
     if not said:

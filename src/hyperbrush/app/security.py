@@ -118,7 +118,10 @@ class Guard:
         if given and self.access.token and scope["type"] == "http" and scope["method"] == "GET":
             secure = "; Secure" if scope.get("scheme") == "https" else ""
             cookie = f"{COOKIE}={given[0]}; Path=/; HttpOnly; SameSite=Strict; Max-Age=31536000{secure}"
-            extra = [(b"location", scope["path"].encode("latin-1", "replace")), (b"set-cookie", cookie.encode())]
+            extra = [
+                (b"location", scope["path"].encode("latin-1", "replace")),
+                (b"set-cookie", cookie.encode()),
+            ]
             await _answer(send, 303, "", extra=extra)
             return
         limit = _Limit(receive)
@@ -181,7 +184,12 @@ async def _answer(
     send: Any, status: int, text: str, kind: str = "text/plain; charset=utf-8", *, extra: Any = ()
 ) -> None:
     body = text.encode()
-    headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode()), *HEADERS, *extra]
+    headers = [
+        (b"content-type", kind.encode()),
+        (b"content-length", str(len(body)).encode()),
+        *HEADERS,
+        *extra,
+    ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 

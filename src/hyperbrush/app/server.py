@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import secrets
 import socket
 from collections.abc import AsyncIterator
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
 
 from hyperbrush import __version__
 from hyperbrush.app.errors import NotThere
@@ -71,6 +73,12 @@ def make_app(site: Site, access: Access) -> Any:
         status = 404 if isinstance(error, NotThere | UnknownHypernetwork) else 400
         return JSONResponse({"detail": str(error)}, status)
 
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        said = [{key: e[key] for key in ("type", "loc", "msg")} for e in error.errors()]
+        text = json.dumps({"detail": said})  # ASCII: what was sent may hold halves of characters
+        return Response(text, 422, media_type="application/json")
+
     api.add(app, site)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     pages.add(site)
@@ -86,7 +94,9 @@ def make_app(site: Site, access: Access) -> Any:
 
 
 async def _watch(site: Site) -> None:
-    await asyncio.to_thread(lambda: site.device)  # imports torch, which takes seconds, beside the first requests
+    await asyncio.to_thread(
+        lambda: site.device
+    )  # imports torch, which takes seconds, beside the first requests
     await site.watch()
 
 
@@ -129,7 +139,9 @@ def serve(workspace: Workspace, address: Address, *, token: str = "", on_ready: 
         raise UserError(f"the TLS files cannot be used: {error}") from error
     server = uvicorn.Server(config)
     name = f"[{address.host}]" if ":" in address.host else address.host
-    url = f"{'https' if address.certificate else 'http'}://{name}:{port}/" + (f"?token={token}" if token else "")
+    url = f"{'https' if address.certificate else 'http'}://{name}:{port}/" + (
+        f"?token={token}" if token else ""
+    )
 
     async def run() -> None:
         serving = asyncio.create_task(server.serve(sockets=[listening]))

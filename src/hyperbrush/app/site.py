@@ -151,7 +151,15 @@ class Site:
         for job in self._recent_jobs():
             look(f"job:{job}", lambda job=job: _stamps(state / "jobs" / job, names))  # type: ignore[misc]
         for name, folder in self.runs.folders().items():
-            files = ("live.json", "metrics.jsonl", "config.yaml", "running.json", "checkpoints", "previews", ".")
+            files = (
+                "live.json",
+                "metrics.jsonl",
+                "config.yaml",
+                "running.json",
+                "checkpoints",
+                "previews",
+                ".",
+            )
             look(f"run:{name}", lambda folder=folder, files=files: (*_stamps(folder, files), holds(folder)))  # type: ignore[misc]
         look("runs", lambda: _stamps(self.workspace.folder("runs"), (".",)))  # one was removed
         look("networks", lambda: _tree(self.workspace.folder("hypernetworks")))

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hyperbrush.app import base_models
 from hyperbrush.app.datasets import Datasets, plain_name
 from hyperbrush.app.requests import TrainRequest
 from hyperbrush.app.workspace import FOLDERS, Workspace
+from hyperbrush.assets import MODELS
 from hyperbrush.errors import UserError
 
 if TYPE_CHECKING:
@@ -175,14 +177,8 @@ def _network(workspace: Workspace, name: str) -> Path:
 
 
 def _model(workspace: Workspace, source: str) -> str:
-    path = workspace.root / source
-    try:
-        there = path.exists()
-    except (OSError, ValueError) as error:
-        raise UserError(f"model: {source!a:.200} is no path: {error}") from error
-    if there and source != workspace.preferences.model:
-        inside(workspace, source)
-    return str(path) if there else source
+    """As a run's config has it: an embedded model by its name, which holds wherever the package lies."""
+    return source if source in MODELS else base_models.place(workspace, source)
 
 
 def _paths_of_training(workspace: Workspace, config: "HypernetworkRun") -> None:

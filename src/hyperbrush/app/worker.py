@@ -209,7 +209,7 @@ def lives(said: dict[str, Any]) -> bool:
     try:
         process = psutil.Process(int(said["pid"]))
         same = abs(process.create_time() - float(said["born"])) < 1
-        return same and process.status() != psutil.STATUS_ZOMBIE
+        return bool(same and process.status() != psutil.STATUS_ZOMBIE)
     except (KeyError, TypeError, ValueError, psutil.Error):
         return False
 
@@ -222,7 +222,16 @@ def server_lives(state: Path) -> bool:
 def start_worker(workspace: Workspace, device: str) -> "subprocess.Popen[bytes]":
     """Start a worker that outlives this process; what it prints goes to worker-DEVICE.log."""
     workspace.state.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "hyperbrush", "worker", "--folder", str(workspace.root), "--device", device]
+    command = [
+        sys.executable,
+        "-m",
+        "hyperbrush",
+        "worker",
+        "--folder",
+        str(workspace.root),
+        "--device",
+        device,
+    ]
     detached: dict[str, Any] = {"start_new_session": True}
     if os.name == "nt":
         detached = {"creationflags": 0x00000008 | 0x00000200}  # DETACHED_PROCESS, CREATE_NEW_PROCESS_GROUP

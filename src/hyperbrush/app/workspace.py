@@ -28,7 +28,9 @@ class Preferences(BaseModel):
     theme: Literal["auto", "light", "dark"] = Field("auto", description="of the pages; auto: the browser's")
     hypernetworks: str = Field("models/hypernetworks", min_length=1, description="where they are kept")
     generators: str = Field("models/generators", min_length=1, description="where generators of weights are")
-    models: str = Field("models/stable-diffusion", min_length=1, description="where base models are looked for")
+    models: str = Field(
+        "models/stable-diffusion", min_length=1, description="where base models are looked for"
+    )
     runs: str = Field("runs", min_length=1, description="where trainings are kept")
     datasets: str = Field("datasets", min_length=1, description="where training pictures are kept")
     outputs: str = Field("outputs", min_length=1, description="where drawn pictures are kept")

@@ -9,7 +9,9 @@ from hyperbrush.errors import UserError
 
 app = typer.Typer()
 
-Folder = Annotated[Path, typer.Option(help="Workspace: its models/hypernetworks, runs, datasets and outputs.")]
+Folder = Annotated[
+    Path, typer.Option(help="Workspace: its models/hypernetworks, runs, datasets and outputs.")
+]
 
 
 @app.command()

@@ -5,7 +5,7 @@ import threading
 from pathlib import Path
 from types import TracebackType
 
-import psutil  # type: ignore[import-untyped, unused-ignore]
+import psutil
 import torch
 
 CGROUPS = (  # (limit, use) of a container, in bytes

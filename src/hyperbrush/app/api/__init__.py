@@ -8,7 +8,18 @@ from fastapi import APIRouter, FastAPI
 if TYPE_CHECKING:
     from hyperbrush.app.site import Site
 
-ROOMS = ("system", "jobs", "drawings", "networks", "datasets", "trainings", "runs", "styles", "comparing", "models")
+ROOMS = (
+    "system",
+    "jobs",
+    "drawings",
+    "networks",
+    "datasets",
+    "trainings",
+    "runs",
+    "styles",
+    "comparing",
+    "models",
+)
 REFUSED = {
     400: {"description": "What was asked cannot be done; `detail` says why"},
     404: {"description": "It is not there"},

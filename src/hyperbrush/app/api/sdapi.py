@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
+from hyperbrush.app import choices
 from hyperbrush.app.jobs import Job
 from hyperbrush.app.requests import DrawRequest, checked
 from hyperbrush.app.site import Site
@@ -99,7 +100,7 @@ def add(app: FastAPI, site: Site) -> None:
                 raise unknown_name("option", str(name)[:100], known)
         changed = _options({k: v for k, v in values.items() if k != "sd_model_checkpoint"})
         if "sd_model_checkpoint" in values:
-            site.workspace.prefer(model=values["sd_model_checkpoint"])
+            choices.prefer(site, {"model": values["sd_model_checkpoint"]})
         write_json(kept, read_json(kept) | changed)
 
     @router.post("/txt2img")

@@ -48,7 +48,7 @@ def chosen_language(cookie: str, preferred: str, accepted: str) -> str:
     for name in (cookie, preferred):
         if name in LANGUAGES:
             return name
-    wanted = []
+    wanted: list[tuple[float, int, str]] = []
     for part in accepted.split(","):
         name, _, weight = part.strip().partition(";q=")
         with_weight = float(weight) if re.fullmatch(r"[01](\.\d{1,3})?", weight) else 1.0

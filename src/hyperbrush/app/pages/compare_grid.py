@@ -145,11 +145,12 @@ class Grid:
                 self._button("crop_free", "actual", lambda: self._to(1.0))
                 ui.space()
                 self._button("close", "close", self.dialog.close)
-            with ui.element("div").classes("zoom-field").props('tabindex="0" role="region"') as field:
+            with (
+                ui.element("div").classes("zoom-field").props('tabindex="0" role="region" autofocus') as field
+            ):
                 field.props["aria-label"] = t("compare.zoom_help")
                 self.picture = _picture(address, alt)
             self.dialog.on("keydown", self._key, args=["key"])
-            field.on("keydown", self._key, args=["key"])
 
     def _button(self, icon: str, name: str, do: Any) -> None:
         button = ui.button(icon=icon, on_click=do).props("flat round color=primary")

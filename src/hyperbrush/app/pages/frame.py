@@ -36,9 +36,10 @@ def messages_for(site: Site, request: Request) -> Messages:
 
 @contextlib.contextmanager
 def frame(site: Site, request: Request, place: str, *, title: str = "") -> Iterator[Messages]:
-    """Build a page: `with frame(site, request, "runs") as t: …`.
+    """What is built within stands in the page's middle; yields its messages.
 
-    place: of `PLACES`; title: another than the place's.
+    place: one of `PLACES`.
+    title: another than the place's.
     """
     t = messages_for(site, request)
     heading = title or t(f"frame.{place}")
@@ -55,19 +56,22 @@ def frame(site: Site, request: Request, place: str, *, title: str = "") -> Itera
         ui.space()
         activity = ui.link("", "/runs").classes("badge").props('aria-live="polite"')
         _language(t)
-    with ui.left_drawer(value=None, bordered=True).props('width=220 breakpoint=900 role="presentation"') as drawer:
-        with ui.element("nav").classes("places").props(f'aria-label="{t("frame.menu")}"'):
-            for name, address, icon in PLACES:
-                if name == "styles" != place and not fitting(site.workspace):
-                    continue
-                with ui.link(target=address) as link:
-                    ui.icon(icon).props('aria-hidden="true"')
-                    ui.label(t(f"frame.{name}"))
-                if name == place:
-                    link.props('aria-current="page"')
+    drawer = ui.left_drawer(value=False, bordered=True)  # open where there is room for it
+    drawer.props('show-if-above width=220 breakpoint=900 role="presentation"')
+    with drawer, ui.element("nav").classes("places").props(f'aria-label="{t("frame.menu")}"'):
+        for name, address, icon in PLACES:
+            if name == "styles" != place and not fitting(site.workspace):
+                continue
+            with ui.link(target=address) as link:
+                ui.icon(icon).props('aria-hidden="true"')
+                ui.label(t(f"frame.{name}"))
+            if name == place:
+                link.props('aria-current="page"')
     menu.on_click(drawer.toggle)
-    with ui.element("main").props('id="content" tabindex="-1"').style(
-        "display: flex; flex-direction: column; gap: 1rem; width: 100%"
+    with (
+        ui.element("div")
+        .props('id="content" tabindex="-1"')
+        .style("display: flex; flex-direction: column; gap: 1rem; width: 100%")
     ):
         _notices(site, t)
         title_of(1, heading)
@@ -82,7 +86,9 @@ def title_of(level: int, text: str) -> ui.element:
     return element
 
 
-def on_news(site: Site, names: Callable[[], list[str]] | str, do: Callable[[], Any], *, every: float = 0.2) -> ui.timer:
+def on_news(
+    site: Site, names: Callable[[], list[str]] | str, do: Callable[[], Any], *, every: float = 0.2
+) -> ui.timer:
     """Call `do` within this page whenever there is news of a name; looked for a few times a second."""
     seen: dict[str, int] = {}
 

@@ -1,5 +1,4 @@
-"""Styles from pictures: what a style is made from; `styles_result` shows what came of it.
-"""
+"""Styles from pictures: what a style is made from; `styles_result` shows what came of it."""
 
 import asyncio
 import json

@@ -164,7 +164,9 @@ class StyleResult:
                     ui.button(t("styles.keep"), icon="save", on_click=lambda: self._keep(kept, place)).props(
                         "unelevated no-caps color=primary"
                     )
-                place: ui.element = ui.element("div").props('role="status" aria-live="polite"').classes("stack")
+                place: ui.element = (
+                    ui.element("div").props('role="status" aria-live="polite"').classes("stack")
+                )
             with ui.element("section").classes("stack"):
                 title_of(3, t("styles.tune_title"))
                 if not styles.pictures_of(self.site.jobs, job.id):

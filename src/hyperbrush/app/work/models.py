@@ -67,7 +67,7 @@ def doctor(desk: "Desk") -> dict[str, Any]:
 
     found = examine(
         model.model,
-        [library.find(name) for name in library.names()[:FILES]],
+        [library.find(name) for name in library.names()][:FILES],
         name=model.name,
         steps=10,
         pairs=3,
