@@ -1,4 +1,4 @@
-"""The README's commands run as written (the demo with fewer steps)."""
+"""The README's commands run as written (demos and trainings with fewer steps); its translations keep step with it."""
 
 import os
 import re
@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ import hyperbrush as hb
 from hyperbrush.assets import style_folder
 from hyperbrush.ldm.models import LatentDiffusion
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def block(kind: str) -> str:
@@ -27,11 +29,14 @@ def block(kind: str) -> str:
 
 @pytest.fixture
 def desk(tmp_path: Path) -> Path:
-    """A folder with a dozen PICTURES, as a newcomer would have."""
+    """A folder with a dozen PICTURES, and A.png and B.png of one style, as a newcomer would have."""
     pictures = tmp_path / "PICTURES"
     pictures.mkdir()
-    for path in sorted((style_folder() / "train").glob("*.png"))[:12]:
+    found = sorted((style_folder() / "train").glob("*.png"))
+    for path in found[:12]:
         shutil.copy(path, pictures)
+    for name, path in zip("AB", found[12:14], strict=True):
+        shutil.copy(path, tmp_path / f"{name}.png")
     return tmp_path
 
 
@@ -65,8 +70,13 @@ def test_shell_commands(desk: Path) -> None:
         "ink.pt",
         "demo/grid.png",
         "demo/report.html",
+        "hyper/hyper-grid.png",
+        "hyper/hypernetworks/ink-tuned.safetensors",
     ):
         assert (desk / name).stat().st_size > 500, name
+    made = hb.load(desk / "style.safetensors")
+    assert isinstance(made, hb.GeneratedWeights)
+    assert made.layers
 
 
 def test_two_lines(tiny: LatentDiffusion, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,3 +97,53 @@ def test_python_example(desk: Path) -> None:
     assert re.search(r"\d+ of \d+ projections reached", shown)
     assert (desk / "mine.safetensors").is_file()
     assert hb.load(desk / "mine.pt").widths == hb.load(desk / "mine.safetensors").widths
+
+
+TRANSLATIONS = ("README.ko.md", "README.zh.md")
+CODE = re.compile(r"(?:<!-- tested: \w+ -->\n)?^```.*?^```$", re.S | re.M)
+
+
+def shape(name: str) -> dict[str, list[object]]:
+    """What a README says in no language: code, headings, links, and the figures and commands of its tables and text."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    prose = CODE.sub("", text)
+    rows = [line for line in prose.splitlines() if line.startswith("|")]
+    return {
+        "code blocks": CODE.findall(text),
+        "levels of the headings": [len(m) for m in re.findall(r"^(#+) ", prose, re.M)],
+        "links": sorted(re.findall(r"(?<!!)\[[^]]*\]\(([^)]*)\)", prose)),
+        "pictures": re.findall(r"!\[[^]]+\]\(([^)]*)\)", prose),
+        "code in the text": sorted(re.findall(r"`([^`\n]+)`", prose)),
+        "tables": [
+            [(numbers(cell), re.findall(r"`[^`]+`", cell)) for cell in row.split("|")] for row in rows
+        ],
+    }
+
+
+def numbers(text: str) -> list[str]:
+    """The numbers of a text, in any order: languages put their words in others."""
+    return sorted(re.findall(r"\d+(?:[.,]\d+)*", text))
+
+
+@pytest.mark.parametrize("name", TRANSLATIONS)
+def test_translations_keep_step(name: str) -> None:
+    english, translated = shape("README.md"), shape(name)
+    assert len(english["code blocks"]) >= 5
+    assert len(english["tables"]) > 20
+    for part, wanted in english.items():
+        assert translated[part] == wanted, part
+
+
+@pytest.mark.parametrize("name", TRANSLATIONS)
+def test_translations_keep_every_figure(name: str) -> None:
+    """Numerals of the English text; a language may write more of them where English has words."""
+    missing = Counter(numbers(README)) - Counter(numbers((ROOT / name).read_text(encoding="utf-8")))
+    assert not missing
+
+
+@pytest.mark.parametrize("name", ["README.md", *TRANSLATIONS])
+def test_links_lead_somewhere(name: str) -> None:
+    found = re.findall(r"\]\(([^)#]+)", CODE.sub("", (ROOT / name).read_text(encoding="utf-8")))
+    assert set(TRANSLATIONS) < set(found)
+    missing = [target for target in found if "://" not in target and not (ROOT / target).exists()]
+    assert not missing

@@ -8,6 +8,10 @@ class UserError(ValueError):
     """What was got, what was expected, where, and what to do next."""
 
 
+class UnknownHypernetwork(UserError):
+    """No file of that name in a library's folder, or no folder to look in."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> UserError:
     """Error for a name that is not among ``known``, with the closest ones.
 

@@ -1,6 +1,9 @@
 """What is around every page, in a real browser."""
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,3 +35,12 @@ def test_a_person_chooses_another(app: Any, open_page: Callable[..., Any]) -> No
     page.get_by_role("heading", level=1, name="실행 기록").wait_for()
     page.goto(app.url + "/model")  # and it stays
     page.get_by_role("heading", level=1, name="모델").wait_for()
+
+
+def test_the_server_starts_without_torch(tmp_path: Path) -> None:
+    program = (
+        "import sys; from hyperbrush.app.server import make_app; from hyperbrush.app.site import Site;"
+        "from hyperbrush.app.security import Access; from hyperbrush.app.workspace import Workspace;"
+        f"make_app(Site(Workspace({str(tmp_path)!r})), Access()); print('torch' in sys.modules)"
+    )
+    assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "False"

@@ -19,8 +19,7 @@ from hyperbrush.app.errors import NotThere
 from hyperbrush.app.security import Access, Guard, is_loopback
 from hyperbrush.app.site import Site
 from hyperbrush.app.workspace import Workspace
-from hyperbrush.errors import UserError
-from hyperbrush.hypernetworks.library import UnknownHypernetwork
+from hyperbrush.errors import UnknownHypernetwork, UserError
 
 STATIC = Path(__file__).parent / "static"
 

@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from hyperbrush.files import read_json, write_json
 
 log = logging.getLogger(__name__)
 
+ACCELERATORS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA, WSL, ROCm
 LOOK = 0.15  # seconds between two looks at the folders
 
 
@@ -51,6 +53,7 @@ class Site:
         self._wait_until: dict[str, float] = {}
         self._changed = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._best: str | None = None
 
     @property
     def device(self) -> str:
@@ -58,11 +61,9 @@ class Site:
         chosen = self.workspace.preferences.device
         if chosen != "auto":
             return chosen
-        if "device" not in self._seen:
-            from hyperbrush.ldm.models.device import placement
-
-            self._seen["device"] = str(placement("auto", "auto", "auto").device)
-        return str(self._seen["device"])
+        if self._best is None:
+            self._best = best_device()
+        return self._best
 
     def submit(self, kind: str, arguments: dict[str, Any]) -> Job:
         """Put a job into the queue of the preferred device.
@@ -205,6 +206,15 @@ class Site:
                 lines += tail(self.jobs.folder / job.id / "log.txt", 2000).splitlines()[-6:]
         self.deaths = [*self.deaths[-4:], Death(device, time.time(), "\n".join(lines))]
         self.news("workers")
+
+
+def best_device() -> str:
+    """What "auto" means on this machine; torch is asked only where there may be more than a CPU."""
+    if sys.platform == "linux" and not any(map(os.path.exists, ACCELERATORS)):
+        return "cpu"
+    from hyperbrush.ldm.models.device import placement
+
+    return str(placement("auto", "auto", "auto").device)
 
 
 def _stamps(folder: Any, names: tuple[str, ...]) -> tuple[int, ...]:

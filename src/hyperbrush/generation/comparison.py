@@ -193,7 +193,7 @@ def _check(
 ) -> None:
     """Look at every prompt and every network's header before the first picture is drawn."""
     from hyperbrush.generation.prompt_networks import read_prompt
-    from hyperbrush.hypernetworks.summaries import summarise
+    from hyperbrush.hypernetworks.summarising import summarise
 
     read = [read_prompt(text, library, missing) for text in dict.fromkeys(shot.prompt for shot in shots)]
     for path in {path for one in read for path in one.files.values()}:

@@ -19,7 +19,8 @@ from hyperbrush.hypernetworks.formats.optimizer import read_optimizer, sidecar_o
 from hyperbrush.hypernetworks.formats.torch_files import outline
 from hyperbrush.hypernetworks.oddities import oddities
 from hyperbrush.hypernetworks.readers import readers
-from hyperbrush.hypernetworks.summaries import Summary, summarise
+from hyperbrush.hypernetworks.summaries import Summary
+from hyperbrush.hypernetworks.summarising import summarise
 from hyperbrush.ldm.util import keyed_generator
 
 _PROBES = 256  # contexts of unit variance that a network is tried on

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hyperbrush.errors import UnknownHypernetwork as UnknownHypernetwork
 from hyperbrush.errors import UserError, unknown_name
-from hyperbrush.hypernetworks.adapters import Adapter, load
 from hyperbrush.hypernetworks.file_cache import FileCache
 from hyperbrush.hypernetworks.formats import SUFFIXES
 from hyperbrush.hypernetworks.sidecars import (
@@ -19,16 +19,14 @@ from hyperbrush.hypernetworks.sidecars import (
     write_notes,
     write_preview,
 )
-from hyperbrush.hypernetworks.summaries import Summary, summarise, summary_from
+from hyperbrush.hypernetworks.summaries import Summary, summary_from
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from hyperbrush.hypernetworks.adapters import Adapter
+
 SUMMARY = "summary/1"
-
-
-class UnknownHypernetwork(UserError):
-    """No file of that name, or no folder to look in."""
 
 
 @dataclass(frozen=True)
@@ -143,12 +141,14 @@ class HypernetworkLibrary:
             raise UnknownHypernetwork(str(error))
         return same[0]
 
-    def load(self, name: str) -> Adapter:
+    def load(self, name: str) -> "Adapter":
         """Read the file called ``name``.
 
         Raises:
             UserError: as `find` and `adapters.load`.
         """
+        from hyperbrush.hypernetworks.adapters import load  # the rest of this module does without torch
+
         return load(self.find(name))
 
     def sha256(self, name: str) -> str:
@@ -222,6 +222,8 @@ class HypernetworkLibrary:
 
     def _entry(self, name: str, path: Path) -> Entry | None:
         """None for a file that vanished meanwhile."""
+        from hyperbrush.hypernetworks.summarising import summarise
+
         summary, notes = None, Notes()
         digest, error, warning = "", None, None
         try:

@@ -14,8 +14,8 @@ from typing import Any
 
 from hyperbrush.errors import UserError
 from hyperbrush.files import read_json, write_json
+from hyperbrush.hypernetworks.formats import OPTIMIZER_SUFFIX as OPTIMIZER
 from hyperbrush.hypernetworks.formats import SUFFIXES
-from hyperbrush.hypernetworks.formats.optimizer import SUFFIX as OPTIMIZER
 from hyperbrush.hypernetworks.library import HypernetworkLibrary
 from hyperbrush.hypernetworks.sidecars import PREVIEW_SUFFIXES
 

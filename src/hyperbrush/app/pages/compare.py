@@ -11,7 +11,7 @@ from hyperbrush.app.jobs import Job
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.pages.compare_axes import AxisField
 from hyperbrush.app.pages.compare_grid import GridView
-from hyperbrush.app.pages.frame import duration, frame, on_news, refusals, title_of
+from hyperbrush.app.pages.frame import PATIENCE, duration, frame, on_news, refusals, title_of
 from hyperbrush.app.requests import CompareRequest, checked
 from hyperbrush.app.site import Site
 from hyperbrush.cli.options import SAMPLERS
@@ -24,7 +24,7 @@ MORE = (("width", None, 8, 4096), ("height", None, 8, 4096), ("clip_skip", 1, 1,
 def add(site: Site) -> None:
     """Add the page."""
 
-    @ui.page("/compare")
+    @ui.page("/compare", response_timeout=PATIENCE)
     async def page(request: Request, job: str = "") -> None:
         found = _found(site, job)
         said: dict[str, Any] = dict(found.arguments) if found else _asked(request)

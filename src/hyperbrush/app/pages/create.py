@@ -15,7 +15,7 @@ from hyperbrush.app.pages.create_networks import complete, known
 from hyperbrush.app.pages.create_results import Gallery, Results
 from hyperbrush.app.pages.create_start import drop
 from hyperbrush.app.pages.create_tags import added
-from hyperbrush.app.pages.frame import frame, on_news, refusals
+from hyperbrush.app.pages.frame import PATIENCE, frame, on_news, refusals
 from hyperbrush.app.requests import DrawRequest, checked
 from hyperbrush.app.site import Site
 from hyperbrush.errors import UserError
@@ -27,7 +27,7 @@ VARY = 0.5  # how much "vary" draws anew
 def add(site: Site) -> None:
     """Add the page."""
 
-    @ui.page("/", response_timeout=20)
+    @ui.page("/", response_timeout=PATIENCE)
     async def page(request: Request) -> None:
         with frame(site, request, "create") as t:
             ui.add_head_html('<script src="/static/create.js"></script>')

@@ -25,6 +25,7 @@ PLACES = (  # (message, address, icon)
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")  # Okabe & Ito: told apart by all
 QUASAR: dict[str, Literal["en-US", "ko-KR", "zh-CN"]] = {"en": "en-US", "ko": "ko-KR", "zh": "zh-CN"}
 CHOICE_AGE = 365 * 86400
+PATIENCE = 60.0  # seconds that a page may take while the server is still waking up
 
 
 def messages_for(site: Site, request: Request) -> Messages:

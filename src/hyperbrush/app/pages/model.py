@@ -9,7 +9,7 @@ from nicegui import ui
 from hyperbrush.app import base_models, choices
 from hyperbrush.app.base_models import BaseModel
 from hyperbrush.app.messages import Messages
-from hyperbrush.app.pages.frame import frame, on_news, refusals, title_of
+from hyperbrush.app.pages.frame import PATIENCE, frame, on_news, refusals, title_of
 from hyperbrush.app.site import Site
 from hyperbrush.errors import UserError
 
@@ -17,7 +17,7 @@ from hyperbrush.errors import UserError
 def add(site: Site) -> None:
     """Add the page."""
 
-    @ui.page("/model")
+    @ui.page("/model", response_timeout=PATIENCE)
     async def page(request: Request, job: str = "") -> None:
         with frame(site, request, "model") as t:
             listed = await asyncio.to_thread(base_models.found, site.workspace)

@@ -8,7 +8,7 @@ from nicegui import ui
 from hyperbrush.app import networks
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.networks import Card
-from hyperbrush.app.pages.frame import frame, on_news, refusals
+from hyperbrush.app.pages.frame import PATIENCE, frame, on_news, refusals
 from hyperbrush.app.pages.networks_card import Actions, NetworkCard
 from hyperbrush.app.pages.networks_dialogs import ask_export, ask_merge, ask_name, ask_preview
 from hyperbrush.app.pages.networks_files import drop_zone
@@ -29,7 +29,7 @@ ORDERS = {
 def add(site: Site) -> None:
     """Add the page."""
 
-    @ui.page("/hypernetworks")
+    @ui.page("/hypernetworks", response_timeout=PATIENCE)
     def page(request: Request) -> None:
         with frame(site, request, "networks") as t:
             NetworksPage(site, t)

@@ -20,8 +20,6 @@ from hyperbrush.app.requests import checked
 from hyperbrush.app.site import Site
 from hyperbrush.app.uploads import MOST_BYTES, open_picture
 from hyperbrush.app.workspace import Workspace
-from hyperbrush.hypernetworks.conversion.convert import TARGETS
-from hyperbrush.hypernetworks.merging import WAYS
 from hyperbrush.hypernetworks.summaries import GENERATED
 
 DRAWN = 24  # pictures to choose a preview from
@@ -63,6 +61,8 @@ def ask_export(site: Site, t: Messages, card: Card, exports: Exports) -> None:
     """Which format, and how."""
     summary = card.entry.summary
     generated = summary is not None and summary.kind == GENERATED
+    from hyperbrush.hypernetworks.conversion.convert import TARGETS
+
     targets = [name for name in TARGETS if not (generated and name in ("webui", "comfyui"))]
 
     async def begin() -> None:
@@ -134,6 +134,8 @@ def ask_merge(site: Site, t: Messages, chosen: Sequence[Card], done: Any) -> Non
             weights.append(
                 ui.number(label, value=round(1 / len(chosen), 3), step=0.05).props("outlined dense")
             )
+        from hyperbrush.hypernetworks.merging import WAYS
+
         ways = {way: t(f"networks.how_{way}") for way in WAYS}
         how = ui.select(ways, value="auto", label=t("networks.how")).props("outlined")
         ui.label(t("networks.how_help")).classes("soft")

@@ -10,14 +10,13 @@ from nicegui import ui
 from hyperbrush.app.jobs import Job
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.pages import runs_compare, runs_live
-from hyperbrush.app.pages.frame import frame, on_news, refusals, title_of
+from hyperbrush.app.pages.frame import PATIENCE, frame, on_news, refusals, title_of
 from hyperbrush.app.pages.runs_parts import Bar, StateBadge, address, api, clock, figure, standing, words
 from hyperbrush.app.runs import OPEN, Run
 from hyperbrush.app.site import Site
 
 SHOWN = 50  # runs at first; a button shows more
 EVERY = 0.5  # seconds between two looks
-PATIENCE = 60.0  # seconds that a page may take while the server is still waking up
 
 
 def add(site: Site) -> None:

@@ -11,7 +11,7 @@ from nicegui import ui
 from hyperbrush import __version__
 from hyperbrush.app import choices
 from hyperbrush.app.messages import NAMES, Messages
-from hyperbrush.app.pages.frame import CHOICE_AGE, duration, frame, on_news, refusals, title_of
+from hyperbrush.app.pages.frame import CHOICE_AGE, PATIENCE, duration, frame, on_news, refusals, title_of
 from hyperbrush.app.pages.settings_doctor import Doctor
 from hyperbrush.app.site import Site
 from hyperbrush.app.workspace import FOLDERS, LANGUAGES
@@ -22,7 +22,7 @@ THEMES = ("auto", "light", "dark")
 def add(site: Site) -> None:
     """Add the page."""
 
-    @ui.page("/settings")
+    @ui.page("/settings", response_timeout=PATIENCE)
     async def page(request: Request, saved: str = "", doctor: str = "") -> None:
         with frame(site, request, "settings") as t:
             if saved:

@@ -11,7 +11,7 @@ from hyperbrush.app import generators, styles
 from hyperbrush.app.generators import Generator
 from hyperbrush.app.jobs import Job
 from hyperbrush.app.messages import Messages
-from hyperbrush.app.pages.frame import frame, refusals, title_of
+from hyperbrush.app.pages.frame import PATIENCE, frame, refusals, title_of
 from hyperbrush.app.pages.networks_files import drop_zone
 from hyperbrush.app.pages.styles_result import StyleResult
 from hyperbrush.app.requests import StyleRequest, checked
@@ -27,7 +27,7 @@ OTHERS = ("a cat", "a lighthouse by the sea", "portrait of a woman")
 def add(site: Site) -> None:
     """Add the page."""
 
-    @ui.page("/styles")
+    @ui.page("/styles", response_timeout=PATIENCE)
     async def page(request: Request, job: str = "") -> None:
         with frame(site, request, "styles") as t:
             listed = await asyncio.to_thread(generators.generators, site.workspace)

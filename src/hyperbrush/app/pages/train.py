@@ -7,7 +7,7 @@ from nicegui import ui
 from hyperbrush.app.datasets import Datasets
 from hyperbrush.app.drafts import EMPTY, Draft
 from hyperbrush.app.pages import train_pictures, train_settings, train_start
-from hyperbrush.app.pages.frame import frame, refusals
+from hyperbrush.app.pages.frame import PATIENCE, frame, refusals
 from hyperbrush.app.site import Site
 from hyperbrush.app.trainings import cloned
 from hyperbrush.errors import UserError
@@ -16,7 +16,7 @@ from hyperbrush.errors import UserError
 def add(site: Site) -> None:
     """Add the page."""
 
-    @ui.page("/train", response_timeout=20)
+    @ui.page("/train", response_timeout=PATIENCE)
     async def page(request: Request, clone: str = "", dataset: str = "") -> Response | None:
         draft, datasets = Draft(site.workspace), Datasets(site.workspace)
         refused = ""

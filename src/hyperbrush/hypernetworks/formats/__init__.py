@@ -4,16 +4,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hyperbrush.errors import UserError
-from hyperbrush.hypernetworks.attention import AttentionHypernetwork
 
 if TYPE_CHECKING:
     import torch
 
+    from hyperbrush.hypernetworks.attention import AttentionHypernetwork
+
 WEBUI_SUFFIXES = (".pt", ".bin", ".ckpt")
 SUFFIXES = (*WEBUI_SUFFIXES, ".safetensors")
+OPTIMIZER_SUFFIX = ".optim"  # beside a network, as the webui names it
 
 
-def load(path: str | Path, dtype: "torch.dtype | None" = None) -> AttentionHypernetwork:
+def load(path: str | Path, dtype: "torch.dtype | None" = None) -> "AttentionHypernetwork":
     """Read a hypernetwork file of any known format, in evaluation mode, on the CPU.
 
     Nothing in the file is executed: .pt, .bin and .ckpt are read with ``weights_only`` alone, after a
@@ -47,7 +49,7 @@ def load(path: str | Path, dtype: "torch.dtype | None" = None) -> AttentionHyper
     return hypernetwork if dtype is None else checks.converted(path, hypernetwork, dtype)
 
 
-def save(hypernetwork: AttentionHypernetwork, path: str | Path, *, legacy_zip: bool = False) -> Path:
+def save(hypernetwork: "AttentionHypernetwork", path: str | Path, *, legacy_zip: bool = False) -> Path:
     """Write a hypernetwork, whole or not at all; the suffix chooses the format.
 
     legacy_zip: torch's form before 2020, which the pickle checks of older webuis accept; .pt, .bin and

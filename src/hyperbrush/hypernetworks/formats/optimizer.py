@@ -15,12 +15,12 @@ import torch
 from hyperbrush.errors import UserError
 from hyperbrush.files import sha256
 from hyperbrush.hypernetworks.attention import AttentionHypernetwork
+from hyperbrush.hypernetworks.formats import OPTIMIZER_SUFFIX
 from hyperbrush.hypernetworks.formats.checks import DTYPES, all_finite, check_apart
 from hyperbrush.hypernetworks.formats.outlines import Tensor
 from hyperbrush.hypernetworks.formats.torch_files import outline, read
 from hyperbrush.hypernetworks.formats.webui import write_content
 
-SUFFIX = ".optim"
 T = TypeVar("T")
 
 
@@ -40,7 +40,7 @@ class OptimizerState:
 def sidecar_of(path: str | Path) -> Path:
     """Where the optimizer's state of a network's file is kept."""
     path = Path(path)
-    return path.with_name(path.name + SUFFIX)
+    return path.with_name(path.name + OPTIMIZER_SUFFIX)
 
 
 def read_optimizer(path: str | Path) -> OptimizerState | None:
