@@ -33,13 +33,14 @@ class HyperDemoResult:
     tuned: Path
     grid: Path
     seconds: float
+    steps: int = STEPS
 
     def summary(self) -> str:
         """What was made, and where to go on."""
         return "\n".join(
             [
                 f"{self.file}: generated from {REFERENCES} pictures in {self.seconds:.2f} s",
-                f"{self.tuned}: the same after {STEPS} steps of tuning",
+                f"{self.tuned}: the same after {self.steps} steps of tuning",
                 f"grid: {self.grid}",
                 "next:",
                 f'  hyperbrush generate "crescent moon <hypernet:{self.file.stem}:0.8>" --hypernetworks {self.file.parent} '
@@ -103,7 +104,7 @@ def run_hyper_demo(
     )
     with atomic_path(out / "hyper-grid.png") as temporary:
         grid.save(temporary)
-    return HyperDemoResult(file, result.file, out / "hyper-grid.png", seconds)
+    return HyperDemoResult(file, result.file, out / "hyper-grid.png", seconds, steps)
 
 
 def _drawn(model: LatentDiffusion, weights: GeneratedWeights | None, seed: int) -> "list[Image]":

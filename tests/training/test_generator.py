@@ -265,7 +265,9 @@ def test_the_command_line_from_styles_to_a_picture(
         return shown.out + shown.err
 
     monkeypatch.chdir(tmp_path)
-    settings = [f"-s{key}={value}" for key, value in (SMALL | SHORT | {"max_steps": 2}).items()]
+    settings = [
+        f"-s{key}={value}" for key, value in (SMALL | SHORT | {"max_steps": 2, "text_share": 0.5}).items()
+    ]
     said = hyperbrush(
         *("hyper", "train", "--data", world / "train", "--validation", world / "held_out", "--name", "maker"),
         *("--prompt", "cat face", "-s", "preview_every=2", "-s", "preview_steps=2", *settings),
@@ -385,3 +387,12 @@ def test_reconstruction_counts_by_its_weight(emoji, world: Path, tmp_path: Path)
             terms.append({name: float(term) for name, term in own(own.batch(0, 4)).items()})
     assert terms[1]["reconstruction"] == pytest.approx(4 * terms[0]["reconstruction"], rel=1e-4)
     assert terms[1]["denoising"] == pytest.approx(terms[0]["denoising"], rel=1e-5)
+
+
+def test_words_are_for_generators_that_learned_from_some(emoji, world: Path, tmp_path: Path) -> None:
+    config = run_of(world, tmp_path, max_steps=2)
+    file = train_generator(config, tmp_path / "run", model=emoji).file
+    net = hb.Hypernetwork.load(file, emoji)
+    assert net.learned == ("pictures",)
+    with pytest.raises(UserError, match="trained on pictures alone"):
+        generate_adapter(net, text="plum on white")

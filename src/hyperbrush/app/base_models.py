@@ -70,7 +70,7 @@ def place(workspace: Workspace, source: str) -> str:
     if source in MODELS:
         return str(model_folder(source))
     path = _path(workspace, source)
-    if path is not None and path.exists():
+    if path is not None and os.path.exists(path):
         return str(path)
     if HUB_ID.fullmatch(source) and not source.endswith(SUFFIXES):
         return source
@@ -86,6 +86,24 @@ def place(workspace: Workspace, source: str) -> str:
         known,
         "; expected one of them, a path in the workspace, or a hub id owner/name",
     )
+
+
+def refuse_elsewhere(workspace: Workspace, source: str) -> None:
+    """Refuse a model that a request must not open: from outside, no other file is read, and nothing is fetched.
+
+    A model of a hub is one that was chosen for the app: the preferred one.
+
+    Raises:
+        UserError: it is neither the preferred one nor an embedded one, nor lies in the workspace or its models' folder.
+    """
+    if source in ("", workspace.preferences.model, *MODELS):
+        return
+    path = _path(workspace, source)
+    if path is None or not os.path.exists(path):
+        raise UserError(
+            f"there is no model {source!r:.200}; base models are looked for in {workspace.folder('models')}, one of a hub "
+            "is chosen on the page Model first"
+        )
 
 
 def describe(workspace: Workspace, source: str) -> BaseModel:
@@ -225,7 +243,8 @@ def _of_folder(path: Path) -> dict[str, Any]:
     context = unet.get("cross_attention_dim")
     blocks, side = vae.get("block_out_channels"), unet.get("sample_size")
     kind = _BY_CONTEXT.get(context, "other") if isinstance(context, int) else "other"
-    if unet.get("block_out_channels", [0])[0] != 320:
+    widths = unet.get("block_out_channels")
+    if not isinstance(widths, list) or widths[:1] != [320]:
         kind = "other"
     prediction = read_json(path / "scheduler" / "scheduler_config.json").get("prediction_type")
     scale = 2 ** (len(blocks) - 1) if isinstance(blocks, list) and 1 <= len(blocks) <= 8 else None

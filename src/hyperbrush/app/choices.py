@@ -138,6 +138,12 @@ def _wrong_folder(workspace: Workspace, name: str, value: str) -> list[str]:
     path = Path(os.path.normpath(workspace.root / value))
     if path.is_relative_to(workspace.state) or path in (workspace.root, *workspace.root.parents):
         return [f"{name}: {value!r:.200} cannot be it: expected a folder of its own, such as models/{name}"]
+    try:
+        path.stat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:  # a name that is too long, a file in the way
+        return [f"{name}: {value!r:.200} cannot be it: {error.strerror or error}"]
     if path.exists() and not path.is_dir():
         return [f"{name}: {path} is a file; expected a folder"]
     there = next(p for p in (path, *path.parents) if p.exists())

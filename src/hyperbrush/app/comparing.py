@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from hyperbrush.app.base_models import Pace, pace_of
+from hyperbrush.app.base_models import Pace, pace_of, refuse_elsewhere
 from hyperbrush.app.errors import NotThere
 from hyperbrush.app.jobs import Job
 from hyperbrush.app.requests import CompareRequest
@@ -55,6 +55,7 @@ def outlook(workspace: Workspace, device: str, request: CompareRequest) -> Outlo
     from hyperbrush.generation.settings import Settings
     from hyperbrush.hypernetworks import HypernetworkLibrary
 
+    refuse_elsewhere(workspace, request.model)
     axes = [read_axis(axis) for axis in request.axes]
     settings = Settings(
         request.negative,

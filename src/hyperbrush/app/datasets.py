@@ -22,6 +22,7 @@ from hyperbrush.files import atomic_folder, atomic_path, read_json, write_json
 
 EXAMPLE = "fluent-high-contrast"
 MOST_PICTURES = 20_000  # in a dataset
+MOST_TEXT = 256 << 10  # bytes of a caption's file
 LONGEST_NAME = 100
 SUFFIX = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "BMP": ".bmp", "GIF": ".gif"}
 
@@ -129,9 +130,10 @@ class Datasets:
         """The bundled style set as a dataset, copied when it is first asked for."""
         from hyperbrush.assets import style_folder
 
-        if EXAMPLE not in self.folders():
-            with _writing, atomic_folder(self.workspace.folder("datasets") / EXAMPLE) as folder:
-                shutil.copytree(style_folder() / "train", folder, dirs_exist_ok=True)
+        with _writing:
+            if EXAMPLE not in self.folders():
+                with atomic_folder(self.workspace.folder("datasets") / EXAMPLE) as folder:
+                    shutil.copytree(style_folder() / "train", folder, dirs_exist_ok=True)
         return EXAMPLE
 
     def files(self, name: str) -> list[Path]:
@@ -218,9 +220,12 @@ class Datasets:
             taken = {path.stem.casefold() for path in present if path.parent == folder}
             for given, file in files:
                 shown = _last(given)
-                content = file.read(MOST_BYTES + 1)
+                is_text = Path(shown).suffix.lower() == ".txt"
+                content = file.read(MOST_TEXT + 1 if is_text else MOST_BYTES + 1)
                 try:
-                    if Path(shown).suffix.lower() == ".txt":
+                    if is_text:
+                        if len(content) > MOST_TEXT:
+                            raise UserError(f"a caption of more than {MOST_TEXT >> 10} KiB")
                         texts.append((shown, content))
                         continue
                     if len(present) + len(done.added) >= MOST_PICTURES:
@@ -270,7 +275,8 @@ class Datasets:
 
     def write_caption(self, name: str, index: int, caption: str, expected: str = "") -> None:
         """Write a picture's caption; see `captions.write` and `picture`."""
-        captions.write(self.folder(name), self.picture(name, index, expected), caption)
+        with _writing:  # metadata.jsonl is read and written whole: two at once would lose one
+            captions.write(self.folder(name), self.picture(name, index, expected), caption)
 
     def remove(self, name: str, index: int, expected: str = "") -> str:
         """Move a picture with its caption to the bin; returns what `restore` takes.

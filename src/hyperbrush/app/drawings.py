@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hyperbrush.app import base_models
 from hyperbrush.app.errors import NotThere
 from hyperbrush.app.jobs import Job
 from hyperbrush.app.requests import DrawRequest
@@ -67,16 +68,7 @@ def check(site: Site, request: DrawRequest) -> None:
         raise UserError("a mask needs a picture to start from, of which it keeps a part: give image too")
     for upload in filter(None, (request.image, request.mask)):
         site.uploads.path(upload)
-    if request.model not in ("", "emoji", site.workspace.preferences.model):
-        models = site.workspace.folder("models")
-        path = (
-            site.workspace.root / request.model
-        ).resolve()  # from outside, no other file is opened, and no hub asked
-        inside = any(path.is_relative_to(folder.resolve()) for folder in (site.workspace.root, models))
-        if not inside or not path.exists():
-            raise UserError(
-                f"there is no model {request.model!r:.200}; base models are looked for in {models}"
-            )
+    base_models.refuse_elsewhere(site.workspace, request.model)
 
 
 def settings_of(content: bytes, name: str = "the picture") -> dict[str, Any]:

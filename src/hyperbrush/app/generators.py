@@ -24,6 +24,7 @@ class Generator:
         path: the file.
         ships: whether it came with the program.
         layers, step: how many layers of the model it makes weights for, and how long it was trained.
+        words: whether it may know what words mean; one that learned from pictures alone does not.
         context: width of the text states of the model it is for, where its layers tell.
         fits: whether it is for the model in question, as far as that can be seen.
         error: why it cannot be used.
@@ -34,6 +35,7 @@ class Generator:
     ships: bool
     layers: int = 0
     step: int = 0
+    words: bool = True
     context: int | None = None
     fits: bool = False
     error: str = ""
@@ -106,4 +108,5 @@ def _header(path: Path, size: int, changed: int) -> dict[str, Any]:
     targets = config["targets"]
     widths = {int(row[5]) for row in targets if str(row[0]).endswith("attn2.to_k")}
     context = widths.pop() if len(widths) == 1 else None
-    return {"layers": len(targets), "step": int(config["step"]), "context": context}
+    words = "text" in (config.get("learned") or ["text"])
+    return {"layers": len(targets), "step": int(config["step"]), "words": words, "context": context}

@@ -4,7 +4,10 @@ The queue is persist-queue's SQLite one with acknowledgement: what a worker took
 A job's folder has one writer for each file: whoever asks writes job.json and stop.json, the worker the others.
 """
 
+import json
+import re
 import secrets
+import shutil
 import threading
 import time
 from collections.abc import Mapping
@@ -19,6 +22,10 @@ from hyperbrush.files import read_json, write_json
 State = Literal["queued", "running", "paused", "done", "failed", "stopped"]
 How = Literal["pause", "stop", "finish"]
 ENDED = ("paused", "done", "failed", "stopped")
+_TAKEN_OFF = ("5", "9")  # of persist-queue: done with
+LAST = 60  # jobs that are watched, and every older one that has not ended
+_ID = re.compile(r"[0-9a-z-]{1,64}")  # what a job's folder may be called: no dots, no slashes
+_SETTLED = 2e9  # nanoseconds after which a folder's time tells of every change before it
 # What a person waits for is drawn between the steps of a training; the others follow each other.
 LANES = {
     "draw": "short",
@@ -84,24 +91,54 @@ class Jobs:
         self.folder = state / "jobs"
         self._queues: dict[tuple[str, str], Any] = {}
         self._ended: dict[str, Job] = {}  # what will change no more
+        self._listed: tuple[int, list[str]] | None = None  # time of the folder, what was in it
         self._lock = threading.Lock()
 
     def submit(self, kind: str, arguments: Mapping[str, Any], *, device: str) -> Job:
         """Put a job into the queue; it is there when this returns, whatever happens then.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: it cannot be written; then nothing of it stays.
         """
         now = time.time()
         job = f"{int(now * 1e6):014x}{secrets.token_hex(2)}"
+        said = {"kind": kind, "arguments": dict(arguments), "device": device, "created": now}
+        try:
+            json.dumps(said, ensure_ascii=False, allow_nan=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise UserError(f"what is asked cannot be written down: {error!s:.200}") from error
         try:
             (self.folder / job).mkdir(parents=True)
         except OSError as error:
             raise UserError(f"cannot write {self.folder}: {error.strerror or error}; make room") from error
-        said = {"kind": kind, "arguments": dict(arguments), "device": device, "created": now}
-        write_json(self.folder / job / "job.json", said)
-        self.put(kind, device, job)
+        try:
+            write_json(self.folder / job / "job.json", said)
+            self.put(kind, device, job)
+        except BaseException:  # without a place in the queue it would wait for ever
+            shutil.rmtree(self.folder / job, ignore_errors=True)
+            raise
         return self.get(job)
+
+    def mend(self) -> list[str]:
+        """Give every open job its place in the queue: a server killed while it took one up left it without.
+
+        A job that has two places is done once: who takes it again finds it ended.
+
+        Raises:
+            UserError: the queue cannot be written.
+        """
+        placed: dict[tuple[str, str], set[str]] = {}
+        lost = [job for job in reversed(self.all()) if job.is_open and job.kind in LANES]
+        for job in list(lost):
+            lane = job.device, LANES[job.kind]
+            if lane not in placed:
+                rows = self.queue(*lane).queue()
+                placed[lane] = {str(row["data"]) for row in rows if str(row["status"]) not in _TAKEN_OFF}
+            if job.id in placed[lane]:
+                lost.remove(job)
+            else:
+                self.put(job.kind, job.device, job.id)
+        return [job.id for job in lost]
 
     def put(self, kind: str, device: str, job: str) -> None:
         """Give a job a place in its queue.
@@ -113,7 +150,7 @@ class Jobs:
 
         try:
             self.queue(device, LANES[kind]).put(job)
-        except sqlite3.Error as error:
+        except (OSError, sqlite3.Error) as error:
             raise UserError(f"cannot write the queue in {self.state}: {error}; make room") from error
 
     def queue(self, device: str, lane: str, *, resume: bool = False) -> Any:
@@ -136,8 +173,8 @@ class Jobs:
         Raises:
             UserError: there is none of that id.
         """
-        folder = self._places().get(job)
-        found = None if folder is None else self._read(folder)
+        folder = self.folder / job if _ID.fullmatch(job) else None
+        found = None if folder is None or not folder.is_dir() else self._read(folder)
         if found is None:
             raise NotThere(f"there is no job {job!r:.40}")
         return found
@@ -145,13 +182,23 @@ class Jobs:
     def all(self, *, kinds: tuple[str, ...] = (), last: int | None = None) -> list[Job]:
         """Jobs, the newest first; only some kinds, only the last so many."""
         found = []
-        for _, folder in sorted(self._places().items(), reverse=True):
-            job = self._read(folder)
+        for name in self.ids():
+            job = self._read(self.folder / name)
             if job is not None and (not kinds or job.kind in kinds):
                 found.append(job)
             if last is not None and len(found) == last:
                 break
         return found
+
+    def watched(self) -> list[str]:
+        """Ids of the last jobs, and of every older one that is not known to have ended."""
+        names = self.ids()
+        return [*names[:LAST], *(name for name in names[LAST:] if name not in self._ended)]
+
+    def open(self) -> list[Job]:
+        """Jobs of which something is still to come, the newest first, however old they are."""
+        found = (self._read(self.folder / name) for name in self.watched())
+        return [job for job in found if job is not None and job.is_open]
 
     def ask(self, job: str, how: How) -> Job:
         """Pause, stop or finish a job: at once where it waits, else after its present step.
@@ -173,10 +220,19 @@ class Jobs:
         """
         return self.folder / self.get(job).id
 
-    def _places(self) -> dict[str, Path]:
-        if not self.folder.is_dir():
-            return {}
-        return {path.name: path for path in self.folder.iterdir()}
+    def ids(self) -> list[str]:
+        """Ids of all jobs, the newest first; the folder is listed anew only where it has changed."""
+        try:
+            changed = self.folder.stat().st_mtime_ns
+            kept = self._listed
+            if kept is not None and kept[0] == changed:
+                return list(kept[1])
+            names = sorted((path.name for path in self.folder.iterdir()), reverse=True)
+        except OSError:
+            return []
+        if time.time_ns() - changed > _SETTLED:
+            self._listed = changed, names
+        return list(names)
 
     def _read(self, folder: Path) -> Job | None:
         if folder.name in self._ended:

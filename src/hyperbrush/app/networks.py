@@ -6,7 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 512 << 20  # of a network that is imported
 _CHUNK = 1 << 20
+_noting = threading.Lock()
 _reading = threading.Lock()  # two pages that open at once must not hash every file twice
 
 
@@ -123,7 +124,8 @@ def annotate(site: "Site", which: str, changes: Mapping[str, Any]) -> Card:
     """
     library = shelf(site.workspace)
     name = find(library, which)
-    library.write_notes(name, replace(library.notes(name), **changes))
+    with _noting:  # two tabs that change different notes at once
+        library.write_notes(name, replace(library.notes(name), **changes))
     site.news("networks")
     return card(site.workspace, which)
 
@@ -296,8 +298,9 @@ def _aside(workspace: "Workspace") -> Iterator[Path]:
     try:
         folder.mkdir(parents=True)
         for old in folder.parent.iterdir():
-            if time.time() - old.stat().st_mtime > 86400:
-                shutil.rmtree(old, ignore_errors=True)
+            with suppress(OSError):  # another import has just ended, and took its folder away
+                if time.time() - old.stat().st_mtime > 86400:
+                    shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error.strerror or error}; make room") from error
     try:

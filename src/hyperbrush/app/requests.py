@@ -1,6 +1,6 @@
 """What may be asked of the app, as pages, API and worker all read it."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -40,7 +40,7 @@ class CompareRequest(Asked):
     """A grid; axes as on the command line, "strength=0,0.5,1"."""
 
     prompt: str = Field(min_length=1, max_length=20_000)
-    axes: list[str] = Field(min_length=1, max_length=3)
+    axes: list[Annotated[str, Field(max_length=100_000)]] = Field(min_length=1, max_length=3)
     negative: str = Field("", max_length=20_000)
     sampler: str = Field("DPM++ 2M Karras", max_length=60)
     steps: int = Field(25, ge=1, le=500)
@@ -55,15 +55,21 @@ class CompareRequest(Asked):
 class StyleRequest(Asked):
     """An adapter from one to sixteen pictures or a text, in one pass."""
 
-    images: list[str] = Field([], max_length=16, description="ids of uploads")
+    images: list[Annotated[str, Field(max_length=64)]] = Field(
+        [], max_length=16, description="ids of uploads"
+    )
     text: str = Field("", max_length=2000)
     name: str = Field("style", min_length=1, max_length=100, pattern=r"^[^/\\:<>\x00-\x1f]+$")
-    prompts: list[str] = Field([], max_length=8, description="drawn without and with it, to see it")
+    prompts: list[Annotated[str, Field(max_length=20_000)]] = Field(
+        [], max_length=8, description="drawn without and with it, to see it"
+    )
     strength: float = Field(1.0, ge=-10, le=10)
     seed: int = Field(0, ge=0, le=2**32 - 1)
     steps: int = Field(15, ge=1, le=200)
     generator: str = Field("", max_length=200, description="name of a generator; the model's own by default")
-    captions: list[str] = Field([], max_length=16, description="what is on each of the pictures, for tuning")
+    captions: list[Annotated[str, Field(max_length=20_000)]] = Field(
+        [], max_length=16, description="what is on each of the pictures, for tuning"
+    )
     adapter: str = Field(
         "",
         max_length=64,

@@ -69,7 +69,7 @@ class Run:
             return ("pause", "stop", "finish") if self.job else ()
         found = ["delete"]
         if self.kind in JOB_KINDS:
-            last, steps = max(self.checkpoints, default=0), int(self.live.get("steps") or 0)
+            last, steps = max(self.checkpoints, default=0), _whole(self.live.get("steps"))
             if self.state != "done" or (self.checkpoints and last < steps):
                 found.append("resume")
             if self.state != "done" and last > 0:
@@ -118,7 +118,7 @@ class Runs:
     def folders(self) -> dict[str, Path]:
         """Run folders by name."""
         root = self.workspace.folder("runs")
-        return {p.name: p for p in sorted(root.iterdir()) if (p / "config.yaml").is_file()}
+        return {p.name: p for p in sorted(root.iterdir()) if _changed(p / "config.yaml")}
 
     def folder(self, name: str) -> Path:
         """A run's folder, found among those there are.
@@ -143,7 +143,7 @@ class Runs:
         Raises:
             UserError: there is none of that name.
         """
-        return self._read(self.folder(name), self._newest_jobs().get(name))
+        return self._read(self.folder(name), self._newest_jobs(name).get(name))
 
     def metrics(self, name: str, after: int = 0) -> list[dict[str, Any]]:
         """Lines of metrics.jsonl after a step.
@@ -186,7 +186,7 @@ class Runs:
 
     def _train_jobs(self) -> dict[str, str]:
         """Job → run of every training that the app was asked for, the oldest first."""
-        there = sorted(p.name for p in self.jobs.folder.iterdir()) if self.jobs.folder.is_dir() else []
+        there = self.jobs.ids()[::-1]
         for job in there:
             if job not in self._run_of:
                 said = read_json(self.jobs.folder / job / "job.json")
@@ -195,8 +195,8 @@ class Runs:
                     self._run_of[job] = str((said.get("arguments") or {}).get("run", "")) if trains else ""
         return {job: self._run_of[job] for job in there if self._run_of.get(job)}
 
-    def _newest_jobs(self) -> dict[str, Job]:
-        newest = {run: job for job, run in self._train_jobs().items()}
+    def _newest_jobs(self, only: str = "") -> dict[str, Job]:
+        newest = {run: job for job, run in self._train_jobs().items() if only in ("", run)}
         found = {}
         for run, job in newest.items():
             try:
@@ -231,8 +231,8 @@ class Runs:
             held and not (is_open and job is not None and job.state == "running"),
             job.asked if job is not None and is_open else "",
             str(progress.get("stage", "")),
-            int(progress.get("step") or 0),
-            int(progress.get("steps") or 0),
+            _whole(progress.get("step")),
+            _whole(progress.get("steps")),
             "" if job is None or is_open else job.error,
             max(_changed(path / name) for name in ("live.json", "config.yaml")),
             (path / "report.html").is_file(),
@@ -245,7 +245,7 @@ class Runs:
             changed = path.stat().st_mtime_ns
             if self._configs.get(path, (0, {}))[0] != changed:
                 value = yaml.safe_load(path.read_text(encoding="utf-8", errors="replace"))
-                self._configs[path] = (changed, value if isinstance(value, dict) else {})
+                self._configs[path] = (changed, finite(value) if isinstance(value, dict) else {})
         except (OSError, yaml.YAMLError, RecursionError):
             return {}
         return self._configs[path][1]
@@ -283,12 +283,14 @@ def tail(path: Path, characters: int) -> str:
 
 
 def finite(value: Any) -> Any:
-    """A value that JSON can hold: NaN and inf become None, at any depth."""
+    """A value that JSON can hold: NaN and inf become None, at any depth; what YAML alone has becomes a text."""
     if isinstance(value, dict):
-        return {key: finite(inner) for key, inner in value.items()}
-    if isinstance(value, list):
+        return {str(key): finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
         return [finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)
 
 
 def _state(path: Path, config: Mapping[str, Any], job: Job | None, held: bool) -> str:
@@ -305,6 +307,11 @@ def _state(path: Path, config: Mapping[str, Any], job: Job | None, held: bool) -
     if done:
         return "done"
     return "stopped" if job is not None and job.state == "stopped" else "paused"
+
+
+def _whole(value: Any) -> int:
+    """A number of steps that a file says; 0 where it says none."""
+    return int(value) if isinstance(value, int | float) and math.isfinite(value) else 0
 
 
 def _is_step(name: str) -> bool:

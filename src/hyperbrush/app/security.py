@@ -3,14 +3,16 @@
 import hmac
 import ipaddress
 from dataclasses import dataclass
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, parse_qsl, quote, unquote, urlencode, urlsplit
+
+from starlette.requests import cookie_parser
 
 Scope = dict[str, Any]
 
 COOKIE = "hyperbrush_token"
 MOST_BODY = 600 << 20  # bytes of a request: a hypernetwork file may be large
+MOST_PLAIN = 64 << 20  # of one without files, which is read into memory whole
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 POLICY = (
@@ -66,13 +68,8 @@ class Access:
         """Whether a request carries the token: as cookie, as bearer, or in the address once."""
         if not self.token:
             return True
-        cookies: SimpleCookie = SimpleCookie()
-        try:
-            cookies.load(headers.get("cookie", ""))
-        except CookieError:
-            cookies = SimpleCookie()
         given = [
-            cookies[COOKIE].value if COOKIE in cookies else "",
+            unquote(cookie_parser(headers.get("cookie", "")).get(COOKIE, "")),
             headers.get("authorization", "").removeprefix("Bearer ").strip(),
             *parse_qs(query).get("token", []),
         ]
@@ -117,18 +114,21 @@ class Guard:
         given = parse_qs(query).get("token")
         if given and self.access.token and scope["type"] == "http" and scope["method"] == "GET":
             secure = "; Secure" if scope.get("scheme") == "https" else ""
-            cookie = f"{COOKIE}={given[0]}; Path=/; HttpOnly; SameSite=Strict; Max-Age=31536000{secure}"
-            extra = [
-                (b"location", scope["path"].encode("latin-1", "replace")),
-                (b"set-cookie", cookie.encode()),
-            ]
+            value = quote(self.access.token, safe="")  # the true one, whatever else was given
+            cookie = f"{COOKIE}={value}; Path=/; HttpOnly; SameSite=Strict; Max-Age=31536000{secure}"
+            rest = urlencode([pair for pair in parse_qsl(query) if pair[0] != "token"])
+            place = (
+                "/" + quote(scope["path"].lstrip("/\\")) + ("?" + rest if rest else "")
+            )  # never another host
+            extra = [(b"location", place.encode()), (b"set-cookie", cookie.encode())]
             await _answer(send, 303, "", extra=extra)
             return
-        limit = _Limit(receive)
+        most = _most(headers)
+        limit = _Limit(receive, most)
         try:
             await self.app(scope, limit, _with_headers(send))
         except _TooLarge:
-            await _answer(send, 413, f"a request may have {MOST_BODY >> 20} MiB at most")
+            await _answer(send, 413, f"a request may have {most >> 20} MiB at most")
 
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str] | None:
         host = headers.get("host", "")
@@ -145,8 +145,8 @@ class Guard:
         length = headers.get("content-length", "0")
         if not length.isdecimal():
             return 400, "Content-Length is no number"
-        if int(length) > MOST_BODY:
-            return 413, f"a request may have {MOST_BODY >> 20} MiB at most"
+        if int(length[:20]) > (most := _most(headers)):
+            return 413, f"a request may have {most >> 20} MiB at most"
         return None
 
 
@@ -157,16 +157,21 @@ class _TooLarge(Exception):
 class _Limit:
     """Counts the bytes of a body that does not say its length."""
 
-    def __init__(self, receive: Any) -> None:
-        self.receive, self.count = receive, 0
+    def __init__(self, receive: Any, most: int) -> None:
+        self.receive, self.most, self.count = receive, most, 0
 
     async def __call__(self) -> Any:
         message = await self.receive()
         if message["type"] == "http.request":
             self.count += len(message.get("body", b""))
-            if self.count > MOST_BODY:
+            if self.count > self.most:
                 raise _TooLarge
         return message
+
+
+def _most(headers: dict[str, str]) -> int:
+    """Bytes that a request's body may have."""
+    return MOST_BODY if headers.get("content-type", "").startswith("multipart/form-data") else MOST_PLAIN
 
 
 def _with_headers(send: Any) -> Any:

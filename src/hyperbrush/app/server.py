@@ -3,16 +3,18 @@
 import asyncio
 import contextlib
 import json
+import logging
 import secrets
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from hyperbrush import __version__
 from hyperbrush.app.errors import NotThere
@@ -20,6 +22,8 @@ from hyperbrush.app.security import Access, Guard, is_loopback
 from hyperbrush.app.site import Site
 from hyperbrush.app.workspace import Workspace
 from hyperbrush.errors import UnknownHypernetwork, UserError
+
+log = logging.getLogger(__name__)
 
 STATIC = Path(__file__).parent / "static"
 
@@ -68,15 +72,22 @@ def make_app(site: Site, access: Access) -> Any:
     )
 
     @app.exception_handler(UserError)
-    async def refused(_: Request, error: UserError) -> JSONResponse:
-        status = 404 if isinstance(error, NotThere | UnknownHypernetwork) else 400
-        return JSONResponse({"detail": str(error)}, status)
+    async def refused(_: Request, error: UserError) -> Response:
+        return _told(404 if isinstance(error, NotThere | UnknownHypernetwork) else 400, str(error))
+
+    @app.exception_handler(OSError)
+    async def unreadable(_: Request, error: OSError) -> Response:
+        """A file that vanished meanwhile, a disk that is full."""
+        log.warning("a file could not be used", exc_info=error)
+        name = Path(str(error.filename)).name if error.filename else "a file"
+        return _told(
+            404 if isinstance(error, FileNotFoundError) else 400, f"{name}: {error.strerror or error}"
+        )
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         said = [{key: e[key] for key in ("type", "loc", "msg")} for e in error.errors()]
-        text = json.dumps({"detail": said})  # ASCII: what was sent may hold halves of characters
-        return Response(text, 422, media_type="application/json")
+        return _told(422, said)
 
     api.add(app, site)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
@@ -92,10 +103,15 @@ def make_app(site: Site, access: Access) -> Any:
     return Guard(app, access)
 
 
+def _told(status: int, detail: Any) -> Response:
+    """An answer in ASCII: what was sent, and is quoted, may hold halves of characters."""
+    return Response(json.dumps({"detail": detail}), status, media_type="application/json")
+
+
 async def _watch(site: Site) -> None:
-    await asyncio.to_thread(
-        lambda: site.device
-    )  # imports torch, which takes seconds, beside the first requests
+    with contextlib.suppress(Exception):  # the watch meets it again, and tells of it
+        # May import torch, which takes seconds, beside the first requests.
+        await asyncio.to_thread(lambda: site.device)
     await site.watch()
 
 
@@ -139,7 +155,7 @@ def serve(workspace: Workspace, address: Address, *, token: str = "", on_ready: 
     server = uvicorn.Server(config)
     name = f"[{address.host}]" if ":" in address.host else address.host
     url = f"{'https' if address.certificate else 'http'}://{name}:{port}/" + (
-        f"?token={token}" if token else ""
+        f"?token={quote(token, safe='')}" if token else ""
     )
 
     async def run() -> None:
@@ -150,7 +166,33 @@ def serve(workspace: Workspace, address: Address, *, token: str = "", on_ready: 
             on_ready(url)
         await serving
 
-    asyncio.run(run())
+    with _alone(workspace):
+        asyncio.run(run())
+
+
+@contextlib.contextmanager
+def _alone(workspace: Workspace) -> Iterator[None]:
+    """Hold the workspace: two servers that start at once do not see each other's server.json yet.
+
+    Raises:
+        UserError: another server has it, or it cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(workspace.state / "server.lock")
+    try:
+        workspace.state.mkdir(parents=True, exist_ok=True)
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UserError(
+            f"another server runs on {workspace.root} already; open that one, or stop it"
+        ) from None
+    except OSError as error:
+        raise UserError(f"cannot write {workspace.state}: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _listen(address: Address) -> socket.socket:

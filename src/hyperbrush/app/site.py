@@ -51,6 +51,8 @@ class Site:
         self._mine: dict[str, subprocess.Popen[bytes]] = {}
         self._known: dict[str, dict[str, Any]] = {}  # of each device, the worker seen alive last
         self._wait_until: dict[str, float] = {}
+        self._failures: dict[str, int] = {}  # of each device, workers that died since one was seen alive
+        self._buried: dict[str, Any] = {}  # of each device, the process that was told to be dead last
         self._changed = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._best: str | None = None
@@ -101,13 +103,21 @@ class Site:
     async def watch(self) -> None:
         """Look at the folders and the workers, for as long as the server runs."""
         self._loop = asyncio.get_running_loop()
-        self._sign()
+        once: list[Callable[[], None]] = [self._sign, self._mend]
+        told: set[str] = set()
         while True:
-            try:
-                self.news(*await asyncio.to_thread(self._look))
-                self._keep_workers()
-            except Exception:  # the watch goes on, whatever one look meets
-                log.exception("a look at the folders failed")
+            wrong: set[str] = set()
+            for do in (*once, self._tell_news, self._keep_workers):
+                try:
+                    await asyncio.to_thread(do)
+                    if do in once:
+                        once.remove(do)
+                except Exception as error:  # the watch goes on, whatever one look meets
+                    what = f"{type(error).__name__}: {error}"
+                    if what not in told | wrong:  # several times a second it would fill the disk
+                        log.exception("a look at the folders failed")
+                    wrong.add(what)
+            told = wrong
             await asyncio.sleep(LOOK)
 
     def close(self) -> None:
@@ -131,6 +141,13 @@ class Site:
         born = psutil.Process().create_time()
         write_json(self.workspace.state / "server.json", {"pid": os.getpid(), "born": born})
 
+    def _mend(self) -> None:
+        if self.jobs.mend():
+            self.news("jobs")
+
+    def _tell_news(self) -> None:
+        self.news(*self._look())
+
     def _look(self) -> list[str]:
         """Which jobs, runs and networks have changed since the last look."""
         news: list[str] = []
@@ -149,7 +166,7 @@ class Site:
         if "queue" in news:
             news.append("jobs")
         names = ("state.json", "progress.json", "stop.json", "log.txt")
-        for job in self._recent_jobs():
+        for job in self.jobs.watched():
             look(f"job:{job}", lambda job=job: _stamps(state / "jobs" / job, names))  # type: ignore[misc]
         for name, folder in self.runs.folders().items():
             files = (
@@ -170,38 +187,41 @@ class Site:
             news += ["jobs", "runs"]
         return list(dict.fromkeys(news))
 
-    def _recent_jobs(self) -> list[str]:
-        folder = self.workspace.state / "jobs"
-        return sorted((p.name for p in folder.iterdir()), reverse=True)[:60] if folder.is_dir() else []
-
     def _keep_workers(self) -> None:
         """Start the workers that are needed; tell of those that died."""
-        needed = {job.device for job in self.jobs.all(last=60) if job.is_open} | {self.device}
+        needed = {job.device for job in self.jobs.open()} | {self.device}
+        ended: dict[str, subprocess.Popen[bytes]] = {}
         for device, process in list(self._mine.items()):
             if process.poll() is not None:  # or it would stay a zombie
-                del self._mine[device]
+                ended[device] = self._mine.pop(device)
         for device in needed:
             file = worker_file(self.workspace.state, device)
             said = read_json(file)
             if lives(said):
                 if self._known.get(device) != said:
                     self._known[device] = said
+                    self._failures.pop(device, None)
                     self.news("workers")
                 continue
-            if said or device in self._known:
-                self._known.pop(device, None)
-                if said:
-                    file.unlink(missing_ok=True)
-                    self._died(device)
+            self._known.pop(device, None)
+            dead = said.get("pid")
+            if not said and device in ended and ended[device].returncode != 0:
+                dead = ended[device].pid  # before it could say that it lived
+            if said or (dead is not None and dead != self._buried.get(device)):
+                self._buried[device] = dead
+                self._failures[device] = self._failures.get(device, -1) + 1
+                file.unlink(missing_ok=True)
+                self._died(device)
             if device not in self._mine and time.monotonic() >= self._wait_until.get(device, 0):
                 self._mine[device] = start_worker(self.workspace, device)
-                self._wait_until[device] = time.monotonic() + 5
+                wait = min(60, 5 * 2 ** min(self._failures.get(device, 0), 4))
+                self._wait_until[device] = time.monotonic() + wait
 
     def _died(self, device: str) -> None:
         file = worker_file(self.workspace.state, device).with_suffix(".log")
         text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
         lines = [line for line in text.splitlines() if line.strip()][-12:]
-        for job in self.jobs.all(last=60):  # what it was at just then
+        for job in self.jobs.open():  # what it was at just then
             if job.state == "running" and job.device == device:
                 lines += tail(self.jobs.folder / job.id / "log.txt", 2000).splitlines()[-6:]
         self.deaths = [*self.deaths[-4:], Death(device, time.time(), "\n".join(lines))]

@@ -23,6 +23,7 @@ START = "start.safetensors"  # of a tuning, beside its pictures
 SIDES = ("without", "with")
 _NAME = r"^[^/\\:<>\x00-\x1f.][^/\\:<>\x00-\x1f]*$"
 _keeping = threading.Lock()
+_tuning = threading.Lock()
 
 
 class KeepRequest(Asked):
@@ -202,8 +203,17 @@ def tune(site: Site, job: str, request: TuneRequest) -> str:
     Raises:
         UserError: no such adapter, it was made from words alone, or the name is taken.
     """
+    with _tuning:  # two requests for one name: the second must not take the first one's pictures away
+        return _tune(site, job, request)
+
+
+def _tune(site: Site, job: str, request: TuneRequest) -> str:
     source = adapter_file(site.jobs, job)
     style = site.jobs.get(job)
+    if "rank" not in (style.result or style.progress):
+        raise UserError(
+            f"job {job:.40} has not told of its adapter (yet): it is {style.state}; generate it again"
+        )
     images = pictures_of(site.jobs, job)
     if not images:
         raise UserError(

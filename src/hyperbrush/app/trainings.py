@@ -151,6 +151,7 @@ def inside(workspace: Workspace, path: str) -> Path:
     """
     try:
         found = (workspace.root / path).resolve()
+        found.exists()  # a name that is too long for the system is told here
         roots = [workspace.root, *(workspace.folder(name).resolve() for name in FOLDERS)]
     except (OSError, ValueError) as error:
         raise UserError(f"{path!a:.200} is no path: {error!s:.200}") from error
@@ -178,6 +179,7 @@ def _network(workspace: Workspace, name: str) -> Path:
 
 def _model(workspace: Workspace, source: str) -> str:
     """As a run's config has it: an embedded model by its name, which holds wherever the package lies."""
+    base_models.refuse_elsewhere(workspace, source)
     return source if source in MODELS else base_models.place(workspace, source)
 
 
@@ -187,7 +189,8 @@ def _paths_of_training(workspace: Workspace, config: "HypernetworkRun") -> None:
     t = config.training
     if t.templates and t.templates not in BUNDLED:
         path = inside(workspace, t.templates)
-        t.templates = str(path) if path.is_file() else t.templates
+        # Never what lies beside the server by that name.
+        t.templates = str(path) if path.is_file() or Path(t.templates).is_file() else t.templates
     if t.mask_folder:
         t.mask_folder = str(inside(workspace, t.mask_folder))
 

@@ -4,6 +4,7 @@ import contextlib
 import io
 import re
 import secrets
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,18 @@ MOST_BYTES = 32 << 20
 MOST_PIXELS = 40_000_000
 MOST_KEPT = 1000  # and together
 MOST_KEPT_BYTES = 4 << 30  # beyond either, the oldest go
+# What Pillow raises on damaged files and EXIF.
+_DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    struct.error,
+    MemoryError,
+)
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 
 
@@ -43,7 +56,7 @@ def open_picture(content: bytes, name: str = "the picture") -> "Image":
             return turned
     except UserError:
         raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, MemoryError) as error:
+    except _DAMAGED + (Image.DecompressionBombError,) as error:
         kinds = ", ".join(FORMATS)
         raise UserError(f"{name} cannot be read as a picture ({error!s:.120}); expected {kinds}") from error
 

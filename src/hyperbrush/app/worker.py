@@ -19,6 +19,7 @@ from hyperbrush.files import clear_parts, read_json, write_json
 
 MOST_ATTEMPTS = 3  # of a job whose worker died each time
 IDLE = 60.0  # seconds without work and without a server, after which a worker ends
+SAME = 10.0  # seconds between two births that are told to be one process's
 TELL = 0.1  # seconds between two words of progress at least
 
 
@@ -46,11 +47,15 @@ class Desk:
 
     def between(self) -> None:
         """Draw what people wait for; a long job calls this between its steps."""
-        self.worker.serve("short")
+        if not self.worker.ending:
+            self.worker.serve("short")
 
     def log(self, text: str) -> None:
         """Add to the job's log."""
-        with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
+        with (
+            contextlib.suppress(OSError),  # a full disk: the work itself tells of it
+            (self.folder / "log.txt").open("a", encoding="utf-8", errors="replace") as file,
+        ):
             file.write(f"{time.strftime('%H:%M:%S')} {text}\n")
 
 
@@ -100,11 +105,17 @@ class Worker:
         except Empty:
             return False
         self._do(str(taken["data"]))
-        if self.ending and self.jobs.get(str(taken["data"])).state == "queued":
+        if self.ending and self._is_open(str(taken["data"])):
             queue.nack(id=taken["pqid"])  # for the next worker
         else:
             queue.ack(id=taken["pqid"])
         return True
+
+    def _is_open(self, job: str) -> bool:
+        try:
+            return self.jobs.get(job).is_open
+        except UserError:  # its folder was removed
+            return False
 
     def _do(self, job: str) -> None:
         from hyperbrush.app.work import KINDS
@@ -114,6 +125,9 @@ class Worker:
         except UserError:  # its folder was removed
             return
         if not found.is_open:
+            if found.ended is None:  # stopped while it waited: written down, so that nobody looks at it again
+                ended = {"state": found.state, "ended": time.time(), "attempts": found.attempts}
+                write_json(self.jobs.folder / job / "state.json", ended)
             return
         desk = Desk(self.jobs, job, self)
         stands: dict[str, Any] = {
@@ -140,10 +154,11 @@ class Worker:
             result = KINDS[found.kind](desk)
             put(state="done", result=result or {}, ended=time.time())
         except Asked as asked:
-            if self.ending:
-                put(state="queued", attempts=found.attempts)
+            how = str(read_json(desk.folder / "stop.json").get("how", ""))  # a person's, not the worker's end
+            if self.ending and how in ("", "finish"):  # the next worker goes on with it, or finishes it
+                put(state="running" if how else "queued", attempts=found.attempts)
             else:
-                put(state="paused" if asked.how == "pause" else "stopped", ended=time.time())
+                put(state="paused" if (how or asked.how) == "pause" else "stopped", ended=time.time())
         except UserError as error:
             desk.log(str(error))
             put(state="failed", error=str(error), ended=time.time())
@@ -208,7 +223,8 @@ def lives(said: dict[str, Any]) -> bool:
 
     try:
         process = psutil.Process(int(said["pid"]))
-        same = abs(process.create_time() - float(said["born"])) < 1
+        # Told by the clock, which may be set between two looks; a number is not given again within seconds.
+        same = abs(process.create_time() - float(said["born"])) < SAME
         return bool(same and process.status() != psutil.STATUS_ZOMBIE)
     except (KeyError, TypeError, ValueError, psutil.Error):
         return False

@@ -39,8 +39,17 @@ class Preferences(BaseModel):
     @classmethod
     def _device(cls, value: str) -> str:
         kind, _, number = value.partition(":")
-        if kind not in ("auto", "cpu", "cuda", "mps") or (number and not number.isdecimal()):
+        numbered = number.isascii() and number.isdecimal() and len(number) < 4 and kind == "cuda"
+        if kind not in ("auto", "cpu", "cuda", "mps") or (":" in value and not numbered):
             raise ValueError(f"device {value!r}: expected auto, cpu, cuda, cuda:1 or mps")
+        # One name for one device, since each name has a worker of its own.
+        return f"cuda:{int(number)}" if numbered and int(number) else kind
+
+    @field_validator("model", "hypernetworks", "generators", "models", "runs", "datasets", "outputs")
+    @classmethod
+    def _path(cls, value: str) -> str:
+        if "\0" in value or any(0xD800 <= ord(c) < 0xE000 for c in value):
+            raise ValueError("no name has a zero byte or half a character in it")
         return value
 
 

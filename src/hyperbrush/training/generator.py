@@ -242,6 +242,7 @@ class GeneratorObjective(Objective):
     def save(self, folder: Path) -> Path:
         """Write folder/NAME.safetensors."""
         self.net.trained = True
+        self.net.learned = ("pictures", "text") if self.config.text_share else ("pictures",)
         return self.net.save(folder / f"{self.net.name}.safetensors")
 
 

@@ -1,5 +1,6 @@
 """Jobs: what waits, what runs, and news of it as server-sent events."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
@@ -8,6 +9,8 @@ from fastapi.responses import FileResponse, PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from hyperbrush.app.errors import NotThere
+from hyperbrush.app.jobs import Job
+from hyperbrush.app.runs import tail
 from hyperbrush.app.site import Site
 
 
@@ -34,8 +37,7 @@ def add(router: APIRouter, site: Site) -> None:
     @router.get("/jobs/{job}/log", response_class=PlainTextResponse)
     def log(job: str) -> str:
         """What it wrote down."""
-        path = site.jobs.path(job) / "log.txt"
-        return path.read_text(encoding="utf-8", errors="replace")[-100_000:] if path.is_file() else ""
+        return tail(site.jobs.path(job) / "log.txt", 100_000)
 
     @router.get("/jobs/{job}/preview")
     def preview(job: str) -> FileResponse:
@@ -51,11 +53,17 @@ def add(router: APIRouter, site: Site) -> None:
     @router.get("/jobs/{job}/events", response_class=EventSourceResponse)
     async def events(job: Annotated[str, Depends(found)]) -> AsyncIterator[ServerSentEvent]:
         """Server-sent events: "job" with its state at each change, until it ends."""
+        told: Job | None = None
         while True:
             seen = site.version(f"job:{job}")
-            stands = site.jobs.get(job)
-            yield ServerSentEvent(event="job", data=stands.as_dict())
+            try:
+                stands = await asyncio.to_thread(site.jobs.get, job)
+            except NotThere:  # its folder was removed
+                return
+            if stands != told:
+                told = stands
+                yield ServerSentEvent(event="job", data=stands.as_dict())
             if not stands.is_open:
                 return
-            while await site.wait(f"job:{job}", seen) == seen:
+            if await site.wait(f"job:{job}", seen) == seen:
                 yield ServerSentEvent(comment="still there")

@@ -3,17 +3,20 @@
 What would change the picture and is not drawn here (hires fix, scripts, variation seeds …) is refused, never ignored.
 """
 
+import asyncio
 import base64
 import json
 import re
+import threading
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
-from hyperbrush.app import choices
+from hyperbrush.app import choices, drawings
 from hyperbrush.app.jobs import Job
 from hyperbrush.app.requests import DrawRequest, checked
+from hyperbrush.app.runs import finite
 from hyperbrush.app.site import Site
 from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.files import read_json, write_json
@@ -70,6 +73,7 @@ def add(app: FastAPI, site: Site) -> None:
         prefix="/sdapi/v1", tags=["webui"], responses={400: {"description": "`detail` says why"}}
     )
     kept = site.workspace.state / "webui-options.json"
+    setting = threading.Lock()
 
     @router.get("/hypernetworks")
     def hypernetworks() -> list[dict[str, str]]:
@@ -101,18 +105,22 @@ def add(app: FastAPI, site: Site) -> None:
         changed = _options({k: v for k, v in values.items() if k != "sd_model_checkpoint"})
         if "sd_model_checkpoint" in values:
             choices.prefer(site, {"model": values["sd_model_checkpoint"]})
-        write_json(kept, read_json(kept) | changed)
+        with setting:
+            write_json(kept, read_json(kept) | changed)
 
     @router.post("/txt2img")
     async def txt2img(request: Txt2Img) -> dict[str, Any]:
         """Draw pictures; answered when they are done."""
-        job = site.submit("draw", _draw(request, OPTIONS | read_json(kept)).model_dump())
-        seen = -1
-        while (stands := site.jobs.get(job.id)).is_open:
+
+        def begin() -> Job:
+            return drawings.ask(site, _draw(request, OPTIONS | read_json(kept)))
+
+        job, seen = await asyncio.to_thread(begin), -1  # what touches files stands beside the pages' loop
+        while (stands := await asyncio.to_thread(site.jobs.get, job.id)).is_open:
             seen = await site.wait(f"job:{job.id}", seen, timeout=2.0)
         if stands.state != "done":
             raise UserError(stands.error or f"the job was {stands.state}")
-        return _answer(site, stands, request)
+        return await asyncio.to_thread(_answer, site, stands, request)
 
     @router.get("/progress")
     def progress(skip_current_image: bool = False) -> dict[str, Any]:
@@ -131,7 +139,7 @@ def _options(values: dict[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         kind = type(OPTIONS[name])
         wanted = (int, float) if kind is float else kind
-        if not isinstance(value, wanted) or isinstance(value, bool):
+        if not isinstance(value, wanted) or isinstance(value, bool) or finite(value) is None:
             raise UserError(f"option {name}: expected {kind.__name__}, got {value!r:.60}")
     return values
 
@@ -214,7 +222,7 @@ def _answer(site: Site, job: Job, request: Txt2Img) -> dict[str, Any]:
     ]
     return {
         "images": images,
-        "parameters": request.model_dump(),
+        "parameters": finite(request.model_dump()),
         "info": json.dumps(info, ensure_ascii=False),
     }
 

@@ -15,8 +15,8 @@ def add(router: APIRouter, site: Site) -> None:
     @router.get("/status")
     def status() -> dict[str, Any]:
         """Version, workers, their deaths, and what waits."""
-        jobs = site.jobs.all(last=100)
-        devices = sorted({job.device for job in jobs if job.is_open} | {site.device})
+        jobs = site.jobs.open()
+        devices = sorted({job.device for job in jobs} | {site.device})
         return {
             "version": __version__,
             "workspace": str(site.workspace.root),

@@ -76,6 +76,7 @@ class StylesPage:
             self.place = ui.element("div").classes("style-pictures")
             self.text = ui.textarea(t("styles.text"), value=str(said.get("text", "")))
             self.text.props("outlined autogrow maxlength=2000").props["hint"] = t("styles.text_hint")
+            self.text.set_visibility(any(one.words for one in listed))
             with ui.expansion(t("styles.more"), icon="tune").classes("more"):
                 shown = said.get("prompts") or PROMPTS.get(self.site.workspace.preferences.model, OTHERS)
                 self.prompts = ui.textarea(t("styles.prompts"), value="\n".join(shown))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PREVIEW_SHARE = 0.1  # of the time, that previews may take
 PREVIEW_EVERY = 0.25  # seconds between two at least
+MOST_SIDE = 4096  # pixels, as of a `DrawRequest`
 MOST_TOGETHER = 8  # pictures drawn in one batch,
 TOGETHER_PIXELS = 512 * 512  # with so many pixels in all: one of 512 x 512
 
@@ -149,7 +150,7 @@ def size_of(request: DrawRequest, own: int, unit: int, image: "Image | None") ->
     wide = 1.0 if image is None else image.width / image.height
 
     def fitting(side: float) -> int:
-        return max(unit, round(side / unit) * unit)
+        return max(unit, round(min(side, MOST_SIDE) / unit) * unit)  # of a start picture that is a mere line
 
     if height is not None:
         return height, own if image is None else fitting(height * wide)

@@ -17,11 +17,13 @@ from hyperbrush.files import atomic_path
 def style(desk: Desk) -> dict[str, Any]:
     """Job "style": a `StyleRequest`; the adapter, and pictures without and with it, in the job's folder."""
     request: StyleRequest = checked(StyleRequest, desk.arguments)
-    if request.keep:
+    is_kept = desk.jobs.get(desk.id).progress.get("kept") == request.name  # by a worker that died
+    if request.keep and not is_kept:
         refuse_taken(desk.workspace, request.name)
     done = _again(desk, request) if request.adapter else _generated(desk, request)
-    if request.keep:
+    if request.keep and not is_kept:
         keep_as(desk.workspace, desk.folder / ADAPTER, request.name, strength=request.strength)
+    if request.keep:
         done["kept"] = request.name
     _draw(desk, request, done)
     return done

@@ -104,6 +104,9 @@ class Hypernetwork(nn.Module):
                     "setting of a Hypernetwork", key, HypernetworkSettings.__dataclass_fields__
                 )
         self.name, self.step, self.trained = name, step, False
+        self.learned: tuple[
+            str, ...
+        ] = ()  # "pictures", "text": what it was trained to listen to; (): not known
         self.source = _source_of(target, vision, processor)
         self.targets: list[Target] = []
         self._asked = target_layers

@@ -50,6 +50,7 @@ def write(net: "Hypernetwork", path: Path, dtype: torch.dtype | None) -> Path:
         "targets": to_rows(net.targets),
         "name": net.name,
         "step": net.step,
+        "learned": list(net.learned),
         "parts": parts,
     }
     tensors = {
@@ -126,6 +127,7 @@ def _build(path: Path, header: Mapping[str, str], parts: Mapping[str, nn.Module]
                 f"{path}: its {missing[0]} is a {foreign[missing[0]]}, not ours: Hypernetwork.load(path, {missing[0]}=…)"
             )
         net = Hypernetwork(target=targets, name=name, step=step, **settings, **parts)  # type: ignore[arg-type]
+        net.learned = tuple(map(str, config.get("learned", ())))
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
