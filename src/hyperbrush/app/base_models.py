@@ -70,7 +70,7 @@ def place(workspace: Workspace, source: str) -> str:
     if source in MODELS:
         return str(model_folder(source))
     path = _path(workspace, source)
-    if path is not None and os.path.exists(path):
+    if path is not None and _is_there(path):
         return str(path)
     if HUB_ID.fullmatch(source) and not source.endswith(SUFFIXES):
         return source
@@ -99,7 +99,7 @@ def refuse_elsewhere(workspace: Workspace, source: str) -> None:
     if source in ("", workspace.preferences.model, *MODELS):
         return
     path = _path(workspace, source)
-    if path is None or not os.path.exists(path):
+    if path is None or not _is_there(path):
         raise UserError(
             f"there is no model {source!r:.200}; base models are looked for in {workspace.folder('models')}, one of a hub "
             "is chosen on the page Model first"
@@ -196,6 +196,13 @@ def _path(workspace: Workspace, source: str) -> Path | None:
     within = (workspace.root, Path(os.path.normpath(workspace.root / workspace.preferences.models)))
     hidden = path.is_relative_to(workspace.state)
     return path if not hidden and any(path.is_relative_to(folder) for folder in within) else None
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long for the system
+        return False
 
 
 def _sources(workspace: Workspace) -> list[str]:

@@ -61,8 +61,6 @@ def write(folder: Path, path: Path, caption: str) -> None:
     text = " ".join(caption.split())
     if len(text) > LONGEST or "\0" in text:
         raise UserError(f"a caption of {len(text)} characters; {LONGEST} without zero bytes are the most")
-    if any(0xD800 <= ord(c) < 0xE000 for c in text):
-        raise UserError("the caption holds half a character (a lone surrogate)")
     if not _in_rows(folder, path, lambda row: {**row, "caption" if "text" not in row else "text": text}):
         write_text(text_of(path) or path.with_suffix(".txt"), text + "\n")
 

@@ -56,7 +56,7 @@ def open_picture(content: bytes, name: str = "the picture") -> "Image":
             return turned
     except UserError:
         raise
-    except _DAMAGED + (Image.DecompressionBombError,) as error:
+    except (*_DAMAGED, Image.DecompressionBombError) as error:
         kinds = ", ".join(FORMATS)
         raise UserError(f"{name} cannot be read as a picture ({error!s:.120}); expected {kinds}") from error
 

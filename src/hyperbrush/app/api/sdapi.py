@@ -141,6 +141,8 @@ def _options(values: dict[str, Any]) -> dict[str, Any]:
         wanted = (int, float) if kind is float else kind
         if not isinstance(value, wanted) or isinstance(value, bool) or finite(value) is None:
             raise UserError(f"option {name}: expected {kind.__name__}, got {value!r:.60}")
+        if isinstance(value, str) and not value.isprintable():  # nor could halves of characters be written
+            raise UserError(f"option {name}: {value!r:.60} is no name")
     return values
 
 
