@@ -35,7 +35,7 @@ def atomic_path(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
         temporary = Path(name)
         os.close(handle)
         yield temporary
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(0o666 & ~_UMASK)
         if sync:
             fsync(temporary)
         temporary.replace(path)
@@ -65,7 +65,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}{PART}", dir=path.parent))
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
+        temporary.chmod(0o777 & ~_UMASK)
         for file in temporary.rglob("*"):
             if file.is_file():
                 fsync(file)
@@ -108,9 +108,13 @@ def _cannot_write(path: Path, error: Exception) -> UserError:
 
 
 def _umask() -> int:
-    value = os.umask(0)
+    """The process's, which can only be read by setting it: once, before there are threads."""
+    value = os.umask(0o077)
     os.umask(value)
     return value
+
+
+_UMASK = _umask()
 
 
 def fsync(path: Path) -> None:

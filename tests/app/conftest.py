@@ -26,6 +26,13 @@ ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 PATIENCE = 90.0  # seconds: a busy machine opens a model slowly
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Browser tests are slow, but for the main way of each page."""
+    for item in items:
+        if "open_page" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("main"):
+            item.add_marker(pytest.mark.slow)
+
+
 class App:
     """A running app; root: its workspace."""
 

@@ -27,6 +27,7 @@ def findings(page: Any) -> list[str]:
 
 @pytest.mark.parametrize(("locale", "theme"), LANGUAGES)
 @pytest.mark.parametrize("path", PLACES)
+@pytest.mark.main
 def test_axe_finds_nothing_serious(
     app: Any, open_page: Callable[..., Any], path: str, locale: str, theme: str
 ) -> None:

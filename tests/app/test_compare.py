@@ -26,6 +26,7 @@ def network(app: App) -> str:
     return made.name
 
 
+@pytest.mark.main
 def test_the_page_draws_a_grid_that_stays(app: App, network: str, open_page: Callable[..., Any]) -> None:
     page = open_page(app, "/compare?prompt=cat+face&seed=3&steps=2")
     assert page.get_by_label("Prompt", exact=True).input_value() == "cat face"

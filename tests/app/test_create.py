@@ -71,6 +71,7 @@ def pixels(app: Any, job: str, number: int = 0) -> Image.Image:
     return Image.open(io.BytesIO(app.call(f"{API}/jobs/{job}/pictures/{number}"))).convert("RGB")
 
 
+@pytest.mark.main
 def test_a_prompt_becomes_pictures(app: Any, open_page: Callable[..., Any]) -> None:
     page = open_page(app)
     page.get_by_label("Pictures").fill("2")
@@ -133,6 +134,7 @@ def test_the_form_and_the_last_pictures_survive(app: Any, open_page: Callable[..
     assert prompt(other).input_value() == ""
 
 
+@pytest.mark.main
 def test_names_are_completed_from_the_keyboard(app: Any, open_page: Callable[..., Any]) -> None:
     page = open_page(app)
     prompt(page).focus()
@@ -234,6 +236,7 @@ def test_a_mask_painted_on_the_page(app: Any, open_page: Callable[..., Any], dra
     assert before.crop((48, 8, 56, 56)).tobytes() != after.crop((48, 8, 56, 56)).tobytes()
 
 
+@pytest.mark.main
 def test_a_mask_from_the_keyboard(app: Any, open_page: Callable[..., Any], drawn: dict[str, Any]) -> None:
     page = open_page(app, f"/?job={drawn['id']}")
     page.get_by_role("button", name="Use as start").click()

@@ -12,6 +12,7 @@ PLACES = ["/", "/hypernetworks", "/train", "/runs", "/styles", "/compare", "/mod
 
 
 @pytest.mark.parametrize("path", PLACES)
+@pytest.mark.main
 def test_every_place_opens_and_says_where_one_is(app: Any, open_page: Callable[..., Any], path: str) -> None:
     page = open_page(app, path)
     here = page.locator('nav a[aria-current="page"]')
@@ -20,6 +21,7 @@ def test_every_place_opens_and_says_where_one_is(app: Any, open_page: Callable[.
 
 
 @pytest.mark.parametrize(("locale", "word"), [("ko-KR", "학습"), ("zh-CN", "训练"), ("de-DE", "Train")])
+@pytest.mark.main
 def test_the_browser_chooses_the_language(
     app: Any, open_page: Callable[..., Any], locale: str, word: str
 ) -> None:
@@ -28,6 +30,7 @@ def test_the_browser_chooses_the_language(
     assert page.locator("html").get_attribute("lang")[:2] == {"de": "en"}.get(locale[:2], locale[:2])
 
 
+@pytest.mark.main
 def test_a_person_chooses_another(app: Any, open_page: Callable[..., Any]) -> None:
     page = open_page(app, "/runs")
     page.get_by_label("Language").click()

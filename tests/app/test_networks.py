@@ -132,6 +132,7 @@ def test_import_keeps_what_is_sound(app: Any, open_page: Open, folder: Path) -> 
     assert (folder / "webui-009-swish-2.pt").read_bytes() == (REFERENCE / "webui-009-swish.pt").read_bytes()
 
 
+@pytest.mark.main
 def test_a_dropped_file_is_imported_and_a_broken_one_refused(app: Any, open_page: Open, folder: Path) -> None:
     page = open_page(app, "/hypernetworks")
     before = sorted(folder.rglob("*"))
@@ -225,6 +226,7 @@ def more(page: Any, name: str, what: str) -> None:
     page.get_by_role("menu").get_by_text(what, exact=True).click()
 
 
+@pytest.mark.main
 def test_rename_delete_undo_and_the_bin(app: Any, open_page: Open, folder: Path) -> None:
     network(folder / "old name.pt")
     (folder / "old name.json").write_text('{"notes": "stays"}')

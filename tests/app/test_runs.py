@@ -41,6 +41,7 @@ def test_the_history_shows_runs_and_finds_them(app: Any, open_page: Open, two: A
     page.get_by_text("No run of that name.").wait_for()
 
 
+@pytest.mark.main
 def test_runs_are_chosen_and_compared(app: Any, open_page: Open, two: Any) -> None:
     page = open_page(app, "/runs")
     compare = button(page, "Compare")
@@ -121,6 +122,7 @@ def test_use_it_and_clone(app: Any, open_page: Open, two: Any) -> None:
     page.wait_for_url(lambda url: url.endswith("/?add=seen%20again%2C%20brighter"), wait_until="commit")
 
 
+@pytest.mark.main
 def test_watch_pause_resume_finish(app: Any, open_page: Open) -> None:
     begin(app, "watched", max_steps=500)
     page = open_page(app, "/runs/watched")
@@ -132,7 +134,7 @@ def test_watch_pause_resume_finish(app: Any, open_page: Open) -> None:
     page.get_by_text("paused", exact=True).wait_for()
     assert state(app, "watched") == "paused"
     button(page, "Resume").click()
-    page.get_by_text("training", exact=True).wait_for()
+    page.locator("#content").get_by_text("training", exact=True).wait_for()
     at = step_of(app, "watched")
     until(lambda: step_of(app, "watched") > at)
     button(page, "Finish and keep").click()

@@ -114,6 +114,7 @@ def test_pause_and_resume_change_no_bit(app: Any, whole: Any) -> None:
     assert app.call("/api/v1/runs/paused/resume", {})["status"] == 400, "it is done"
 
 
+@pytest.mark.slow
 def test_finish_keeps_what_was_learned(app: Any, whole: Any) -> None:
     begin(app, "finished", **SEVEN | {"max_steps": 400})
     pause_at(app, "finished", 3, "finish")
@@ -125,6 +126,7 @@ def test_finish_keeps_what_was_learned(app: Any, whole: Any) -> None:
     assert "resume" in found["can"]
 
 
+@pytest.mark.slow
 def test_a_paused_run_can_be_finished(app: Any) -> None:
     begin(app, "kept", **SEVEN)
     pause_at(app, "kept", 3)
@@ -136,6 +138,7 @@ def test_a_paused_run_can_be_finished(app: Any) -> None:
     assert step_of(app, "kept") == step, "no step was trained for it"
 
 
+@pytest.mark.slow
 def test_rolling_back_trains_on_from_that_step(app: Any, whole: Any) -> None:
     begin(app, "rolled", **SEVEN, keep_checkpoints=9, checkpoint_every=2)
     assert ended(app, "rolled")["state"] == "done"
@@ -152,6 +155,7 @@ def test_rolling_back_trains_on_from_that_step(app: Any, whole: Any) -> None:
     assert [row["step"] for row in app.call("/api/v1/runs/rolled/metrics")] == list(range(1, 8))
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_not_gone_back_to(app: Any) -> None:
     begin(app, "damaged", **SEVEN, keep_checkpoints=9, checkpoint_every=2)
     ended(app, "damaged")
@@ -163,6 +167,7 @@ def test_a_damaged_checkpoint_is_not_gone_back_to(app: Any) -> None:
     assert {4, 6, 7} <= set(app.call("/api/v1/runs/damaged")["checkpoints"]), "the others stand"
 
 
+@pytest.mark.slow
 def test_a_picture_drawn_in_between_changes_no_bit(app: Any, whole: Any) -> None:
     training = begin(app, "disturbed", **SEVEN)
     until(lambda: step_of(app, "disturbed") >= 1)

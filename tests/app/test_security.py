@@ -196,6 +196,7 @@ def test_bombs_and_junk_are_no_pictures() -> None:
 SCRIPT = "<img src=x onerror=\"document.title='pwned'\"><script>document.title='pwned'</script>"
 
 
+@pytest.mark.main
 def test_names_and_captions_are_text_not_html(app: Any, open_page: Callable[..., Any]) -> None:
     run = app.root / "runs" / "html"
     run.mkdir(parents=True)

@@ -65,6 +65,7 @@ def generate(app: App, **values: Any) -> str:
     return str(job["id"])
 
 
+@pytest.mark.main
 def test_pictures_become_a_style_that_is_kept(
     app: App, generator: str, open_page: Callable[..., Any]
 ) -> None:

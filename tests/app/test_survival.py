@@ -70,6 +70,7 @@ def test_reload_and_two_tabs_see_the_same(app: Any, open_page: Open) -> None:
     until(lambda: lines[0].get_attribute("d") == lines[1].get_attribute("d"), 10)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_told_and_loses_nothing(victim: Any, open_page: Open, whole: Any) -> None:
     begin(victim, "killed", **LONG)
     page = open_page(victim, "/runs/killed")
@@ -91,6 +92,7 @@ def test_a_killed_worker_is_told_and_loses_nothing(victim: Any, open_page: Open,
     assert "goes on from step 3" in log
 
 
+@pytest.mark.slow
 def test_a_job_already_taken_is_not_lost(victim: Any, whole: Any) -> None:
     job = begin(victim, "taken", **LONG)
     until(lambda: victim.call(f"/api/v1/jobs/{job}")["state"] == "running")
@@ -101,6 +103,7 @@ def test_a_job_already_taken_is_not_lost(victim: Any, whole: Any) -> None:
     assert same(victim, "taken", whole)
 
 
+@pytest.mark.main
 def test_the_training_outlives_the_server(victim: Any, open_page: Open, whole: Any) -> None:
     begin(victim, "outlives", **LONG)
     until(lambda: step_of(victim, "outlives") >= 2)
@@ -115,6 +118,7 @@ def test_the_training_outlives_the_server(victim: Any, open_page: Open, whole: A
     assert same(victim, "outlives", whole)
 
 
+@pytest.mark.slow
 def test_two_runs_one_after_the_other(victim: Any) -> None:
     one, two = begin(victim, "one", max_steps=4), begin(victim, "two", max_steps=4)
     assert state(victim, "two") == "queued"
@@ -124,6 +128,7 @@ def test_two_runs_one_after_the_other(victim: Any) -> None:
     assert first["ended"] <= second["started"]
 
 
+@pytest.mark.slow
 def test_a_disk_that_takes_no_more_is_told(victim: Any, open_page: Open, whole: Any) -> None:
     """The system refuses the worker's larger files: the run says so, and goes on where it was."""
     begin(victim, "refused", **LONG)
@@ -144,6 +149,7 @@ def test_a_disk_that_takes_no_more_is_told(victim: Any, open_page: Open, whole: 
     assert same(victim, "refused", whole)
 
 
+@pytest.mark.slow
 def test_a_really_full_disk_is_told(victim: Any, open_page: Open, whole: Any) -> None:
     begin(victim, "full", **LONG)
     page = open_page(victim, "/runs/full")

@@ -59,6 +59,7 @@ def make(app: Any, dataset: str, *names: str) -> Path:
     return folder
 
 
+@pytest.mark.main
 def test_from_dropped_pictures_to_a_run_in_the_queue(app: Any, train: Open) -> None:
     page = train()
     drop(page, "red square", "green square", "blue square", "gold square")

@@ -380,6 +380,7 @@ class TestCommandLine:
         assert ended.value.code == 2
         return capsys.readouterr().err
 
+    @pytest.mark.slow
     def test_ctrl_c_leaves_the_training_running(self, app: Any, colours: str) -> None:
         tiny = [*self.tiny(), "-s", "max_steps=100000"]
         command = [sys.executable, "-m", "hyperbrush", "train", "--data", colours, "--name", "cli-left"]
@@ -397,6 +398,7 @@ class TestCommandLine:
         app.call(f"/api/v1/jobs/{job['id']}/stop", {})
         app.wait_for(job["id"])
 
+    @pytest.mark.slow
     def test_a_token_is_asked_and_taken(self, own_app: Any, capsys: pytest.CaptureFixture[str]) -> None:
         url = own_app("--token", "secret-word").url.partition("?")[0].rstrip("/")
         wanted = ("--data", "none", "--name", "x", "--server")

@@ -86,7 +86,7 @@ def test_newer_clients_name_the_schedule_beside(app: Any) -> None:
 )
 def test_what_is_not_drawn_is_refused(app: Any, more: dict[str, Any], said: str) -> None:
     answer = app.call("/sdapi/v1/txt2img", {"prompt": "cat face", "steps": 2} | more)
-    assert answer["status"] == 400
+    assert answer["status"] in (400, 404)  # 404: a network that is not there
     assert said in answer["detail"]
 
 

@@ -20,6 +20,7 @@ from hyperbrush.app.runs import finite
 from hyperbrush.app.site import Site
 from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.files import read_json, write_json
+from hyperbrush.hypernetworks.library import UnknownHypernetwork
 
 # Of a request: what it must be, or the picture would be another than the one that was asked for.
 ONLY: dict[str, tuple[Any, ...]] = {
@@ -113,7 +114,10 @@ def add(app: FastAPI, site: Site) -> None:
         """Draw pictures; answered when they are done."""
 
         def begin() -> Job:
-            return drawings.ask(site, _draw(request, OPTIONS | read_json(kept)))
+            try:
+                return drawings.ask(site, _draw(request, OPTIONS | read_json(kept)))
+            except UnknownHypernetwork as error:  # to these clients 404 means that there is no such route
+                raise UserError(str(error)) from error
 
         job, seen = await asyncio.to_thread(begin), -1  # what touches files stands beside the pages' loop
         while (stands := await asyncio.to_thread(site.jobs.get, job.id)).is_open:
