@@ -93,6 +93,8 @@ def main() -> None:
             app.until("/api/v1/runs/ink", "done", "failed")
             page.goto(f"{app.url}/?add=ink")
             prompt = page.get_by_label(re.compile("^Prompt"))
+            page.wait_for_function("document.querySelector('textarea').value.includes('ink')")
+            page.wait_for_timeout(1000)  # what the address says is written by then
             prompt.fill("crescent moon <hypernet:ink:0.8>")
             prompt.press("Control+Enter")
             page.locator("main img").first.wait_for(timeout=120_000)
