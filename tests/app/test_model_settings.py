@@ -100,7 +100,7 @@ def test_no_other_file_is_opened(app: App) -> None:
     asked = {"prompt": "cat", "axes": ["seed=1"], "model": "/etc/passwd", "steps": 1}
     refused = app.call(f"{API}/compare", asked)
     assert refused["status"] == 400
-    assert "outside of the workspace" in refused["detail"]
+    assert "there is no model '/etc/passwd'" in refused["detail"]
 
 
 def test_a_model_is_used_from_the_page(own_app: Callable[..., App], open_page: Callable[..., Any]) -> None:

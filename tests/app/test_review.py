@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,12 @@ from hyperbrush.files import read_json, write_json
 
 HALF = "\ud800"
 API = "/api/v1"
+
+
+def finished(work: Any) -> Any:
+    """What a coroutine comes to; in a thread, since the browser's tests keep a loop running in this one."""
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(asyncio.run, work).result()
 
 
 @pytest.fixture
@@ -222,7 +229,7 @@ def test_the_watch_outlives_what_it_meets_and_says_it_once(
         watching.cancel()
 
     with caplog.at_level(logging.ERROR):
-        asyncio.run(watch())
+        finished(watch())
     assert len([record for record in caplog.records if "look" in record.message]) == 1
 
 
@@ -255,7 +262,7 @@ def guarded(path: str, query: str = "", **headers: str) -> tuple[int, dict[str, 
         "query_string": query.encode(),
         "headers": [(name.encode(), value.encode()) for name, value in sent.items()],
     }
-    asyncio.run(Guard(app, Access("0.0.0.0", (), "se;cret"))(scope, None, send))
+    finished(Guard(app, Access("0.0.0.0", (), "se;cret"))(scope, None, send))
     return said[0]["status"], {k.decode(): v.decode() for k, v in said[0]["headers"]}
 
 

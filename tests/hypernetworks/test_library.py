@@ -4,8 +4,10 @@ import hashlib
 import json
 import os
 import unicodedata
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,9 +19,8 @@ from hyperbrush.hypernetworks import (
     HypernetworkLibrary,
     Notes,
     file_cache,
-    library,
     load,
-    summaries,
+    summarising,
 )
 from hyperbrush.hypernetworks.file_cache import FileCache
 
@@ -130,7 +131,7 @@ def test_entries_say_what_each_file_is(files: Path, cache: Path) -> None:
 @pytest.mark.parametrize("name", ["ink.pt", "water.safetensors"])
 def test_headers_are_read_without_the_numbers(files: Path, name: str) -> None:
     path = files / name
-    sound = summaries.summarise(path)
+    sound = summarising.summarise(path)
     if path.suffix == ".pt":
         content = torch.load(path, weights_only=True)
         for state in content[4]:
@@ -141,7 +142,7 @@ def test_headers_are_read_without_the_numbers(files: Path, name: str) -> None:
         data = path.read_bytes()
         begin = 8 + int.from_bytes(data[:8], "little")
         path.write_bytes(data[:begin] + b"\xff" * (len(data) - begin))
-    assert summaries.summarise(path) == sound
+    assert summarising.summarise(path) == sound
     with pytest.raises(UserError, match="NaN"):
         load(path)
 
@@ -153,7 +154,7 @@ def test_hashes_and_headers_are_kept_by_size_and_time(
     kept = cache.read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(file_cache, "sha256", lambda path: pytest.fail(f"{path} was read again"))
-        patch.setattr(library, "summarise", lambda path: broken(path))
+        patch.setattr(summarising, "summarise", broken)
         assert HypernetworkLibrary(files, cache=FileCache(cache)).entries() == first
     AttentionHypernetwork([16]).save(files / "ink.pt")
     os.utime(files / "ink.pt", (1_100_000_000, 1_100_000_000))
@@ -164,11 +165,11 @@ def test_hashes_and_headers_are_kept_by_size_and_time(
     assert cache.read_bytes() != kept
 
 
-def broken(path: Path) -> None:
+def broken(path: Path, summarise: Callable[[Path], Any] = summarising.summarise) -> None:
     """Only the broken file has no header to keep."""
     if path.stem != "broken":
         pytest.fail(f"{path} was read again")
-    summaries.summarise(path)
+    summarise(path)
 
 
 def test_a_file_just_written_is_not_trusted_by_its_time(files: Path, cache: Path) -> None:
