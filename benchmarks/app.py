@@ -31,8 +31,8 @@ from hyperbrush.assets import style_folder
 from hyperbrush.files import read_json, write_json
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-WATCH = """steps => { window.seen = {}; new MutationObserver(() => {
-    for (const m of document.querySelector('main').innerText.matchAll(new RegExp('(\\\\d+) ?/ ?' + steps, 'g')))
+WATCH = """() => { window.seen = {}; new MutationObserver(() => {
+    for (const m of document.querySelector('main').innerText.matchAll(/step (\\d+) of/g))
         window.seen[m[1]] ??= Date.now() / 1000;
 }).observe(document.querySelector('main'), {subtree: true, childList: true, characterData: true}); }"""
 
@@ -117,7 +117,7 @@ def latencies(app: App, browser: Any, run: Path, seconds: float) -> list[float]:
     page = browser.new_page()
     page.goto(f"{app.url}/runs/bench")
     page.get_by_role("heading", level=1).wait_for()
-    page.evaluate(WATCH, live(run)["steps"])
+    page.evaluate(WATCH)
     told: dict[str, float] = {}
     end = time.monotonic() + seconds
     while time.monotonic() < end:
