@@ -136,7 +136,7 @@ async def _client(url: str, path: str) -> Any:
 
     async with httpx.AsyncClient() as http:
         text = (await http.get(url + path)).text
-    client = re.search(r'"client_id": ?"([^"]+)"', text)
+    client = re.search(r"'client_id': '([^']+)'", text)
     assert client is not None, text[:500]
     query = {
         "client_id": client[1],

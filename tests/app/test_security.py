@@ -293,6 +293,12 @@ def test_tls_files_are_used(own_app: Callable[..., Any], tmp_path: Path) -> None
     assert connection.getresponse().status == 200
 
 
+def served(root: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """`hyperbrush serve`, where it is to refuse."""
+    command = [sys.executable, "-m", "hyperbrush", "serve", "--no-open", "--port", "0", "--folder", str(root)]
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -302,35 +308,13 @@ def test_tls_files_are_used(own_app: Callable[..., Any], tmp_path: Path) -> None
     ],
 )
 def test_what_cannot_be_served_is_said(tmp_path: Path, arguments: list[str], said: str) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "hyperbrush",
-        "serve",
-        "--no-open",
-        "--port",
-        "0",
-        "--folder",
-        str(tmp_path),
-    ]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60)
+    done = served(tmp_path, *arguments)
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_two_servers_do_not_share_a_workspace(app: Any) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "hyperbrush",
-        "serve",
-        "--no-open",
-        "--port",
-        "0",
-        "--folder",
-        str(app.root),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = served(app.root)
     assert done.returncode == 2
     assert "already" in done.stderr
