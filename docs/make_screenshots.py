@@ -3,66 +3,23 @@
 Starts a server on a fresh workspace, trains on the bundled style set through the API, and photographs the pages.  Takes a few minutes.
 """
 
-import json
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
 from pathlib import Path
-from typing import Any
 
-import psutil
 from playwright.sync_api import Page, sync_playwright
 
 from hyperbrush.assets import style_folder
 from hyperbrush.files import read_json
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests/app"))
+from running import ARGUMENTS, CHROMIUM, App, until
+
 OUT = Path(__file__).parent / "app"
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 PROMPTS = ["cat face", "rocket", "crescent moon"]
 STEPS = 150
-
-
-class App:
-    """A server on a workspace."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        command = [
-            sys.executable,
-            "-m",
-            "hyperbrush",
-            "serve",
-            "--no-open",
-            "--port",
-            "0",
-            "--folder",
-            str(root),
-        ]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        self.url = self.process.stdout.readline().split()[3].rstrip("/")
-
-    def call(self, path: str, body: Any = None) -> Any:
-        """Ask the API."""
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=600) as answer:
-            return json.loads(answer.read())
-
-    def until(self, path: str, *states: str) -> None:
-        """Until a job or run has one of these states."""
-        while self.call(path)["state"] not in states:
-            time.sleep(0.3)
-
-    def end(self) -> None:
-        """End server and worker."""
-        for file in (self.root / ".hyperbrush").glob("worker-*.json"):
-            psutil.Process(read_json(file)["pid"]).kill()
-        self.process.kill()
 
 
 def shoot(page: Page, name: str) -> None:
@@ -76,8 +33,8 @@ def main() -> None:
     """All of them."""
     OUT.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        app = App(Path(folder))
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        app = App(Path(folder)).start()
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         page = browser.new_page(viewport={"width": 1280, "height": 860}, locale="en-US")
         try:
             shutil.copytree(style_folder() / "train", app.root / "datasets/black-line")
@@ -87,10 +44,9 @@ def main() -> None:
             settings = {"name": "ink", "data": ["datasets/black-line"], "training": training}
             app.call("/api/v1/trainings", {"settings": settings})
             page.goto(f"{app.url}/runs/ink")
-            while read_json(app.root / "runs/ink/live.json").get("step", 0) < 110:
-                time.sleep(0.5)
+            until(lambda: read_json(app.root / "runs/ink/live.json").get("step", 0) >= 110, 300)
             shoot(page, "run")
-            app.until("/api/v1/runs/ink", "done", "failed")
+            until(lambda: app.call("/api/v1/runs/ink")["state"] in ("done", "failed"), 300)
             page.goto(f"{app.url}/?add=ink")
             prompt = page.get_by_label(re.compile("^Prompt"))
             page.wait_for_function("document.querySelector('textarea').value.includes('ink')")

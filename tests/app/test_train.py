@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from running import until
 from test_accessibility import findings
 
-from conftest import until
 from hyperbrush.assets import style_folder
 from hyperbrush.files import read_json
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import yaml
 from PIL import Image
+from running import until
 
-from conftest import until
 from hyperbrush.app.datasets import Datasets
 from hyperbrush.app.drafts import Draft
 from hyperbrush.app.messages import FOLDER as MESSAGES
