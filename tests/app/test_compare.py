@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from tests.app.conftest import App, until
+from running import App, until
 
 API = "/api/v1"
 SMALL = {"prompt": "cat face", "steps": 1, "seed": 3}

@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from running import until
 
 import hyperbrush as hb
 from hyperbrush.app.pages.create_tags import added, changed, written
-from hyperbrush.files import write_json
+from hyperbrush.files import read_json, write_json
 from hyperbrush.hypernetworks.sidecars import Notes, write_notes
-
-from .conftest import until
 
 API = "/api/v1"
 NAMES = ("create-ink", "create-sea")
@@ -178,6 +177,38 @@ def test_a_card_of_the_hypernetworks_page_leads_here(app: Any, open_page: Callab
     page.get_by_text("There is no hypernetwork create-nothing.").wait_for()
 
 
+AT_ONCE = """
+    const type = () => {
+        const area = document.getElementById("prompt-text");
+        if (!area) return setTimeout(type, 1);
+        area.value += " my words";
+        area.dispatchEvent(new Event("input", { bubbles: true }));
+    };
+    if (location.search) type();
+"""
+
+
+def test_what_is_typed_at_once_stays_beside_the_tag(app: Any, open_page: Callable[..., Any]) -> None:
+    page = open_page(app, "/settings")
+    page.add_init_script(AT_ONCE)
+    page.goto(app.url + "/?add=create-sea")
+    page.wait_for_function("hyperbrushCreate && location.search == ''")  # the server has had its say
+    expected = "deep blue <hypernet:create-sea:0.6> my words"
+    assert prompt(page).input_value() == expected
+    forms = Path(app.root) / ".hyperbrush/forms"
+    until(lambda: any(read_json(file)["form"].get("prompt") == expected for file in forms.iterdir()))
+    page.reload()
+    assert prompt(page).input_value() == expected
+
+
+def test_the_page_comes_filled_in(app: Any) -> None:
+    """What came after the page itself would take the place of what is being typed."""
+    page = app.call("/?add=create-sea&seed=77").decode()
+    assert "deep blue" in page
+    assert "hypernet:create-sea:0.6" in page
+    assert "updateValue" not in page
+
+
 def test_a_pictures_settings_are_read(
     app: Any, open_page: Callable[..., Any], drawn: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -219,13 +250,22 @@ def test_a_mask_painted_on_the_page(app: Any, open_page: Callable[..., Any], dra
     page.get_by_role("button", name="Use as start").click()
     canvas = page.locator("canvas[data-ready]")
     canvas.wait_for()
+    # What comes later moves the page: the section opens slowly, the gallery comes with the second look.
+    page.locator(".pictures.small img").first.wait_for()
+    page.wait_for_function("document.getAnimations().every(a => a.playState != 'running')")
     canvas.scroll_into_view_if_needed()
+    canvas.element_handle().wait_for_element_state("stable")
     box = canvas.bounding_box()
+    assert box["height"] == pytest.approx(box["width"], abs=1), (
+        "the picture is there, and the canvas lies on it"
+    )
     page.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + 0.1 * box["height"])
     page.mouse.down()
     page.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + 0.9 * box["height"], steps=4)
     page.mouse.up()
     page.get_by_text("Only the painted part is drawn anew.").wait_for()
+    forms = Path(app.root) / ".hyperbrush/forms"
+    until(lambda: any(read_json(file)["form"].get("mask") for file in forms.iterdir()))
     page.reload()  # picture and mask are still there
     page.get_by_text("Only the painted part is drawn anew.").wait_for()
     page.locator("canvas[data-ready]").wait_for()
@@ -302,20 +342,31 @@ def test_html_in_a_prompt_stays_text(app: Any, open_page: Callable[..., Any]) ->
     assert page.locator("article img").first.get_attribute("alt").endswith("<b id=evil>cat</b> \" '")
 
 
-def test_a_running_training_is_told_of(app: Any, open_page: Callable[..., Any]) -> None:
+def test_a_running_training_is_told_of(own_app: Callable[..., Any], open_page: Callable[..., Any]) -> None:
+    """Also when more was drawn since it began than any page lists."""
+    app = own_app()
     page = open_page(app)
     said = page.get_by_text("A training is running: pictures are drawn between its steps")
+    badge = page.get_by_role("banner").get_by_text("3/9")
     assert not said.is_visible()
-    folder = Path(app.root) / ".hyperbrush/jobs" / f"{int(time.time() * 1e6):014x}beef"
-    write_json(
-        folder / "job.json", {"kind": "train", "arguments": {}, "device": "cpu", "created": time.time()}
-    )
-    write_json(folder / "state.json", {"state": "running", "started": time.time(), "attempts": 1})
-    try:
-        said.wait_for()
-    finally:
-        shutil.rmtree(folder)
+    jobs, now = Path(app.root) / ".hyperbrush/jobs", time.time()
+
+    def make(number: int, kind: str, state: str) -> Path:
+        folder = jobs / f"{int((now + number) * 1e6):014x}beef"
+        about = {"kind": kind, "arguments": {}, "device": "cpu", "created": now + number}
+        write_json(folder / "job.json", about)
+        write_json(folder / "progress.json", {"step": 3, "steps": 9})
+        write_json(folder / "state.json", {"state": state, "started": now, "attempts": 1})
+        return folder
+
+    for number in range(70):
+        make(number, "draw", "done")
+    folder = make(-1, "train", "running")
+    said.wait_for()
+    badge.wait_for()
+    shutil.rmtree(folder)
     said.wait_for(state="hidden")
+    badge.wait_for(state="hidden")
 
 
 @pytest.mark.parametrize(("locale", "word"), [("ko-KR", "그리기"), ("zh-CN", "绘制")])
@@ -389,3 +440,9 @@ def test_tags_are_found_and_added() -> None:
     ]
     assert added("", "ink") == "<hypernet:ink:1>"
     assert added("a <hypernet:ink:0.2>", "ink", "a") == "a <hypernet:ink:0.2>"
+
+
+def test_a_job_that_is_gone_is_told(app: Any, open_page: Callable[..., Any]) -> None:
+    page = open_page(app, "/?job=00000000000000beef")
+    page.get_by_text("there is no job '00000000000000beef'; ended ones are removed").wait_for()
+    page.get_by_label(re.compile("^Prompt")).wait_for()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.app.conftest import App, until
+from running import App, until
 
 API = "/api/v1"
 
@@ -210,3 +210,12 @@ def choose(page: Any, label: str, option: str) -> None:
     """Choose from a Quasar select."""
     page.get_by_label(label, exact=True).click()
     page.get_by_role("option", name=option, exact=True).click()
+
+
+def test_devices_and_workers_are_told(app: App) -> None:
+    found = {one["device"]: one["precisions"] for one in app.call("/api/v1/devices")}
+    assert "fp32" in found["cpu"]
+    assert "fp16" not in found["cpu"], "too slow there: the page offers it no more than this"
+    until(lambda: app.worker)
+    workers = {one["device"]: one for one in app.call("/api/v1/workers")}
+    assert workers["cpu"]["alive"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tests.app.conftest import until
+from running import until
 
 from hyperbrush.hypernetworks import AttentionHypernetwork, load
 

@@ -163,17 +163,38 @@ def test_roll_back_says_what_is_dropped(app: Any, open_page: Open) -> None:
     assert ended(app, "back")["state"] == "done"
 
 
-def test_delete_asks_first(app: Any, open_page: Open, two: Any) -> None:
+def test_delete_asks_first_and_is_undone(app: Any, open_page: Open, two: Any) -> None:
     begin(app, "gone", max_steps=2)
     assert ended(app, "gone")["state"] == "done"
     page = open_page(app, "/runs/gone")
     button(page, "Delete").click()
     page.get_by_role("dialog").get_by_role("button", name="Delete").click()
-    page.wait_for_url("**/runs")
+    page.wait_for_url("**/runs?removed=*")
     page.get_by_role("link", name="seen", exact=True).wait_for()
     assert page.get_by_role("link", name="gone", exact=True).count() == 0
-    page.goto(app.url + "/runs/gone")
-    page.get_by_text("There is no run “gone”").wait_for()
+    assert "no run" in app.call("/api/v1/runs/gone")["detail"]
+    page.reload()  # the way back is still there
+    page.get_by_text("“gone” is in the bin now.").wait_for()
+    button(page, "Undo").press("Enter")
+    page.get_by_role("link", name="gone", exact=True).wait_for()
+    button(page, "Undo").wait_for(state="detached")
+    assert state(app, "gone") == "done"
+
+
+def test_the_bin_shows_what_was_removed(app: Any, open_page: Open, two: Any) -> None:
+    for name in ("thrown away", "regretted"):
+        begin(app, name, max_steps=2)
+        assert ended(app, name)["state"] == "done"
+        app.call(f"/api/v1/runs/{quote(name)}", method="DELETE")
+    page = open_page(app, "/runs")
+    page.get_by_text("Bin (").click()
+    button(page, "Restore: regretted").click()
+    page.get_by_role("link", name="regretted", exact=True).wait_for()
+    button(page, "Restore: regretted").wait_for(state="detached")
+    button(page, "Remove for good: thrown away").click()
+    page.get_by_role("dialog").get_by_role("button", name="Remove for good").click()
+    button(page, "Remove for good: thrown away").wait_for(state="detached")
+    assert "thrown away" not in [run["name"] for run in app.call("/api/v1/bin/runs")]
 
 
 def test_the_queue_shows_what_waits_and_cancels_it(app: Any, open_page: Open) -> None:
@@ -249,11 +270,22 @@ def test_from_the_step_to_the_page_in_half_a_second(app: Any, open_page: Open) -
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("path", ["/runs/seen", "/runs?compare=seen,seen%20again%2C%20brighter"])
+@pytest.mark.parametrize("path", ["/runs", "/runs/seen", "/runs?compare=seen,seen%20again%2C%20brighter"])
 def test_axe_finds_nothing_serious(app: Any, open_page: Open, two: Any, path: str, theme: str) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    if path == "/runs":
+        begin(app, f"binned {theme}", max_steps=1)
+        ended(app, f"binned {theme}")
+        binned = app.call(f"/api/v1/runs/{quote(f'binned {theme}')}", method="DELETE")["id"]
+        path += f"?removed={quote(binned)}"
     page = open_page(app, path, color_scheme=theme)
-    page.locator(".run-chart svg text").first.wait_for()
+    if "removed" in path:
+        page.get_by_text("Bin (").click()
+        button(page, f"Remove for good: binned {theme}").wait_for()
+        button(page, "Undo").wait_for()
+        page.wait_for_function("document.getAnimations().every(a => a.playState != 'running')")
+    else:
+        page.locator(".run-chart svg text").first.wait_for()
     if path == "/runs/seen":
         for part in (
             "Last figures",

@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -186,10 +187,89 @@ def test_the_bin_takes_a_run_that_stands_still(app: Any, whole: Any) -> None:
     assert (refused["status"], "pause or stop it first" in refused["detail"]) == (400, True)
     app.call("/api/v1/runs/unwanted/stop", {})
     assert ended(app, "unwanted")["state"] == "stopped"
-    into = app.call("/api/v1/runs/unwanted", method="DELETE")["bin"]
-    assert (app.root / into / "config.yaml").is_file()
+    said = app.call("/api/v1/runs/unwanted", method="DELETE")
+    assert (app.root / said["bin"] / "config.yaml").is_file()
     assert app.call("/api/v1/runs/unwanted")["status"] == 404
     assert not (app.root / "runs/unwanted").exists()
+
+
+def test_the_bin_gives_a_run_back_or_loses_it_for_good(app: Any, whole: Any) -> None:
+    copied = app.root / "runs" / "copied"
+    shutil.copytree(app.root / "runs/undisturbed", copied)
+    before = sorted(path.relative_to(copied) for path in copied.rglob("*"))
+    item = app.call("/api/v1/runs/copied", method="DELETE")["id"]
+    (found,) = (one for one in app.call("/api/v1/bin/runs") if one["id"] == item)
+    assert (found["name"], found["size"] > 1000) == ("copied", True)
+    assert abs(found["deleted"] - time.time()) < 60
+    place = f"/api/v1/bin/runs/{quote(item)}"
+    copied.mkdir()  # somebody takes the name meanwhile
+    refused = app.call(f"{place}/restore", {})
+    assert (refused["status"], "there is another run 'copied' now" in refused["detail"]) == (400, True)
+    copied.rmdir()
+    assert app.call(f"{place}/restore", {})["state"] == "done"
+    assert sorted(path.relative_to(copied) for path in copied.rglob("*")) == before
+    assert app.call(f"{place}/restore", {})["status"] == 404
+    item = app.call("/api/v1/runs/copied", method="DELETE")["id"]
+    assert app.call(f"/api/v1/bin/runs/{quote(item)}", method="DELETE")["name"] == "copied"
+    assert item not in [one["id"] for one in app.call("/api/v1/bin/runs")]
+    assert not (app.root / ".hyperbrush/bin/runs" / item).exists()
+    for name in ("..", "%2e%2e%2fpreferences", "x" * 3000):
+        assert app.call(f"/api/v1/bin/runs/{name}", method="DELETE")["status"] in (404, 405)
+
+
+def test_cloned_settings_begin_a_new_run(app: Any, whole: Any) -> None:
+    cloned = app.call("/api/v1/runs/undisturbed/clone")
+    assert cloned["settings"]["name"] == "undisturbed-2"
+    assert cloned["settings"]["data"] == [{"path": "style"}]
+    assert app.call("/api/v1/trainings/problems", cloned) == []
+    cloned["settings"]["training"]["batch_size"] = 0
+    assert "batch_size" in app.call("/api/v1/trainings/problems", cloned)[0]
+    assert not (app.root / "runs/undisturbed-2").exists(), "nothing was begun"
+
+
+def test_runs_are_compared(app: Any, whole: Any) -> None:
+    other = app.root / "runs" / "another rate, too"
+    shutil.copytree(app.root / "runs/undisturbed", other)
+    settings = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(settings.replace("batch_size: 4", "batch_size: 3"))
+    names = ["undisturbed", other.name]
+    found = app.call(f"/api/v1/run-comparison?run={names[0]}&run={quote(names[1])}&smoothing=0")
+    assert [run["name"] for run in found["runs"]] == names
+    rows = app.call("/api/v1/runs/undisturbed/metrics")
+    assert found["runs"][0]["loss"] == [[row["step"], row["loss"]] for row in rows]
+    assert [step for step, _ in found["runs"][0]["validation"]] == [4, 7]
+    best = min(row["validation_loss"] for row in rows if "validation_loss" in row)
+    assert found["runs"][0]["best_validation"] == best
+    assert {"setting": "training.batch_size", "values": ["4", "3"]} in found["differences"]
+    assert app.call("/api/v1/run-comparison?run=undisturbed&run=nobody")["status"] == 404
+    assert app.call("/api/v1/run-comparison")["status"] == 422
+
+
+def test_what_a_run_drew_last_is_its_networks_picture(app: Any, whole: Any) -> None:
+    drawn = app.root / "runs/undisturbed/previews/step-00000007/prompt-0.png"
+    assert app.call("/api/v1/hypernetworks/undisturbed")["preview"] is True
+    assert app.call("/api/v1/hypernetworks/undisturbed/preview") == drawn.read_bytes()
+    folder = app.root / "models/hypernetworks"
+    shutil.copy(folder / "undisturbed.safetensors", folder / "called otherwise.safetensors")
+    assert app.call("/api/v1/hypernetworks/called%20otherwise/preview") == drawn.read_bytes()
+    shutil.copy(drawn.with_name("prompt-1.png"), folder / "called otherwise.preview.png")
+    own = (folder / "called otherwise.preview.png").read_bytes()
+    assert app.call("/api/v1/hypernetworks/called%20otherwise/preview") == own, "its own comes first"
+    (folder / "called otherwise.preview.png").unlink()
+    shutil.move(
+        app.root / "runs/undisturbed", app.root / "runs/set aside"
+    )  # what made it may go into the bin
+    item = app.call("/api/v1/runs/set%20aside", method="DELETE")["id"]
+    try:
+        assert app.call("/api/v1/hypernetworks/undisturbed/preview").startswith(b"\x89PNG")
+    finally:
+        app.call(f"/api/v1/bin/runs/{quote(item)}/restore", {})
+        shutil.move(app.root / "runs/set aside", app.root / "runs/undisturbed")
+    content = bytearray((folder / "undisturbed.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "of no run.safetensors").write_bytes(content)
+    assert app.call("/api/v1/hypernetworks/of%20no%20run")["preview"] is False
+    assert app.call("/api/v1/hypernetworks/of%20no%20run/preview")["status"] == 404
 
 
 def test_events_until_it_ends(app: Any, whole: Any) -> None:

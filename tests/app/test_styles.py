@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from tests.app.conftest import App, until
+from running import App, until
 
 from hyperbrush.app.uploads import Uploads
 from hyperbrush.assets import generator_file

@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 from running import until
 
+from hyperbrush.app import picture_bin
 from hyperbrush.app.datasets import Datasets
 from hyperbrush.app.drafts import Draft
 from hyperbrush.app.messages import FOLDER as MESSAGES
@@ -143,9 +144,9 @@ class TestDatasets:
         assert json.loads(lines[0]) == {"file_name": "a.png", "caption": "new"}
         assert lines[1] == row
         assert not (folder / "a.txt").exists()
-        binned = datasets.remove("rows", 1)
+        binned = picture_bin.put(datasets, "rows", 1).id
         assert (folder / "metadata.jsonl").read_text().splitlines() == lines[:1]
-        datasets.restore(binned)
+        picture_bin.restore(datasets, binned)
         assert [p.caption for p in datasets.pictures("rows")[1]] == ["new", "bee"]
 
     def test_removed_pictures_lie_in_the_bin(self, app: Any) -> None:
@@ -157,6 +158,21 @@ class TestDatasets:
         assert kept == {"a.png", "a.txt", "from.json"}
         refused = app.call("/api/v1/datasets/api-bin/pictures/0?expected=a.png", method="DELETE")
         assert refused["status"] == 400
+        (item,) = (one for one in app.call("/api/v1/bin/pictures") if one["id"] == binned)
+        assert (item["dataset"], item["picture"]) == ("api-bin", "a.png")
+        put(app, "api-bin", [("a.png", png("green"))])  # its place is taken
+        taken = app.call(f"/api/v1/bin/pictures/{binned}/restore", {})
+        assert (taken["status"], "there is another 'a.png' now" in taken["detail"]) == (400, True)
+        app.call("/api/v1/datasets/api-bin/pictures/0?expected=a.png", method="DELETE")
+        assert app.call(f"/api/v1/bin/pictures/{binned}/restore", {})["picture"] == "a.png"
+        assert shown(app, "api-bin") == {"a.png": "one", "b.png": "b"}
+        assert app.call(f"/api/v1/bin/pictures/{binned}/restore", {})["status"] == 404
+        assert "api-bin" in [one["dataset"] for one in app.call("/api/v1/bin/pictures")], "the green one"
+
+    def test_the_example_is_there_when_it_is_asked_for(self, app: Any) -> None:
+        name = app.call("/api/v1/datasets/example", {})["name"]
+        assert app.call(f"/api/v1/datasets/{name}")["count"] == 48
+        assert app.call("/api/v1/datasets/example", {})["name"] == name, "and stays as it is"
 
     def test_html_in_names_and_captions_stays_text(self, app: Any) -> None:
         app.call("/api/v1/datasets", {"name": "api-html"})

@@ -3,10 +3,8 @@
 import io
 import os
 import re
-import secrets
 import shutil
 import threading
-import time
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -18,7 +16,7 @@ from hyperbrush.app.errors import NotThere
 from hyperbrush.app.uploads import FORMATS, MOST_BYTES, open_picture
 from hyperbrush.app.workspace import Workspace
 from hyperbrush.errors import UserError
-from hyperbrush.files import atomic_folder, atomic_path, read_json, write_json
+from hyperbrush.files import atomic_folder, atomic_path
 
 EXAMPLE = "fluent-high-contrast"
 MOST_PICTURES = 20_000  # in a dataset
@@ -26,7 +24,7 @@ MOST_TEXT = 256 << 10  # bytes of a caption's file
 LONGEST_NAME = 100
 SUFFIX = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "BMP": ".bmp", "GIF": ".gif"}
 
-_writing = threading.Lock()  # names are chosen and taken one at a time
+writing = threading.Lock()  # names are chosen and taken one at a time
 
 
 @dataclass(frozen=True)
@@ -88,11 +86,6 @@ class Datasets:
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
 
-    @property
-    def bin(self) -> Path:
-        """Where removed pictures go."""
-        return self.workspace.state / "bin"
-
     def folders(self) -> dict[str, Path]:
         """Datasets by name, sorted."""
         root = self.workspace.folder("datasets")
@@ -115,7 +108,7 @@ class Datasets:
         Raises:
             UserError: the name cannot be one, or is taken; it cannot be written.
         """
-        with _writing:
+        with writing:
             taken = {known.casefold() for known in self.folders()}
             name = plain_name(name, "dataset") if name else _free("pictures", taken)
             if name.casefold() in taken:
@@ -130,7 +123,7 @@ class Datasets:
         """The bundled style set as a dataset, copied when it is first asked for."""
         from hyperbrush.assets import style_folder
 
-        with _writing:
+        with writing:
             if EXAMPLE not in self.folders():
                 with atomic_folder(self.workspace.folder("datasets") / EXAMPLE) as folder:
                     shutil.copytree(style_folder() / "train", folder, dirs_exist_ok=True)
@@ -215,7 +208,7 @@ class Datasets:
         folder, done = self.folder(name), Added()
         texts: list[tuple[str, bytes]] = []
         stems: dict[str, Path] = {}
-        with _writing:
+        with writing:
             present = self.files(name)
             taken = {path.stem.casefold() for path in present if path.parent == folder}
             for given, file in files:
@@ -275,53 +268,8 @@ class Datasets:
 
     def write_caption(self, name: str, index: int, caption: str, expected: str = "") -> None:
         """Write a picture's caption; see `captions.write` and `picture`."""
-        with _writing:  # metadata.jsonl is read and written whole: two at once would lose one
+        with writing:  # metadata.jsonl is read and written whole: two at once would lose one
             captions.write(self.folder(name), self.picture(name, index, expected), caption)
-
-    def remove(self, name: str, index: int, expected: str = "") -> str:
-        """Move a picture with its caption to the bin; returns what `restore` takes.
-
-        Raises:
-            UserError: as `picture`; it cannot be moved.
-        """
-        with _writing:
-            folder, path = self.folder(name), self.picture(name, index, expected)
-            shown = captions.place(folder, path)
-            caption = captions.read(folder, [path], [path])[0]
-            binned = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
-            where = self.bin / binned
-            write_json(where / "from.json", {"dataset": name, "picture": shown})
-            text = captions.text_of(path)
-            try:
-                shutil.move(path, where / path.name)
-                if text is not None:
-                    shutil.move(text, where / text.name)
-            except OSError as error:
-                raise UserError(f"cannot move {shown!r} to the bin: {error.strerror or error}") from error
-            if captions.without_row(folder, path) and text is None:
-                (where / path.with_suffix(".txt").name).write_text(caption.text, encoding="utf-8")
-        return binned
-
-    def restore(self, binned: str) -> None:
-        """Bring a picture back from the bin.
-
-        Raises:
-            NotThere: it is not there, or its dataset is gone.
-            UserError: its place is taken.
-        """
-        known = {path.name: path for path in self.bin.iterdir()} if self.bin.is_dir() else {}
-        said = read_json(known[binned] / "from.json") if binned in known else {}
-        if not said:
-            raise NotThere("this picture is not in the bin any more")
-        with _writing:
-            target = (self.folder(str(said["dataset"])) / str(said["picture"])).parent
-            files = [path for path in known[binned].iterdir() if path.name != "from.json"]
-            if any((target / path.name).exists() for path in files):
-                raise UserError(f"there is another {said['picture']!r} now")
-            target.mkdir(parents=True, exist_ok=True)
-            for path in files:
-                shutil.move(path, target / path.name)
-            shutil.rmtree(known[binned], ignore_errors=True)
 
     def thumbnail(self, name: str, index: int, side: int) -> Path:
         """A small copy of a picture; see `thumbnails.thumbnail`.

@@ -4,13 +4,14 @@ The queue is persist-queue's SQLite one with acknowledgement: what a worker took
 A job's folder has one writer for each file: whoever asks writes job.json and stop.json, the worker the others.
 """
 
+import contextlib
 import json
 import re
 import secrets
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,8 @@ How = Literal["pause", "stop", "finish"]
 ENDED = ("paused", "done", "failed", "stopped")
 _TAKEN_OFF = ("5", "9")  # of persist-queue: done with
 LAST = 60  # jobs that are watched, and every older one that has not ended
+KEPT = 500  # jobs that are kept however old they are,
+KEPT_DAYS = 30  # and the days that every other is kept after its end
 _ID = re.compile(r"[0-9a-z-]{1,64}")  # what a job's folder may be called: no dots, no slashes
 _SETTLED = 2e9  # nanoseconds after which a folder's time tells of every change before it
 # What a person waits for is drawn between the steps of a training; the others follow each other.
@@ -56,6 +59,7 @@ class Job:
         result: what it came to.
         error: why it failed, for a person.
         attempts: how often it was begun.
+        forgiven: attempts whose worker died that count no more, since the job got further afterwards.
         asked: what a person asked of it: pause, stop or finish.
     """
 
@@ -71,6 +75,7 @@ class Job:
     result: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
     attempts: int = 0
+    forgiven: int = 0
     asked: str = ""
 
     @property
@@ -176,7 +181,7 @@ class Jobs:
         folder = self.folder / job if _ID.fullmatch(job) else None
         found = None if folder is None or not folder.is_dir() else self._read(folder)
         if found is None:
-            raise NotThere(f"there is no job {job!r:.40}")
+            raise NotThere(f"there is no job {job!r:.40}; ended ones are removed after {KEPT_DAYS} days")
         return found
 
     def all(self, *, kinds: tuple[str, ...] = (), last: int | None = None) -> list[Job]:
@@ -219,6 +224,27 @@ class Jobs:
             UserError: there is none of that id.
         """
         return self.folder / self.get(job).id
+
+    def forget(self, keeps: Callable[[Job], bool]) -> list[str]:
+        """Remove jobs that ended long ago (`KEPT`, `KEPT_DAYS`), but for those that somebody keeps; returns their ids."""
+        before = time.time() - KEPT_DAYS * 86400
+        gone = []
+        for name in self.ids()[KEPT:]:
+            folder = self.folder / name
+            job = self._read(folder)
+            with contextlib.suppress(OSError):
+                if job is None:  # killed while it was made or removed
+                    ended, stays = folder.stat().st_mtime, (folder / "job.json").exists()
+                else:
+                    ended, stays = job.ended or job.created, job.is_open or keeps(job)
+                if stays or ended > before:
+                    continue
+                # First what makes it a job: one without state.json would seem to wait, and be done again.
+                (folder / "job.json").unlink(missing_ok=True)
+                self._ended.pop(name, None)
+                shutil.rmtree(folder, ignore_errors=True)
+                gone.append(name)
+        return gone
 
     def ids(self) -> list[str]:
         """Ids of all jobs, the newest first; the folder is listed anew only where it has changed."""

@@ -1,17 +1,32 @@
-"""Pictures beside hypernetworks: uploaded, or chosen from those that were drawn."""
+"""Pictures of hypernetworks: uploaded, chosen from those that were drawn, or a training's last preview."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hyperbrush.app import networks
+from hyperbrush.app import networks, run_pictures
 from hyperbrush.app.errors import NotThere
-from hyperbrush.app.uploads import open_picture
+from hyperbrush.app.uploads import decoding, open_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from hyperbrush.app.site import Site
     from hyperbrush.app.workspace import Workspace
+
+
+def preview(workspace: "Workspace", which: str) -> Path:
+    """The picture of the network of an id or a name: its own, else the last preview of the run that made it.
+
+    Raises:
+        UserError: as `find`.
+        NotThere: it has none.
+    """
+    library = networks.shelf(workspace)
+    entry = library.entry(networks.find(library, which))
+    path = run_pictures.shown(library, entry, run_pictures.made_here(workspace))
+    if path is None:
+        raise NotThere(f"{which!r:.100} has no preview")
+    return path
 
 
 def set_preview(site: "Site", which: str, picture: "Image") -> networks.Card:
@@ -21,8 +36,9 @@ def set_preview(site: "Site", which: str, picture: "Image") -> networks.Card:
         UserError: as `find`, or it cannot be written.
     """
     library = networks.shelf(site.workspace)
-    small = picture.convert("RGB")
-    small.thumbnail((1024, 1024))
+    with decoding:
+        small = picture.convert("RGB")
+        small.thumbnail((1024, 1024))
     library.set_preview(networks.find(library, which), small)
     site.news("networks")
     return networks.card(site.workspace, which)

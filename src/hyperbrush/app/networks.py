@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from hyperbrush.app import run_pictures
 from hyperbrush.app.errors import NotThere
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks.library import Entry, HypernetworkLibrary, UnknownHypernetwork
@@ -80,7 +81,10 @@ def cards(workspace: "Workspace") -> list[Card]:
     """Every network, by name; hashes what is new, so it can take a while."""
     library = shelf(workspace)
     with _reading:
-        return [_card(library, entry) for entry in library.entries()]
+        made = run_pictures.made_here(workspace)
+        found = [_card(library, entry, made) for entry in library.entries()]
+        library.cache.save()
+        return found
 
 
 def card(workspace: "Workspace", which: str) -> Card:
@@ -90,7 +94,7 @@ def card(workspace: "Workspace", which: str) -> Card:
         UserError: there is none, or several of that name.
     """
     library = shelf(workspace)
-    return _card(library, library.entry(find(library, which)))
+    return _card(library, library.entry(find(library, which)), run_pictures.made_here(workspace))
 
 
 def find(library: HypernetworkLibrary, which: str) -> str:
@@ -269,11 +273,11 @@ def exported(site: "Site", job: str) -> Path:
     return path
 
 
-def _card(library: HypernetworkLibrary, entry: Entry) -> Card:
+def _card(library: HypernetworkLibrary, entry: Entry, made: run_pictures.Made) -> Card:
     changed, preview = 0.0, 0
     try:
         changed = entry.path.stat().st_mtime
-        picture = library.preview(entry.name)
+        picture = run_pictures.shown(library, entry, made)
         preview = picture.stat().st_mtime_ns if picture is not None else 0
     except (OSError, UnknownHypernetwork):  # it has just vanished
         pass

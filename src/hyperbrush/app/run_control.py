@@ -2,11 +2,11 @@
 
 import contextlib
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from hyperbrush.app import run_bin
 from hyperbrush.app.runs import JOB_KINDS, OPEN, Run
 from hyperbrush.app.site import Site
 from hyperbrush.errors import UserError
@@ -22,7 +22,7 @@ def ask(site: Site, name: str, how: Literal["pause", "stop", "finish"]) -> Run:
     """
     with _changing(site, name) as run:
         if run.state in OPEN:
-            _check(run, how)
+            _check(site, run, how)
             if how == "finish" and run.state == "queued" and max(run.checkpoints, default=0) < 1:
                 raise UserError(f"run {name!r} has learned nothing yet: let it train, or stop it")
             if how == "finish" and run.state == "queued":
@@ -31,7 +31,7 @@ def ask(site: Site, name: str, how: Literal["pause", "stop", "finish"]) -> Run:
             else:
                 site.jobs.ask(run.job, how)
         elif how == "finish":
-            _check(run, how)
+            _check(site, run, how)
             _submit(site, run, finish=True)
         else:
             raise UserError(f"run {name!r} is {run.state}: there is nothing to {how}")
@@ -45,7 +45,7 @@ def resume(site: Site, name: str) -> Run:
         UserError: there is none of that name, or it cannot go on.
     """
     with _changing(site, name) as run:
-        _check(run, "resume")
+        _check(site, run, "resume")
         _submit(site, run)
     return site.runs.get(name)
 
@@ -63,7 +63,7 @@ def roll_back(site: Site, name: str, step: int) -> Run:
     from hyperbrush.training.lock import run_lock
 
     with _changing(site, name) as run:
-        _check(run, "rollback")
+        _check(site, run, "rollback")
         if step not in run.checkpoints:
             there = ", ".join(map(str, run.checkpoints))
             raise UserError(f"run {name!r} has no checkpoint at step {step}; there are: {there}")
@@ -92,11 +92,11 @@ def remove(site: Site, name: str) -> Path:
     from hyperbrush.training.lock import run_lock
 
     with _changing(site, name) as run:
-        _check(run, "delete")
+        _check(site, run, "delete")
         folder = site.runs.folder(name)
         with run_lock(folder):
             pass  # nobody trains in it, whatever running.json says
-        into = site.workspace.state / "bin" / "runs" / f"{time.strftime('%Y%m%d-%H%M%S')} {name}"
+        into = run_bin.place(site.workspace, name)
         try:
             into.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(folder, into)
@@ -113,12 +113,15 @@ def _changing(site: Site, name: str) -> Iterator[Run]:
     site.news("jobs", "runs", f"run:{name}")
 
 
-def _check(run: Run, what: str) -> None:
+def _check(site: Site, run: Run, what: str) -> None:
     if what in run.can:
         return
     if run.elsewhere:
+        from hyperbrush.training.lock import holder
+
         raise UserError(
-            f"run {run.name!r} is trained by a process outside of the app: end it there (Ctrl-C), then it can go on here"
+            f"run {run.name!r} is trained by a process outside of the app ({holder(site.runs.folder(run.name))}): end it "
+            "there (Ctrl-C), then it can go on here; one on a machine that is gone counts no more after five minutes"
         )
     if run.state in OPEN:
         raise UserError(f"run {run.name!r} is {run.state}: pause or stop it first")

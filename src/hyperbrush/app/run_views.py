@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from hyperbrush.app.errors import NotThere
 from hyperbrush.app.run_rows import Curves
-from hyperbrush.app.runs import Preview, Run
+from hyperbrush.app.runs import LOOKED_AT, Preview, Run
 from hyperbrush.app.site import Site
 
 SPARK = 24, 120  # pixels, height and width
@@ -32,10 +32,18 @@ class View:
         return [str(prompt) for prompt in found] if isinstance(found, list) else []
 
 
+class _Look:
+    """The last look at a run; found: the news' version then, and what was seen."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.found: tuple[int, View | None] = (-1, None)
+
+
 class _Views:
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.found: dict[str, tuple[int, View]] = {}
+        self.look = lru_cache(LOOKED_AT)(_Look)
 
 
 _views: "WeakKeyDictionary[Site, _Views]" = WeakKeyDictionary()
@@ -43,7 +51,7 @@ _views: "WeakKeyDictionary[Site, _Views]" = WeakKeyDictionary()
 
 def kept_view(site: Site, name: str) -> View | None:
     """The view of a run if nothing has changed since it was worked out: costs nothing."""
-    version, view = _views.setdefault(site, _Views()).found.get(name, (-1, None))
+    version, view = _views.setdefault(site, _Views()).look(name).found
     return view if version == site.version("runs") else None
 
 
@@ -64,17 +72,18 @@ def view_of(site: Site, name: str) -> View:
             rows = site.runs.metrics(name)
             previews = tuple(site.runs.previews(name))
         except NotThere:
-            views.found.pop(name, None)
+            views.look(name).found = -1, None
             raise
-        before = views.found.get(name, (0, None))[1]
+        before = views.look(name).found[1]
         same = (
             before is not None
             and len(before.curves.rows) == len(rows)
             and list(before.curves.rows[-1:]) == rows[-1:]
         )
         curves = before.curves if before is not None and same else Curves(rows)
-        views.found[name] = version, View(run, curves, previews)
-        return views.found[name][1]
+        view = View(run, curves, previews)
+        views.look(name).found = version, view
+        return view
 
 
 def sparkline(curves: Curves) -> bytes:

@@ -4,7 +4,7 @@ import math
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import yaml
 
 from hyperbrush.app.errors import NotThere
 from hyperbrush.app.jobs import Job, Jobs
+from hyperbrush.app.run_holder import holds
 from hyperbrush.app.run_rows import Rows
 from hyperbrush.app.workspace import Workspace
 from hyperbrush.files import read_json
@@ -21,6 +22,7 @@ JOB_KINDS = {"hypernetwork": "train", "generator": "hyper-train"}  # what trains
 OPEN = ("queued", "running")
 STAMPED = ("live.json", "config.yaml", "checkpoints", "saved", ".")
 LOG_TAIL = 50_000  # characters
+LOOKED_AT = 32  # runs whose figures are kept in memory: those that were looked at last
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class Runs:
         self.workspace, self.jobs = workspace, jobs
         self.changing = threading.Lock()  # held by whoever starts, rolls back or removes one
         self._configs: dict[Path, tuple[int, dict[str, Any]]] = {}
-        self._rows: dict[Path, Rows] = {}
+        self._rows = lru_cache(LOOKED_AT)(Rows)
         self._found: dict[str, tuple[Any, Run]] = {}
         self._run_of: dict[str, str] = {}  # job → run; "" for jobs of other kinds
         self._lock = threading.Lock()
@@ -153,7 +155,7 @@ class Runs:
         """
         path = self.folder(name) / "metrics.jsonl"
         with self._lock:
-            rows = self._rows.setdefault(path, Rows(path)).read()
+            rows = self._rows(path).read()
         return [row for row in rows if row["step"] > after] if after else list(rows)
 
     def previews(self, name: str) -> list[Preview]:
@@ -249,26 +251,6 @@ class Runs:
         except (OSError, yaml.YAMLError, RecursionError):
             return {}
         return self._configs[path][1]
-
-
-def holds(path: Path) -> bool:
-    """Whether a process trains in a run's folder just now."""
-    import socket
-
-    import psutil
-
-    said = read_json(path / "running.json")
-    if not said:
-        return False
-    if said.get("host") != socket.gethostname():
-        return True  # another machine's: not ours to judge
-    try:
-        process = psutil.Process(int(said["pid"]))
-        since = datetime.strptime(str(said["since"]), "%Y-%m-%d %H:%M:%S").timestamp()
-        same = process.create_time() < since + 2  # else its number was given to another
-        return bool(same and process.status() != psutil.STATUS_ZOMBIE)
-    except (KeyError, TypeError, ValueError, OverflowError, psutil.Error):
-        return False
 
 
 def tail(path: Path, characters: int) -> str:

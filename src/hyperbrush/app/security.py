@@ -13,6 +13,8 @@ Scope = dict[str, Any]
 COOKIE = "hyperbrush_token"
 MOST_BODY = 600 << 20  # bytes of a request: a hypernetwork file may be large
 MOST_PLAIN = 64 << 20  # of one without files, which is read into memory whole
+# What Starlette's middleware (NiceGUI has some) and Socket.IO raise where a client left before the answer.
+LEFT = ("No response returned.", "'REQUEST_METHOD'")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 POLICY = (
@@ -129,6 +131,9 @@ class Guard:
             await self.app(scope, limit, _with_headers(send))
         except _TooLarge:
             await _answer(send, 413, f"a request may have {most >> 20} MiB at most")
+        except (RuntimeError, KeyError) as error:
+            if not limit.left or str(error) not in LEFT:
+                raise
 
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str] | None:
         host = headers.get("host", "")
@@ -155,10 +160,11 @@ class _TooLarge(Exception):
 
 
 class _Limit:
-    """Counts the bytes of a body that does not say its length."""
+    """Counts the bytes of a body that does not say its length; left: the client has gone away."""
 
     def __init__(self, receive: Any, most: int) -> None:
         self.receive, self.most, self.count = receive, most, 0
+        self.left = False
 
     async def __call__(self) -> Any:
         message = await self.receive()
@@ -166,6 +172,7 @@ class _Limit:
             self.count += len(message.get("body", b""))
             if self.count > self.most:
                 raise _TooLarge
+        self.left = self.left or message["type"] == "http.disconnect"
         return message
 
 

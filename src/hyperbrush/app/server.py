@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import secrets
@@ -13,8 +14,10 @@ from typing import Any
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from starlette.exceptions import HTTPException
 
 from hyperbrush import __version__
 from hyperbrush.app.errors import NotThere
@@ -80,9 +83,18 @@ def make_app(site: Site, access: Access) -> Any:
         """A file that vanished meanwhile, a disk that is full."""
         log.warning("a file could not be used", exc_info=error)
         name = Path(str(error.filename)).name if error.filename else "a file"
+        if error.errno == errno.ENOSPC:
+            return _told(507, f"{name}: {error.strerror}; make room on the server")
         return _told(
             404 if isinstance(error, FileNotFoundError) else 400, f"{name}: {error.strerror or error}"
         )
+
+    @app.exception_handler(HTTPException)
+    async def told(request: Request, error: HTTPException) -> Response:
+        """As FastAPI does, but where a body could not be kept while it came in: that says nothing of the disk."""
+        if isinstance(error.__cause__, OSError):
+            return await unreadable(request, error.__cause__)
+        return await http_exception_handler(request, error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:

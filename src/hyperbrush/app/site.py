@@ -12,16 +12,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from hyperbrush.app.jobs import Job, Jobs
-from hyperbrush.app.runs import Runs, holds, tail
+from hyperbrush.app.run_holder import holds
+from hyperbrush.app.runs import JOB_KINDS, Runs, tail
 from hyperbrush.app.uploads import Uploads
-from hyperbrush.app.worker import lives, start_worker, worker_file
+from hyperbrush.app.worker import lives, server_file, start_worker, worker_file
 from hyperbrush.app.workspace import Workspace
+from hyperbrush.errors import UserError
 from hyperbrush.files import read_json, write_json
 
 log = logging.getLogger(__name__)
 
 ACCELERATORS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA, WSL, ROCm
 LOOK = 0.15  # seconds between two looks at the folders
+TIDY = 6 * 3600.0  # seconds between two looks for what is too old
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class Site:
         self._changed = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._best: str | None = None
+        self._signed: str | None = None  # the device that server.json names
+        self._tidied = -TIDY
 
     @property
     def device(self) -> str:
@@ -103,11 +108,11 @@ class Site:
     async def watch(self) -> None:
         """Look at the folders and the workers, for as long as the server runs."""
         self._loop = asyncio.get_running_loop()
-        once: list[Callable[[], None]] = [self._sign, self._mend]
+        once: list[Callable[[], None]] = [self._mend]
         told: set[str] = set()
         while True:
             wrong: set[str] = set()
-            for do in (*once, self._tell_news, self._keep_workers):
+            for do in (self._sign, *once, self._tell_news, self._keep_workers, self._tidy):
                 try:
                     await asyncio.to_thread(do)
                     if do in once:
@@ -122,7 +127,7 @@ class Site:
 
     def close(self) -> None:
         """The server ends; the workers go on."""
-        (self.workspace.state / "server.json").unlink(missing_ok=True)
+        server_file(self.workspace.state).unlink(missing_ok=True)
 
     def worker(self, device: str) -> dict[str, Any]:
         """How a device's worker stands: {"device", "alive", "pid", "since"}."""
@@ -136,14 +141,38 @@ class Site:
         }
 
     def _sign(self) -> None:
+        """Say that a server lives, and which device it prefers: the others' workers end when they have nothing to do."""
         import psutil
 
-        born = psutil.Process().create_time()
-        write_json(self.workspace.state / "server.json", {"pid": os.getpid(), "born": born})
+        device = self._signed or ""
+        with contextlib.suppress(UserError):  # the preferences are broken: the next look tells of it
+            device = self.device
+        if device != self._signed:
+            born = psutil.Process().create_time()
+            said = {"pid": os.getpid(), "born": born, "device": device}
+            write_json(server_file(self.workspace.state), said)
+            self._signed = device
 
     def _mend(self) -> None:
         if self.jobs.mend():
             self.news("jobs")
+
+    def _tidy(self) -> None:
+        """Remove old jobs; a run's stay as long as the run, since its log is theirs, and so do grids."""
+        from hyperbrush.app import run_bin
+
+        if time.monotonic() - self._tidied < TIDY:
+            return
+        runs = {*self.runs.folders(), *(run.name for run in run_bin.items(self.workspace))}
+
+        def keeps(job: Job) -> bool:
+            trains = job.kind in JOB_KINDS.values() and job.arguments.get("run") in runs
+            return trains or (self.jobs.folder / job.id / "grid.png").is_file()
+
+        for job in self.jobs.forget(keeps):
+            self._seen.pop(f"job:{job}", None)
+            self.versions.pop(f"job:{job}", None)
+        self._tidied = time.monotonic()
 
     def _tell_news(self) -> None:
         self.news(*self._look())
@@ -194,6 +223,10 @@ class Site:
         for device, process in list(self._mine.items()):
             if process.poll() is not None:  # or it would stay a zombie
                 ended[device] = self._mine.pop(device)
+        for device in self._known.keys() - needed:
+            if not lives(read_json(worker_file(self.workspace.state, device))):
+                del self._known[device]
+                self.news("workers")
         for device in needed:
             file = worker_file(self.workspace.state, device)
             said = read_json(file)

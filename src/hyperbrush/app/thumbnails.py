@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from hyperbrush.app.uploads import MOST_BYTES, open_picture
+from hyperbrush.app.uploads import MOST_BYTES, decoding, open_picture
 from hyperbrush.files import atomic_path
 
 SIDES = (128, 256, 512, 1024)  # in pixels; few, so that asking for many sizes fills no disk
@@ -26,9 +26,10 @@ def thumbnail(kept: Path, path: Path, side: int, shown: str) -> Path:
     key = f"{path}|{stat.st_mtime_ns}|{stat.st_size}".encode("utf-8", "surrogateescape")
     copy = kept / str(side) / f"{hashlib.sha256(key).hexdigest()[:32]}.webp"
     if not copy.is_file():
-        with path.open("rb") as file:
-            picture = open_picture(file.read(MOST_BYTES + 1), shown)
-        picture.thumbnail((side, side))
+        with decoding:
+            with path.open("rb") as file:
+                picture = open_picture(file.read(MOST_BYTES + 1), shown)
+            picture.thumbnail((side, side))
         white = Image.new("RGBA", picture.size, "white")
         white.alpha_composite(picture.convert("RGBA"))
         with atomic_path(copy, sync=False) as temporary:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,15 @@ from hyperbrush.app.requests import TrainRequest
 from hyperbrush.app.workspace import FOLDERS, Workspace
 from hyperbrush.assets import MODELS
 from hyperbrush.errors import UserError
+from hyperbrush.files import PART, clear_parts
 
 if TYPE_CHECKING:
     from hyperbrush.app.jobs import Job
     from hyperbrush.app.site import Site
     from hyperbrush.training.hypernetwork_run import HypernetworkRun
+
+
+_beginning = threading.Lock()  # held between a run's folder and its settings
 
 
 def run_config(workspace: Workspace, settings: Mapping[str, Any], presets: str = "") -> "HypernetworkRun":
@@ -75,17 +80,21 @@ def begin(workspace: Workspace, settings: Mapping[str, Any], presets: str = "") 
         raise UserError("; ".join(wrong))
     config = run_config(workspace, settings, presets)
     run = workspace.folder("runs") / config.name
-    try:
-        run.mkdir()
-    except FileExistsError:
-        raise UserError(f"there is a run {config.name!r} already: choose another name") from None
-    except OSError as error:
-        raise UserError(f"cannot make the run's folder {run}: {error.strerror or error}") from error
-    try:
-        save_run(config, run)
-    except BaseException:
-        shutil.rmtree(run, ignore_errors=True)
-        raise
+    with _beginning:
+        try:
+            if _is_half_made(run):
+                clear_parts(run)
+                run.rmdir()
+            run.mkdir()
+        except FileExistsError:
+            raise UserError(f"there is a run {config.name!r} already: choose another name") from None
+        except OSError as error:
+            raise UserError(f"cannot make the run's folder {run}: {error.strerror or error}") from error
+        try:
+            save_run(config, run)
+        except BaseException:
+            shutil.rmtree(run, ignore_errors=True)
+            raise
     return config.name
 
 
@@ -196,11 +205,17 @@ def _paths_of_training(workspace: Workspace, config: "HypernetworkRun") -> None:
 
 
 def _taken(workspace: Workspace, config: "HypernetworkRun") -> list[str]:
-    if (workspace.folder("runs") / config.name).exists():
+    run = workspace.folder("runs") / config.name
+    if run.exists() and not _is_half_made(run):
         return [f"there is a run {config.name!r} already: choose another name"]
     if (workspace.folder("hypernetworks") / f"{config.name}.safetensors").exists():
         return [f"there is a hypernetwork {config.name!r} already: choose another name"]
     return []
+
+
+def _is_half_made(run: Path) -> bool:
+    """Whether a folder is all that a server killed while it began a run has left: nothing, or a part of its settings."""
+    return run.is_dir() and all(path.is_file() and PART in path.name for path in run.iterdir())
 
 
 def _missing(config: "HypernetworkRun") -> list[str]:

@@ -5,6 +5,7 @@ import io
 import re
 import secrets
 import struct
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 32 << 20
 MOST_PIXELS = 40_000_000
+MOST_DECODED = 2  # pictures at once: each may take half a gigabyte
 MOST_KEPT = 1000  # and together
 MOST_KEPT_BYTES = 4 << 30  # beyond either, the oldest go
 # What Pillow raises on damaged files and EXIF.
@@ -34,6 +36,28 @@ _DAMAGED = (
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 
 
+class _Few:
+    """Lets in so many threads at once; one that is in may enter again."""
+
+    def __init__(self, most: int) -> None:
+        self._places = threading.BoundedSemaphore(most)
+        self._mine = threading.local()
+
+    def __enter__(self) -> None:
+        depth = getattr(self._mine, "depth", 0)
+        if not depth:
+            self._places.acquire()
+        self._mine.depth = depth + 1
+
+    def __exit__(self, *_: object) -> None:
+        self._mine.depth -= 1
+        if not self._mine.depth:
+            self._places.release()
+
+
+decoding = _Few(MOST_DECODED)  # held by whoever has a whole picture in memory
+
+
 def open_picture(content: bytes, name: str = "the picture") -> "Image":
     """Decode a picture within the limits; its mode is kept, its orientation applied.
 
@@ -45,7 +69,7 @@ def open_picture(content: bytes, name: str = "the picture") -> "Image":
     if len(content) > MOST_BYTES:
         raise UserError(f"{name} has more than {MOST_BYTES >> 20} MiB, which is the most")
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+        with decoding, Image.open(io.BytesIO(content), formats=FORMATS) as picture:
             if picture.width * picture.height > MOST_PIXELS:
                 raise UserError(
                     f"{name} has {picture.width}×{picture.height} pixels; 40 million are the most"
@@ -73,12 +97,13 @@ class Uploads:
         Raises:
             UserError: as `open_picture`, or it cannot be written.
         """
-        picture = open_picture(content, name)
-        if picture.mode not in ("RGB", "RGBA", "L", "LA"):
-            picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
         upload = secrets.token_hex(12)
-        with atomic_path(self.folder / f"{upload}.png") as path:
-            picture.save(path, "PNG")
+        with decoding:
+            picture = open_picture(content, name)
+            if picture.mode not in ("RGB", "RGBA", "L", "LA"):
+                picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
+            with atomic_path(self.folder / f"{upload}.png") as path:
+                picture.save(path, "PNG")
         self._make_room()
         return upload
 

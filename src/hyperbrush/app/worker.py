@@ -17,8 +17,8 @@ from hyperbrush.app.workspace import Workspace
 from hyperbrush.errors import UserError
 from hyperbrush.files import clear_parts, read_json, write_json
 
-MOST_ATTEMPTS = 3  # of a job whose worker died each time
-IDLE = 60.0  # seconds without work and without a server, after which a worker ends
+MOST_ATTEMPTS = 3  # of a job whose worker died each time before the job got any further
+IDLE = 60.0  # seconds without work, after which a worker that no server wants ends
 SAME = 10.0  # seconds between two births that are told to be one process's
 TELL = 0.1  # seconds between two words of progress at least
 
@@ -30,8 +30,26 @@ class Desk:
         self.jobs, self.id, self.worker = jobs, job, worker
         self.workspace = worker.workspace
         self.folder = jobs.folder / job
-        self.arguments = dict(jobs.get(job).arguments)
+        found = jobs.get(job)
+        self.arguments = dict(found.arguments)
+        self.stands: dict[str, Any] = {
+            "state": "running",
+            "started": found.started or time.time(),
+            "attempts": found.attempts + 1,
+            "forgiven": found.forgiven,
+        }
         self._told = 0.0
+
+    def put(self, **changes: Any) -> None:
+        """Write down how the job stands."""
+        self.stands.update(changes)
+        write_json(self.folder / "state.json", self.stands)
+
+    def got_further(self) -> None:
+        """What is done so far stays, whatever comes: workers that died before count no more."""
+        before = self.stands["attempts"] - 1
+        if self.stands["forgiven"] < before:
+            self.put(forgiven=before)
 
     def tell(self, *, now: bool = False, **progress: Any) -> None:
         """Say how far it is; most of what comes faster than ten times a second is left out, but for `now`."""
@@ -81,7 +99,7 @@ class Worker:
         self.kept: dict[str, Any] = {}  # what functions keep open between jobs: models
 
     def run(self) -> None:
-        """Work until told to end, or idle without a server."""
+        """Work until told to end, or idle where no server wants it."""
         with self._alone(), self._heart():
             for lane in ("short", "long"):
                 queue = self.jobs.queue(self.device, lane, resume=True)
@@ -91,9 +109,16 @@ class Worker:
                 if self.serve("short") or self.serve("long"):
                     idle = time.monotonic()
                     continue
-                if time.monotonic() - idle > IDLE and not server_lives(self.workspace.state):
-                    break
+                if time.monotonic() - idle > IDLE:
+                    if not self._is_wanted():
+                        break
+                    idle = time.monotonic()
                 time.sleep(0.05)
+
+    def _is_wanted(self) -> bool:
+        """Whether a server runs that has its next work done on this device, as far as it said."""
+        said = read_json(server_file(self.workspace.state))
+        return lives(said) and (said.get("device") or self.device) == self.device
 
     def serve(self, lane: str) -> bool:
         """Do the next job of a lane; whether there was one."""
@@ -130,20 +155,11 @@ class Worker:
                 write_json(self.jobs.folder / job / "state.json", ended)
             return
         desk = Desk(self.jobs, job, self)
-        stands: dict[str, Any] = {
-            "state": "running",
-            "started": found.started or time.time(),
-            "attempts": found.attempts + 1,
-        }
-
-        def put(**changes: Any) -> None:
-            stands.update(changes)
-            write_json(desk.folder / "state.json", stands)
-
-        if stands["attempts"] > MOST_ATTEMPTS:
+        put = desk.put
+        if found.attempts - found.forgiven >= MOST_ATTEMPTS:
             put(
                 state="failed",
-                error=f"its worker died {MOST_ATTEMPTS} times; see the log",
+                error=f"its worker died {MOST_ATTEMPTS} times before it got any further; see the log",
                 ended=time.time(),
                 attempts=found.attempts,
             )
@@ -230,9 +246,14 @@ def lives(said: dict[str, Any]) -> bool:
         return False
 
 
+def server_file(state: Path) -> Path:
+    """Where a server says that it lives, and which device is preferred."""
+    return state / "server.json"
+
+
 def server_lives(state: Path) -> bool:
     """Whether a server runs on this workspace."""
-    return lives(read_json(state / "server.json"))
+    return lives(read_json(server_file(state)))
 
 
 def start_worker(workspace: Workspace, device: str) -> "subprocess.Popen[bytes]":

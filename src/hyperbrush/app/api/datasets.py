@@ -6,6 +6,7 @@ from fastapi import APIRouter, File, Query, UploadFile
 from fastapi.responses import FileResponse
 from pydantic import Field
 
+from hyperbrush.app import picture_bin
 from hyperbrush.app.datasets import LONGEST_NAME, Datasets
 from hyperbrush.app.requests import Asked
 from hyperbrush.app.site import Site
@@ -50,6 +51,11 @@ def add(router: APIRouter, site: Site) -> None:
         """Make an empty one."""
         return {"name": datasets.create(request.name)}
 
+    @router.post("/datasets/example", status_code=201)
+    def example() -> dict[str, str]:
+        """The bundled pictures as a dataset, copied when they are first asked for."""
+        return {"name": datasets.example()}
+
     @router.get("/datasets/{name}")
     def pictures(
         name: str, start: int = Query(0, ge=0, le=MOST), count: int = Query(1000, ge=1, le=1000)
@@ -84,5 +90,15 @@ def add(router: APIRouter, site: Site) -> None:
 
     @router.delete("/datasets/{name}/pictures/{index}")
     def remove(name: str, index: int, expected: Expected = "") -> dict[str, str]:
-        """Move it to the bin with its caption (.hyperbrush/bin); nothing is deleted."""
-        return {"bin": datasets.remove(name, index, expected)}
+        """Move it to the bin with its caption; the answer says what POST /bin/pictures/{bin}/restore takes."""
+        return {"bin": picture_bin.put(datasets, name, index, expected).id}
+
+    @router.get("/bin/pictures")
+    def binned() -> list[dict[str, Any]]:
+        """Pictures that were removed, the last first."""
+        return [item.as_dict() for item in picture_bin.items(datasets)]
+
+    @router.post("/bin/pictures/{item}/restore")
+    def restore(item: str) -> dict[str, Any]:
+        """Back to its dataset, with its caption."""
+        return picture_bin.restore(datasets, item).as_dict()

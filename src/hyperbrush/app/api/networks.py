@@ -6,7 +6,6 @@ from fastapi import APIRouter, File, Form, UploadFile
 from fastapi.responses import FileResponse
 
 from hyperbrush.app import network_previews, networks
-from hyperbrush.app.errors import NotThere
 from hyperbrush.app.network_requests import ExportRequest, MergeRequest, NotesRequest, RenameRequest
 from hyperbrush.app.site import Site
 from hyperbrush.errors import UserError
@@ -46,11 +45,8 @@ def add(router: APIRouter, site: Site) -> None:
 
     @router.get("/hypernetworks/{which:path}/preview")
     def preview(which: str) -> FileResponse:
-        """The picture beside it."""
-        library = networks.shelf(site.workspace)
-        path = library.preview(networks.find(library, which))
-        if path is None:
-            raise NotThere(f"{which!r:.100} has no preview")
+        """The picture beside it; where there is none, the last preview of the run that made it."""
+        path = network_previews.preview(site.workspace, which)
         return FileResponse(path, headers={"Cache-Control": "no-cache"})
 
     @router.put("/hypernetworks/{which:path}/preview")

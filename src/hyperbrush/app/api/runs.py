@@ -9,9 +9,10 @@ from fastapi.responses import FileResponse, PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import Field
 
-from hyperbrush.app import run_control
+from hyperbrush.app import run_bin, run_comparison, run_control, trainings
 from hyperbrush.app.errors import NotThere
 from hyperbrush.app.requests import Asked
+from hyperbrush.app.run_comparison import KEEP
 from hyperbrush.app.run_views import contact_sheet, sparkline, view_of
 from hyperbrush.app.runs import OPEN
 from hyperbrush.app.site import Site
@@ -38,10 +39,25 @@ def add(router: APIRouter, site: Site) -> None:
         """Every run, those that train or wait first, then the newest; without their settings."""
         return [run.summary() for run in site.runs.all() if search.lower() in run.name.lower()]
 
+    @router.get("/run-comparison")
+    def compare(
+        run: Annotated[
+            list[str], Query(min_length=1, max_length=run_comparison.MOST, description="names, each its own")
+        ],
+        smoothing: float = Query(KEEP, ge=0, le=0.99, description="share of the old in each new value"),
+    ) -> dict[str, Any]:
+        """Several runs in one chart: their curves, their figures, and what differs in their settings."""
+        return run_comparison.compared([view_of(site, name) for name in dict.fromkeys(run)], smoothing)
+
     @router.get("/runs/{name}")
     def run(name: str) -> dict[str, Any]:
         """How one run stands."""
         return site.runs.get(name).as_dict()
+
+    @router.get("/runs/{name}/clone")
+    def clone(name: str) -> dict[str, Any]:
+        """Its settings for a new run of the next free name, as POST /trainings takes them."""
+        return {"settings": trainings.cloned(site.workspace, site.runs.get(name).config), "presets": ""}
 
     @router.get("/runs/{name}/metrics")
     def metrics(name: str, after: int = Query(0, ge=0, le=10**9)) -> list[dict[str, Any]]:
@@ -131,8 +147,24 @@ def add(router: APIRouter, site: Site) -> None:
 
     @router.delete("/runs/{name}")
     def remove(name: str) -> dict[str, str]:
-        """Put it into the bin."""
-        return {"bin": run_control.remove(site, name).relative_to(site.workspace.root).as_posix()}
+        """Put it into the bin; the answer says where it lies, and the id that restores it."""
+        into = run_control.remove(site, name)
+        return {"bin": into.relative_to(site.workspace.root).as_posix(), "id": into.name}
+
+    @router.get("/bin/runs")
+    def binned() -> list[dict[str, Any]]:
+        """Runs that were removed, the last first."""
+        return [item.as_dict() for item in run_bin.items(site.workspace)]
+
+    @router.post("/bin/runs/{item}/restore")
+    def restore(item: str) -> dict[str, Any]:
+        """Back among the runs, as it was."""
+        return run_bin.restore(site, item).as_dict()
+
+    @router.delete("/bin/runs/{item}")
+    def erase(item: str) -> dict[str, Any]:
+        """Gone for good."""
+        return run_bin.remove(site, item).as_dict()
 
 
 def text_of(prompts: list[str], number: int | None) -> str:

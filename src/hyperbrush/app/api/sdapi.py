@@ -236,8 +236,9 @@ def _answer(site: Site, job: Job, request: Txt2Img) -> dict[str, Any]:
 def _progress(site: Site, *, with_picture: bool) -> dict[str, Any]:
     import time
 
-    running = [job for job in site.jobs.all(kinds=("draw",), last=50) if job.state == "running"]
-    waiting = sum(job.state == "queued" for job in site.jobs.all(last=100))
+    jobs = site.jobs.open()
+    running = [job for job in jobs if job.state == "running" and job.kind == "draw"]
+    waiting = sum(job.state == "queued" for job in jobs)
     step = steps = 0
     share = left = 0.0
     image = None

@@ -38,6 +38,19 @@ def add(router: APIRouter, site: Site) -> None:
         """Change some of it."""
         return choices.prefer(site, changes).model_dump()
 
+    @router.get("/devices")
+    def devices() -> list[dict[str, Any]]:
+        """Devices of this machine, and the precisions that each computes in."""
+        return [
+            {"device": device, "about": about, "precisions": choices.precisions(device)}
+            for device, about in choices.devices().items()
+        ]
+
+    @router.get("/workers")
+    def workers() -> list[dict[str, Any]]:
+        """How the workers stand: the preferred device's, and every other that was ever started."""
+        return choices.workers(site)
+
     @router.post("/workers/{device}/restart")
     def restart(device: str, now: bool = False) -> dict[str, Any]:
         """End a worker after its present step (or now); another goes on with its work."""

@@ -18,6 +18,11 @@ def add(router: APIRouter, site: Site) -> None:
         job = trainings.start(site, request)
         return {"run": str(job.arguments["run"]), "job": job.id}
 
+    @router.post("/trainings/problems")
+    def problems(request: TrainRequest) -> list[str]:
+        """Everything that is wrong with a training's settings; nothing is begun."""
+        return trainings.problems(site.workspace, request.settings, request.presets)
+
     @router.post("/plans", status_code=201)
     def plan(request: TrainRequest) -> dict[str, Any]:
         """A job that measures steps, time and memory of a training; its result has them."""

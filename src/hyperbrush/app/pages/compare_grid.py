@@ -7,7 +7,8 @@ from nicegui import ui
 
 from hyperbrush.app.jobs import Job
 from hyperbrush.app.messages import Messages
-from hyperbrush.app.pages.frame import duration, on_news, refusals, title_of
+from hyperbrush.app.pages.frame import duration, on_news
+from hyperbrush.app.pages.job_head import JobHead
 from hyperbrush.app.site import Site
 from hyperbrush.errors import UserError
 
@@ -24,20 +25,12 @@ class GridView:
         self.job = ""
         self._shown = ""
         with ui.element("section").classes("card"):
-            title_of(2, t("compare.grid"))
-            self.told = (
-                ui.label(t("compare.nothing_yet")).props('role="status" aria-live="polite"').classes("soft")
+            self.head = JobHead(
+                site, t("compare.grid"), t("compare.nothing_yet"), t("compare.progress"), t("compare.stop")
             )
-            with ui.element("div").classes("bar") as self.waiting:
-                self.bar = ui.linear_progress(value=0, show_value=False).classes("grow")
-                self.bar.props["aria-label"] = t("compare.progress")
-                ui.button(t("compare.stop"), icon="stop", on_click=self._stop).props(
-                    "flat dense no-caps color=primary"
-                )
             self.place = ui.element("div").classes("stack")
             self.earlier = ui.element("nav").classes("bar")
             self.earlier.props["aria-label"] = t("compare.earlier")
-        self.waiting.set_visibility(False)
         self._list_earlier()
         on_news(site, lambda: [f"job:{self.job}"] if self.job else [], self._show)
 
@@ -52,11 +45,10 @@ class GridView:
         try:
             job = self.site.jobs.get(self.job)
         except UserError as error:
-            self.told.set_text(str(error))
+            self.head.tell(str(error))
             return
-        self.waiting.set_visibility(job.is_open)
-        self.told.classes(replace="bad" if job.state == "failed" else "")
-        self.told.set_text(self._text(job))
+        done, steps = float(job.progress.get("done") or 0), job.progress.get("steps")
+        self.head.show(job, self._text(job), done / steps if steps and job.state == "running" else 0.0)
         if job.state == "done" and self._shown != job.id:
             self._shown = job.id
             self.place.clear()
@@ -77,11 +69,9 @@ class GridView:
                 time=duration(job.result["seconds"]),
                 seed=job.result["seed"],
             )
-        done, steps = float(job.progress.get("done") or 0), job.progress.get("steps")
+        done, steps = job.progress.get("done") or 0, job.progress.get("steps")
         if not steps or job.state == "queued":
-            self.bar.set_value(0)
             return t("compare.opening") if job.state == "running" else t("compare.waiting")
-        self.bar.set_value(done / steps)
         left = job.progress.get("left")
         if left is None:
             return t("compare.drawing", done=int(done), pictures=steps)
@@ -98,11 +88,6 @@ class GridView:
                     str(job.arguments.get("prompt", ""))[:30], "/compare?" + urlencode({"job": job.id})
                 )
                 link.classes("badge")
-
-    def _stop(self) -> None:
-        with refusals():
-            self.site.jobs.ask(self.job, "stop")
-            self.site.news("jobs", f"job:{self.job}")
 
 
 class Grid:

@@ -1,6 +1,8 @@
 """Create: pictures from a prompt, from a picture, or of a part of one, with previews while they are drawn."""
 
 import asyncio
+import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import Request
@@ -8,15 +10,17 @@ from nicegui import ui
 
 from hyperbrush.app import drawings
 from hyperbrush.app.drawings import Drawn
+from hyperbrush.app.jobs import Job
 from hyperbrush.app.messages import Messages
-from hyperbrush.app.pages.create_form import Form
+from hyperbrush.app.pages.create_form import LAST_SEED, Form
 from hyperbrush.app.pages.create_memory import Memory
 from hyperbrush.app.pages.create_networks import complete, known
 from hyperbrush.app.pages.create_results import Gallery, Results
 from hyperbrush.app.pages.create_start import drop
-from hyperbrush.app.pages.create_tags import added
+from hyperbrush.app.pages.create_tags import added, written
 from hyperbrush.app.pages.frame import PATIENCE, frame, on_news, refusals
 from hyperbrush.app.requests import DrawRequest, checked
+from hyperbrush.app.runs import JOB_KINDS
 from hyperbrush.app.site import Site
 from hyperbrush.errors import UserError
 
@@ -29,48 +33,51 @@ def add(site: Site) -> None:
 
     @ui.page("/", response_timeout=PATIENCE)
     async def page(request: Request) -> None:
+        # All that is read comes first: once the frame stands, waiting for anything sends the page as it is, and
+        # what is put in afterwards would take the place of what a person is typing already.
+        memory, asked = Memory(site, request), request.query_params
+        first, job = await asyncio.to_thread(_first, site, memory, asked)
         with frame(site, request, "create") as t:
             ui.add_head_html('<script src="/static/create.js"></script>')
-            await _Create(site, request, t).begin(request)
+            _Create(site, t, memory, first, job).begin(asked)
 
 
 class _Create:
     """One open page: the form, the job it shows, and what leads from one to the other."""
 
-    def __init__(self, site: Site, request: Request, t: Messages) -> None:
-        self.site, self.t = site, t
-        self.memory = Memory(site, request)
-        self.job = request.query_params.get("job", "") or self.memory.job
+    def __init__(
+        self, site: Site, t: Messages, memory: Memory, first: Mapping[str, Any], job: Job | None
+    ) -> None:
+        self.site, self.t, self.memory = site, t, memory
+        self.job = job.id if job is not None else ""
         self._gallery_of: Any = None
         with ui.element("div").classes("notice") as self.beside:
             ui.label(t("create.beside_training"))
         self.beside.set_visibility(False)
         with ui.element("div").classes("two create"):
             with ui.element("div").classes("stack"):
-                self.form = Form(t, self.draw, self.last_seed)
+                self.form = Form(t, self.draw, self.last_seed, first)
                 drop(t("create.read_settings"), "settings")
             with ui.element("div").classes("stack"):
                 self.results = Results(t, self.stop, self.use)
+                self.results.show(job)
                 self.gallery = Gallery(t)
         ui.on("create_settings", lambda event: self.read(event.args))
         for name in ("create_start", "create_mask"):  # after the form's own handlers
             ui.on(name, self._remember)
         ui.on("create_refused", lambda event: self.refuse(str(event.args)))
 
-    async def begin(self, request: Request) -> None:
-        """Fill the page, and follow what it shows."""
-        self.form.fill(await asyncio.to_thread(self._first_values))
-        asked = request.query_params
-        name = asked.get("network") or asked.get("add") or ""
-        if asked.get("prompt"):
-            self.form.fill({"prompt": asked["prompt"][:20_000]})
-        if asked.get("seed", "").isdecimal():
-            self.form.fill({"seed": min(int(asked["seed"][:12]), 2**32 - 1)})
-        if name:
-            await self._put_in(name)
+    def begin(self, asked: Mapping[str, str]) -> None:
+        """Follow what the page shows; what its address put into the form is done."""
+        name = _network(asked)
+        if name and all(tag.name != name for tag in written(str(self.form.values()["prompt"]))):
+            self.refuse(self.t("create.unknown_network", name=name[:100]))
         if name or asked.get("prompt"):
             ui.navigate.history.replace("/")  # or a reload would do it again
             self._remember()
+        if asked.get("job"):
+            with refusals():  # it may be gone, see `Jobs.forget`
+                self.site.jobs.get(asked["job"])
         complete(self.site)
         on_news(self.site, lambda: [f"job:{self.job}"], self.look, every=0.1)
         on_news(self.site, "jobs", self.look_around, every=0.5)
@@ -148,40 +155,44 @@ class _Create:
 
     async def look_around(self) -> None:
         """At the other jobs: the gallery, and whether a training runs."""
-        jobs = await asyncio.to_thread(lambda: self.site.jobs.all(last=60))
-        training = any(job.state == "running" and job.kind in ("train", "hyper-train") for job in jobs)
+        jobs, running = await asyncio.to_thread(
+            lambda: (self.site.jobs.all(kinds=("draw",), last=60), self.site.jobs.open())
+        )
+        training = any(job.state == "running" and job.kind in JOB_KINDS.values() for job in running)
         self.beside.set_visibility(training)
-        ended = [job.id for job in jobs if job.kind == "draw" and not job.is_open]
+        ended = [job.id for job in jobs if not job.is_open]
         if ended != self._gallery_of:
             self._gallery_of = ended
             self.gallery.show(await asyncio.to_thread(drawings.last_pictures, self.site, EARLIER))
 
-    def _first_values(self) -> dict[str, Any]:
-        """Of this browser, else of the job in the address."""
-        values = self.memory.form
-        if not values and self.job:
-            try:
-                values = dict(self.site.jobs.get(self.job).arguments)
-            except UserError:
-                values = {}
-        for name in ("image", "mask"):
-            try:
-                if values.get(name):
-                    self.site.uploads.path(str(values[name]))
-            except UserError:  # removed meanwhile
-                values = values | {name: ""}
-        return values
-
-    async def _put_in(self, name: str) -> None:
-        """A network's tag, with its trigger words and preferred strength."""
-        found = {one["name"]: one for one in await asyncio.to_thread(known, self.site)}
-        if name not in found:
-            self.refuse(self.t("create.unknown_network", name=name[:100]))
-            return
-        one = found[name]
-        prompt = str(self.form.values().get("prompt", ""))
-        self.form.fill({"prompt": added(prompt, name, one["words"], one["strength"])})
-
     def _remember(self) -> None:
         with refusals():
             self.memory.keep(self.form.values(), self.job)
+
+
+def _first(site: Site, memory: Memory, asked: Mapping[str, str]) -> tuple[dict[str, Any], Job | None]:
+    """What the form begins with, and the job that is shown: of this browser, else of the address, which adds to it."""
+    job = None
+    with contextlib.suppress(UserError):
+        job = site.jobs.get(asked.get("job") or memory.job)
+    values = dict(memory.form or (job.arguments if job is not None else {}))
+    for name in ("image", "mask"):
+        try:
+            if values.get(name):
+                site.uploads.path(str(values[name]))
+        except UserError:  # removed meanwhile
+            values[name] = ""
+    if asked.get("prompt"):
+        values["prompt"] = asked["prompt"][:20_000]
+    if asked.get("seed", "").isdecimal():
+        values["seed"] = min(int(asked["seed"][:12]), LAST_SEED)
+    wanted = _network(asked)
+    for one in known(site) if wanted else []:
+        if one["name"] == wanted:  # with its trigger words and preferred strength
+            values["prompt"] = added(str(values.get("prompt") or ""), wanted, one["words"], one["strength"])
+    return values, job
+
+
+def _network(asked: Mapping[str, str]) -> str:
+    """The network that the address asks for; "" for none."""
+    return asked.get("network") or asked.get("add") or ""

@@ -24,6 +24,7 @@ class NetworkChips:
         self._place.props("role=group").props["aria-label"] = t("create.networks")
         self._place.set_visibility(False)
         prompt.on_value_change(self._show)
+        self._show()
 
     def _show(self) -> None:
         tags = written(str(self.prompt.value or ""))

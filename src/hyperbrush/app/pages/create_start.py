@@ -80,8 +80,7 @@ class StartPicture:
             self._told.classes("soft small").props("aria-live=polite")
             self._tools()
         mask = UPLOADS + self.mask if self.mask else ""
-        told = ", ".join(json.dumps(value) for value in (canvas.html_id, UPLOADS + self.image, mask))
-        ui.run_javascript(f"hyperbrushCreate.open({told})")
+        ui.run_javascript(f"hyperbrushCreate.open({json.dumps(canvas.html_id)}, {json.dumps(mask)})")
         self._use()
 
     def _tools(self) -> None:

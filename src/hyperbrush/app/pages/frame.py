@@ -158,7 +158,7 @@ def _notices(site: Site, t: Messages) -> None:
 
 def _tell_activity(site: Site, t: Messages, badge: ui.link) -> None:
     def show() -> None:
-        jobs = site.jobs.all(last=60)
+        jobs = site.jobs.open()
         running = [job for job in jobs if job.state == "running"]
         waiting = sum(job.state == "queued" for job in jobs)
         text = ""

@@ -8,12 +8,13 @@ from nicegui import ui
 from hyperbrush.app import networks
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.networks import Card
+from hyperbrush.app.pages.bin_section import BinSection
 from hyperbrush.app.pages.frame import PATIENCE, frame, on_news, refusals
 from hyperbrush.app.pages.networks_card import Actions, NetworkCard
 from hyperbrush.app.pages.networks_dialogs import ask_export, ask_merge, ask_name, ask_preview
 from hyperbrush.app.pages.networks_files import drop_zone
 from hyperbrush.app.pages.networks_inspect import show_inspection
-from hyperbrush.app.pages.networks_jobs import BinSection, Exports
+from hyperbrush.app.pages.networks_jobs import Exports
 from hyperbrush.app.pages.networks_threads import in_thread
 from hyperbrush.app.site import Site
 from hyperbrush.hypernetworks.formats import SUFFIXES
@@ -64,7 +65,15 @@ class NetworksPage:
         self.grid = ui.element("div").classes("cards network-cards")
         self.more = ui.button(on_click=self._more).props("flat no-caps")
         self.more.set_visibility(False)
-        self.bin = BinSection(site, t, undo)
+        self.bin = BinSection(
+            site,
+            t,
+            undo,
+            "networks",
+            items=lambda: networks.bin_of(site.workspace).items(),
+            restore=lambda item: networks.restore(site, item).entry.name,
+            remove=lambda item: networks.remove(site, item),
+        )
         self.actions = Actions(
             inspect=lambda card: show_inspection(site, t, card),
             export=lambda card: ask_export(site, t, card, self.exports),

@@ -1,19 +1,14 @@
-"""Exports as they come, and what is in the bin."""
+"""Exports as they come."""
 
 import time
-from collections.abc import Callable
-from typing import Any
 
 from nicegui import ui
 
-from hyperbrush.app import networks
 from hyperbrush.app.jobs import Job
 from hyperbrush.app.messages import Messages
-from hyperbrush.app.pages.frame import on_news, refusals, title_of
-from hyperbrush.app.pages.networks_card import size_text
+from hyperbrush.app.pages.frame import on_news, refusals
 from hyperbrush.app.pages.networks_threads import in_thread
 from hyperbrush.app.site import Site
-from hyperbrush.hypernetworks.moving import Binned
 
 SHOWN = 3600.0  # seconds that an export that has ended stays on the page
 
@@ -75,70 +70,3 @@ class Exports:
         with refusals():
             self.site.jobs.ask(job.id, "stop")
             self.site.news("jobs", f"job:{job.id}")
-
-
-class BinSection:
-    """What was deleted: restored, or removed for good; and the last deletion undone."""
-
-    def __init__(self, site: Site, t: Messages, undo_place: ui.element) -> None:
-        self.site, self.t, self.undo_place = site, t, undo_place
-        with ui.expansion(icon="delete").classes("card network-bin") as self.section:
-            self.list = ui.element("ul").classes("network-plain")
-        self._shown: list[Binned] | None = None
-        on_news(site, "networks", self._show)
-
-    def deleted(self, item: Binned) -> None:
-        """Offer to undo it."""
-        self.undo_place.clear()
-        with self.undo_place, ui.element("div").classes("notice"):
-            ui.label(self.t("networks.deleted", name=item.name)).classes("grow")
-            ui.button(self.t("networks.undo"), on_click=lambda: self._restore(item)).props("flat no-caps")
-
-    async def _restore(self, item: Binned) -> None:
-        with refusals():
-            card = await in_thread(networks.restore, self.site, item.id)
-            self.undo_place.clear()
-            ui.notify(self.t("networks.restored", name=card.entry.name), type="positive")
-
-    async def _show(self) -> None:
-        items = await in_thread(networks.bin_of(self.site.workspace).items)
-        if items == self._shown:
-            return
-        self._shown = items
-        self.section.set_text(self.t("networks.bin", count=len(items)))
-        self.section.set_visibility(bool(items))
-        self.list.clear()
-        with self.list:
-            for item in items:
-                self._row(item)
-
-    def _row(self, item: Binned) -> None:
-        t = self.t
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(item.deleted))
-        with ui.element("li").classes("bar"):
-            ui.label(item.name).classes("grow")
-            ui.label(f"{when} · {size_text(item.size)}").classes("soft")
-            for key, do in (("restore", self._restore), ("remove", self._ask)):
-                button = ui.button(t(f"networks.{key}"), on_click=self._doing(do, item)).props(
-                    "flat dense no-caps"
-                )
-                button.props["aria-label"] = f"{t(f'networks.{key}')}: {item.name}"
-
-    @staticmethod
-    def _doing(do: Callable[[Binned], Any], item: Binned) -> Callable[[], Any]:
-        return lambda: do(item)
-
-    async def _ask(self, item: Binned) -> None:
-        t = self.t
-        question = t("networks.remove_sure", name=item.name)
-        with ui.dialog() as dialog, ui.element("div").classes("card network-dialog"):
-            dialog.props["aria-label"] = question
-            title_of(2, question)
-            with ui.element("div").classes("bar"):
-                ui.button(t("networks.remove"), on_click=lambda: dialog.submit(True)).props("no-caps")
-                ui.button(t("networks.cancel"), on_click=lambda: dialog.submit(False)).props("flat no-caps")
-        sure = await dialog
-        dialog.delete()
-        if sure:
-            with refusals():
-                await in_thread(networks.remove, self.site, item.id)

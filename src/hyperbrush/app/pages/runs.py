@@ -7,9 +7,11 @@ from fastapi import Request
 from nicegui import run as threads
 from nicegui import ui
 
+from hyperbrush.app import run_bin
 from hyperbrush.app.jobs import Job
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.pages import runs_compare, runs_live
+from hyperbrush.app.pages.bin_section import BinSection
 from hyperbrush.app.pages.frame import PATIENCE, frame, on_news, refusals, title_of
 from hyperbrush.app.pages.runs_parts import Bar, StateBadge, address, api, clock, figure, standing, words
 from hyperbrush.app.runs import OPEN, Run
@@ -29,7 +31,7 @@ def add(site: Site) -> None:
             if asked:
                 await runs_compare.show(site, t, asked)
             else:
-                await _List(site, t).begin()
+                await _List(site, t).begin(request.query_params.get("removed", ""))
 
     @ui.page("/runs/{name}", response_timeout=PATIENCE)
     async def live(request: Request, name: str) -> None:
@@ -46,8 +48,10 @@ class _List:
         self.most = SHOWN
         self.queue_shown: list[str] = []
 
-    async def begin(self) -> None:
-        t = self.t
+    async def begin(self, removed: str) -> None:
+        """Build it; removed: id of the run that was just put into the bin."""
+        t, site = self.t, self.site
+        undo = ui.element("div").props("role=status").style("display: contents")
         with ui.element("section").classes("card").props('aria-labelledby="queue"') as self.queue_card:
             title_of(2, t("runs.queue")).props('id="queue"')
             self.queue = ui.element("div").classes("run-list")
@@ -68,8 +72,19 @@ class _List:
             self.place = ui.element("div").classes("run-list").props('role="list"')
             self.nothing = ui.label(t("runs.none")).classes("soft")
             self.more = ui.button(t("runs.more"), on_click=self.show_more).props("flat no-caps")
+        bin_section = BinSection(
+            site,
+            t,
+            undo,
+            "runs",
+            items=lambda: run_bin.items(site.workspace),
+            restore=lambda item: run_bin.restore(site, item).name,
+            remove=lambda item: run_bin.remove(site, item),
+        )
+        if removed:
+            await bin_section.offer(removed)
         await self.refresh()
-        on_news(self.site, ["runs", "jobs"].copy, self.refresh, every=EVERY)
+        on_news(site, ["runs", "jobs"].copy, self.refresh, every=EVERY)
 
     async def refresh(self) -> None:
         read = await threads.io_bound(_all, self.site)
@@ -190,5 +205,4 @@ class _Row:
 
 def _all(site: Site) -> tuple[list[Run], list[Job]]:
     """Runs, and the jobs that run or wait in the order of their turn."""
-    open_jobs = [job for job in site.jobs.all(last=200) if job.is_open]
-    return site.runs.all(), sorted(open_jobs, key=lambda job: (job.state != "running", job.id))
+    return site.runs.all(), sorted(site.jobs.open(), key=lambda job: (job.state != "running", job.id))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from nicegui import run as threads
 from nicegui import ui
@@ -10,6 +10,7 @@ from nicegui import ui
 from hyperbrush.app import run_control
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.pages.frame import refusals, title_of
+from hyperbrush.app.pages.networks_threads import in_thread
 from hyperbrush.app.pages.runs_parts import api, words
 from hyperbrush.app.run_views import View
 from hyperbrush.app.site import Site
@@ -123,8 +124,8 @@ class Actions:
         dialog.delete()
         if agreed:
             with refusals():
-                await threads.io_bound(run_control.remove, self.site, self.name)
-                ui.navigate.to("/runs")
+                into = await in_thread(run_control.remove, self.site, self.name)
+                ui.navigate.to("/runs?" + urlencode({"removed": into.name}))
 
 
 def _link(text: str, icon: str, address: str) -> ui.button:

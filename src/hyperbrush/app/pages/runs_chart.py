@@ -14,7 +14,6 @@ BLUE, SKY, RED = COLOURS[0], COLOURS[4], COLOURS[5]
 DASHES: tuple[Any, ...] = ("solid", [8, 4], [2, 3], [12, 4, 2, 4], [5, 2], [14, 3])
 MARKS = ("circle", "rect", "triangle", "diamond", "roundRect", "pin")
 FEW = 30  # points, up to which each is marked
-KEEP = 0.8  # smoothing that a page begins with
 
 
 def chart(options: dict[str, Any], label: str) -> ui.echart:

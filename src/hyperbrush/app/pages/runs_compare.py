@@ -1,6 +1,6 @@
 """Several runs in one chart, their figures and what differs between their settings."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from nicegui import run as threads
@@ -9,12 +9,11 @@ from nicegui import ui
 from hyperbrush.app.errors import NotThere
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.pages.frame import duration, on_news, title_of
-from hyperbrush.app.pages.runs_chart import KEEP, chart, compare_options
+from hyperbrush.app.pages.runs_chart import chart, compare_options
 from hyperbrush.app.pages.runs_parts import address, figure, table
+from hyperbrush.app.run_comparison import KEEP, MOST, differences, figures_of, named
 from hyperbrush.app.run_views import View, view_of
 from hyperbrush.app.site import Site
-
-MOST = 6  # runs: as many colours are told apart
 
 
 async def show(site: Site, t: Messages, asked: str) -> None:
@@ -71,33 +70,6 @@ async def show(site: Site, t: Messages, asked: str) -> None:
     on_news(site, "runs", refresh, every=1.0)
 
 
-def named(asked: str, known: Sequence[str]) -> list[str]:
-    """Names joined by commas, of which some may hold commas themselves."""
-    parts, found = asked.split(","), []
-    while parts:
-        whole = [n for n in range(len(parts), 0, -1) if ",".join(parts[:n]) in known]
-        count = whole[0] if whole else 1
-        found.append(",".join(parts[:count]))
-        del parts[:count]
-    return list(dict.fromkeys(filter(None, found)))
-
-
-def differences(configs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
-    """(setting, its value in each) of all that is not the same everywhere; names aside."""
-    flat = [dict(_flat(config)) for config in configs]
-    keys = list(dict.fromkeys(key for one in flat for key in one if key != "name"))
-    found = [(key, [one.get(key, "–") for one in flat]) for key in keys]
-    return [(key, values) for key, values in found if len(set(values)) > 1]
-
-
-def _flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", "–" if value is None else str(value)[:200]
-
-
 def _views(site: Site, asked: str) -> tuple[list[View], list[str]]:
     known = list(site.runs.folders())
     found, missing = [], []
@@ -116,19 +88,17 @@ def _stamp(views: Sequence[View]) -> list[Any]:
 def _figures(t: Messages, views: Sequence[View]) -> None:
     heads = ["run", "state", "steps", "time", "smoothed", "best_validation", "at_step", "below_base"]
     rows = []
-    for view in views:
-        live, best, base = view.run.live, view.curves.best, view.curves.base
-        smooth = view.curves.smoothed(KEEP)
+    for one in map(figures_of, views):
         rows.append(
             [
-                view.run.name,
-                t(f"runs.state_{view.run.state}"),
-                figure(live.get("step"), "d"),
-                duration(live.get("seconds")),
-                figure(smooth[-1][1] if smooth else None),
-                figure(best[1] if best else None),
-                figure(int(best[0]) if best else None, "d"),
-                figure(1 - best[1] / base, ".1%") if best and base else "–",
+                one["name"],
+                t(f"runs.state_{one['state']}"),
+                figure(one["step"], "d"),
+                duration(one["seconds"]),
+                figure(one["smoothed"]),
+                figure(one["best_validation"]),
+                figure(one["best_step"], "d"),
+                figure(one["below_base"], ".1%"),
             ]
         )
     links = [address(view.run.name) for view in views]

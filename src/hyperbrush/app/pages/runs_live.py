@@ -11,9 +11,10 @@ from hyperbrush.app.errors import NotThere
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.pages.frame import duration, frame, on_news, title_of
 from hyperbrush.app.pages.runs_actions import Actions
-from hyperbrush.app.pages.runs_chart import KEEP, chart, loss_options, put_loss, rate_options
+from hyperbrush.app.pages.runs_chart import chart, loss_options, put_loss, rate_options
 from hyperbrush.app.pages.runs_parts import Bar, StateBadge, figure, size_of, standing, table, words
 from hyperbrush.app.pages.runs_previews import Previews
+from hyperbrush.app.run_comparison import KEEP
 from hyperbrush.app.run_views import View, kept_view, view_of
 from hyperbrush.app.site import Site
 

@@ -11,6 +11,7 @@ from hyperbrush.app import styles
 from hyperbrush.app.jobs import Job
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.pages.frame import on_news, refusals, title_of
+from hyperbrush.app.pages.job_head import JobHead
 from hyperbrush.app.requests import StyleRequest, checked
 from hyperbrush.app.site import Site
 from hyperbrush.app.styles import SIDES, KeepRequest, TuneRequest
@@ -28,16 +29,9 @@ class StyleResult:
         self._shown: dict[tuple[str, int], Any] = {}
         self._prompts: list[str] = []
         with ui.element("section").classes("card") as self.card:
-            title_of(2, t("styles.result"))
-            self.told = (
-                ui.label(t("styles.nothing_yet")).props('role="status" aria-live="polite"').classes("soft")
+            self.head = JobHead(
+                site, t("styles.result"), t("styles.nothing_yet"), t("styles.progress"), t("styles.stop")
             )
-            with ui.element("div").classes("bar") as self.waiting:
-                self.bar = ui.linear_progress(value=0, show_value=False).classes("grow")
-                self.bar.props["aria-label"] = t("styles.progress")
-                ui.button(t("styles.stop"), icon="stop", on_click=self._stop).props(
-                    "flat dense no-caps color=primary"
-                )
             self.pictures = ui.element("div").classes("stack")
             with ui.element("div").classes("stack") as self.strengths:
                 self.strength_told = ui.label()
@@ -48,7 +42,7 @@ class StyleResult:
                     self.strength, "value", lambda v: t("styles.strength_is", strength=f"{v or 0:g}")
                 )
             self.after = ui.element("div").classes("stack")
-        self._empty()
+        self.strengths.set_visibility(False)
         on_news(site, lambda: [f"job:{self.job}"] if self.job else [], self._show)
 
     def follow(self, job: str) -> None:
@@ -61,21 +55,15 @@ class StyleResult:
             self.strength.set_value(float(found.arguments.get("strength", 1.0)))
             self._show()
 
-    def _empty(self) -> None:
-        for part in (self.waiting, self.strengths):
-            part.set_visibility(False)
-
     def _show(self) -> None:
         t = self.t
         try:
             job = self.site.jobs.get(self.job)
         except UserError as error:
-            self.told.set_text(str(error))
+            self.head.tell(str(error))
             return
         stage = str(job.progress.get("stage", ""))
-        self.waiting.set_visibility(job.is_open)
         step, steps = job.progress.get("step"), job.progress.get("steps")
-        self.bar.set_value(step / steps if isinstance(step, int) and steps else 0)
         told = job.result or job.progress
         if job.state == "failed":
             text = job.error
@@ -90,8 +78,7 @@ class StyleResult:
             )
         else:
             text = t(f"styles.{stage}") if stage in STAGES else t("styles.waiting")
-        self.told.set_text(text)
-        self.told.classes(replace="bad" if job.state == "failed" else "")
+        self.head.show(job, text, step / steps if isinstance(step, int) and steps else 0.0)
         self._show_pictures(job)
         self.strengths.set_visibility("seconds" in told)
         if job.state == "done" and not self.after.default_slot.children:
@@ -142,11 +129,6 @@ class StyleResult:
             values = {**before.arguments, "strength": strength, "adapter": source, "keep": False}
             job = await asyncio.to_thread(styles.begin, self.site, checked(StyleRequest, values))
             self.follow(job.id)
-
-    def _stop(self) -> None:
-        with refusals():
-            self.site.jobs.ask(self.job, "stop")
-            self.site.news("jobs", f"job:{self.job}")
 
     def _offer(self, job: Job) -> None:
         """What can be done with a finished style."""

@@ -7,11 +7,13 @@ from urllib.parse import quote
 
 from nicegui import run, ui
 
+from hyperbrush.app import picture_bin
 from hyperbrush.app.captions import LONGEST
 from hyperbrush.app.datasets import EXAMPLE, Datasets, Picture
 from hyperbrush.app.drafts import Draft
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.pages.frame import refusals, title_of
+from hyperbrush.app.pages.networks_threads import in_thread
 
 AT_ONCE = 24  # pictures of a page
 ACCEPTED = "image/png,image/jpeg,image/webp,image/bmp,image/gif,.txt"
@@ -117,14 +119,14 @@ class Pictures:
 
     async def _remove(self, name: str, picture: Picture) -> None:
         with refusals():
-            binned = await run.io_bound(self.datasets.remove, name, picture.index, picture.name)
+            binned = await in_thread(picture_bin.put, self.datasets, name, picture.index, picture.name)
             await self.show()
-            self._offer_undo(picture.name, str(binned))
+            self._offer_undo(picture.name, binned.id)
 
     def _offer_undo(self, shown: str, binned: str) -> None:
         async def undo() -> None:
             with refusals():
-                await run.io_bound(self.datasets.restore, binned)
+                await in_thread(picture_bin.restore, self.datasets, binned)
             offer.delete()
             await self.show()
 

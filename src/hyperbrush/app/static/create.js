@@ -121,36 +121,35 @@ window.hyperbrushCreate = (() => {
   // --- the mask: painted where the picture is drawn anew, held at the picture's own size (1024 at most)
   const PAINT = "rgb(225 29 143)";
   let canvas = null, shares = null, brush = 0.12, erase = false, last = null, sending = 0;
-  async function open(id, picture, mask) {
-    canvas = await there(id);
-    const image = new Image();
-    image.onload = () => {
-      const scale = Math.min(1, 1024 / Math.max(image.naturalWidth, image.naturalHeight));
-      canvas.width = Math.max(8, Math.round(image.naturalWidth * scale));
-      canvas.height = Math.max(8, Math.round(image.naturalHeight * scale));
-      shares = canvas.getContext("2d");
-      canvas.onpointerdown = (event) => { canvas.setPointerCapture(event.pointerId); last = null; stroke(event); };
-      canvas.onpointermove = (event) => { if (event.buttons & 1) stroke(event); };
-      canvas.onpointerup = () => { last = null; keep(); };
-      canvas.onpointercancel = canvas.onpointerup;
-      if (mask) load(mask);
-      canvas.dataset.ready = "yes";
-    };
-    image.src = picture;
+  async function open(id, mask) {  // only once picture and mask are there: what is painted before would be lost
+    const mine = canvas = await there(id);
+    const image = canvas.previousElementSibling;
+    await image.decode().catch(() => {});
+    if (mine !== canvas || !image.naturalWidth) return;  // another picture took its place, or it cannot be shown
+    const scale = Math.min(1, 1024 / Math.max(image.naturalWidth, image.naturalHeight));
+    canvas.width = Math.max(8, Math.round(image.naturalWidth * scale));
+    canvas.height = Math.max(8, Math.round(image.naturalHeight * scale));
+    shares = canvas.getContext("2d");
+    if (mask) await load(mask);
+    if (mine !== canvas) return;
+    canvas.onpointerdown = (event) => { canvas.setPointerCapture(event.pointerId); last = null; stroke(event); };
+    canvas.onpointermove = (event) => { if (event.buttons & 1) stroke(event); };
+    canvas.onpointerup = () => { last = null; keep(); };
+    canvas.onpointercancel = canvas.onpointerup;
+    canvas.dataset.ready = "yes";
   }
-  function load(address) {  // grey values become how opaque the paint is
-    const image = new Image();
-    image.onload = () => {
-      shares.clearRect(0, 0, canvas.width, canvas.height);
-      shares.drawImage(image, 0, 0, canvas.width, canvas.height);
-      const pixels = shares.getImageData(0, 0, canvas.width, canvas.height);
-      for (let i = 0; i < pixels.data.length; i += 4) {
-        pixels.data[i + 3] = pixels.data[i];
-        [pixels.data[i], pixels.data[i + 1], pixels.data[i + 2]] = [225, 29, 143];
-      }
-      shares.putImageData(pixels, 0, 0);
-    };
+  async function load(address) {  // grey values become how opaque the paint is
+    const [image, on, { width, height }] = [new Image(), shares, canvas];
     image.src = address;
+    try { await image.decode(); } catch { return; }
+    on.clearRect(0, 0, width, height);
+    on.drawImage(image, 0, 0, width, height);
+    const pixels = on.getImageData(0, 0, width, height);
+    for (let i = 0; i < pixels.data.length; i += 4) {
+      pixels.data[i + 3] = pixels.data[i];
+      [pixels.data[i], pixels.data[i + 1], pixels.data[i + 2]] = [225, 29, 143];
+    }
+    on.putImageData(pixels, 0, 0);
   }
   function stroke(event) {
     const r = canvas.getBoundingClientRect();

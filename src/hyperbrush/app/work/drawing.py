@@ -136,6 +136,7 @@ def draw(desk: Desk) -> dict[str, Any]:
             ) from error
         told.pictures += [keep(desk, picture) for picture in pictures]
         told.tell()
+        desk.got_further()
     return {"pictures": told.pictures, "seed": told.seed}
 
 

@@ -130,6 +130,7 @@ def _told(desk: Desk) -> dict[str, Any]:
             desk.log(f"step {step.step}: validation loss {step.validation['loss']:.4f}")
         if step.checkpoint is not None:
             desk.log(f"step {step.step}: checkpoint")
+            desk.got_further()
         for note in step.notes:
             desk.log(note)
         desk.between()
