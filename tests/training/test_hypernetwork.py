@@ -42,6 +42,21 @@ def few_pictures() -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    ("widths", "config", "rate"),
+    [
+        ((128, 256), {}, 3e-3),
+        ((768, 320, 640, 1280), {}, 6e-4),
+        ((768, 1280), {"optimizer": "AdamW"}, None),  # torch's own class, at torch's rate
+        ((768, 1280), {"optimizer": "prodigy"}, None),
+        ((768, 1280), {"learning_rate": 1e-4}, 1e-4),
+    ],
+)
+def test_the_usual_rate_goes_with_the_width(widths: tuple[int, ...], config: dict, rate: float | None):
+    trainer = hb.HypernetworkTrainer(hb.AttentionHypernetwork(widths), config)
+    assert trainer.config.learning_rate == (None if rate is None else pytest.approx(rate))
+
+
 def train(model: LatentDiffusion, run: Path, *, resume: bool = False, stop_at: int | None = None, **config):
     hn = network(model)
     seen: list[int] = []
@@ -152,7 +167,7 @@ def test_accumulation_and_gradient_checkpointing_change_nothing(
     emoji: LatentDiffusion, tmp_path: Path
 ) -> None:
     # With the usual eps, Adam divides what rounding leaves of zeros by hardly anything.
-    settings = {"max_steps": 3, "eps": 1e-4}
+    settings = {"max_steps": 3, "eps": 1e-4, "learning_rate": 1e-3}
     base = weights(train(emoji, tmp_path / "a", **settings))
     parts = weights(train(emoji, tmp_path / "b", **settings, gradient_accumulation=2))
     fresh = LatentDiffusion.from_pretrained("emoji")

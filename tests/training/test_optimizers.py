@@ -96,6 +96,15 @@ def test_resume_is_exact(name: str, tmp_path: Path) -> None:
     assert torch.equal(weights(whole), weights(again))
 
 
+def test_state_that_checkpoints_do_not_hold_is_refused() -> None:
+    objective = Wide()
+    optimizer = make("adamw", objective)
+    steps(objective, optimizer, 0, 1)
+    next(iter(optimizer.state.values()))["factors"] = [torch.eye(2)]  # as SOAP keeps them
+    with pytest.raises(UserError, match="AdamW keeps 'factors' as a list"):
+        flatten_optimizer(optimizer)
+
+
 @pytest.mark.parametrize("name", ["prodigy", EIGHT_BIT, "adafactor"])
 def test_a_training_with_it_resumes_exactly(name: str, tmp_path: Path) -> None:
     def factory(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

@@ -166,6 +166,9 @@ def flatten_optimizer(
 
     settings: the groups' values at the start; those that changed since (Prodigy's estimate, the steps of
     schedule-free ones) are state too, except the learning rate, which the Trainer sets.
+
+    Raises:
+        UserError: the state of a parameter holds lists or the like, as SOAP's does.
     """
     tensors: dict[str, Tensor] = {}
     rest: Values = {}
@@ -175,6 +178,12 @@ def flatten_optimizer(
 
     for index, entries in optimizer.state_dict()["state"].items():
         for name, value in entries.items():
+            if not isinstance(value, Tensor | bool | int | float | str | None):
+                raise UserError(
+                    f"optimizer {type(optimizer).__name__} keeps {name!r} as a {type(value).__name__}, which "
+                    "checkpoints do not hold (tensors and plain numbers are held): a run could not be resumed; "
+                    "take another optimizer"
+                )
             put(f"{index}.{name}", value)
     for index, (now, before) in enumerate(zip(group_values(optimizer), settings or [], strict=False)):
         for name, value in now.items():

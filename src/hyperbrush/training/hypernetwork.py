@@ -19,9 +19,9 @@ from hyperbrush.ldm.util import load_config
 from hyperbrush.training.cached import Told, cached_latents, cached_texts
 from hyperbrush.training.generator import GeneratorObjective, generator_objective
 from hyperbrush.training.generator_config import GeneratorConfig
-from hyperbrush.training.hypernetwork_config import HypernetworkConfig
+from hyperbrush.training.hypernetwork_config import HypernetworkConfig, usual_rate
 from hyperbrush.training.hypernetwork_objective import Compute, HypernetworkObjective
-from hyperbrush.training.optimizers import restore_moments
+from hyperbrush.training.optimizers import resolve, restore_moments
 from hyperbrush.training.pictures import Pictures, hold_out, open_pictures
 from hyperbrush.training.processes import join
 from hyperbrush.training.trainer import OptimizerFactory, Progress, Trainer
@@ -179,6 +179,10 @@ def _settings(
     if isinstance(config, HypernetworkConfig) and not config.trigger:
         # [name] in templates is the network's, as in the webui
         config = config.model_copy(update={"trigger": hypernetwork.name})
+    adamw = config.learning_rate is None and resolve(config.optimizer) == "adamw"
+    if adamw and isinstance(hypernetwork, AttentionHypernetwork):
+        widest = max(pair.width for _, pair in hypernetwork.pairs())
+        config = config.model_copy(update={"learning_rate": usual_rate(widest)})
     return config  # type: ignore[no-any-return]
 
 

@@ -9,6 +9,17 @@ from hyperbrush.errors import unknown_name
 from hyperbrush.training.loop_settings import LoopSettings
 from hyperbrush.training.pictures import PictureSettings
 
+RATE = 0.768  # times 1/width; measured on the embedded model, see docs/quality.md
+
+
+def usual_rate(width: int) -> float:
+    """AdamW's peak rate for networks of which the widest context is so wide: 3e-3 at 256, 6e-4 at 1280.
+
+    Adam's best rate goes with 1/width (Yang et al. 2022, 2203.03466, table 8), so that one found for a small
+    model is no danger to a large one.
+    """
+    return RATE / width
+
 
 class HypernetworkConfig(PictureSettings, LoopSettings):
     """Settings of `HypernetworkTrainer`, all with defaults."""
@@ -19,6 +30,15 @@ class HypernetworkConfig(PictureSettings, LoopSettings):
     )
     blocks: list[str] | None = Field(
         None, description="parts of the UNet, such as mid, up, down.1; all by default"
+    )
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        description="peak rate; by default adamw's falls with the model's width (3e-3 for the embedded model, "
+        "6e-4 for Stable Diffusion 1) and the others have their usual one",
+    )
+    timestep_sampling: str = Field(
+        "stratified", description="stratified (spread evenly over each batch), uniform or logit_normal"
     )
     loss: Literal["mse", "l1", "huber"] = Field(
         "mse", description="of predicted against true noise (or velocity)"
