@@ -175,7 +175,9 @@ def _best(model: LatentDiffusion, budget: int) -> Adapter:
 
 # What the research on the seen styles found; see the docs' page on quality.
 BEST: Settings = {"layer_structure": (1, 0.5, 1), "activation": "relu", "own": ("same-width",)}
+UNIFORM: Settings = {"timestep_sampling": "uniform"}  # as the usual trainers of LoRA draw them
 WEBUI: Settings = {  # torch's AdamW at a constant rate, no clipping, no average, every caption shown
+    **UNIFORM,
     "schedule": "constant",
     "warmup_steps": 0,
     "betas": (0.9, 0.999),
@@ -184,24 +186,27 @@ WEBUI: Settings = {  # torch's AdamW at a constant rate, no clipping, no average
     "condition_dropout": 0.0,
 }
 VECTORS = 8
+KV, QKVO = ("to_k", "to_v"), ("to_q", "to_k", "to_v", "to_out.0")
 
 METHODS: Mapping[str, Method] = {
-    "default": Method("our default", _default, (1e-3, 2e-3, 4e-3, 6e-3)),
-    "best": Method("our best", _best, (3e-3, 6e-3)),
-    "lora-kv": Method("LoRA on k, v", lambda m, b: lora(m, b, ("to_k", "to_v")), (1e-3, 2e-3, 4e-3, 8e-3)),
+    "default": Method("our default", _default, (2e-3, 3e-3, 4e-3)),
+    "best": Method("our best", _best, (2e-3, 3e-3, 4e-3)),
+    "lora-kv": Method("LoRA on k, v", lambda m, b: lora(m, b, KV), (1e-3, 2e-3, 4e-3, 8e-3), UNIFORM),
     "lora-qkvo": Method(
-        "LoRA on q, k, v, out",
-        lambda m, b: lora(m, b, ("to_q", "to_k", "to_v", "to_out.0")),
-        (1e-3, 2e-3, 4e-3, 8e-3),
+        "LoRA on q, k, v, out", lambda m, b: lora(m, b, QKVO), (1e-3, 2e-3, 4e-3, 8e-3), UNIFORM
+    ),
+    "lora-stratified": Method(
+        "LoRA on q, k, v, out, our timesteps", lambda m, b: lora(m, b, QKVO), (2e-3, 4e-3, 8e-3)
     ),
     "webui": Method("webui defaults, 1,2,1 relu", _webui, (5e-6, 5e-5), WEBUI, sized=False),
     "inversion": Method(
         f"textual inversion, {VECTORS} words",
         lambda m, b: TextualInversion(m, VECTORS),
         (5e-3, 2e-2, 5e-2),
+        UNIFORM,
         sized=False,
     ),
-    "full": Method("full fine-tuning of the UNet", full, (1e-4, 2e-4, 5e-4), sized=False),
+    "full": Method("full fine-tuning of the UNet", full, (1e-4, 2e-4, 5e-4), UNIFORM, sized=False),
 }
 
 

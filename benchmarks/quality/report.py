@@ -9,7 +9,7 @@ from typing import Any
 from quality.methods import METHODS
 
 Row = Mapping[str, Any]
-LORAS = ("lora-kv", "lora-qkvo")
+LORAS = ("lora-kv", "lora-qkvo", "lora-stratified")
 
 
 def tables(rows: Sequence[Row], budget: int) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from fastapi import Request
-from nicegui import ui
+from nicegui import Client, ui
 
 from hyperbrush.app.generators import fitting
 from hyperbrush.app.messages import NAMES, Messages, chosen_language
@@ -25,6 +25,7 @@ PLACES = (  # (message, address, icon)
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")  # Okabe & Ito: told apart by all
 QUASAR: dict[str, Literal["en-US", "ko-KR", "zh-CN"]] = {"en": "en-US", "ko": "ko-KR", "zh": "zh-CN"}
 CHOICE_AGE = 365 * 86400
+FEW = 4  # open pages, beyond which each looks for news less often
 PATIENCE = 60.0  # seconds that a page may take while the server is still waking up
 
 
@@ -90,10 +91,14 @@ def title_of(level: int, text: str) -> ui.element:
 def on_news(
     site: Site, names: Callable[[], list[str]] | str, do: Callable[[], Any], *, every: float = 0.2
 ) -> ui.timer:
-    """Call `do` within this page whenever there is news of a name; looked for a few times a second."""
+    """Call `do` within this page whenever there is news of a name; looked for a few times a second.
+
+    Where many pages are open each looks less often, so that a training loses hardly any time to them.
+    """
     seen: dict[str, int] = {}
 
     async def look() -> None:
+        timer.interval = every * max(1.0, len(Client.instances) / FEW) ** 1.5
         wanted = [names] if isinstance(names, str) else names()
         found = {name: site.version(name) for name in wanted}
         if found != seen:
@@ -103,7 +108,8 @@ def on_news(
             if hasattr(result, "__await__"):
                 await result
 
-    return ui.timer(every, look)
+    timer = ui.timer(every, look)
+    return timer
 
 
 @contextlib.contextmanager

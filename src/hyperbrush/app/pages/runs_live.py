@@ -4,8 +4,8 @@ from typing import Any
 
 import yaml
 from fastapi import Request
-from nicegui import Client, ui
 from nicegui import run as threads
+from nicegui import ui
 
 from hyperbrush.app.errors import NotThere
 from hyperbrush.app.messages import Messages
@@ -19,7 +19,6 @@ from hyperbrush.app.run_views import View, kept_view, view_of
 from hyperbrush.app.site import Site
 
 FAST, SLOW = 0.15, 0.7  # seconds between two looks: at the figures; at curves, previews and log
-FEW = 8  # open pages, beyond which each looks less often
 LINES = 80  # of the log
 EVENTS = 20
 TILES = ("loss", "best_validation", "below_base", "rate", "pictures_per_second", "memory", "time")
@@ -74,15 +73,11 @@ class Live:
             words("pre", text, "mono").props("tabindex=0")
         self._show_figures()
         self._show_events()
-        self.looks = {
-            FAST: on_news(self.site, "runs", self.fast, every=FAST),
-            SLOW: on_news(self.site, "runs", self.slow, every=SLOW),
-        }
+        on_news(self.site, "runs", self.fast, every=FAST)
+        on_news(self.site, "runs", self.slow, every=SLOW)
 
     async def fast(self) -> None:
         """Show step, state and figures as they stand."""
-        for seconds, timer in self.looks.items():  # many pages cost no more than a few
-            timer.interval = seconds * max(1.0, len(Client.instances) / FEW)
         view = kept_view(self.site, self.name)
         if view is None:
             try:
