@@ -38,7 +38,9 @@ class NetworkChips:
                 for number, name in enumerate(names):
                     self._chip(number, name)
         for slider, tag in zip(self._sliders, tags, strict=True):
-            slider.props["min"], slider.props["max"] = min(-1.0, tag.strength), max(2.0, tag.strength)
+            ends = {"min": min(-1.0, tag.strength), "max": max(2.0, tag.strength)}
+            if any(slider.props[name] != end for name, end in ends.items()):
+                slider.props.update(ends)  # sends its value too, which may be older than what is dragged
             slider.value = tag.strength
 
     def _chip(self, number: int, name: str) -> None:
