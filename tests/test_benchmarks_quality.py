@@ -114,14 +114,19 @@ def test_every_method_learns_and_leaves_the_model_alone(
     assert untouched.validation_loss(untouched.held_out) == pytest.approx(bare["best_watched"], rel=1e-5)
 
 
-def test_all_methods_meet_the_same_pictures_noises_and_timesteps(quality: ModuleType, study: Any) -> None:
-    batches = [
-        study.prepared(job(quality, name))[1].batch(1, 2) for name in ("default", "lora-kv", "inversion")
-    ]
+def test_all_methods_meet_the_same_pictures_and_those_of_one_sampling_the_same_noises(
+    quality: ModuleType, study: Any
+) -> None:
+    names = ("default", "best", "lora-stratified", "lora-kv", "inversion")
+    batches = [study.prepared(job(quality, name))[1].batch(1, 2) for name in names]
     for other in batches[1:]:
-        assert other["captions"] == batches[0]["captions"]
-        for key in ("noise", "timesteps", "latent_means"):
-            assert torch.equal(other[key], batches[0][key])
+        assert torch.equal(other["latent_means"], batches[0]["latent_means"])
+    for first, *others in (batches[:3], batches[3:]):
+        for other in others:
+            assert other["captions"] == first["captions"]
+            for key in ("noise", "timesteps"):
+                assert torch.equal(other[key], first[key])
+    assert not torch.equal(batches[0]["timesteps"], batches[3]["timesteps"])
     again = dataclasses.replace(job(quality, "default"), seed=1)
     assert not torch.equal(study.prepared(again)[1].batch(1, 2)["noise"], batches[0]["noise"])
 
