@@ -170,7 +170,7 @@ async def _client(url: str) -> Any:
     import httpx
     import socketio
 
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(timeout=60) as http:
         text = (await http.get(url + RUN)).text
     client = re.search(r"'client_id': '([^']+)'", text)
     assert client is not None, text[:500]
