@@ -166,14 +166,15 @@ def test_each_setting_makes_a_difference(
 def test_accumulation_and_gradient_checkpointing_change_nothing(
     emoji: LatentDiffusion, tmp_path: Path
 ) -> None:
-    # With the usual eps, Adam divides what rounding leaves of zeros by hardly anything.
-    settings = {"max_steps": 3, "eps": 1e-4, "learning_rate": 1e-3}
+    # With the usual eps, Adam divides what rounding leaves of zeros by hardly anything; and steps whose
+    # timesteps make the UNet's own rounding large (5e-3 in fp32, 1e-12 in fp64) tell nothing.
+    settings = {"max_steps": 3, "eps": 1e-3, "learning_rate": 1e-3, "timestep_sampling": "uniform"}
     base = weights(train(emoji, tmp_path / "a", **settings))
     parts = weights(train(emoji, tmp_path / "b", **settings, gradient_accumulation=2))
     fresh = LatentDiffusion.from_pretrained("emoji")
     spared = weights(train(fresh, tmp_path / "c", **settings, gradient_checkpointing=True))
     for other in (parts, spared):
-        assert (base - other).norm() < 2e-3 * base.norm()
+        assert (base - other).norm() < 5e-4 * base.norm()
 
 
 def test_epochs_previews_and_dataset(emoji: LatentDiffusion, tmp_path: Path) -> None:
