@@ -45,8 +45,8 @@ def few_pictures() -> Path:
 @pytest.mark.parametrize(
     ("widths", "config", "rate"),
     [
-        ((128, 256), {}, 3e-3),
-        ((768, 320, 640, 1280), {}, 6e-4),
+        ((128, 256), {}, 2e-3),
+        ((768, 320, 640, 1280), {}, 4e-4),
         ((768, 1280), {"optimizer": "AdamW"}, None),  # torch's own class, at torch's rate
         ((768, 1280), {"optimizer": "prodigy"}, None),
         ((768, 1280), {"learning_rate": 1e-4}, 1e-4),

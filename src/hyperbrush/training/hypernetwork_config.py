@@ -9,11 +9,11 @@ from hyperbrush.errors import unknown_name
 from hyperbrush.training.loop_settings import LoopSettings
 from hyperbrush.training.pictures import PictureSettings
 
-RATE = 0.768  # times 1/width; measured on the embedded model, see docs/quality.md
+RATE = 0.512  # times 1/width; measured on the embedded model, see docs/quality.md
 
 
 def usual_rate(width: int) -> float:
-    """AdamW's peak rate for networks of which the widest context is so wide: 3e-3 at 256, 6e-4 at 1280.
+    """AdamW's peak rate for networks of which the widest context is so wide: 2e-3 at 256, 4e-4 at 1280.
 
     Adam's best rate goes with 1/width (Yang et al. 2022, 2203.03466, table 8), so that one found for a small
     model is no danger to a large one.
@@ -34,8 +34,8 @@ class HypernetworkConfig(PictureSettings, LoopSettings):
     learning_rate: float | None = Field(
         None,
         gt=0,
-        description="peak rate; by default adamw's falls with the model's width (3e-3 for the embedded model, "
-        "6e-4 for Stable Diffusion 1) and the others have their usual one",
+        description="peak rate; by default adamw's falls with the model's width (2e-3 for the embedded model, "
+        "4e-4 for Stable Diffusion 1) and the others have their usual one",
     )
     timestep_sampling: str = Field(
         "stratified", description="stratified (spread evenly over each batch), uniform or logit_normal"

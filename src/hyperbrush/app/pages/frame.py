@@ -1,6 +1,7 @@
 """What is around every page: menu, language, theme, and what all pages must tell."""
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")  # 
 QUASAR: dict[str, Literal["en-US", "ko-KR", "zh-CN"]] = {"en": "en-US", "ko": "ko-KR", "zh": "zh-CN"}
 CHOICE_AGE = 365 * 86400
 FEW = 4  # open pages, beyond which each looks for news less often
+TICK = 0.5  # seconds between the moments at which so many look
 PATIENCE = 60.0  # seconds that a page may take while the server is still waking up
 
 
@@ -98,7 +100,10 @@ def on_news(
     seen: dict[str, int] = {}
 
     async def look() -> None:
-        timer.interval = every * max(1.0, len(Client.instances) / FEW) ** 1.5
+        pages = len(Client.instances)
+        timer.interval = every * max(1.0, pages / FEW) ** 1.5
+        if pages > FEW:  # all of them at the same moment: each interruption costs a training more than the work
+            timer.interval += -(time.monotonic() + timer.interval) % TICK
         wanted = [names] if isinstance(names, str) else names()
         found = {name: site.version(name) for name in wanted}
         if found != seen:
