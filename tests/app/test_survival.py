@@ -31,7 +31,7 @@ def whole(app: Any) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def victim(app: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """An app to be killed, in parts and as a whole."""
-    running = type(app)(tmp_path_factory.mktemp("victim")).start()
+    running = type(app)(tmp_path_factory.mktemp("victim"), environment=app.environment).start()
     yield running
     running.end()
 

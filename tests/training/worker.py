@@ -75,7 +75,8 @@ def hypernetwork(run: Path) -> torch.Tensor:
     torch.manual_seed(0)
     hn = hb.AttentionHypernetwork.for_unet(model.unet, name="t", layer_structure=(1, 2, 1))
     before = [p.detach().flatten().clone() for p in hn.parameters()]
-    settings = {"max_steps": 4, "batch_size": 4, "validate_every": 4, "validation_share": 0.2}
+    settings: dict[str, Any] = {"max_steps": 4, "batch_size": 4, "validate_every": 4, "validation_share": 0.2}
+    settings |= {"learning_rate": 1e-3, "timestep_sampling": "uniform"}
     settings["eps"] = 1e-4  # or Adam divides what rounding leaves of zeros by hardly anything
     hb.HypernetworkTrainer(hn, settings, run=run).train(model, style_folder() / "validation")
     return torch.cat([p.detach().flatten() for p in hn.parameters()]) - torch.cat(before)
