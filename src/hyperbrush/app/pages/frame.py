@@ -102,7 +102,9 @@ def on_news(
     async def look() -> None:
         pages = len(Client.instances)
         timer.interval = every * max(1.0, pages / FEW) ** 1.5
-        if pages > FEW:  # all of them at the same moment: each interruption costs a training more than the work
+        if (
+            pages > FEW
+        ):  # all of them at the same moment: each interruption costs a training more than the work
             timer.interval += -(time.monotonic() + timer.interval) % TICK
         wanted = [names] if isinstance(names, str) else names()
         found = {name: site.version(name) for name in wanted}
