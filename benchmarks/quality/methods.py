@@ -164,8 +164,7 @@ def _webui(model: LatentDiffusion, budget: int) -> Adapter:
 
 def _default(model: LatentDiffusion, budget: int) -> Adapter:
     settings = NetworkConfig().model_dump()
-    per_site = settings.pop("per_site")
-    own = {True: KINDS, False: (), "auto": ("same-width",)}[per_site]
+    own = KINDS if settings.pop("per_site") else ()
     return hypernetwork(model, budget, own=own, **settings)
 
 

@@ -21,7 +21,7 @@ from hyperbrush.files import read_json
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-PATIENCE = 90.0  # seconds: a busy machine opens a model slowly
+PATIENCE = 120.0  # seconds: a busy machine opens a model slowly
 
 
 class App:
@@ -97,5 +97,5 @@ def until(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, f"this never came true within {seconds:g} s"
-        time.sleep(0.05)
+        time.sleep(0.02)
     return found

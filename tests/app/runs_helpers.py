@@ -1,16 +1,14 @@
 """Small trainings for the tests of runs."""
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from running import until
+
 from hyperbrush.app.trainings import begin as begin_run
 from hyperbrush.app.workspace import Workspace
 from hyperbrush.assets import style_folder
-
-PATIENCE = 120.0
 
 
 def settings(name: str, **training: Any) -> dict[str, Any]:
@@ -77,11 +75,3 @@ def ended(app: Any, name: str) -> dict[str, Any]:
 
 def final(app: Any, name: str) -> Path:
     return Path(app.root / "runs" / name / f"{name}.safetensors")
-
-
-def until(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, f"this never came true within {seconds:g} s"
-        time.sleep(0.02)
-    return found

@@ -47,3 +47,15 @@ def test_the_server_starts_without_torch(tmp_path: Path) -> None:
         f"make_app(Site(Workspace({str(tmp_path)!r})), Access()); print('torch' in sys.modules)"
     )
     assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "False"
+
+
+def test_many_pages_look_less_often_and_together() -> None:
+    from hyperbrush.app.pages.frame import FEW, TICK, pace
+
+    assert pace(0.2, 1, 7.3) == pace(0.2, FEW, 7.3) == 0.2
+    waits = [pace(0.2, 50, now) for now in (7.0, 7.31, 7.77)]
+    assert all(wait > 5 for wait in waits)
+    assert all(
+        (now + wait) % TICK == pytest.approx(0, abs=1e-6) or (now + wait) % TICK == pytest.approx(TICK)
+        for now, wait in zip((7.0, 7.31, 7.77), waits, strict=True)
+    )

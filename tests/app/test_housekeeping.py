@@ -24,7 +24,8 @@ import nicegui
 import psutil
 import pytest
 from PIL import Image
-from runs_helpers import give_pictures, settings, until
+from running import until
+from runs_helpers import give_pictures, settings
 
 from hyperbrush.app import jobs as jobs_module
 from hyperbrush.app import run_control, uploads

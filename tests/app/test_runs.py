@@ -6,7 +6,8 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from runs_helpers import begin, ended, state, step_of, until
+from running import until
+from runs_helpers import begin, ended, state, step_of
 
 from hyperbrush.files import read_json
 

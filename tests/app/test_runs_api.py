@@ -11,7 +11,8 @@ from urllib.parse import quote
 
 import pytest
 import torch
-from runs_helpers import begin, ended, final, pause_at, step_of, until
+from running import until
+from runs_helpers import begin, ended, final, pause_at, step_of
 from safetensors.torch import load_file
 
 SEVEN = {"max_steps": 7}

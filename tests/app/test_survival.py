@@ -10,7 +10,8 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from runs_helpers import begin, ended, final, state, step_of, until
+from running import until
+from runs_helpers import begin, ended, final, state, step_of
 from safetensors.torch import load_file
 
 from hyperbrush.files import read_json

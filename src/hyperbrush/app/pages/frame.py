@@ -1,6 +1,7 @@
 """What is around every page: menu, language, theme, and what all pages must tell."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -93,19 +94,11 @@ def title_of(level: int, text: str) -> ui.element:
 def on_news(
     site: Site, names: Callable[[], list[str]] | str, do: Callable[[], Any], *, every: float = 0.2
 ) -> ui.timer:
-    """Call `do` within this page whenever there is news of a name; looked for a few times a second.
-
-    Where many pages are open each looks less often, so that a training loses hardly any time to them.
-    """
+    """Call `do` within this page whenever there is news of a name; looked for a few times a second, see `pace`."""
     seen: dict[str, int] = {}
 
     async def look() -> None:
-        pages = len(Client.instances)
-        timer.interval = every * max(1.0, pages / FEW) ** 1.5
-        if (
-            pages > FEW
-        ):  # all of them at the same moment: each interruption costs a training more than the work
-            timer.interval += -(time.monotonic() + timer.interval) % TICK
+        timer.interval = pace(every, len(Client.instances), time.monotonic())
         wanted = [names] if isinstance(names, str) else names()
         found = {name: site.version(name) for name in wanted}
         if found != seen:
@@ -117,6 +110,16 @@ def on_news(
 
     timer = ui.timer(every, look)
     return timer
+
+
+def pace(every: float, pages: int, now: float) -> float:
+    """Seconds until the next look of one of so many open pages.
+
+    Many look less often, so that a running training loses less to them, and all at the same moments: each
+    interruption costs it more than the work.
+    """
+    wait = every * math.pow(max(1.0, pages / FEW), 1.5)
+    return wait if pages <= FEW else wait + -(now + wait) % TICK
 
 
 @contextlib.contextmanager
