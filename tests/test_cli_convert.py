@@ -133,6 +133,13 @@ def test_merge(run: Run, tmp_path: Path) -> None:
     assert load("d.pt").name == "both"
 
 
+def test_the_older_form_for_comfyui(run: Run, tmp_path: Path) -> None:
+    network(tmp_path / "a.pt", use_dropout=True, layer_structure=(1, 2, 2, 1))
+    assert run("convert", "a.pt", "b.pt", "--to", "comfyui", "--legacy-zip")[0] == 0
+    assert not (tmp_path / "b.pt").read_bytes().startswith(b"PK")
+    assert not load("b.pt").use_dropout
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -140,6 +140,56 @@ def test_dropout_is_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureF
     assert not caplog.text
 
 
+def webui_names(content: dict[Any, Any]) -> list[str]:
+    """The webui's own numbers: Linear, activation, LayerNorm and Dropout count, in this order."""
+    names, number = [], 0
+    layers = len(content["layer_structure"]) - 1
+    for layer in range(layers):
+        names += [f"linear.{number}.weight", f"linear.{number}.bias"]
+        number += 1
+        if content["activation_func"] != "linear" and (layer < layers - 1 or content["activate_output"]):
+            number += 1
+        if content["is_layer_norm"]:
+            names += [f"linear.{number}.weight", f"linear.{number}.bias"]
+            number += 1
+        number += content["dropout_structure"][layer + 1] > 0
+    return names
+
+
+@pytest.mark.parametrize("legacy_zip", [False, True])
+@pytest.mark.parametrize("structure", [(1, 1), (1, 2, 1), (1, 2, 2, 1), (1, 1.5, 2, 1.5, 1)])
+@pytest.mark.parametrize("dropout", [None, 0.3])
+@pytest.mark.parametrize(("norm", "activation", "output"), [
+    (False, "relu", False), (False, "tanh", True), (True, "relu", True), (True, "linear", False),
+])  # fmt: skip
+def test_the_names_are_those_the_webui_gives(
+    norm: bool,
+    activation: str,
+    output: bool,
+    dropout: float | None,
+    structure: tuple[float, ...],
+    legacy_zip: bool,
+    tmp_path: Path,
+) -> None:
+    rates = None if dropout is None else (0, *[dropout] * (len(structure) - 2), 0)
+    hn = network(
+        activation=activation,
+        layer_norm=norm,
+        layer_structure=structure,
+        dropout_structure=rates,
+        activate_output=output,
+    )
+    written = write_comfyui(hn, tmp_path / "w.pt", legacy_zip=legacy_zip)
+    assert written.read_bytes().startswith(b"PK") is not legacy_zip
+    for path in (written, hn.save(tmp_path / "plain.pt")):
+        content = torch.load(path, weights_only=True)
+        for width in (8, 12):
+            for state in content[width]:
+                assert list(state) == webui_names(content)
+    assert alike(written)
+    assert agrees_with_ours(hn, written)
+
+
 def test_files_of_numbers_for_names(tmp_path: Path) -> None:
     hn = network(name="water", step=5, metadata={"123": "a", "state_dict": "b", "sd_checkpoint": "c"})
     path = write_comfyui(hn, tmp_path / "w.pt")
@@ -156,6 +206,10 @@ REASONS: dict[str, tuple[dict[str, Any], str]] = {
     "activation": ({"activation": "gelu"}, "ComfyUI has no activation 'gelu'; it has linear, relu"),
     "prelu": ({"activation": "prelu"}, "no activation 'prelu'"),
     "norm": ({"layer_norm": True, "activation": "relu"}, "LayerNorm and the activation 'relu'"),
+    "norm and dropout": (
+        {"layer_norm": True, "activation": "tanh", "use_dropout": True, "layer_structure": (1, 2, 2, 1)},
+        "LayerNorm and the activation 'tanh'",
+    ),
     "residual": ({"skip_connection": True}, "MonkeyPatch"),
     "sites": ({"widths": {"mid_block.attentions.0.transformer_blocks.0.attn2": 8}}, "per site"),
 }

@@ -407,6 +407,9 @@ def test_convert_options(tiny: LatentDiffusion, affine: Make, tmp_path: Path) ->
     assert convert(hn, tmp_path / "a.safetensors").target == "safetensors"
     convert(hn, tmp_path / "old.pt", legacy_zip=True)
     assert not (tmp_path / "old.pt").read_bytes().startswith(b"PK")
+    convert(hn, tmp_path / "both.pt", "comfyui", legacy_zip=True)
+    assert not (tmp_path / "both.pt").read_bytes().startswith(b"PK")
+    assert load(tmp_path / "both.pt").widths == hn.widths
     convert(hn, tmp_path / "half.pt", dtype=torch.float16)
     assert next(load(tmp_path / "half.pt").parameters()).dtype == torch.float16
     assert next(hn.parameters()).dtype == torch.float32
@@ -429,7 +432,8 @@ def test_convert_refuses(tiny: LatentDiffusion, affine: Make, tmp_path: Path) ->
         ("x.pt", "lora-kohya", {"model": tiny}, "lora-kohya is a file ending"),
         ("x.pt", "lora-peft", {"model": tiny}, "lora-peft is a folder"),
         ("x.safetensors", "lora-kohya", {}, "say which model"),
-        ("x.safetensors", None, {"legacy_zip": True}, "legacy_zip"),
+        ("x.safetensors", None, {"legacy_zip": True}, "legacy_zip is a form of .pt"),
+        ("x.safetensors", "lora-kohya", {"legacy_zip": True, "model": tiny}, "legacy_zip is a form of .pt"),
         ("x.pt", None, {"pictures": True}, "pictures is an option of the LoRA targets"),
         ("x.pt", None, {"rank": 4}, "rank is an option of the LoRA targets"),
         ("x.pt", None, {"strength": 0.5}, "strength is an option"),

@@ -110,6 +110,24 @@ def test_shuffled_tensor_names_load_by_their_numbers(tmp_path: Path) -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_three_dropout_rates_of_one_layer(last: bool, tmp_path: Path) -> None:
+    """The webui writes [0, 0 or 0.3, 0] for [1, 1], and looks at what stands beside a layer."""
+    content = torch.load(network(layer_structure=(1, 1)).save(tmp_path / "w.pt"), weights_only=True)
+    content |= {"use_dropout": True, "last_layer_dropout": last, "dropout_structure": [0, 0.3 * last, 0]}
+    torch.save(content, tmp_path / "d.pt")
+    back = load(tmp_path / "d.pt")
+    assert back.settings.rates == (0, 0.3 * last)
+    assert back.use_dropout
+    for own, other in zip(back.parameters(), load(tmp_path / "w.pt").parameters(), strict=True):
+        assert torch.equal(own, other)
+    assert same(back, load(back.save(tmp_path / "again.pt")))
+    content["dropout_structure"] = [0]
+    torch.save(content, tmp_path / "d.pt")
+    with pytest.raises(UserError, match="one rate per entry"):
+        load(tmp_path / "d.pt")
+
+
 def test_the_header_follows_modelspec(tmp_path: Path) -> None:
     path = network(widths=[768, 4], layer_structure=[1, 0.25, 1], name="wäter").save(
         tmp_path / "w.safetensors"

@@ -9,8 +9,9 @@ import torch
 
 from hyperbrush.errors import UserError
 from hyperbrush.files import sha256
-from hyperbrush.hypernetworks import AttentionHypernetwork, save
+from hyperbrush.hypernetworks import AttentionHypernetwork, load, save
 from hyperbrush.hypernetworks.formats.optimizer import write_optimizer
+from hyperbrush.hypernetworks.formats.torch_writing import foreign_members
 from hyperbrush.hypernetworks.formats.webui import content_of
 from hyperbrush.hypernetworks.inspection import inspect
 
@@ -134,6 +135,24 @@ def test_settings_that_deserve_a_look(tmp_path: Path) -> None:
     assert any("optimizer" in odd and "damaged" in odd for odd in inspect(path).odd)
     assert found.as_dict()["dropout_structure"] == [0.0, 0.3, 0.0, 0.0]
     assert "LayerNorm" in found.readers["ComfyUI"]
+
+
+def test_files_that_the_webuis_check_refuses(tmp_path: Path) -> None:
+    hn = make((8,), name="w", activation="relu")
+    path = tmp_path / "w.pt"
+    torch.save(content_of(hn), path)
+    if not foreign_members(path):
+        pytest.skip("this torch is so old that the webui opens what it writes")
+    assert inspect(path).readers["webui"].startswith("no: its check refuses")
+    assert inspect(path).readers["ComfyUI"] == "yes"
+    save(load(path), path)
+    assert inspect(path).readers["webui"] == "yes"
+    state = write_optimizer(path, "AdamW", torch.optim.AdamW(hn.parameters()).state_dict())
+    assert not [odd for odd in inspect(path).odd if "refuses it" in odd]
+    torch.save(torch.load(state, weights_only=True), state)
+    assert [odd for odd in inspect(path).odd if "w.pt.optim is of a newer torch: the webui refuses it" in odd]
+    save(hn.to(torch.bfloat16), path)
+    assert inspect(path).readers["webui"] == "since 2023, for its bfloat16 numbers"
 
 
 def test_a_file_changed_by_another_program(tmp_path: Path) -> None:

@@ -45,9 +45,7 @@ def convert(
         str | None,
         typer.Option("--dtype", help="Of the numbers: fp32, fp16 or bf16; as they are by default."),
     ] = None,
-    legacy_zip: Annotated[
-        bool, typer.Option(help="The .pt that older webuis' pickle checks accept.")
-    ] = False,
+    legacy_zip: Annotated[bool, typer.Option(help="The .pt of torch before 2020, without a zip.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace what stands at DST.")] = False,
     hypernetworks: Networks = DEFAULT_NETWORKS,
     device: Device = "auto",

@@ -17,6 +17,7 @@ from hyperbrush.hypernetworks.formats import WEBUI_SUFFIXES, load
 from hyperbrush.hypernetworks.formats.native import CONFIG_KEY, header_of
 from hyperbrush.hypernetworks.formats.optimizer import read_optimizer, sidecar_of
 from hyperbrush.hypernetworks.formats.torch_files import outline
+from hyperbrush.hypernetworks.formats.torch_writing import foreign_members
 from hyperbrush.hypernetworks.oddities import oddities
 from hyperbrush.hypernetworks.readers import readers
 from hyperbrush.hypernetworks.summaries import Summary
@@ -156,7 +157,12 @@ def _optimizer(path: Path) -> tuple[str | None, list[str]]:
         return sidecar.name, [f"its optimizer's file cannot be used: {error}"]
     if state is None:
         return None, []
-    return f"{sidecar.name} ({state.optimizer_name})", [state.warning] if state.warning else []
+    odd = [state.warning] if state.warning else []
+    if foreign_members(sidecar):
+        odd.append(
+            f"{sidecar.name} is of a newer torch: the webui refuses it, and the network with it; remove it"
+        )
+    return f"{sidecar.name} ({state.optimizer_name})", odd
 
 
 def _written(path: Path) -> Written:

@@ -4,10 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hyperbrush.hypernetworks.activations import OVER_THE_BATCH
 from hyperbrush.hypernetworks.attention import AttentionHypernetwork
 from hyperbrush.hypernetworks.formats import WEBUI_SUFFIXES
 from hyperbrush.hypernetworks.formats.comfyui import comfyui_reason
+from hyperbrush.hypernetworks.formats.torch_writing import foreign_members
 
 WEBUI, COMFYUI, DIFFUSERS, LORA = "webui", "ComfyUI", "diffusers", "LoRA"
 
@@ -34,7 +37,15 @@ def _webui(path: Path, hypernetwork: AttentionHypernetwork) -> str:
         return "only with its MonkeyPatch extension: it has residual layers"
     if path.suffix.lower() not in WEBUI_SUFFIXES:
         return "after hyperbrush convert --to webui"
-    return "yes" if path.suffix == ".pt" else "yes, once its name ends in .pt"
+    if foreign := foreign_members(path):
+        return (
+            f"no: its check refuses {foreign[0]!r:.60} in the zip, as newer versions of torch write it; "
+            "after hyperbrush convert --to webui"
+        )
+    name = "" if path.suffix == ".pt" else ", once its name ends in .pt"
+    if any(parameter.dtype == torch.bfloat16 for parameter in hypernetwork.parameters()):
+        return f"since 2023, for its bfloat16 numbers{name}"
+    return f"yes{name}"
 
 
 def _comfyui(path: Path, hypernetwork: AttentionHypernetwork, given: Mapping[str, Any]) -> str:

@@ -60,7 +60,7 @@ def convert(
     """Write a hypernetwork as ``to`` (one of `TARGETS`; None: by the suffix), whole or not at all.
 
     model: for a LoRA, the pipeline, LatentDiffusion or UNet it is made for. overwrite: whether what stands
-        at the path may go. legacy_zip: for "webui", the form that old pickle checks accept.
+        at the path may go. legacy_zip: for "webui" and "comfyui", torch's form before 2020, without a zip.
     dtype: of the numbers; None: as they are, for a LoRA float32. strength, prompts, ``**lora``: as
         `lora.to_lora`. pictures: for a LoRA, draw a few with it and with the hypernetwork, and compare.
 
@@ -75,8 +75,8 @@ def convert(
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists already: choose another name, or overwrite it (--overwrite)")
     check_path(path, target)
-    if legacy_zip and target != "webui":
-        raise UserError(f"legacy_zip is a form of the webui's .pt, not of {target}")
+    if legacy_zip and target not in ("webui", "comfyui"):
+        raise UserError(f"legacy_zip is a form of .pt, of the webui and ComfyUI, not of {target}")
     if not target.startswith("lora-"):
         wanted: Mapping[str, Any] = {
             "pictures": pictures,
@@ -144,5 +144,5 @@ def _save(hypernetwork: AttentionHypernetwork, path: Path, target: str, legacy_z
     if target == "comfyui":
         from hyperbrush.hypernetworks.formats.comfyui import write_comfyui
 
-        return write_comfyui(hypernetwork, path)
+        return write_comfyui(hypernetwork, path, legacy_zip=legacy_zip)
     return save(hypernetwork, path, legacy_zip=legacy_zip)

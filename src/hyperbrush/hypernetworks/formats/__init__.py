@@ -52,8 +52,8 @@ def load(path: str | Path, dtype: "torch.dtype | None" = None) -> "AttentionHype
 def save(hypernetwork: "AttentionHypernetwork", path: str | Path, *, legacy_zip: bool = False) -> Path:
     """Write a hypernetwork, whole or not at all; the suffix chooses the format.
 
-    legacy_zip: torch's form before 2020, which the pickle checks of older webuis accept; .pt, .bin and
-        .ckpt only.
+    .pt, .bin and .ckpt are such as the webui's check lets through, from 2022 on.
+    legacy_zip: torch's form before 2020, without a zip; .pt, .bin and .ckpt only.
 
     Raises:
         UserError: the suffix is none of `SUFFIXES`, the format cannot hold it, or the file cannot be

@@ -18,7 +18,7 @@ _END64_PLACE = struct.Struct("<4sLQL")
 _END64 = struct.Struct("<4sQ2H2L4Q")
 _ENTRY = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
-_NAME = re.compile(r"[\w .+-]+(?:/[\w .+-]+)*", re.ASCII)
+_NAME = re.compile(r"[\w .+-]+(?:/[\w .+-]+)*", re.ASCII)  # within the folder
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,15 @@ def members(path: Path, file: BinaryIO, file_size: int) -> dict[str, Member]:
     seen: set[str] = set()
     folder = ""
     for name, offset, size in _directory(path, file, file_size):
-        if not _NAME.fullmatch(name) or ".." in name.split("/"):
+        # The folder bears the name the file was saved under, in whatever script.
+        first, _, rest = name.partition("/")
+        if first in ("", ".", "..") or "\0" in first or not _NAME.fullmatch(rest) or ".." in rest.split("/"):
             raise UserError(f"{path}: its zip has a member named {name!r:.80}, which torch never writes")
         if name.casefold() in seen:  # torch's reader takes no notice of the case
             raise UserError(f"{path}: its zip has two members named {name!r:.80}; get the file again")
         seen.add(name.casefold())
-        first, _, rest = name.partition("/")
         folder = folder or first
-        if first != folder or not rest:
+        if first != folder:
             raise UserError(f"{path} is a zip, but not one of torch's: it holds {name!r:.80}")
         found[rest] = Member(rest, offset, size)
     _check_room(path, file, file_size, found)

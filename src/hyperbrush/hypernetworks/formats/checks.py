@@ -117,6 +117,8 @@ def build(
     last_layer_dropout = given.get("last_layer_dropout", False)
     if rates is None and use_dropout:
         rates = derived_dropout(structure, last_layer_dropout)
+    elif rates is not None:
+        rates = rates[: len(structure)]  # the webui writes three for [1, 1] and never looks at more
     metadata = {
         k: v
         for k, v in settings.items()

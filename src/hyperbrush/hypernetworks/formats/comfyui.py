@@ -1,7 +1,7 @@
 """A ``.pt`` that the webui and ComfyUI read alike.
 
 The two disagree where a file leaves something open: ComfyUI takes a missing ``activate_output`` for
-False, knows nine activations, activates the last layer when LayerNorm follows it, never switches dropout
+False, knows nine activations, always activates the last layer when LayerNorm follows it, never switches dropout
 off, and reads every key that is a number as a width.
 """
 
@@ -11,7 +11,8 @@ from typing import Any
 
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks.attention import AttentionHypernetwork
-from hyperbrush.hypernetworks.formats.webui import content_of, write_content
+from hyperbrush.hypernetworks.formats.torch_writing import write_content
+from hyperbrush.hypernetworks.formats.webui import content_of
 
 ACTIVATIONS = ("linear", "relu", "leakyrelu", "elu", "swish", "tanh", "sigmoid", "softsign", "mish")
 # The one name outside of the list that means the same function as one in it.
@@ -24,6 +25,9 @@ _SETTINGS = (
     "is_layer_norm",
     "weight_initialization",
     "activate_output",
+    "use_dropout",
+    "dropout_structure",
+    "last_layer_dropout",
     "sd_checkpoint",
     "sd_checkpoint_name",
     "optional_info",
@@ -46,18 +50,18 @@ def comfyui_reason(hypernetwork: AttentionHypernetwork) -> str | None:
         )
     if activation not in ACTIVATIONS:
         return f"ComfyUI has no activation {activation!r}; it has {', '.join(ACTIVATIONS)}"
-    if settings.layer_norm and activation != "linear":
+    if settings.layer_norm and activation != "linear" and not settings.activate_output:
         return (
             f"it has LayerNorm and the activation {activation!r}, and ComfyUI activates the last layer of such "
-            "a network whatever the file says"
+            "a network though the file says not to"
         )
     return None
 
 
-def write_comfyui(hypernetwork: AttentionHypernetwork, path: str | Path) -> Path:
+def write_comfyui(hypernetwork: AttentionHypernetwork, path: str | Path, *, legacy_zip: bool = False) -> Path:
     """Write a ``.pt`` that the webui and ComfyUI read alike, whole or not at all.
 
-    Dropout and metadata beyond the webui's own are left out; a warning is logged where the file loses
+    legacy_zip: torch's form before 2020, without a zip. Dropout and metadata beyond the webui's own are left out; a warning is logged where the file loses
     dropout.
 
     Raises:
@@ -72,18 +76,13 @@ def write_comfyui(hypernetwork: AttentionHypernetwork, path: str | Path) -> Path
             f"{hypernetwork.name!r} cannot be written so that ComfyUI and the webui read it alike: {reason}. "
             "A plain .pt or a LoRA may serve"
         )
-    content = content_of(hypernetwork)
+    content = content_of(hypernetwork, dropout=False)
     kept: dict[int | str, Any] = {k: v for k, v in content.items() if isinstance(k, int) or k in _SETTINGS}
     activation = hypernetwork.settings.activation
-    kept |= {
-        "activation_func": _SAME.get(activation, activation),
-        "use_dropout": False,
-        "dropout_structure": [0] * len(hypernetwork.settings.layer_structure),
-        "last_layer_dropout": False,
-    }
+    kept["activation_func"] = _SAME.get(activation, activation)
     if hypernetwork.use_dropout:
         _log.warning(
             "%s: dropout only acts in training, where ComfyUI would not switch it off: left out", path
         )
-    write_content(kept, path)
+    write_content(kept, path, legacy_zip=legacy_zip)
     return path

@@ -19,7 +19,7 @@ from hyperbrush.hypernetworks.formats import OPTIMIZER_SUFFIX
 from hyperbrush.hypernetworks.formats.checks import DTYPES, all_finite, check_apart
 from hyperbrush.hypernetworks.formats.outlines import Tensor
 from hyperbrush.hypernetworks.formats.torch_files import outline, read
-from hyperbrush.hypernetworks.formats.webui import write_content
+from hyperbrush.hypernetworks.formats.torch_writing import write_content
 
 T = TypeVar("T")
 

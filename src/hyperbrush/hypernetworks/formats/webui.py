@@ -1,6 +1,5 @@
 """The webui's .pt, {width: (key tensors, value tensors), settings…}, and its older variants."""
 
-import io
 import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -10,7 +9,6 @@ from typing import Any
 import torch
 
 from hyperbrush.errors import UserError
-from hyperbrush.files import atomic_path
 from hyperbrush.hypernetworks.attention import AttentionHypernetwork, Key
 from hyperbrush.hypernetworks.context_network import ContextLayer, ContextNetwork
 from hyperbrush.hypernetworks.formats.checks import (
@@ -24,6 +22,7 @@ from hyperbrush.hypernetworks.formats.checks import (
 from hyperbrush.hypernetworks.formats.suspects import foreign_kind
 from hyperbrush.hypernetworks.formats.torch_files import outline
 from hyperbrush.hypernetworks.formats.torch_files import read as read_content
+from hyperbrush.hypernetworks.formats.torch_writing import write_content
 
 _NULLS = {"sd_checkpoint": None, "sd_checkpoint_name": None, "optional_info": None}
 _PARAMETER = re.compile(
@@ -111,13 +110,12 @@ def _position(key: str) -> tuple[list[int], bool]:
 
 
 def write(hypernetwork: AttentionHypernetwork, path: Path, *, legacy_zip: bool = False) -> None:
-    """Write the webui's present form, every key explicit.
+    """Write the webui's present form, every key explicit, so that its versions from 2022 on open it.
 
-    legacy_zip: torch's form before 2020, without a zip, which the pickle checks of older webuis accept
-        from any torch.
+    legacy_zip: torch's form before 2020, without a zip, for programs with a torch older than 1.6.
 
     Raises:
-        UserError: there are networks per site, which the webui cannot hold; or as `atomic_path`.
+        UserError: there are networks per site, which the webui cannot hold; or as `write_content`.
     """
     if hypernetwork.sites:
         raise UserError(
@@ -127,36 +125,30 @@ def write(hypernetwork: AttentionHypernetwork, path: Path, *, legacy_zip: bool =
     write_content(content_of(hypernetwork), path, legacy_zip=legacy_zip)
 
 
-def content_of(hypernetwork: AttentionHypernetwork) -> dict[int | str, Any]:
-    """A hypernetwork without networks per site as the mapping that the webui's file holds."""
+def content_of(hypernetwork: AttentionHypernetwork, *, dropout: bool = True) -> dict[int | str, Any]:
+    """A hypernetwork without networks per site as the mapping that the webui's file holds.
+
+    dropout: False: say that there is none, which changes the names of the tensors too.
+    """
     content: dict[int | str, Any] = {}
     for width, pair in hypernetwork.pairs():
         assert isinstance(width, int)
-        content[width] = (_state(pair.key), _state(pair.value))
+        content[width] = (_state(pair.key, dropout), _state(pair.value, dropout))
     content.update(_NULLS | settings_of(hypernetwork))
+    if not dropout:
+        rates = [0] * len(hypernetwork.settings.layer_structure)
+        content |= {"use_dropout": False, "dropout_structure": rates, "last_layer_dropout": False}
     return content
 
 
-def write_content(content: Any, path: Path, *, legacy_zip: bool = False) -> None:
-    """Write a mapping of tensors and settings as `torch.save` does, whole or not at all.
-
-    Raises:
-        UserError: as `atomic_path`.
-    """
-    buffer = io.BytesIO()  # given a path, torch writes the temporary file's name into the zip
-    torch.save(content, buffer, _use_new_zipfile_serialization=not legacy_zip)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
-
-
-def _state(network: ContextNetwork) -> "OrderedDict[str, torch.Tensor]":
+def _state(network: ContextNetwork, dropout: bool) -> "OrderedDict[str, torch.Tensor]":
     return OrderedDict(
         (name, alone(parameter))
-        for name, parameter in zip(_names(network), network.parameters(), strict=True)
+        for name, parameter in zip(_names(network, dropout), network.parameters(), strict=True)
     )
 
 
-def _names(network: ContextNetwork) -> Iterator[str]:
+def _names(network: ContextNetwork, dropout: bool) -> Iterator[str]:
     """The webui's own names, in order: module numbers count activations, norms and dropouts too."""
     number = 0
     for index, layer in enumerate(network.layers):
@@ -175,7 +167,7 @@ def _names(network: ContextNetwork) -> Iterator[str]:
             for name, _ in part.named_parameters():
                 yield f"{prefix}.{number}.{name}"
             number += 1
-            if layer.residual and part is layer.norm and layer.dropout > 0:
+            if layer.residual and part is layer.norm and layer.dropout > 0 and dropout:
                 number += 1
-        if not layer.residual and layer.dropout > 0:
+        if not layer.residual and layer.dropout > 0 and dropout:
             number += 1
