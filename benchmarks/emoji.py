@@ -1,115 +1,226 @@
-"""Figures of the embedded model: PSNR, recognisability, understanding, validation loss, one grid.
+"""Figures of the embedded model: what it draws, in which looks, what it understands, what it knows by heart.
 
-    python benchmarks/emoji.py --work recipes/emoji/work [--model emoji] [--out benchmarks/results]
+    python benchmarks/emoji.py [--work recipes/emoji/work] [--model emoji] [--only content] [--out benchmarks/results]
 
-Needs the rendered icons (python recipes/emoji/icons.py).  Writes emoji.json and emoji-grid.png.
+Needs the rendered icons (python recipes/emoji/icons.py) and the judge (python recipes/judge/train.py).  Writes
+emoji.json, emoji-grid.png and emoji-looks.png.
 """
 
 import argparse
+import json
 import platform
 import random
+import sys
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "recipes" / "emoji"))
+from sets import SETS
 
 from hyperbrush.evaluation import mean_psnr
 from hyperbrush.files import write_json
+from hyperbrush.generation.grids import labelled_grid
 from hyperbrush.ldm.data import ImageFolder
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.pictures import grid, to_pictures
 from hyperbrush.ldm.util import count_parameters, keyed_generator
-from hyperbrush.training.ldm import make_batch, validation_losses
+from hyperbrush.picture_judge import PictureJudge
+from hyperbrush.training.ldm import validation_losses
 
-SETS = (
-    "noto",
-    "noto-v1",
-    "fluent-emoji",
-    "fluent-emoji-flat",
-    "fluent-emoji-high-contrast",
-    "twemoji",
-    "emojione",
-    "emojione-monotone",
-    "streamline-emojis",
-    "fxemoji",
-)
+CANDIDATES = 200  # names the judge chooses from
+LOOKS = ("twemoji", "fluent-3d", "ph-thin", "ph-fill")  # seen styles, by their first words
+SHOWN = ("cat face", "red apple", "house", "rocket", "red heart", "mushroom", "umbrella", "guitar")
+TRAINED = tuple(key for key, one in SETS.items() if one.role == "train")
 
 
-def latents_of(model: LatentDiffusion, data: ImageFolder) -> torch.Tensor:
-    """Scaled latents of all pictures: (n, c, h, w)."""
+@dataclass(frozen=True)
+class Row:
+    """One picture of a set: its file, its name, the caption that asks for it in its look."""
+
+    path: Path
+    name: str
+    key: str
+
+    @property
+    def caption(self) -> str:
+        """The name alone for Noto, with the first words of the look for others."""
+        words = SETS[self.key].words
+        return f"{self.name}, {words[0]}" if words else self.name
+
+
+def rows_of(icons: Path, keys: Sequence[str], split: str) -> list[Row]:
+    """All pictures of a split of some sets."""
     found = []
-    for start in range(0, len(data), 64):
-        images = make_batch(data, [(0, i) for i in range(start, min(len(data), start + 64))])["images"]
-        found.append(model.encode(images.to(model.device)).cpu())
-    return torch.cat(found)
+    for key in keys:
+        file = icons / key / split / "metadata.jsonl"
+        for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+            row = json.loads(line)
+            found.append(Row(file.parent / row["file_name"], row["text"][0], key))
+    return found
 
 
-def recognisability(
-    model: LatentDiffusion, data: ImageFolder, *, names: int, steps: int, sampler: str, guidance: float
-) -> dict[str, float]:
-    """Share of fixed training names whose drawn picture is nearest to its own training picture in latent
-    space (Euclidean), among the first 1 and 5 of all training pictures (either way round: flips count).
-    """
-    chosen = sorted(random.Random(0).sample(range(len(data)), names))
-    train = latents_of(model, data)
-    both = torch.stack([train.flatten(1), train.flip(-1).flatten(1)])
-    first = five = 0
-    for start in range(0, names, 50):
-        part = chosen[start : start + 50]
-        drawn = model.sample(
-            [data.captions[i] for i in part],
-            seeds=[1000 + i for i in part],
-            steps=steps,
-            sampler=sampler,
-            guidance_scale=guidance,
-        )
-        own = model.encode(drawn.to(model.device) * 2 - 1).cpu().flatten(1)
-        distance = torch.cdist(own, both).amin(0)
-        rank = (distance < distance[torch.arange(len(part)), part][:, None]).sum(1)
-        first, five = first + int((rank == 0).sum()), five + int((rank < 5).sum())
-    return {"first": first / names, "five": five / names}
+@dataclass
+class Drawer:
+    """Draws captions, always the same seeds for the same places."""
+
+    model: LatentDiffusion
+    steps: int
+    sampler: str
+    guidance: float
+
+    def __call__(self, captions: Sequence[str], first_seed: int = 1000) -> Tensor:
+        """(captions, 3, 64, 64) in [-1, 1]."""
+        made = []
+        for start in range(0, len(captions), 25):
+            part = list(captions[start : start + 25])
+            made.append(
+                self.model.sample(
+                    part,
+                    seeds=[first_seed + start + i for i in range(len(part))],
+                    steps=self.steps,
+                    sampler=self.sampler,
+                    guidance_scale=self.guidance,
+                ).cpu()
+            )
+        return torch.cat(made) * 2 - 1
 
 
-@torch.no_grad()
-def understanding(
-    model: LatentDiffusion,
-    folders: list[ImageFolder],
-    *,
-    pictures: int,
-    others: int = 19,
-) -> dict[str, float]:
-    """For held-out pictures: does the true caption have a lower denoising loss than each of 19 random
-    ones (of other held-out pictures), and its mean rank?  The same noise and timesteps for all.
+def judged(judge: PictureJudge, pictures: Tensor, own: Sequence[str], among: Sequence[str]) -> dict[str, Any]:
+    """Content of drawn pictures: share put first, in the first five."""
+    first, five = (judge.content(pictures, own, among, best).float().mean().item() for best in (1, 5))
+    return {"pictures": len(own), "first": first, "five": five}
+
+
+def known(rows: Sequence[Row], judge: PictureJudge) -> list[Row]:
+    """Rows whose name the judge knows, each name once."""
+    names = set(judge.names)
+    return list({row.name: row for row in rows if row.name in names}.values())
+
+
+def content(draw: Drawer, judge: PictureJudge, icons: Path, count: int) -> dict[str, Any]:
+    """200 seen Noto names, bare: does the judge put each first among the 200?"""
+    rows = random.Random(0).sample(known(rows_of(icons, ["noto"], "train"), judge), CANDIDATES)
+    pictures = draw([row.name for row in rows[:count]])
+    names = [row.name for row in rows]
+    return judged(judge, pictures, names[:count], names)
+
+
+def looks(draw: Drawer, judge: PictureJudge, icons: Path, count: int) -> dict[str, Any]:
+    """The same with style words, in four seen styles: names seen in that style, among 200 of it."""
+    found: dict[str, Any] = {}
+    for key in LOOKS:
+        rows = known(rows_of(icons, [key], "train"), judge)
+        rows = random.Random(1).sample(rows, min(CANDIDATES, len(rows)))
+        part = rows[: count // 4]
+        pictures = draw([row.caption for row in part])
+        found[key] = judged(judge, pictures, [r.name for r in part], [r.name for r in rows])
+        found[key]["style"] = judge.style(pictures, key, TRAINED).float().mean().item()
+    for figure in ("first", "five", "style"):
+        found[figure] = sum(found[key][figure] for key in LOOKS) / len(LOOKS)
+    return found
+
+
+def pairs(draw: Drawer, judge: PictureJudge, icons: Path, count: int) -> dict[str, Any]:
+    """Compositional pairs: the name was seen in other sets, the set with other names, never together."""
+    rows = known(random.Random(2).sample(every := rows_of(icons, TRAINED, "pairs"), len(every)), judge)
+    rows = rows[:CANDIDATES]
+    part = rows[:count]
+    pictures = draw([row.caption for row in part])
+    return judged(judge, pictures, [r.name for r in part], [r.name for r in rows])
+
+
+class Latents:
+    """Pictures as latents, for `validation_losses`."""
+
+    def __init__(self, model: LatentDiffusion, rows: Sequence[Row]) -> None:
+        self.captions = [row.caption for row in rows]
+        folders: dict[Path, ImageFolder] = {}
+        images = []
+        for row in rows:
+            data = folders.setdefault(row.path.parent, ImageFolder(row.path.parent))
+            images.append(data.example(data.paths.index(str(row.path)), 0)["image"])
+        self.latents = torch.cat([model.encode(part).cpu() for part in torch.stack(images).split(64)])
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def example(self, index: int, epoch: int) -> dict[str, object]:
+        """As a dataset gives it."""
+        return {"latent": self.latents[index], "caption": self.captions[index]}
+
+
+def loss(model: LatentDiffusion, icons: Path, count: int) -> dict[str, Any]:
+    """Denoising loss on pictures of names never seen, beside training pictures of the same sets."""
+    held_out = rows_of(icons, TRAINED, "held_out")
+    train = rows_of(icons, TRAINED, "train")
+    of_set = {key: [r for r in train if r.key == key] for key in TRAINED}
+    chance = random.Random(3)
+    held_out = chance.sample(held_out, min(count, len(held_out)))
+    beside = [chance.choice(of_set[row.key]) for row in held_out]  # as many of each set
+    unseen, seen = (
+        float(validation_losses(model, Latents(model, rows)).mean()) for rows in (held_out, beside)
+    )
+    return {"pictures": len(held_out), "held_out": unseen, "training": seen, "ratio": unseen / seen}
+
+
+def understanding(model: LatentDiffusion, icons: Path, count: int, others: int = 19) -> dict[str, float]:
+    """For pictures of names never seen: has the true caption a lower denoising loss than each of 19 other held-out
+    names in the same look, and its mean rank?  The same noise and timesteps for all.
     """
     chance = random.Random(1)
-    items = [(data, i) for data in folders for i in range(len(data))]
-    chance.shuffle(items)
-    items = items[:pictures]
-    every = sorted({c for data in folders for c in data.captions})
-    shares = (0.3, 0.45, 0.6, 0.75)
-    best, ranks = 0, []
-    for number, (data, i) in enumerate(items):
-        example = data.example(i, 0)
-        wrong = chance.sample([c for c in every if c != example["caption"]], others)
-        captions = [example["caption"], *wrong]
-        latent = model.encode(example["image"][None].to(model.device))
+    emoji = ("noto", "noto-v1", "twemoji", "fluent-3d", "fluent-flat", "emojione")
+    rows = rows_of(icons, emoji, "held_out")
+    every = sorted({row.name for row in rows})
+    rows = chance.sample(rows, min(count, len(rows)))
+    latents = Latents(model, rows).latents
+    shares, ranks = (0.3, 0.45, 0.6, 0.75), []
+    for number, (row, latent) in enumerate(zip(rows, latents, strict=True)):
+        wrong = chance.sample([name for name in every if name != row.name], others)
+        captions = [Row(row.path, name, row.key).caption for name in (row.name, *wrong)]
         states = model.encode_text(captions)
         total = torch.zeros(len(captions))
         for j, share in enumerate(shares):
             noise = torch.randn(latent.shape, generator=keyed_generator(2, number, j)).to(latent)
-            steps = torch.full(
-                (len(captions),), int(share * len(model.diffusion.schedule)), device=latent.device
-            )
-            total += model.diffusion.losses(
-                latent.expand(len(captions), -1, -1, -1),
-                noise.expand(len(captions), -1, -1, -1),
-                steps,
-                states,
-            ).cpu()
-        rank = 1 + int((total[1:] <= total[0]).sum())
-        ranks.append(rank)
-        best += rank == 1
-    return {"pictures": len(items), "share_first": best / len(items), "mean_rank": sum(ranks) / len(ranks)}
+            steps = torch.full((len(captions),), int(share * len(model.diffusion.schedule)))
+            both = (side.expand(len(captions), -1, -1, -1) for side in (latent, noise))
+            total += model.diffusion.losses(*both, steps, states).cpu()
+        ranks.append(1 + int((total[1:] <= total[0]).sum()))
+    first = sum(rank == 1 for rank in ranks) / len(ranks)
+    return {"pictures": len(rows), "share_first": first, "mean_rank": sum(ranks) / len(ranks)}
+
+
+def psnr(model: LatentDiffusion, icons: Path) -> dict[str, Any]:
+    """First stage on pictures whose names the UNet never saw: mean of per-picture dB, by set and over all."""
+    found, pictures = {}, 0
+    for key in SETS:
+        if not (icons / key / "held_out").is_dir():
+            continue
+        data = ImageFolder(icons / key / "held_out")
+        found[key] = mean_psnr(model, data, 10**6)
+        pictures += len(data)
+    sizes = {key: len(list((icons / key / "held_out").glob("*.png"))) for key in found}
+    return {"mean": sum(found[k] * sizes[k] for k in found) / pictures, "by_set": found}
+
+
+def pictures(draw: Drawer, icons: Path, out: Path) -> None:
+    """Grids to look at: 64 bare Noto names; eight names in six looks."""
+    rows = random.Random(3).sample(rows_of(icons, ["noto"], "train"), 64)
+    grid(to_pictures(draw([row.name for row in rows]) / 2 + 0.5), columns=8).save(out / "emoji-grid.png")
+    (out / "emoji-grid.txt").write_text("\n".join(row.name for row in rows) + "\n")
+    words = [
+        SETS[key].words[0] for key in ("fluent-3d", "twemoji", "ph-duotone", "ph-thin", "ph-fill", "dinkie")
+    ]
+    columns = ["", *words]
+    made = draw([f"{name}, {word}" if word else name for name in SHOWN for word in columns])
+    shown = to_pictures(made / 2 + 0.5)
+    table = [shown[i : i + len(columns)] for i in range(0, len(shown), len(columns))]
+    labelled_grid(table, rows=SHOWN, columns=["bare name", *words]).save(out / "emoji-looks.png")
 
 
 def main() -> None:
@@ -119,20 +230,29 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("recipes/emoji/work"))
     parser.add_argument("--model", default="emoji")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--sampler", default="DPM++ 2M Karras")
     parser.add_argument("--guidance", type=float, default=4.0)
-    parser.add_argument("--names", type=int, default=200)
-    parser.add_argument("--only", default="", help="one of psnr, recognisability, understanding, loss, grid")
+    parser.add_argument("--count", type=int, default=200, help="pictures of each figure")
+    parser.add_argument(
+        "--only", default="", help="content, looks, pairs, loss, understanding, psnr or pictures"
+    )
     given = parser.parse_args()
     torch.manual_seed(0)
     begin = time.monotonic()
-    model = LatentDiffusion.from_pretrained(given.model)
+    model, judge = LatentDiffusion.from_pretrained(given.model), PictureJudge.load()
     icons = given.work / "icons"
-    train = ImageFolder(icons / "noto/train")
-    held_out = ImageFolder(icons / "noto/held_out")
-    wanted = [given.only] if given.only else ["psnr", "recognisability", "understanding", "loss", "grid"]
-    found: dict[str, object] = {
+    draw = Drawer(model, given.steps, given.sampler, given.guidance)
+    parts: dict[str, Callable[[], Any]] = {
+        "content": lambda: content(draw, judge, icons, given.count),
+        "looks": lambda: looks(draw, judge, icons, given.count),
+        "pairs": lambda: pairs(draw, judge, icons, given.count),
+        "loss": lambda: loss(model, icons, 2 * given.count),
+        "understanding": lambda: understanding(model, icons, given.count),
+        "psnr": lambda: psnr(model, icons),
+        "pictures": lambda: pictures(draw, icons, given.out),
+    }
+    found: dict[str, Any] = {
         "model": given.model,
         "steps": given.steps,
         "sampler": given.sampler,
@@ -147,57 +267,11 @@ def main() -> None:
     }
     given.out.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
-        if "psnr" in wanted:
-            by_set = {name: mean_psnr(model, ImageFolder(icons / name / "held_out"), 10**6) for name in SETS}
-            sizes = {name: len(list((icons / name / "held_out").glob("*.png"))) for name in SETS}
-            found["psnr_by_set"] = by_set
-            found["psnr"] = sum(by_set[n] * sizes[n] for n in SETS) / sum(sizes.values())
-        if "recognisability" in wanted:
-            found["recognisability"] = recognisability(
-                model,
-                train,
-                names=given.names,
-                steps=given.steps,
-                sampler=given.sampler,
-                guidance=given.guidance,
-            )
-        if "understanding" in wanted:
-            # Noto holds out 74 names; 200 pictures take in the older Noto and Twemoji with the same names.
-            folders = [held_out, *(ImageFolder(icons / name / "held_out") for name in ("noto-v1", "twemoji"))]
-            found["understanding"] = understanding(model, folders, pictures=200)
-            found["understanding_noto"] = understanding(model, [held_out], pictures=200)
-        if "loss" in wanted:
-            data = _Latents(model, held_out)
-            found["validation_loss"] = float(validation_losses(model, data).mean())
-            found["training_loss"] = float(validation_losses(model, _Latents(model, train), limit=512).mean())
-        if "grid" in wanted:
-            chosen = sorted(random.Random(3).sample(range(len(train)), 64))
-            made = model.sample(
-                [train.captions[i] for i in chosen],
-                seeds=chosen,
-                steps=given.steps,
-                sampler=given.sampler,
-                guidance_scale=given.guidance,
-            )
-            grid(to_pictures(made), columns=8).save(given.out / "emoji-grid.png")
-            (given.out / "emoji-grid.txt").write_text("\n".join(train.captions[i] for i in chosen) + "\n")
+        for name in [given.only] if given.only else parts:
+            found[name] = parts[name]()
+            print(name, found[name], flush=True)
     found["seconds"] = round(time.monotonic() - begin)
-    name = f"emoji-{given.only}.json" if given.only else "emoji.json"
-    write_json(given.out / name, found)
-    print((given.out / name).read_text())
-
-
-class _Latents:
-    """A folder's pictures as latents, for `validation_losses`."""
-
-    def __init__(self, model: LatentDiffusion, data: ImageFolder) -> None:
-        self.latents, self.captions = latents_of(model, data), data.captions
-
-    def __len__(self) -> int:
-        return len(self.captions)
-
-    def example(self, index: int, epoch: int) -> dict[str, object]:
-        return {"latent": self.latents[index], "caption": self.captions[index]}
+    write_json(given.out / (f"emoji-{given.only}.json" if given.only else "emoji.json"), found)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@
 
 Needs the rendered icons (python recipes/emoji/icons.py recipes/emoji/work).  Every run appends one JSON line to
 --results, with the sha256 of the model's weights: lines of other weights or plans are left out of the report.
-In order: rates tuned on the two seen styles, the five styles with three seeds, other sizes, seconds per step.
-The figure of merit is the share of the gap closed in validation denoising loss, (base - method) / (base - full),
-where full is the UNet's full fine-tuning; both at their lowest validation loss.
+In order: rates tuned on two styles, all styles with three seeds, what other styles' pictures alone would close, other
+sizes, seconds per step.  Two figures of merit: the area under style against content, as the judge sees pictures drawn
+at four strengths; and the share of the gap closed in validation denoising loss, (base - method) / (base - full), where
+full is the UNet's full fine-tuning; both at their lowest validation loss.
 """
 
 import argparse
@@ -22,8 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from quality.data import SEEN, STYLES
-from quality.measures import content
+from quality.data import STYLES, TUNING
 from quality.methods import METHODS, method
 from quality.report import chosen_rates, tables
 from quality.results import Results, work_through
@@ -32,15 +32,27 @@ from quality.runs import Job, Plan, Study
 BUDGET, SIZES = 200_000, (50_000, 800_000)
 SIZED_STYLES = ("emojione-monotone", "fxemoji")
 SEEDS, TUNING_SEED = (0, 1, 2), 100
-PHASES = ("measures", "tune", "main", "sizes", "time")
+PHASES = ("tune", "main", "shared", "sizes", "time")
 
 
-def jobs_of(phase: str, rates: dict[str, float], methods: Iterable[str], styles: Iterable[str]) -> list[Job]:
+def given_rates(pairs: Iterable[str]) -> dict[str, float]:
+    """["default=4e-3"] → {"default": 0.004}."""
+    parts = (pair.partition("=") for pair in pairs)
+    return {name: float(rate) for name, _, rate in parts if method(name)}
+
+
+def jobs_of(
+    phase: str,
+    rates: dict[str, float],
+    methods: Iterable[str],
+    styles: Iterable[str],
+    seeds: Iterable[int] = SEEDS,
+) -> list[Job]:
     """The runs of a phase; rates: as chosen by the phase tune."""
     methods, styles = list(methods), list(styles)
     base = [Job("base", style, "base", 0.0, 0, 0) for style in styles]
     if phase == "tune":
-        seen = [s for s in styles if s in SEEN]
+        seen = [s for s in styles if s in TUNING]
         return base + [
             Job("tune", style, name, rate, TUNING_SEED, BUDGET)
             for name in methods
@@ -49,12 +61,14 @@ def jobs_of(phase: str, rates: dict[str, float], methods: Iterable[str], styles:
         ]
     if phase == "main":
         # seed by seed, so that an interrupted study has whole tables
-        return [
+        return base + [
             Job("main", style, name, rates[name], seed, BUDGET)
-            for seed in SEEDS
+            for seed in seeds
             for style in styles
             for name in methods
         ]
+    if phase == "shared":
+        return [Job("shared", style, "default", rates["default"], SEEDS[0], BUDGET) for style in styles]
     if phase == "sizes":
         return [
             Job("sizes", style, name, rates[name], SEEDS[0], budget)
@@ -67,23 +81,6 @@ def jobs_of(phase: str, rates: dict[str, float], methods: Iterable[str], styles:
     return []
 
 
-def measure_measures(study: Study) -> dict[str, Any]:
-    """Whether the measures tell real pictures apart: styles by halves of other names, contents across styles."""
-    real = study.space.real
-    style = {
-        a: {b: study.space.distance(real[a][::2], real[b][1::2]) for b in study.styles} for a in study.styles
-    }
-    found: dict[str, dict[str, float]] = {}
-    for a in study.styles:
-        for b in study.styles:
-            one, other = study.data(a), study.data(b)
-            both = [c for c in other.captions if c in set(one.captions)][:100]
-            first = one.latents(study.model)[[one.captions.index(c) for c in both]]
-            second = other.latents(study.model)[[other.captions.index(c) for c in both]]
-            found.setdefault(a, {})[b] = content(first, second, range(len(both))) if both else float("nan")
-    return {"style": style, "content": found}
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -92,9 +89,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--icons", type=Path, default=Path("recipes/emoji/work/icons"))
     parser.add_argument("--work", type=Path, default=Path("recipes/emoji/work/quality"))
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/quality.jsonl"))
+    parser.add_argument("--judge", type=Path, default=None, help="the one that ships by default")
     parser.add_argument("--phases", nargs="+", choices=PHASES, default=list(PHASES))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--styles", nargs="+", choices=STYLES, default=list(STYLES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument(
+        "--rates", nargs="+", default=[], metavar="METHOD=RATE", help="in place of tuned ones"
+    )
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--report", action="store_true", help="only print the tables")
     for name, value in asdict(Plan()).items():
@@ -107,7 +109,7 @@ def main(arguments: list[str] | None = None) -> None:
     styles = tuple(given.styles)
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    study = Study(given.model, given.icons, given.work, plan, styles)
+    study = Study(given.model, given.icons, given.work, plan, styles, given.judge)
     results = Results(given.results, study.sha256, plan)
     if not given.report:
         _all_phases(given, study, results)
@@ -119,14 +121,11 @@ def _all_phases(given: argparse.Namespace, study: Study, results: Results) -> No
     for style in study.styles:
         study.data(style)  # the workers find all of it encoded
     for phase in given.phases:
-        job = Job("measures", "", "", 0.0, 0, 0)
-        if phase == "measures" and job not in results:
-            results.add(job, measure_measures(study))
-        rates = chosen_rates(results.rows)
+        rates = chosen_rates(results.rows) | given_rates(given.rates)
         missing = [m for m in given.methods if m not in rates]
-        if missing and phase in ("main", "sizes"):
+        if missing and phase in ("main", "shared", "sizes"):
             sys.exit(f"no rate was tuned yet for {', '.join(missing)}: run the phase tune first")
-        jobs = jobs_of(phase, rates, given.methods, study.styles)
+        jobs = jobs_of(phase, rates, given.methods, study.styles, given.seeds)
         left = sum(job not in results for job in jobs)
         for done in work_through(jobs, results, study, given.workers):
             left -= 1

@@ -16,10 +16,12 @@ from PIL import Image
 
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks import AttentionHypernetwork
+from hyperbrush.picture_judge import PictureJudge
 from hyperbrush.training.hypernetwork import HypernetworkObjective
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 BUDGET = 200_000
+STYLES = ("emojione-monotone", "fxemoji")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def icons(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = ["red-apple", "rocket", "cat-face", "house", "mushroom", "pizza", "alarm-clock", "anchor"]
     chance = np.random.default_rng(0)
     colours = chance.integers(0, 128, (len(names), 64, 64, 3))
-    for style, light in (("noto", 64), ("twemoji", 0), ("fxemoji", 127)):
+    for style, light in (("noto", 64), ("emojione-monotone", 0), ("fxemoji", 127)):
         (folder / style / "train").mkdir(parents=True)
         for name, colour in zip(names, colours, strict=True):
             written = name.replace("-", "") if style == "fxemoji" else name
@@ -59,7 +61,11 @@ def plan(quality: ModuleType) -> Any:
 
 @pytest.fixture(scope="module")
 def study(quality: ModuleType, icons: Path, plan: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return quality.Study("emoji", icons, tmp_path_factory.mktemp("work"), plan, ("twemoji", "fxemoji"))
+    judge = tmp_path_factory.mktemp("judge") / "judge.safetensors"
+    torch.manual_seed(0)
+    names = ["red apple", "rocket", "cat face", "house", "mushroom", "pizza", "alarm clock", "anchor"]
+    PictureJudge(names, STYLES, channels=(8, 8, 8, 8), width=8).save(judge)
+    return quality.Study("emoji", icons, tmp_path_factory.mktemp("work"), plan, STYLES, judge)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +74,9 @@ def bare(quality: ModuleType, study: Any) -> dict[str, Any]:
     return found
 
 
-def job(quality: ModuleType, method: str, phase: str = "main", seed: int = 0, style: str = "twemoji") -> Any:
+def job(
+    quality: ModuleType, method: str, phase: str = "main", seed: int = 0, style: str = "emojione-monotone"
+) -> Any:
     rate = 0.0 if method == "base" else quality.METHODS[method].rates[0]
     return quality.Job(phase, style, method, rate, seed, BUDGET)
 
@@ -86,7 +94,7 @@ def test_missing_icons_are_told_with_the_command(quality: ModuleType, tmp_path: 
     from quality.data import split
 
     with pytest.raises(UserError, match="icons.py"):
-        split(tmp_path, "twemoji", 3, 4)
+        split(tmp_path, "emojione-monotone", 3, 4)
 
 
 @pytest.mark.parametrize("name", ["default", "best", "lora-kv", "lora-qkvo", "webui", "inversion", "full"])
@@ -108,8 +116,11 @@ def test_every_method_learns_and_leaves_the_model_alone(
     assert found["size"] == size
     assert list(found["watched"]) == [0, 1, 2]
     assert found["watched"][2] != found["watched"][0]
-    assert 0 <= found["content"] <= 1
-    assert found["style"] > 0
+    assert 0 <= found["content"] <= found["content_five"] <= 1
+    assert 0 <= found["style"] <= 1
+    strengths = ["1"] if name in ("inversion", "full") else ["0.25", "0.5", "0.75", "1"]
+    assert list(found["curve"]) == strengths
+    assert 0 <= found["area"] <= 1
     _, untouched = study.prepared(job(quality, "lora-kv"))
     assert untouched.validation_loss(untouched.held_out) == pytest.approx(bare["best_watched"], rel=1e-5)
 
@@ -139,8 +150,8 @@ def test_our_default_is_what_our_trainer_would_train(quality: ModuleType, study:
         for p in network.parameters():
             p.add_(0.05)
     mine = float(objective(objective.batch(0, 2))["loss"].detach())
-    data = study.data("twemoji")
-    fresh = quality.Study("emoji", study.icons, study.work, study.plan, study.styles).model
+    data = study.data("emojione-monotone")
+    fresh = quality.Study("emoji", study.icons, study.work, study.plan, study.styles, study.opened[-1]).model
     copied = AttentionHypernetwork.for_unet(
         fresh.unet,
         layer_structure=network.settings.layer_structure,
@@ -163,7 +174,7 @@ def test_new_words_are_said_after_the_caption_and_not_in_the_empty_one(
         objective.adapter.vectors.add_(1)
     after = {c: objective.told([c])["embeddings"] for c in before}
     assert torch.equal(after[""], before[""])
-    assert torch.allclose(after[""], study.data("twemoji").texts[""]["embeddings"], atol=1e-5)
+    assert torch.allclose(after[""], study.data("emojione-monotone").texts[""]["embeddings"], atol=1e-5)
     for caption in ("red apple", "apple " * 40):
         assert after[caption].shape == before[caption].shape
         assert not torch.allclose(after[caption], before[caption])
@@ -181,16 +192,49 @@ def test_the_webuis_defaults(quality: ModuleType, study: Any) -> None:
     assert max(quality.METHODS["webui"].rates) <= 5e-5
 
 
-def test_measures_tell_styles_and_contents_apart(quality: ModuleType, study: Any) -> None:
-    from quality.measures import content
+@pytest.mark.parametrize("name", ["default", "lora-qkvo"])
+def test_a_strength_of_zero_is_the_bare_model_and_one_half_lies_between(
+    quality: ModuleType, study: Any, bare: dict[str, Any], name: str
+) -> None:
+    _, objective = study.prepared(job(quality, name))
+    chance = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in objective.adapter.parameters():
+            if p.requires_grad:
+                p.add_(torch.randn(p.shape, generator=chance) * 0.05)
+    losses = {}
+    for strength in (0.0, 0.5, 1.0):
+        assert objective.adapter.set_strength(strength)
+        losses[strength] = objective.validation_loss(objective.held_out)
+    assert losses[0.0] == pytest.approx(bare["best_watched"], rel=1e-5)
+    assert len(set(losses.values())) == 3
 
-    found = quality.measure_measures(study)
-    for a, b in (("twemoji", "fxemoji"), ("fxemoji", "twemoji")):
-        assert found["style"][a][a] < found["style"][a][b]
-        assert found["content"][a][b] == 1  # two names in common at most: all are among the five nearest
-    latents = study.data("twemoji").latents(study.model)
-    assert content(latents, latents, range(len(latents)), among=1) == 1
-    assert content(latents, latents.flip(0), range(len(latents)), among=1) < 1
+
+def test_the_names_a_style_is_judged_among(quality: ModuleType) -> None:
+    from quality.measures import candidates
+
+    assert candidates(["a", "b"], ["b", "c", "d", "e", "f"], 4) == ["a", "b", "c", "e"]
+    assert candidates(["a", "b"], ["c"], 4) == ["a", "b", "c"]
+    assert candidates(["a", "b"], ["c"], 1) == ["a", "b"]
+
+
+def test_the_area_under_style_against_content() -> None:
+    from quality.measures import area
+
+    assert area([]) == 0
+    assert area([(1.0, 1.0)]) == 1
+    assert area([(0.5, 0.8), (1.0, 0.4), (0.4, 0.2)]) == pytest.approx(0.6)  # the last is dominated
+
+
+def test_what_others_share_is_learnt_from_none_of_the_styles_own_pictures(
+    quality: ModuleType, study: Any
+) -> None:
+    _, own = study.prepared(job(quality, "default"))
+    _, shared = study.prepared(job(quality, "default", phase="shared"))
+    other = study.data("fxemoji").train
+    seen = {path for step in range(3) for path in shared.batch(step, 2)["paths"]}
+    assert seen <= set(other.paths)
+    assert shared.data.validation is own.data.validation
 
 
 def test_a_study_goes_on_where_it_was_stopped(
@@ -219,8 +263,11 @@ def row(quality: ModuleType, method: str, loss: float, seed: int = 0, **more: An
         "best_watched": loss,
         "last_watched": loss + 0.1,
         "size": 7,
-        "style": 1,
-        "content": 1,
+        "style": 0.5,
+        "content": 0.75,
+        "content_five": 1,
+        "area": 0.375,
+        "curve": {"1": {"style": 0.5, "content": 0.75}},
     }
     return {"job": own, "watched": {"0": 1.0, "10": loss}, **figures, **more}
 
@@ -241,27 +288,48 @@ def test_tables(quality: ModuleType) -> None:
     assert half_gap_step(rows, rows[3]) == pytest.approx(6.25)
     assert "11.8 ± 0.7" in text  # (12.5 + 11.1) / 2 seconds
     assert "| our default | 7 | 60.0 |" in text  # the other size
+    assert "| our default | 7 | 37.5 ± 0.0 |" in text  # area
+    assert "| our default | 7 | 1: 50 / 75 |" in text
 
 
-def test_the_rate_is_the_best_over_all_seen_styles(quality: ModuleType) -> None:
+def test_what_other_styles_share_is_a_part_of_the_defaults_gap(quality: ModuleType) -> None:
+    rows = [row(quality, "base", 1.0), row(quality, "default", 0.5), row(quality, "default", 0.5, 1)]
+    rows += [row(quality, "default", 0.9, job={"phase": "shared"})]
+    assert "| share | 20 |" in quality.tables(rows, BUDGET)
+
+
+def test_the_rate_is_the_best_over_all_tuning_styles(quality: ModuleType) -> None:
     from quality.report import chosen_rates
 
-    rows = [row(quality, "base", 1.0), row(quality, "base", 2.0, job={"style": "emojione-monotone"})]
+    rows = [row(quality, "base", 1.0), row(quality, "base", 2.0, job={"style": "icon-park"})]
     for style, rate, loss in (
-        ("twemoji", 0.1, 0.5),
-        ("emojione-monotone", 0.1, 1.9),
-        ("twemoji", 0.2, 0.6),
-        ("emojione-monotone", 0.2, 1.2),
-        ("twemoji", 0.4, 0.1),  # not tried on both
+        ("emojione-monotone", 0.1, 0.5),
+        ("icon-park", 0.1, 1.9),
+        ("emojione-monotone", 0.2, 0.6),
+        ("icon-park", 0.2, 1.2),
+        ("emojione-monotone", 0.4, 0.1),  # not tried on both
     ):
         rows.append(row(quality, "default", loss, job={"phase": "tune", "style": style, "rate": rate}))
     assert chosen_rates(rows) == {"default": 0.2}
+
+
+def test_rates_can_be_given(quality: ModuleType) -> None:
+    rates = quality.given_rates(["default=4e-3", "lora-kv=0.002"])
+    assert rates == {"default": 0.004, "lora-kv": 0.002}
+    jobs = quality.jobs_of("main", rates, rates, ["fxemoji"], [5])
+    assert [(j.method, j.rate, j.seed) for j in jobs if j.method != "base"] == [
+        ("default", 0.004, 5),
+        ("lora-kv", 0.002, 5),
+    ]
+    with pytest.raises(UserError, match="lora-kv"):
+        quality.given_rates(["lora-vk=1"])
 
 
 def test_the_command_prints_what_stands(
     quality: ModuleType, study: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = ["--icons", str(study.icons), "--work", str(study.work), "--results", str(tmp_path / "r.jsonl")]
+    common += ["--judge", str(study.opened[-1])]
     settings = {
         "steps": "2",
         "batch-size": "2",
@@ -272,15 +340,15 @@ def test_the_command_prints_what_stands(
     }
     settings |= {"sampling-steps": "2", "methods": "webui", "workers": "1"}
     common += [word for name, value in settings.items() for word in (f"--{name}", value)]
-    common += ["--watch", "1", "2", "--styles", "twemoji", "fxemoji"]
-    quality.main([*common, "--phases", "measures", "tune", "time"])
+    common += ["--watch", "1", "2", "--styles", "emojione-monotone", "fxemoji"]
+    quality.main([*common, "--phases", "tune", "time"])
     first = capsys.readouterr().out
-    assert "tune twemoji webui" in first
-    assert "Rates, tuned on the seen styles" in first
+    assert "tune emojione-monotone webui" in first
+    assert "Rates, tuned on two styles" in first
     lines = (tmp_path / "r.jsonl").read_text()
     assert {json.loads(line)["model"] for line in lines.splitlines()} == {study.sha256}
     quality.main([*common, "--report"])
-    assert "What the measures tell apart" in capsys.readouterr().out
+    assert "Rates, tuned on two styles" in capsys.readouterr().out
     assert (tmp_path / "r.jsonl").read_text() == lines
     assert study.seconds_per_step("default", BUDGET, steps=2) > 0
     with pytest.raises(SystemExit, match="no rate was tuned yet for full"):

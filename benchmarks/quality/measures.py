@@ -1,76 +1,58 @@
-"""Style and content of generated pictures, by what the model brings along: nothing is downloaded."""
+"""Style and content of generated pictures at several strengths, as the judge sees them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from hyperbrush.ldm.models import LatentDiffusion
+from hyperbrush.picture_judge import PictureJudge
+
+CANDIDATES = 200  # names the judge chooses from
+STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 
 
-@torch.no_grad()
-def moments(model: LatentDiffusion, pictures: Tensor) -> Tensor:
-    """Means and deviations of every channel of the pictures and of the first stage's encoder levels.
+@dataclass(frozen=True)
+class Measures:
+    """What a style's pictures are judged by.
 
-    pictures: (n, 3, H, W) in [-1, 1] → (n, features), after Huang & Belongie (2017, 1703.06868): what says the
-    style and not where things are.
-    """
-    levels: list[Tensor] = [pictures]
-    blocks = model.encoder.down_blocks
-    hooks = [b.register_forward_hook(lambda _, __, out: levels.append(out)) for b in blocks]  # type: ignore[union-attr]
-    try:
-        for part in pictures.split(64):  # type: ignore[no-untyped-call]
-            model.encode(part)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    count = len(blocks)  # type: ignore[arg-type]
-    parts = [levels[0], *(torch.cat(levels[1 + i :: count]) for i in range(count))]
-    return torch.cat([m for f in parts for m in (f.mean((2, 3)), f.flatten(2).std(2))], 1).float()
-
-
-class StyleSpace:
-    """Distances between sets of pictures in style, scaled by how much real pictures of all styles differ.
-
-    pictures: of each style, (n, 3, H, W) in [-1, 1].
+    among: the names to choose from, the style's own among them; sets: the looks to choose from.
     """
 
-    def __init__(self, model: LatentDiffusion, pictures: Mapping[str, Tensor]) -> None:
-        self.model = model
-        raw = {style: moments(model, own) for style, own in pictures.items()}
-        everything = torch.cat(list(raw.values()))
-        self.mean, self.std = everything.mean(0), everything.std(0).clamp_min(1e-6)
-        self.real = {style: (own - self.mean) / self.std for style, own in raw.items()}
+    judge: PictureJudge
+    style: str
+    among: Sequence[str]
 
-    def features(self, pictures: Tensor) -> Tensor:
-        """Scaled moments of pictures in [-1, 1]."""
-        return (moments(self.model, pictures) - self.mean) / self.std
-
-    @staticmethod
-    def distance(one: Tensor, other: Tensor) -> float:
-        """Root mean square difference of the mean features of two sets; 0 is alike, 1 a usual deviation."""
-        return float((one.mean(0) - other.mean(0)).square().mean().sqrt())
-
-    def to_style(self, pictures: Tensor, style: str, names: Sequence[int]) -> float:
-        """Distance of generated pictures to the style's own pictures of the same names."""
-        return self.distance(self.features(pictures), self.real[style][list(names)])
+    def of(self, pictures: Tensor, own: Sequence[str]) -> dict[str, float]:
+        """Shares of pictures (n, 3, 64, 64) in [-1, 1] put into the style, to their name first, and in five."""
+        shares = {
+            "style": self.judge.style(pictures, self.style),
+            "content": self.judge.content(pictures, own, self.among),
+            "content_five": self.judge.content(pictures, own, self.among, best=5),
+        }
+        return {key: float(share.float().mean()) for key, share in shares.items()}
 
 
-def content(made: Tensor, real: Tensor, names: Sequence[int], among: int = 5) -> float:
-    """Share of generated pictures whose own name is among the nearest real pictures of that style.
+def candidates(own: Sequence[str], others: Sequence[str], count: int = CANDIDATES) -> list[str]:
+    """The names a style is judged among: its own, filled up with others to so many, evenly spread over them."""
+    rest = [name for name in others if name not in set(own)]
+    missing = min(max(0, count - len(own)), len(rest))
+    return [*own, *(rest[i * len(rest) // missing] for i in range(missing))]
 
-    made: latents (n, c, h, w) of generated pictures; real: of the style's validation pictures; names: which
-    of these each generated one should be.  Cosine after the style's mean is taken away: what is left is
-    what the picture shows.  Chance is ``among`` / len(real).
+
+def area(points: Sequence[tuple[float, float]]) -> float:
+    """Area under style (to the right) against content (upwards): what is dominated by (style, content) points.
+
+    1 would be a strength at which every picture has the style and shows its thing.
+
+    >>> round(area([(0.0, 1.0), (0.5, 0.8), (1.0, 0.4)]), 3)
+    0.6
     """
-    a, b = _centred(made), _centred(real)
-    likeness = a @ b.T
-    own = likeness[torch.arange(len(a)), torch.tensor(list(names))]
-    rank = (likeness > own[:, None]).sum(1)
-    return float((rank < among).float().mean())
-
-
-def _centred(latents: Tensor) -> Tensor:
-    flat = latents.flatten(1).float()
-    return F.normalize(flat - flat.mean(0), dim=1)
+    found, height, right = 0.0, 0.0, 1.0
+    best = sorted(points, reverse=True)  # from the right: the highest content at this style or beyond
+    if not best:
+        return 0.0
+    right = best[0][0]
+    for style, content in best:
+        found += (right - style) * height
+        right, height = style, max(height, content)
+    return found + right * height

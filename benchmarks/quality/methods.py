@@ -24,6 +24,10 @@ class Adapter(nn.Module):
         """Text states of captions where the method has its own; None: the model's."""
         return None
 
+    def set_strength(self, strength: float) -> bool:
+        """Act at another strength; False where the method has none but 1."""
+        return strength == 1
+
     @property
     def size(self) -> int:
         """Trained parameters."""
@@ -36,7 +40,12 @@ class Hypernetwork(Adapter):
     def __init__(self, model: LatentDiffusion, network: AttentionHypernetwork) -> None:
         super().__init__()
         self.network = network
-        attach(model.unet, [(network, 1.0)])
+        self._attached = attach(model.unet, [(network, 1.0)])
+
+    def set_strength(self, strength: float) -> bool:
+        """As a person does."""
+        self._attached.set_strengths([strength])
+        return True
 
 
 class Layers(Adapter):
@@ -45,6 +54,19 @@ class Layers(Adapter):
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()
         self.unet = unet
+
+
+class Lora(Layers):
+    """PEFT's layers in the UNet."""
+
+    def set_strength(self, strength: float) -> bool:
+        """As a person does."""
+        from peft.tuners.lora import LoraLayer
+
+        for module in self.unet.modules():
+            if isinstance(module, LoraLayer):
+                module.set_scale("default", strength)
+        return True
 
 
 class TextualInversion(Adapter):
@@ -93,7 +115,7 @@ def lora(model: LatentDiffusion, budget: int, projections: Sequence[str]) -> Ada
     rank = max(1, round(budget / of_one_rank))
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(projections))
     inject_adapter_in_model(config, model.unet)
-    return Layers(model.unet)
+    return Lora(model.unet)
 
 
 def hypernetwork(

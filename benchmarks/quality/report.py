@@ -15,17 +15,22 @@ LORAS = ("lora-kv", "lora-qkvo", "lora-stratified")
 def tables(rows: Sequence[Row], budget: int) -> str:
     """Every table that the rows suffice for, in markdown."""
     parts = [
-        _section("Rates, tuned on the seen styles", _rates(rows)),
+        _section("Rates, tuned on two styles", _rates(rows)),
         _section("Share of the gap closed, %", _shares(rows, budget, _share)),
         _section("The same at the end of the run, %", _shares(rows, budget, _share_at_end)),
         _section("Ahead of the better LoRA, points of %", _differences(rows, budget)),
+        _section("Area under style against content, strengths 0.25 to 1", _figure(rows, budget, "area", 100)),
         _section(
-            "Distance to the style (the bare model's is the first column)", _figure(rows, budget, "style")
+            "Style at strength 1: pictures put into the right set, %", _figure(rows, budget, "style", 100)
         ),
-        _section("Content: own name among the five nearest, %", _figure(rows, budget, "content", 100)),
+        _section("Content at strength 1: own name first of 200, %", _figure(rows, budget, "content", 100)),
+        _section(
+            "Content at strength 1: own name in the first five, %", _figure(rows, budget, "content_five", 100)
+        ),
+        _section("Style / content by strength, %", _curves(rows, budget)),
+        _section("Gap closed by what other styles share, % of our default's", _shared(rows, budget)),
         _section("Time to style: seconds on two cores until half the gap is closed", _times(rows, budget)),
         _section("Other sizes: share of the gap closed, %", _sizes(rows)),
-        _section("What the measures tell apart", _measures(rows)),
     ]
     return "\n".join(part for part in parts if part)
 
@@ -35,9 +40,9 @@ def _section(title: str, table: str) -> str:
 
 
 def chosen_rates(rows: Iterable[Row]) -> dict[str, float]:
-    """Each method's rate with the lowest validation loss, relative to the bare model's, over the seen styles.
+    """Each method's rate with the lowest validation loss, relative to the bare model's, over the tuning styles.
 
-    Rates that were not tried on every seen style do not count.
+    Rates that were not tried on every one do not count.
     """
     base = {r["job"]["style"]: r["best_watched"] for r in rows if r["job"]["method"] == "base"}
     tried: dict[str, dict[float, list[float]]] = {}
@@ -212,20 +217,28 @@ def _sizes(rows: Sequence[Row]) -> str:
     return _table(("method", "parameters", *styles), lines)
 
 
-def _measures(rows: Sequence[Row]) -> str:
-    found = next((r for r in rows if r["job"]["phase"] == "measures"), None)
-    if found is None:
-        return ""
-    styles = list(found["style"])
-    style = _table(
-        ("style distance: half of … to the other half of …", *styles),
-        [[a, *(f"{found['style'][a][b]:.3f}" for b in styles)] for a in styles],
-    )
-    content = _table(
-        (
-            "content: pictures of … find their name among the five nearest of …, of the names both validate (100 at most), %",
-            *styles,
-        ),
-        [[a, *(f"{100 * found['content'][a][b]:.0f}" for b in styles)] for a in styles],
-    )
-    return f"{style}\n\n{content}"
+def _curves(rows: Sequence[Row], budget: int) -> str:
+    def cell(own: list[Row]) -> str:
+        if not own:
+            return "–"
+        shares = []
+        for strength in own[0]["curve"]:
+            style, content = (mean(r["curve"][strength][key] for r in own) for key in ("style", "content"))
+            shares.append(f"{strength}: {100 * style:.0f} / {100 * content:.0f}")
+        return ", ".join(shares)
+
+    return _by_method(rows, budget, cell)
+
+
+def _shared(rows: Sequence[Row], budget: int) -> str:
+    """(base - shared) / (base - our default), both with one seed."""
+    styles = [r["job"]["style"] for r in rows if r["job"]["phase"] == "shared"]
+    cells = []
+    for style in styles:
+        own = _of(rows, "main", "default", style, budget)
+        base = _base(rows, style)["loss"]
+        shared = next(r for r in rows if r["job"]["phase"] == "shared" and r["job"]["style"] == style)
+        cells.append(
+            f"{100 * (base - shared['loss']) / (base - mean(r['loss'] for r in own)):.0f}" if own else "–"
+        )
+    return _table(("", *styles), [["share", *cells]] if styles else [])

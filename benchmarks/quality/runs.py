@@ -14,13 +14,14 @@ from torch import Tensor
 
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.util import keyed_seed
+from hyperbrush.picture_judge import PictureJudge
 from hyperbrush.training.checkpoint import digest
 from hyperbrush.training.hypernetwork_config import HypernetworkConfig
 from hyperbrush.training.trainer import Trainer
-from quality.data import STYLES, TRAIN, VALIDATION, StyleData, prepare
-from quality.measures import StyleSpace, content
+from quality.data import STYLES, TRAIN, VALIDATION, StyleData, joined, known_names, prepare
+from quality.measures import STRENGTHS, Measures, area, candidates
 from quality.methods import method
-from quality.objective import Some, StyleObjective
+from quality.objective import StyleObjective
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,14 @@ class Plan:
     watched: int = 48
     train: int = TRAIN
     validation: int = VALIDATION
-    pictures: int = 24
+    pictures: int = 48
     sampling_steps: int = 15
     guidance: float = 4.0
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run: phase is tune, main or sizes; method "base" is the model alone."""
+    """One run: phase is tune, main, sizes or shared; method "base" is the model alone."""
 
     phase: str
     style: str
@@ -62,17 +63,26 @@ class Job:
 class Study:
     """The model, the styles and the measures, opened once for many runs.
 
-    source: model; icons: folder of the rendered sets; work: for copies and caches.
+    source: model; icons: folder of the rendered sets; work: for copies and caches; judge: file of the judge, the one
+    that ships by default.
     """
 
-    def __init__(self, source: str, icons: Path, work: Path, plan: Plan, styles: tuple[str, ...] = STYLES):
-        self.opened = (source, icons, work, plan, styles)
+    def __init__(
+        self,
+        source: str,
+        icons: Path,
+        work: Path,
+        plan: Plan,
+        styles: tuple[str, ...] = STYLES,
+        judge: Path | None = None,
+    ) -> None:
+        self.opened = (source, icons, work, plan, styles, judge)
         self.model = LatentDiffusion.from_pretrained(source).requires_grad_(False).eval()
         self.plan, self.icons, self.work, self.styles = plan, icons, work, styles
         self.sha256 = digest(dict(self.model.state_dict()))
         self.model.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._data: dict[str, StyleData] = {}
-        self._space: StyleSpace | None = None
+        self.judge = PictureJudge.load(judge)
 
     def data(self, style: str) -> StyleData:
         """One style, encoded."""
@@ -89,17 +99,12 @@ class Study:
             )
         return self._data[style]
 
-    @property
-    def space(self) -> StyleSpace:
-        """The style measure over all styles' validation pictures, as the first stage shows them."""
-        if self._space is None:
-            shown = {style: self._decoded(self.data(style).latents(self.model)) for style in self.styles}
-            self._space = StyleSpace(self.model, shown)
-        return self._space
-
-    @torch.no_grad()
-    def _decoded(self, latents: Tensor) -> Tensor:
-        return torch.cat([self.model.decode(part).clamp(-1, 1) for part in latents.split(64)])  # type: ignore[no-untyped-call]
+    def measures(self, style: str) -> Measures:
+        """What pictures of a style are judged by: names among 200 that the judge and the model know."""
+        known = set(self.judge.names)
+        own = [name for name in self.data(style).captions if name in known]
+        others = [n for stem in known_names(self.icons) if (n := stem.replace("-", " ")) in known]
+        return Measures(self.judge, style, candidates(own, others))
 
     def config(self, job: Job) -> HypernetworkConfig:
         """The run's settings: our trainer's defaults, the plan's length, the method's own."""
@@ -117,15 +122,19 @@ class Study:
         return HypernetworkConfig(**(settings | dict(method(job.method).training)))
 
     def prepared(self, job: Job) -> tuple[LatentDiffusion, StyleObjective]:
-        """A copy of the model with the method's adapter at work, and its objective."""
+        """A copy of the model with the method's adapter at work, and its objective.
+
+        In the phase "shared" it learns from all other styles' pictures, and none of this one's: what it closes of this
+        style's gap is no style.
+        """
         model = copy.deepcopy(self.model)
         torch.manual_seed(keyed_seed("weights", job.seed))
         adapter = method(job.method).make(model, job.budget)
         adapter.train()
-        plan = self.plan
-        return model, StyleObjective(
-            model, adapter, self.data(job.style), self.config(job), plan.watched, plan.watch
-        )
+        plan, data = self.plan, self.data(job.style)
+        if job.phase == "shared":
+            data = joined(data, [self.data(style) for style in self.styles if style != job.style])
+        return model, StyleObjective(model, adapter, data, self.config(job), plan.watched, plan.watch)
 
     def run(self, job: Job) -> dict[str, Any]:
         """Train, and measure the best weights on all validation pictures.
@@ -170,22 +179,31 @@ class Study:
             **self._drawn(self.model, objective, job.style),
         }
 
-    def _drawn(self, model: LatentDiffusion, objective: StyleObjective, style: str) -> dict[str, float]:
-        data, plan = self.data(style), self.plan
-        names = Some(data.validation, plan.pictures).indices
-        with torch.no_grad():
-            latents = model.sample(
-                embeddings=objective.told([data.captions[i] for i in names])["embeddings"],
-                negative_embeddings=objective.told([""] * len(names))["embeddings"],
-                seeds=names,
-                steps=plan.sampling_steps,
-                guidance_scale=plan.guidance,
-                output="latents",
-            )
-            return {
-                "style": self.space.to_style(self._decoded(latents), style, names),
-                "content": content(latents, data.latents(self.model), names),
-            }
+    def _drawn(self, model: LatentDiffusion, objective: StyleObjective, style: str) -> dict[str, Any]:
+        """Figures of pictures drawn with the adapter at several strengths; those of strength 1 by themselves."""
+        measures = self.measures(style)
+        names = [n for n in self.data(style).captions if n in set(measures.among)][: self.plan.pictures]
+        curve: dict[str, dict[str, float]] = {}
+        for strength in STRENGTHS:
+            if objective.adapter.set_strength(strength):
+                curve[f"{strength:g}"] = measures.of(self._pictures(model, objective, names), names)
+        objective.adapter.set_strength(1.0)
+        return {
+            **curve["1"],
+            "curve": curve,
+            "area": area([(f["style"], f["content"]) for f in curve.values()]),
+        }
+
+    @torch.no_grad()
+    def _pictures(self, model: LatentDiffusion, objective: StyleObjective, names: list[str]) -> Tensor:
+        made: Tensor = model.sample(
+            embeddings=objective.told(names)["embeddings"],
+            negative_embeddings=objective.told([""] * len(names))["embeddings"],
+            seeds=list(range(len(names))),
+            steps=self.plan.sampling_steps,
+            guidance_scale=self.plan.guidance,
+        )
+        return made * 2 - 1
 
     def seconds_per_step(self, name: str, budget: int, steps: int = 8) -> float:
         """Wall-clock seconds of one training step, the median of some."""

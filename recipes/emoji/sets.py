@@ -1,0 +1,187 @@
+"""The icon sets of the embedded model's world: where they come from, how they look, who may see them."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+EMOJI_VARIANTS = (  # skin tones (also Fluent's bare suffixes), flags, keycaps, bare characters
+    r"skin-tone|^flag-|-flag$|keycap|^regional-indicator|^tag-|^digit-|^.$"
+    r"|-(light|medium-light|medium|medium-dark|dark)(-(light|medium-light|medium|medium-dark|dark))*$"
+)
+PACKAGES = {  # npm package @iconify-json/NAME: (version fetched, licence, whose)
+    "noto": ("1.2.9", "Apache-2.0", "Noto Emoji, Google"),
+    "noto-v1": ("1.2.5", "Apache-2.0", "Noto Emoji (older), Google"),
+    "fluent-emoji": ("1.2.7", "MIT", "Fluent Emoji, Microsoft Corporation"),
+    "fluent-emoji-flat": ("1.2.6", "MIT", "Fluent Emoji Flat, Microsoft Corporation"),
+    "fluent-emoji-high-contrast": ("1.2.6", "MIT", "Fluent Emoji High Contrast, Microsoft Corporation"),
+    "twemoji": ("1.2.5", "CC-BY-4.0", "Twemoji, Twitter"),
+    "emojione": ("1.2.3", "CC-BY-4.0", "EmojiOne 2, EmojiOne"),
+    "emojione-monotone": ("1.2.1", "CC-BY-4.0", "EmojiOne Monotone, EmojiOne"),
+    "streamline-emojis": ("1.2.4", "CC-BY-4.0", "Streamline Emojis, Streamline"),
+    "fxemoji": ("1.2.2", "Apache-2.0", "FxEmojis, Mozilla"),
+    "ph": ("1.2.2", "MIT", "Phosphor, Phosphor Icons"),
+    "solar": ("1.2.13", "CC-BY-4.0", "Solar, 480 Design"),
+    "icon-park": ("1.2.4", "Apache-2.0", "IconPark, ByteDance"),
+    "icon-park-outline": ("1.2.4", "Apache-2.0", "IconPark Outline, ByteDance"),
+    "icon-park-solid": ("1.2.4", "Apache-2.0", "IconPark Solid, ByteDance"),
+    "icon-park-twotone": ("1.2.4", "Apache-2.0", "IconPark TwoTone, ByteDance"),
+    "mingcute": ("1.2.8", "Apache-2.0", "MingCute, MingCute Design"),
+    "hugeicons": ("1.2.35", "MIT", "Huge Icons, Hugeicons"),
+    "tabler": ("1.2.41", "MIT", "Tabler Icons, Paweł Kuna"),
+    "lucide": ("1.2.137", "ISC", "Lucide, Lucide contributors"),
+    "iconoir": ("1.2.11", "MIT", "Iconoir, Luca Burgio"),
+    "ri": ("1.2.10", "Apache-2.0", "Remix Icon, Remix Design"),
+    "boxicons": ("1.2.0", "MIT", "Boxicons, Boxicons"),
+    "streamline-ultimate": ("1.2.2", "CC-BY-4.0", "Ultimate, Streamline"),
+    "mdi": ("1.2.3", "Apache-2.0", "Material Design Icons, Pictogrammers"),
+    "fa6-solid": ("1.2.4", "CC-BY-4.0", "Font Awesome 6 Solid, Dave Gandy"),
+    "temaki": ("1.2.6", "CC0-1.0", "Temaki, Bryan Housel"),
+    "pinhead": ("1.2.28", "CC0-1.0", "Pinhead, Quincy Morgan"),
+    "game-icons": ("1.2.4", "CC-BY-3.0", "Game Icons, GameIcons contributors"),
+    "healthicons": ("1.2.13", "MIT", "Health Icons, Resolve to Save Lives"),
+    "streamline": ("1.2.5", "CC-BY-4.0", "Streamline, Streamline"),
+    "streamline-plump-color": ("1.2.2", "CC-BY-4.0", "Plump Color, Streamline"),
+    "streamline-flex-color": ("1.2.2", "CC-BY-4.0", "Flex Color, Streamline"),
+    "streamline-ultimate-color": ("1.2.2", "CC-BY-4.0", "Ultimate Color, Streamline"),
+    "streamline-freehand-color": ("1.2.2", "CC-BY-4.0", "Freehand Color, Streamline"),
+    "streamline-freehand": ("1.2.1", "CC-BY-4.0", "Freehand, Streamline"),
+    "streamline-kameleon-color": ("1.2.2", "CC-BY-4.0", "Kameleon Color, Streamline"),
+    "streamline-cyber-color": ("1.2.2", "CC-BY-4.0", "Cyber Color, Streamline"),
+    "fluent-color": ("1.2.21", "MIT", "Fluent UI System Color, Microsoft Corporation"),
+    "flat-color-icons": ("1.2.3", "MIT", "Flat Color Icons, Icons8"),
+    "meteocons": ("1.2.4", "MIT", "Meteocons, Bas Milius"),
+    "marketeq": ("1.2.2", "MIT", "Marketeq, Marketeq"),
+    "pixelarticons": ("1.2.9", "MIT", "Pixelarticons, Gerrit Halfmann"),
+    "dinkie-icons": ("1.2.0", "MIT", "Dinkie Icons, atelierAnchor"),
+    "streamline-pixel": ("1.2.0", "CC-BY-4.0", "Streamline Pixel, Streamline"),
+}
+Role = Literal["train", "unseen"]
+
+
+@dataclass(frozen=True)
+class IconSet:
+    """Pictures of one look.
+
+    package: npm package; pattern: which of its icons, with the name as its first group.
+    words: captions of it end in one of these, its own name among them; none: bare names (Noto).
+    share: how much of the UNet's examples.
+    role: "unseen" sets are kept from the UNet and the text encoder altogether.
+    all_names: every icon is a thing; otherwise `things` decides.
+    """
+
+    package: str
+    words: tuple[str, ...] = ()
+    share: float = 1.0
+    pattern: str = r"(.+)"
+    role: Role = "train"
+    all_names: bool = False
+
+    def name(self, icon: str) -> str | None:
+        """The thing's name in an icon's: "slice of pizza"; None if the set does not take it."""
+        if self.all_names and re.search(EMOJI_VARIANTS, icon) and icon not in KEPT:
+            return None
+        if self.all_names and self.words and re.search(SIGN, icon):  # Noto keeps them, as prompts know them
+            return None
+        if (found := re.fullmatch(self.pattern, icon)) is None:
+            return None
+        return re.sub(r"(-\d+)+$", "", found[1]).replace("-", " ")
+
+
+KEPT = {"chequered-flag", "pirate-flag", "white-flag", "black-flag", "triangular-flag", "rainbow-flag"}
+WEIGHTS = "thin|light|bold|fill|duotone"
+SOLAR = "bold|linear|outline|broken|bold-duotone|line-duotone"
+PIXEL = (  # streamline-pixel puts a category before each name
+    r"(?:pet-animals|food-drink(?:-desert)?|ecology|weather|health|shopping-shipping|beauty-body-care|transportation|"
+    r"travel-tour|travel-places|music|entertainment-events-hobbies|photography|school-science|business-products|"
+    r"building-real-estate|clothes|sports?|phone|romance)-(.+)"
+)
+SIGN = r"(^|-)(arrow|button|sign|square|diamond|circle|mark|symbol|division|multiply|plus|minus|arrows)$|^input-|oclock$"
+SETS = {
+    # colour emoji: the same names in six looks; a bare name means Noto
+    "noto": IconSet("noto", share=10, all_names=True),
+    "noto-v1": IconSet("noto-v1", ("old round emoji", "old noto"), 2.5, all_names=True),
+    "fluent-3d": IconSet("fluent-emoji", ("glossy 3d", "3d", "fluent 3d"), 4, all_names=True),
+    "fluent-flat": IconSet("fluent-emoji-flat", ("flat gradient", "fluent flat"), 3, all_names=True),
+    "twemoji": IconSet("twemoji", ("flat", "flat colour", "twemoji"), 4, all_names=True),
+    "emojione": IconSet("emojione", ("soft shaded", "emojione"), 2.5, all_names=True),
+    # thin to thick lines, solid, two tones
+    "ph-thin": IconSet("ph", ("thin line", "phosphor thin"), 1.6, r"(.+)-thin"),
+    "ph-regular": IconSet("ph", ("line", "phosphor line"), 1.4, rf"(?!.*-(?:{WEIGHTS})$)(.+)"),
+    "ph-bold": IconSet("ph", ("bold line", "phosphor bold"), 1.2, r"(.+)-bold"),
+    "ph-fill": IconSet("ph", ("solid black", "phosphor solid"), 1.6, r"(.+)-fill"),
+    "ph-duotone": IconSet("ph", ("line with grey", "phosphor duotone"), 1.2, r"(.+)-duotone"),
+    "solar-linear": IconSet("solar", ("line", "solar line"), 0.8, r"(?!.*-duotone$)(.+)-linear"),
+    "solar-broken": IconSet("solar", ("broken line", "solar broken"), 0.7, r"(.+)-broken"),
+    "solar-bold": IconSet("solar", ("solid black", "solar solid"), 0.8, r"(.+)-bold"),
+    "solar-duotone": IconSet("solar", ("two grey tones", "solar duotone"), 0.7, r"(.+)-bold-duotone"),
+    "icon-park-outline": IconSet("icon-park-outline", ("line", "icon park line"), 1),
+    "icon-park-solid": IconSet("icon-park-solid", ("solid black", "icon park solid"), 1),
+    "icon-park-twotone": IconSet("icon-park-twotone", ("line with grey", "icon park two-tone"), 0.8),
+    "mingcute-line": IconSet("mingcute", ("line", "mingcute line"), 0.8, r"(.+)-line"),
+    "mingcute-fill": IconSet("mingcute", ("solid black", "mingcute solid"), 0.8, r"(.+)-fill"),
+    "remix-line": IconSet("ri", ("line", "remix line"), 0.7, r"(.+)-line"),
+    "remix-fill": IconSet("ri", ("solid black", "remix solid"), 0.7, r"(.+)-fill"),
+    "boxicons": IconSet("boxicons", ("line", "boxicons line"), 0.7, r"(?!.*-filled$)(.+)"),
+    "boxicons-filled": IconSet("boxicons", ("solid black", "boxicons solid"), 0.7, r"(.+)-filled"),
+    "ultimate-line": IconSet("streamline-ultimate", ("thin line", "ultimate line"), 0.8, r"(?!.*-bold$)(.+)"),
+    "ultimate-bold": IconSet("streamline-ultimate", ("solid black", "ultimate solid"), 0.7, r"(.+)-bold"),
+    "hugeicons": IconSet("hugeicons", ("thin line", "huge icons"), 1.2),
+    "tabler": IconSet("tabler", ("line", "tabler line"), 1.2, r"(?!.*-filled$)(.+)"),
+    "tabler-filled": IconSet("tabler", ("solid black", "tabler solid"), 0.5, r"(.+)-filled"),
+    "lucide": IconSet("lucide", ("line", "lucide"), 0.9),
+    "iconoir": IconSet("iconoir", ("thin line", "iconoir"), 0.7, r"(?!.*-solid$)(.+)"),
+    "mdi": IconSet("mdi", ("solid black", "material"), 1.6, r"(?!.*-(?:outline|variant)$)(.+)"),
+    "mdi-outline": IconSet("mdi", ("outline", "material outline"), 0.8, r"(.+)-outline"),
+    "font-awesome": IconSet("fa6-solid", ("solid black", "font awesome"), 0.9),
+    "pinhead": IconSet("pinhead", ("small solid black", "pinhead"), 1),
+    "temaki": IconSet("temaki", ("small solid black", "temaki"), 0.4),
+    "healthicons": IconSet(
+        "healthicons", ("solid black", "health icons"), 0.6, r"(?!.*-(?:outline|24px)$)(.+)"
+    ),
+    "healthicons-outline": IconSet("healthicons", ("thick outline", "health outline"), 0.5, r"(.+)-outline"),
+    "game-icons": IconSet("game-icons", ("engraved black", "dramatic black", "game icons"), 2),
+    "streamline": IconSet("streamline", ("line", "streamline line"), 0.6, r"(?!.*-(?:solid|remix)$)(.+)"),
+    "streamline-solid": IconSet("streamline", ("solid black", "streamline solid"), 0.6, r"(.+)-solid"),
+    # colour
+    "plump": IconSet("streamline-plump-color", ("blue line with colour", "plump"), 0.7, r"(?!.*-flat$)(.+)"),
+    "plump-flat": IconSet("streamline-plump-color", ("flat blue", "plump flat"), 0.7, r"(.+)-flat"),
+    "flex": IconSet("streamline-flex-color", ("blue line with light blue", "flex"), 0.5, r"(?!.*-flat$)(.+)"),
+    "ultimate": IconSet("streamline-ultimate-color", ("thin line with colour", "ultimate"), 0.9),
+    "freehand": IconSet("streamline-freehand-color", ("hand drawn colour", "freehand"), 0.9),
+    "freehand-line": IconSet("streamline-freehand", ("hand drawn line", "freehand line"), 0.8),
+    "cyber": IconSet("streamline-cyber-color", ("line with pink and blue", "cyber"), 0.5),
+    "fluent-color": IconSet(
+        "fluent-color", ("colour gradient", "fluent colour"), 0.5, r"(.+)-(?:48|32|28|24)"
+    ),
+    "meteocons": IconSet("meteocons", ("weather gradient", "meteocons"), 0.2, r"(?!.*-fill$)(.+)"),
+    "marketeq": IconSet("marketeq", ("thick line with colour", "marketeq"), 0.4),
+    # pixels
+    "pixelarticons": IconSet("pixelarticons", ("pixel art line", "pixelart"), 0.5, r"(?!.*-sharp$)(.+)"),
+    "dinkie": IconSet("dinkie-icons", ("pixel art", "dinkie"), 0.9, r"(?!.*-(?:small|filled)$)(.+)"),
+    "dinkie-filled": IconSet(
+        "dinkie-icons", ("solid pixel art", "dinkie solid"), 0.4, r"(?!.*-small)(.+)-filled"
+    ),
+    # kept from the UNet and the text encoder
+    "fluent-emoji-high-contrast": IconSet("fluent-emoji-high-contrast", role="unseen", all_names=True),
+    "streamline-emojis": IconSet("streamline-emojis", role="unseen", all_names=True),
+    "fxemoji": IconSet("fxemoji", role="unseen", all_names=True),
+    "emojione-monotone": IconSet("emojione-monotone", role="unseen", all_names=True),
+    "icon-park": IconSet("icon-park", role="unseen"),
+    "kameleon": IconSet("streamline-kameleon-color", role="unseen", pattern=r"(?!.*-duo$)(.+)"),
+    "streamline-pixel": IconSet("streamline-pixel", role="unseen", pattern=PIXEL),
+    "flat-color-icons": IconSet("flat-color-icons", role="unseen"),
+}
+
+VALIDATED = ("noto", "twemoji", "fluent-3d", "ph-fill", "ph-thin", "mdi", "game-icons")
+
+
+def folders(icons: str) -> dict[str, list[dict[str, object]]]:
+    """The `data` folders of diffusion.yaml."""
+    train, held_out = [], []
+    for key, one in SETS.items():
+        words = {"append": [f", {word}" for word in one.words]} if one.words else {}
+        if one.role == "train":
+            train.append({"path": f"{icons}/{key}/train", "share": one.share, **words})
+        if key in VALIDATED:
+            held_out.append({"path": f"{icons}/{key}/held_out", **words})
+    return {"folders": train, "held_out": held_out}
