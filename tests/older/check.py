@@ -17,7 +17,7 @@ def draw() -> np.ndarray:
     """One picture by plain diffusers, without hyperbrush: (64, 64, 3) in [0, 1]."""
     from diffusers import StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(EMOJI, torch_dtype=torch.float32, safety_checker=None)
+    pipe = StableDiffusionPipeline.from_pretrained(EMOJI, safety_checker=None)  # no precision named
     pipe.set_progress_bar_config(disable=True)
     return pipe(
         "slice of pizza",

@@ -11,6 +11,7 @@ from hyperbrush.files import atomic_folder
 from hyperbrush.ldm.data import BatchOrder, collate
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.models.autoencoder import downsampling, is_vq, reconstruct
+from hyperbrush.ldm.models.loading import plain_configs
 from hyperbrush.ldm.modules.losses import (
     FirstStageLoss,
     PatchDiscriminator,
@@ -140,6 +141,7 @@ class FirstStageObjective(Objective):
         """`save_pretrained` into folder/first_stage."""
         with atomic_folder(folder / "first_stage") as temporary:
             self.model.save_pretrained(temporary)  # type: ignore[operator]
+            plain_configs(temporary)
         return folder / "first_stage"
 
 

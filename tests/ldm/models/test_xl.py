@@ -98,6 +98,18 @@ def test_draws_what_the_pipeline_draws(xl: Any, tmp_path: Path) -> None:
     torch.testing.assert_close(draw(model.pipeline()), draw(xl), atol=1e-5, rtol=0)
 
 
+def test_plain_diffusers_draws_with_a_folder_in_half_precision(xl: Any, tmp_path: Path) -> None:
+    from diffusers import StableDiffusionXLPipeline
+
+    xl.save_pretrained(tmp_path / "xl")
+    LatentDiffusion.from_pretrained(tmp_path / "xl").save_pretrained(tmp_path / "half", dtype=torch.float16)
+    pipe = StableDiffusionXLPipeline.from_pretrained(tmp_path / "half")
+    assert {pipe.unet.dtype, pipe.text_encoder.dtype, pipe.text_encoder_2.dtype} == {torch.float32}
+    assert torch.isfinite(draw(pipe)).all()
+    for config in (tmp_path / "half").rglob("*config.json"):
+        assert str(tmp_path) not in config.read_text()
+
+
 def test_trains_a_hypernetwork(xl: Any, pictures: Path, tmp_path: Path) -> None:
     hn = hb.AttentionHypernetwork.for_unet(xl.unet, name="xl")
     trainer = hb.HypernetworkTrainer(

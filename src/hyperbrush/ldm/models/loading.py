@@ -217,13 +217,32 @@ def save_pretrained(model: "LatentDiffusion", folder: str | Path, dtype: torch.d
     """Write the model as a diffusers folder, whole or not at all.
 
     A text model with a KL first stage opens in plain `StableDiffusionPipeline.from_pretrained`, also
-    under older versions of transformers.  dtype: precision on disk, the present one by default.
+    under older versions of transformers, in float32 unless it is told otherwise.  dtype: precision on disk, the
+    present one by default.
 
     Raises:
         UserError: the folder cannot be written (disk full); what stood there is kept.
     """
     with atomic_folder(folder) as temporary:
         _write_parts(model, temporary, dtype)
+        plain_configs(temporary)
+
+
+def plain_configs(folder: Path) -> None:
+    """Make the configs of a folder say nothing of the machine and the precision it was written in.
+
+    diffusers opens a UNet and a VAE in float32 whatever their files hold, but transformers goes by the text
+    encoder's config, and without an entry by its file: with float16 there, the parts would not fit together.
+    """
+    for path in sorted(folder.rglob("*.json")):
+        if path.name not in ("config.json", "model_index.json", "tokenizer_config.json"):
+            continue
+        content = json.loads(path.read_text(encoding="utf-8"))
+        plain = {k: v for k, v in content.items() if k not in ("_name_or_path", "name_or_path")}
+        plain |= {key: "float32" for key in ("dtype", "torch_dtype") if key in plain}
+        if plain != content:
+            text = json.dumps(plain, indent=2, sort_keys=True, ensure_ascii=False)
+            path.write_text(text + "\n", encoding="utf-8")
 
 
 def _write_parts(model: "LatentDiffusion", folder: Path, dtype: torch.dtype | None) -> None:
@@ -231,14 +250,17 @@ def _write_parts(model: "LatentDiffusion", folder: Path, dtype: torch.dtype | No
 
     def write(module: nn.Module, name: str) -> None:
         own = next(module.parameters()).dtype
-        module.to(dtype or own)
+        cast = dtype is not None and dtype != own  # diffusers warns of casts that change nothing too
+        if cast:
+            module.to(dtype)
         try:
             if name == "text_encoder":
                 text.save_text_encoder(module, folder / name)
             else:
                 module.save_pretrained(folder / name)  # type: ignore[operator]
         finally:
-            module.to(own)
+            if cast:
+                module.to(own)
 
     if dtype is not None:  # casting down and back would lose digits of the model in memory
         import copy
