@@ -118,3 +118,17 @@ def test_negative_prompts_hold_no_tags() -> None:
     refuse_negative_tags("people, (text:1.2)")
     with pytest.raises(UserError, match="write it in the prompt, with a negative strength"):
         refuse_negative_tags("people <hypernet:ink>")
+    with pytest.raises(UserError, match="negative prompt holds"):
+        refuse_negative_tags("people <hypernet:ink")
+
+
+def test_near_tags_are_refused_or_told(library: HypernetworkLibrary) -> None:
+    with pytest.raises(
+        UserError, match=r"'<hypernet:ink:1' is no tag, but nearly: write <hypernet:NAME:STRENGTH>"
+    ):
+        read_prompt("cat <hypernet:ink:1", library)
+    read = read_prompt("cat <hypernet:ink:1", library, "warn")
+    assert read.text == "cat <hypernet:ink:1"
+    [note] = read.notes
+    assert note.endswith("drawn as words")
+    assert list(read_prompt("cat ＜hypernet：ink：0.5＞", library).terms.values()) == [0.5]

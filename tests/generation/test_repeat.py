@@ -20,7 +20,7 @@ from hyperbrush.generation import (
     settings_text,
 )
 from hyperbrush.generation.opened import file_hash
-from hyperbrush.generation.repeat import differences
+from hyperbrush.generation.repeat import differences, renamed
 from hyperbrush.hypernetworks import HypernetworkLibrary
 
 WEBUI = (
@@ -132,3 +132,57 @@ def test_other_files_are_told(emoji: OpenedModel, library: HypernetworkLibrary) 
     ]
     [unsure] = differences(Infotext(model_hash="6ce0161689"), OpenedModel(emoji.model), library)
     assert "cannot be told" in unsure
+
+
+def test_a_renamed_network_is_found_by_its_hash(emoji: OpenedModel, library: HypernetworkLibrary) -> None:
+    ink = file_hash(library.find("ink"))
+    info = Infotext("cat <hypernet:old name:0.5> <hypernet:ink:1>", hypernet_hashes={"old name": ink})
+    prompt, [note] = renamed(info, info.prompt, library)
+    assert prompt == "cat <hypernet:ink:0.5> <hypernet:ink:1>"
+    assert note == f"old name is the file ink here: found by its hash {ink}"
+    # Another file took its name meanwhile.
+    library.find("ink").rename(library.folder / "moved.pt")
+    hb.AttentionHypernetwork([128], name="ink").save(library.folder / "ink.pt")
+    again = Infotext("cat <hypernet:ink:0.5:start=0.2>", hypernet_hashes={"ink": ink})
+    assert renamed(again, again.prompt, library)[0] == "cat <hypernet:moved:0.5:start=0.2>"
+    assert differences(again, "emoji", library) == []
+    short = Infotext(hypernet_hashes={"gone": file_hash(library.folder / "moved.pt", like="6e6f2a4c")})
+    assert renamed(short, "<hypernet:gone>", library)[0] == "<hypernet:moved>"
+    nobody = Infotext(hypernet_hashes={"gone": "0123456789"})
+    assert renamed(nobody, "<hypernet:gone>", library) == ("<hypernet:gone>", [])
+    assert renamed(nobody, "cat", HypernetworkLibrary(library.folder / "nowhere")) == ("cat", [])
+
+
+def test_textual_inversions_are_told() -> None:
+    hashes = 'TI hashes: "easynegative: c74b4e810b03, bad-hands-5: aa7651be154c"'
+    [note] = repeat_of(read_infotext(f"{WEBUI}, RNG: CPU, {hashes}")).notes
+    assert "not loaded here: easynegative, bad-hands-5 (TI hashes)" in note
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sampler", "fields", "expected"),
+    [
+        ("[a:b:0.5]", "Euler a", "Version: v1.5.2", "[a:b:0.5]"),
+        ("[a:b:1.0]", "Euler a", "Version: v1.5.2", "[a:b:1]"),
+        ("[a:b:1.0]", "Euler a", "Version: v1.6.0", "[a:b:1.0]"),
+        ("[a:b:1.0]", "Euler a", "Old prompt editing timelines: True", "[a:b:1]"),
+        ("[a:b:0.5] [c:d:4]", "Heun", "Version: v1.4.1", "[a:b:10] [c:d:4]"),
+        ("[a:b:0.5]", "Heun", "Version: v1.10.1", "[a:b:0.5]"),
+        ("[a:b:2.5]", "Heun", "Version: v1.10.1", "[a:b:2.5]"),
+    ],
+)
+def test_the_numbers_of_older_webuis_mean_what_they_meant(
+    prompt: str, sampler: str, fields: str, expected: str
+) -> None:
+    text = f"{prompt}\nSteps: 20, Sampler: {sampler}, CFG scale: 7, Seed: 5, Size: 64x96, RNG: CPU, {fields}"
+    repeat = repeat_of(read_infotext(text))
+    assert repeat.arguments["prompt"] == expected
+    assert repeat.notes == []
+
+
+def test_editing_repeats_to_the_pixel(emoji: OpenedModel, tmp_path: Path) -> None:
+    for settings in ({"discretisation": "webui", "sampler": "Euler"}, {"sampler": "DPM++ 2M Karras"}):
+        [picture] = generate("[cat|dog] face AND sun :0.5", model=emoji, seed=11, steps=3, **settings)
+        repeat = repeat_of(read_infotext(settings_text(picture.save(tmp_path / "a.png"))))
+        [again] = generate(**repeat.arguments, model=emoji)
+        assert (np.asarray(again.image) == np.asarray(picture.image)).all()

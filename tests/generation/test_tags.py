@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 
 from hyperbrush.errors import UserError
-from hyperbrush.generation.tags import HypernetworkTag, parse_tags, repeated_names, split_tags
+from hyperbrush.generation.tags import (
+    HypernetworkTag,
+    LoraTag,
+    lora_tags,
+    near_tags,
+    parse_tags,
+    repeated_names,
+    split_tags,
+)
 
 # The webui's own readings of random prompts (shared/reference/text.json).
 CASES = json.loads((Path(__file__).parent / "reference/prompts.json").read_text(encoding="utf-8"))["tags"]
@@ -42,9 +50,14 @@ def test_reads_as_the_webui(case: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("case", OTHER, ids=lambda c: c["prompt"])
-def test_other_kinds_are_refused_by_design(case: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"tag <lora:.*> is not understood"):
-        parse_tags(case["prompt"])
+def test_loras_are_told_apart(case: dict[str, Any]) -> None:
+    text, tags = parse_tags(case["prompt"])
+    assert text == case["text"]
+    hypernets = {n["items"][0] for n in case["networks"] if n["type"] == "hypernet"}
+    assert {tag.name for tag in tags} == hypernets
+    loras = [n["items"] for n in case["networks"] if n["type"] == "lora"]
+    assert loras
+    assert [tag.name for tag in lora_tags(case["prompt"])] == [items[0] for items in loras]
 
 
 def test_the_cases_hold_both() -> None:
@@ -132,7 +145,7 @@ def test_repeated_names_add_up_where_all_else_agrees() -> None:
         ("<hypernet:ink:1:blocks=down.1+middle>", "no block is called 'middle'; expected down, mid, up"),
         ("<hypernet:ink:1:blocks=>", "no block is called ''"),
         ("<hypernet::1>", "names no network"),
-        ("<lora:ink:1>", "<lora:ink:1> is not understood.*a LoRA is loaded into the pipeline"),
+        ("<lyra:ink:1>", "<lyra:ink:1> is not understood; .* did you mean 'lora'"),
         ("<hypernt:ink:1>", "did you mean 'hypernet'"),
     ],
 )
@@ -144,3 +157,78 @@ def test_refuses(prompt: str, message: str) -> None:
 def test_tags_never_closed_take_linear_time() -> None:
     prompt = "<hypernet:" * 100_000
     assert parse_tags("<hypernet:ink> " + prompt) == (" " + prompt, [HypernetworkTag("ink")])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "tag"),
+    [
+        ("cat ＜hypernet：ink：0.5＞", "cat ", HypernetworkTag("ink", 0.5)),
+        ("cat <hypernet：ink：1>", "cat ", HypernetworkTag("ink", 1.0)),
+        ("cat ＜hypernet:ink:1＞ face", "cat  face", HypernetworkTag("ink", 1.0)),
+        ("<hypernet:ink：0.3>", "", HypernetworkTag("ink", 0.3)),
+        ("＜ hypernet：水墨画：０．７＞", "", HypernetworkTag("水墨画", 0.7)),
+        ("＜ｈｙｐｅｒｎｅｔ：ink：－０．５＞", "", HypernetworkTag("ink", -0.5)),
+        ("＜hypernet：ink：0.5：ｓｔａｒｔ＝0.5＞", "", HypernetworkTag("ink", 0.5, start=0.5)),
+        ("<hypernet:Art：Style:0.5>", "", HypernetworkTag("Art：Style", 0.5)),
+    ],
+)
+def test_full_width_tags_are_understood(prompt: str, text: str, tag: HypernetworkTag) -> None:
+    assert parse_tags(prompt) == (text, [tag])
+
+
+@pytest.mark.parametrize("prompt", ["＜note：x＞", "a：b", "１＜２＞", "cat ＜lyric：la＞"])
+def test_other_full_width_text_stays(prompt: str) -> None:
+    assert parse_tags(prompt) == (prompt, [])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "near"),
+    [
+        ("cat <hypernet:ink:1", "<hypernet:ink:1"),
+        ("cat &lt;hypernet:ink:1&gt; face", "&lt;hypernet:ink:1&gt; face"),
+        ("cat < hypernet:ink:1>", "< hypernet:ink:1>"),
+        ("cat [hypernet:ink:1]", "[hypernet:ink:1]"),
+        ("cat hypernet:ink:1>", "hypernet:ink:1>"),
+        ("cat <hypernet ink 1>", "<hypernet ink 1>"),
+        ("cat <Hyper-Network=ink>", "<Hyper-Network=ink>"),
+        ("cat <lora:ink:1", "<lora:ink:1"),
+    ],
+)
+def test_near_tags_are_found(prompt: str, near: str) -> None:
+    assert near_tags(parse_tags(prompt)[0]) == [near]
+
+
+@pytest.mark.parametrize(
+    "prompt", ["a hypernetwork, drawn", "lora the cat", "<hypernet:ink:1> cat", "3 < 4: yes"]
+)
+def test_words_are_no_near_tags(prompt: str) -> None:
+    assert near_tags(parse_tags(prompt)[0]) == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tag"),
+    [
+        ("<lora:ink>", LoraTag("ink")),
+        ("<lora:ink:0.4>", LoraTag("ink", 0.4, 0.4)),
+        ("<lora:ink:0.4:0.8>", LoraTag("ink", 0.4, 0.8)),
+        ("<lora:ink:te=0:unet=0.5>", LoraTag("ink", 0.0, 0.5)),
+        ("＜lora：ink：0.4＞", LoraTag("ink", 0.4, 0.4)),
+        ("<lyco:ink:-1>", LoraTag("ink", -1.0, -1.0)),
+    ],
+)
+def test_loras(prompt: str, tag: LoraTag) -> None:
+    assert lora_tags(prompt) == [tag]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("<lora:ink:much>", "the strength 'much' is not a number"),
+        ("<lora: :1>", "names no LoRA"),
+        ("<lora:ink:1:1:1>", "one argument too many"),
+        ("<lora:ink:unett=1>", "unknown argument in <lora:ink:unett=1>: 'unett'; did you mean 'unet'"),
+    ],
+)
+def test_loras_that_make_no_sense(prompt: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        lora_tags(prompt)

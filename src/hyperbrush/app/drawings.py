@@ -57,13 +57,17 @@ def check(site: Site, request: DrawRequest) -> None:
     """
     from hyperbrush.generation.prompt_networks import read_prompt, refuse_negative_tags
     from hyperbrush.generation.settings import Settings, check_text
+    from hyperbrush.generation.wording import wording
     from hyperbrush.hypernetworks import HypernetworkLibrary
 
     check_text(request.prompt)
     check_text(request.negative)
     refuse_negative_tags(request.negative)
     read_prompt(request.prompt, HypernetworkLibrary(site.workspace.folder("hypernetworks")), request.missing)
-    Settings(sampler=request.sampler, discretisation=request.discretisation)
+    settings = Settings(
+        request.negative, request.steps, request.sampler, discretisation=request.discretisation
+    )
+    wording(request.prompt, settings)
     if request.mask and not request.image:
         raise UserError("a mask needs a picture to start from, of which it keeps a part: give image too")
     for upload in filter(None, (request.image, request.mask)):
@@ -71,27 +75,36 @@ def check(site: Site, request: DrawRequest) -> None:
     base_models.refuse_elsewhere(site.workspace, request.model)
 
 
-def settings_of(content: bytes, name: str = "the picture") -> dict[str, Any]:
+def settings_of(site: Site, content: bytes, name: str = "the picture") -> dict[str, Any]:
     """The settings a picture carries: {"settings": fields of a `DrawRequest`, "notes": …, "text": as it stands there}.
+
+    Networks that have another name now are found by the hash the picture carries.
 
     Raises:
         UserError: it is no picture, carries no settings, or they cannot be drawn here.
     """
     from hyperbrush.generation import read_infotext, repeat_of
     from hyperbrush.generation.picture_files import text_in
-    from hyperbrush.ldm.sampling import find_sampler
+    from hyperbrush.generation.repeat import renamed
+    from hyperbrush.hypernetworks import HypernetworkLibrary
+    from hyperbrush.ldm.samplers import find_sampler
 
     try:
         text = text_in(open_picture(content, name), name)
     except (OSError, SyntaxError, ValueError, TypeError, KeyError) as error:  # Pillow's, of damaged EXIF
         raise UserError(f"the settings in {name} cannot be read: {error!s:.200}") from error
-    repeat = repeat_of(read_infotext(text))
+    info = read_infotext(text)
+    repeat = repeat_of(info)
     fields = dict(repeat.arguments)
+    moved: list[str] = []
+    if "prompt" in fields:
+        library = HypernetworkLibrary(site.workspace.folder("hypernetworks"))
+        fields["prompt"], moved = renamed(info, fields["prompt"], library)
     if "sampler" in fields:
         fields["sampler"] = find_sampler(fields["sampler"]).name
     height, width = fields.pop("size", None) or (None, None)
     known = {key: value for key, value in fields.items() if key in DrawRequest.model_fields}
-    return {"settings": {**known, "width": width, "height": height}, "notes": repeat.notes, "text": text}
+    return {"settings": {**known, "width": width, "height": height}, "notes": [*repeat.notes, *moved], "text": text}
 
 
 def pictures_of(job: Job) -> list[Drawn]:

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from hyperbrush.errors import UserError
 
 Text = Field(max_length=20_000)
+SKIP = "skip.json"  # in a drawing's folder: somebody asks to leave out the pictures at hand
 
 
 class Asked(BaseModel):

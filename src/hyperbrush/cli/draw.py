@@ -13,6 +13,7 @@ from hyperbrush.cli.options import (
     Discretisation,
     Guidance,
     Height,
+    Loras,
     Missing,
     Model,
     Negative,
@@ -63,7 +64,8 @@ def generate(
         list[str] | None,
         typer.Argument(
             metavar="PROMPT…",
-            help="What to draw; <hypernet:NAME:STRENGTH> applies a hypernetwork, to its own prompt's pictures.",
+            help="What to draw; <hypernet:NAME:STRENGTH> applies a hypernetwork, <lora:NAME:STRENGTH> a LoRA, "
+            "[cat:dog:0.5] changes half-way, [cat|dog] takes turns, AND composes.",
             show_default=False,
         ),
     ] = None,
@@ -94,6 +96,7 @@ def generate(
         ),
     ] = None,
     hypernetworks: Networks = DEFAULT_NETWORKS,
+    loras: Loras = None,
     missing: Missing = "error",
     device: Device = "auto",
     precision: Precision = "auto",
@@ -129,15 +132,21 @@ def generate(
     placed: dict[str, Any] = {"device": device, "precision": precision, "attention": attention}
     opened, values["size"] = _size(model, placed, width, height, values.get("size"))
     if info is not None:
-        from hyperbrush.generation.repeat import differences
+        from hyperbrush.generation.repeat import differences, lora_differences, renamed
         from hyperbrush.hypernetworks import HypernetworkLibrary
 
-        notes += differences(info, opened, HypernetworkLibrary(hypernetworks))
+        library = HypernetworkLibrary(hypernetworks)
+        if not prompts:
+            values["prompt"], moved = renamed(info, values["prompt"], library)
+            notes += moved
+        notes += differences(info, opened, library)
+        notes += lora_differences(info, HypernetworkLibrary(loras or hypernetworks.parent / "loras"))
     with console.sampling_bar(values.get("steps", steps)) as on_step:
         pictures = draw(
             model=opened,
             count=count,
             hypernetworks=hypernetworks,
+            loras=loras,
             missing=missing,
             on_step=on_step,
             **placed,

@@ -5,24 +5,9 @@ from typing import Annotated
 
 import typer
 
-# As `ldm.sampling.SAMPLERS` has them: completion must not wait for torch.
-SAMPLERS = (
-    "DDIM",
-    "PLMS",
-    "Euler",
-    "Euler a",
-    "Heun",
-    "DPM++ 2M Karras",
-    "DPM++ 2M SDE Karras",
-    "DPM++ SDE Karras",
-    "DPM++ 2M",
-    "DPM++ 2M SDE",
-    "DPM++ SDE",
-    "LMS",
-    "LMS Karras",
-    "UniPC",
-    "LCM",
-)
+from hyperbrush.ldm.samplers import sampler_names
+
+SAMPLERS = tuple(sampler_names())
 
 
 def complete_sampler(incomplete: str) -> list[str]:
@@ -34,6 +19,10 @@ Model = Annotated[
     str, typer.Option(help="emoji (embedded), a diffusers folder, a single-file checkpoint or a hub id.")
 ]
 Networks = Annotated[Path, typer.Option("--hypernetworks", help="Folder where names are looked up.")]
+Loras = Annotated[
+    Path | None,
+    typer.Option("--loras", help="Folder for <lora:NAME>; loras beside --hypernetworks by default."),
+]
 Steps = Annotated[int, typer.Option(help="Sampling steps.")]
 Sampler = Annotated[
     str,
@@ -54,7 +43,7 @@ Discretisation = Annotated[
     str, typer.Option(help="Where the steps lie: diffusers, or webui to repeat its pictures.")
 ]
 Missing = Annotated[
-    str, typer.Option(help="Hypernetworks the folder does not have: error, or warn to draw without.")
+    str, typer.Option(help="Networks and LoRAs the folders do not have: error, or warn to draw without.")
 ]
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]

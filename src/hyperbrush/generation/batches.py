@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from hyperbrush.errors import UserError
-from hyperbrush.generation.encoding import Encoded, encode_prompts
 from hyperbrush.generation.prompt_networks import PromptNetworks, acts_on, networks_of
 from hyperbrush.generation.settings import MASK_BLUR, Settings
+from hyperbrush.generation.wording import Encode, Wording, prompted
 from hyperbrush.hypernetworks import attach
 from hyperbrush.hypernetworks.adapters import Adapter
+from hyperbrush.ldm.models.drawing import draw_pictures
+from hyperbrush.ldm.models.prompted import Prompted
 from hyperbrush.ldm.pictures import to_pictures
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ class Subject:
     """What one picture of a batch is of."""
 
     networks: PromptNetworks
-    said: Encoded
+    said: Wording
     seed: int
 
 
@@ -37,24 +39,26 @@ def draw_together(
     batch: Sequence[Subject],
     settings: Settings,
     load: Callable[[Path], Adapter],
+    encode: Encode,
     on_step: Callable[[int, int, Any], None] | None,
 ) -> "list[tuple[Image, list[str]]]":
-    """The pictures of a batch whose texts have one length, each with what its networks reached.
+    """The pictures of a batch whose wordings have one layout, each with what its networks reached.
 
-    load: reads a network's file.
+    load: reads a network's file. encode: a text's states.
 
     Raises:
         UserError: a network that fits nothing, a size the model cannot make, pictures that are no numbers.
     """
     uses = networks_of([subject.networks for subject in batch], load)
     reached: list[str] = []
+    told = prompted([subject.said for subject in batch], settings, encode)
     scope: Any = attach(model, uses) if uses else contextlib.nullcontext()
     with scope as attached:
         if uses:
             reached = [f"{one.name}: {one}" for one in attached.applied.networks]
-            # `sample` stacks both sides of guidance.
-            attached.rows_per_picture = 1 if settings.guidance_scale == 1 else 2
-        images = _sample(model, batch, settings, on_step)
+            # Both sides of guidance are one batch.
+            attached.rows_per_picture = told.rows_per_picture(settings.guidance_scale)
+        images = _sample(model, batch, told, settings, on_step)
     if not bool(images.isfinite().all()):
         raise UserError(
             "the picture came out as no numbers (NaN): a strength or guidance scale is too large, or the precision too "
@@ -69,32 +73,33 @@ def draw_together(
 def _sample(
     model: "LatentDiffusion",
     batch: Sequence[Subject],
+    told: Prompted,
     settings: Settings,
     on_step: Callable[[int, int, Any], None] | None,
 ) -> Tensor:
     """Pictures (batch, 3, H, W) in [0, 1]."""
-    unsaid = encode_prompts(model, [settings.negative], clip_skip=settings.clip_skip)
-    told: dict[str, Any] = {
-        "embeddings": torch.cat([subject.said.embeddings for subject in batch]),
-        "negative_embeddings": unsaid.embeddings.expand(len(batch), -1, -1),
-    }
-    if unsaid.pooled is not None:
-        told["pooled_embeddings"] = torch.cat([s.said.pooled for s in batch if s.said.pooled is not None])
-        told["negative_pooled_embeddings"] = unsaid.pooled.expand(len(batch), -1)
+    image = mask = None
     if settings.image is not None:
-        told["image"] = _pixels(settings.image, settings.size).expand(len(batch), -1, -1, -1)
-        told["image_strength"] = settings.image_strength
+        image = _pixels(settings.image, settings.size).expand(len(batch), -1, -1, -1)
         if settings.mask is not None:
-            told["mask"] = _shares(settings.mask, told["image"].shape[2:]).expand(len(batch), -1, -1, -1)
-    return model.sample(
+            mask = _shares(settings.mask, image.shape[2:]).expand(len(batch), -1, -1, -1)
+    return draw_pictures(
+        model,
+        {},
+        {},
+        prompted=told,
+        count=None,
         seeds=[subject.seed for subject in batch],
         steps=settings.steps,
         sampler=settings.sampler,
         guidance_scale=settings.guidance_scale,
+        image=image,
+        image_strength=settings.image_strength,
+        mask=mask,
         size=settings.size,
         discretisation=settings.discretisation,
+        output="images",
         on_step=on_step,
-        **told,
     )
 
 

@@ -75,7 +75,7 @@ def write_infotext(settings: Infotext) -> str:
         "Model hash": settings.model_hash,
         "Model": settings.model,
         "Clip skip": settings.clip_skip,
-        "Hypernet hashes": _join_hashes(settings.hypernet_hashes),
+        "Hypernet hashes": join_hashes(settings.hypernet_hashes),
         "Version": settings.version,
     }
     lines = [settings.prompt]
@@ -116,10 +116,27 @@ def read_infotext(text: str) -> Infotext:
         model_hash=take.pop("Model hash", ""),
         model=take.pop("Model", ""),
         clip_skip=_whole(take, "Clip skip"),
-        hypernet_hashes=_split_hashes(take.pop("Hypernet hashes", "")),
+        hypernet_hashes=split_hashes(take.pop("Hypernet hashes", "")),
         version=take.pop("Version", ""),
     )
     return replace(_with_old_network(told, take), fields=take)
+
+
+def fields_of(text: str) -> dict[str, str]:
+    """Every field of a picture's text by its name there, with "Prompt", "Negative prompt", "Size-1" (width) and "Size-2",
+    as the webui's API gives them.
+
+    Raises:
+        UserError: the text is too long.
+    """
+    if len(text) > MOST_CHARACTERS:
+        raise UserError(f"the picture's text has {len(text)} characters, more than {MOST_CHARACTERS}")
+    lines = text.replace("\r\n", "\n").strip().split("\n")
+    found, at = _settings_line(lines)
+    prompt, negative = _two_prompts(lines[:at])
+    size = _SIZE.fullmatch(found.get("Size", ""))
+    sides = {} if size is None else {"Size-1": size[1], "Size-2": size[2]}
+    return {"Prompt": prompt, "Negative prompt": negative, **found, **sides}
 
 
 def _settings_line(lines: list[str]) -> tuple[dict[str, str], int]:
@@ -252,11 +269,12 @@ def _quoted(value: str) -> str:
     return value if plain else json.dumps(value, ensure_ascii=False)
 
 
-def _join_hashes(hashes: Mapping[str, str]) -> str:
+def join_hashes(hashes: Mapping[str, str]) -> str:
+    """Name → hash as the text of a field."""
     return ", ".join(f"{_quoted(name)}: {digest}" for name, digest in hashes.items())
 
 
-def _split_hashes(text: str) -> dict[str, str]:
+def split_hashes(text: str) -> dict[str, str]:
     """The text "a: 1234, b: 5678" as a mapping; names may be JSON strings; what has no hash is left out."""
     found: dict[str, str] = {}
     at = 0

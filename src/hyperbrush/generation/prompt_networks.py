@@ -5,7 +5,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hyperbrush.errors import UserError, unknown_name
-from hyperbrush.generation.tags import HypernetworkTag, parse_tags, repeated_names
+from hyperbrush.generation.loras import Strengths, find_lora, is_plain_lora
+from hyperbrush.generation.prompt_notes import near_editing, prompt_notes
+from hyperbrush.generation.prompt_schedule import split_parts
+from hyperbrush.generation.tags import (
+    HypernetworkTag,
+    lora_tags,
+    near_tags,
+    parse_tags,
+    repeated_names,
+    split_tags,
+)
 from hyperbrush.hypernetworks import HypernetworkLibrary, PerPicture, Ramp, Use, Window
 from hyperbrush.hypernetworks.adapters import Adapter
 from hyperbrush.hypernetworks.library import UnknownHypernetwork
@@ -24,12 +34,14 @@ class PromptNetworks:
         text: without the tags.
         terms: place → strength, in the prompt's order; those of strength 0 are left out.
         files: name → file of every network named, switched off or not.
+        loras: file → strengths of the LoRAs of other programs; those switched off are left out.
         notes: what to tell about them.
     """
 
     text: str
     terms: dict[Place, Term] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
+    loras: dict[Path, Strengths] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -44,18 +56,30 @@ class SumOf:
         return sum(term(progress) if callable(term) else term for term in self.terms)
 
 
-def read_prompt(prompt: str, library: HypernetworkLibrary, missing: str = "error") -> PromptNetworks:
+def read_prompt(
+    prompt: str,
+    library: HypernetworkLibrary,
+    missing: str = "error",
+    loras: HypernetworkLibrary | None = None,
+) -> PromptNetworks:
     """A prompt's text, and its networks looked up.
 
-    missing: "error", or "warn" to leave out what the library does not have, with a note.
+    missing: "error", or "warn" to leave out what the library does not have and what is nearly a tag, with a note.
+    loras: where those of <lora:NAME> are; the folder "loras" beside the library's by default.
 
     Raises:
-        UserError: a tag that makes no sense, an unknown name (with the closest ones), one of several files.
+        UserError: a tag that makes no sense or is nearly one, an unknown name (with the closest ones), one of several
+            files, a weight behind AND that is no finite number.
     """
     if missing not in MISSING:
         raise unknown_name("way with missing hypernetworks", missing, MISSING)
     text, tags = parse_tags(prompt)
-    found = PromptNetworks(text.strip())
+    found = PromptNetworks(text.strip(), notes=prompt_notes(prompt))
+    for near in near_tags(text):
+        said = f"{near!r:.90} is no tag, but nearly: write <hypernet:NAME:STRENGTH>"
+        if missing == "error":
+            raise UserError(f"{said}; missing='warn' (--missing warn) draws it as words")
+        found.notes.append(f"{said}; drawn as words")
     twice = repeated_names(prompt)
     for tag in tags:
         try:
@@ -78,7 +102,29 @@ def read_prompt(prompt: str, library: HypernetworkLibrary, missing: str = "error
     found.notes += [
         f"{name!r} is named more than once: its strengths add up" for name in dict.fromkeys(twice)
     ]
+    _add_loras(found, prompt, loras or HypernetworkLibrary(library.folder.parent / "loras"), missing)
     return found
+
+
+def _add_loras(found: PromptNetworks, prompt: str, library: HypernetworkLibrary, missing: str) -> None:
+    """Look up the LoRAs of a prompt: those of our own form act like networks, the others are loaded beside them."""
+    for tag in lora_tags(prompt):
+        try:
+            path = find_lora(library, tag.name)
+        except UnknownHypernetwork as error:
+            if missing == "error":
+                raise
+            found.notes.append(f"drawn without the LoRA {tag.name!r}: {error}")
+            continue
+        if is_plain_lora(path):
+            before = found.loras.pop(path, (0.0, 0.0))
+            now = before[0] + tag.text_encoder, before[1] + tag.unet
+            if now != (0, 0):
+                found.loras[path] = now
+        elif tag.unet:
+            place = (path, ("attn1", "attn2"), None)
+            earlier = found.terms.get(place, 0.0)
+            found.terms[place] = SumOf((earlier, tag.unet)) if callable(earlier) else earlier + tag.unet
 
 
 def term_of(tag: HypernetworkTag) -> Term:
@@ -129,13 +175,27 @@ def acts_on(use: Use, picture: int) -> bool:
     return not isinstance(use.strength, PerPicture) or use.strength[picture] != 0
 
 
+def read_negative(negative: str) -> list[str]:
+    """Notes on a negative prompt.
+
+    Raises:
+        UserError: as `refuse_negative_tags`.
+    """
+    refuse_negative_tags(negative)
+    notes = near_editing(negative)
+    if len(split_parts(negative)) > 1:
+        notes.append("AND in the negative prompt is a word, as in the webui")
+    return notes
+
+
 def refuse_negative_tags(negative: str) -> None:
     """A network acts on both sides of guidance, so that a tag in the negative prompt has no meaning.
 
     Raises:
-        UserError: there is one.
+        UserError: there is one, or nearly one.
     """
-    if parse_tags(negative)[1]:
+    text, tags = split_tags(negative)
+    if tags or near_tags(text):
         raise UserError(
-            "the negative prompt holds a <hypernet:…> tag; write it in the prompt, with a negative strength"
+            "the negative prompt holds a <hypernet:…> or <lora:…> tag; write it in the prompt, with a negative strength"
         )

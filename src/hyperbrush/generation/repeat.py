@@ -1,20 +1,26 @@
 """A picture once more, from the settings it carries."""
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperbrush.errors import UserError
-from hyperbrush.generation.infotext import Infotext
+from hyperbrush.generation.infotext import Infotext, split_hashes
 from hyperbrush.generation.opened import OpenedModel, file_hash, named
-from hyperbrush.generation.text_to_image import DISCRETISATION, MASK, STRENGTH
+from hyperbrush.generation.prompt_schedule import counted_anew
+from hyperbrush.generation.tags import TAG, plain_tags
+from hyperbrush.generation.text_to_image import DISCRETISATION, LORA_HASHES, MASK, STRENGTH
 
 if TYPE_CHECKING:
     from hyperbrush.hypernetworks import HypernetworkLibrary
 
 # Fields that change nothing in a picture, or are told of otherwise.
-_SILENT = {"RNG", DISCRETISATION, "Hashes", "Lora hashes", "TI hashes", "Face restoration model", "Batch pos"}
+_SILENT = {"RNG", DISCRETISATION, "Hashes", LORA_HASHES, "Face restoration model", "Batch pos"}
+OLD_TIMELINES = "Old prompt editing timelines"
+INVERSIONS = "TI hashes"
+_VERSION = re.compile(r"v?([0-9]+)\.([0-9]+)")
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,17 @@ def repeat_of(info: Infotext, given: Collection[str] = ()) -> Repeat:
         _check_sampler(arguments["sampler"])
     notes = [] if own else _notes_on_noise(info)
     odd = [name for name in info.fields if name not in _SILENT]
+    if OLD_TIMELINES in odd:
+        odd.remove(OLD_TIMELINES)
+    if _old_timelines(info):
+        _count_anew(info, arguments)
+    if INVERSIONS in odd:
+        odd.remove(INVERSIONS)
+        names = ", ".join(split_hashes(info.fields[INVERSIONS])) or info.fields[INVERSIONS]
+        notes.append(
+            f"the picture used textual inversions, which are not loaded here: {names} (TI hashes); their names are drawn as "
+            "words"
+        )
     if STRENGTH in odd and "image" in given:
         odd.remove(STRENGTH)
         if "image_strength" not in given:
@@ -65,6 +82,59 @@ def repeat_of(info: Infotext, given: Collection[str] = ()) -> Repeat:
         hint = "; give the picture it began with as --image" if STRENGTH in odd else hint
         notes.append(f"not repeated from the picture's text: {', '.join(odd)}{hint}")
     return Repeat(arguments, notes)
+
+
+def _old_timelines(info: Infotext) -> bool:
+    """Whether the numbers of prompt editing count as in webuis before 1.6: the field says so, or the version."""
+    if info.fields.get(OLD_TIMELINES, "").casefold() == "true":
+        return True
+    version = _VERSION.match(info.version)
+    return version is not None and (int(version[1]), int(version[2])) < (1, 6)
+
+
+def _count_anew(info: Infotext, arguments: dict[str, Any]) -> None:
+    """Prompts in which the numbers of prompt editing mean what they meant, where that is another thing now."""
+    from hyperbrush.ldm.sampling import find_sampler
+
+    if info.steps is None or info.steps < 1 or arguments.get("steps") != info.steps:
+        return  # other steps are asked for: shares stay shares
+    order = find_sampler(info.sampler).order if "sampler" in arguments else 1
+    for prompt in ("prompt", "negative"):
+        if prompt in arguments:
+            arguments[prompt] = counted_anew(arguments[prompt], info.steps, order)
+
+
+def renamed(info: Infotext, prompt: str, library: "HypernetworkLibrary") -> tuple[str, list[str]]:
+    """A prompt whose networks have the names that the picture's files have now, and notes on those found by their hash.
+
+    A file is looked for by its hash where none of its name has it.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    if not library.folder.is_dir():
+        return prompt, []
+    names: dict[str, str] = {}
+    for network, before in info.hypernet_hashes.items():
+        own = _found(library, network)
+        if own is not None and _same(file_hash(own, like=before), before):
+            continue
+        for name, path in library.files().items():
+            if _same(file_hash(path, like=before), before) and not set(name) & set("<>:"):
+                names[network] = name
+                break
+    if not names:
+        return prompt, []
+
+    def now(tag: re.Match[str]) -> str:
+        name, colon, rest = tag[2].partition(":")
+        return f"<{tag[1]}:{names[name]}{colon}{rest}>" if tag[1] == "hypernet" and name in names else tag[0]
+
+    notes = [
+        f"{was} is the file {name} here: found by its hash {info.hypernet_hashes[was]}"
+        for was, name in names.items()
+    ]
+    return TAG.sub(now, plain_tags(prompt)), notes
 
 
 def differences(
@@ -92,13 +162,37 @@ def differences(
                 f"the model is another than the picture's: {name} {now}, not {was}{info.model_hash}; choose with "
                 "--model"
             )
+    moved = renamed(info, "", library)[1]
     for network, before in info.hypernet_hashes.items():
         path = _found(library, network)
-        if path is None:
+        if path is None or any(note.startswith(f"{network} is the file ") for note in moved):
             continue
         now = file_hash(path, like=before)
         if not _same(now, before):
             notes.append(f"{network} is another file than the picture's: {now}, not {before}")
+    return notes
+
+
+def lora_differences(info: Infotext, library: "HypernetworkLibrary") -> list[str]:
+    """LoRAs whose files are others than when the picture was made; those that are not there are left out.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    from hyperbrush.generation.loras import lora_hash
+
+    notes = []
+    for name, before in split_hashes(info.fields.get(LORA_HASHES, "")).items():
+        path = _found(library, name)
+        if (
+            path is None
+            or path.suffix.lower() != ".safetensors"
+            or not re.fullmatch("[0-9a-fA-F]{6,64}", before)
+        ):
+            continue
+        now = lora_hash(path)
+        if not _same(now, before):
+            notes.append(f"the LoRA {name} is another file than the picture's: {now}, not {before}")
     return notes
 
 
@@ -110,7 +204,10 @@ def _found(library: "HypernetworkLibrary", name: str) -> Path | None:
 
 
 def _same(now: str, before: str) -> bool:
+    """Whether two hashes are of one file; what is too short to tell, or none, is not."""
     length = min(len(now), len(before))
+    if length < 6:
+        return False
     return now[:length] == before[:length].lower()
 
 

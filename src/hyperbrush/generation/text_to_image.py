@@ -16,6 +16,7 @@ from hyperbrush.generation.picture_files import save_picture
 from hyperbrush.generation.settings import MASK_BLUR, MAX_SEED, Settings, check_text, whole
 
 if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
     from PIL.Image import Image
 
     from hyperbrush.generation.prompt_networks import PromptNetworks
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 DEFAULT_FOLDER = Path("models/hypernetworks")
 DISCRETISATION = "Discretisation"  # a field of our own: where the steps lie, if not as in diffusers
 STRENGTH = "Denoising strength"  # the webui's name of `image_strength`
+LORA_HASHES = "Lora hashes"
 MASK = "Mask blur"  # in pixels, as the webui writes it: only pictures with a mask have it
 
 
@@ -58,7 +60,7 @@ class Picture:
 def generate(
     prompt: str | Sequence[str],
     *,
-    model: "str | Path | LatentDiffusion | OpenedModel" = "emoji",
+    model: "str | Path | LatentDiffusion | OpenedModel | DiffusionPipeline" = "emoji",
     negative: str = "",
     seed: int | None = None,
     count: int = 1,
@@ -72,6 +74,7 @@ def generate(
     image_strength: float = 0.75,
     mask: "Image | None" = None,
     hypernetworks: str | Path = DEFAULT_FOLDER,
+    loras: str | Path | None = None,
     missing: str = "error",
     device: str = "auto",
     precision: str = "auto",
@@ -81,13 +84,15 @@ def generate(
     """Draw pictures from prompts in one batch, each with the networks and strengths of its own tags.
 
     Args:
-        prompt: text with `<hypernet:NAME:STRENGTH>` tags, emphasis and BREAK as the webui reads them; or several.
-        model: name, folder, file, hub id, or an opened model.
+        prompt: text with `<hypernet:NAME:STRENGTH>` tags, and emphasis, BREAK, `[cat:dog:0.5]`, `[cat|dog]` and AND as
+            the webui reads them (`prompt_schedule`); or several.
+        model: name, folder, file, hub id, or an opened model, also a diffusers pipeline.
         negative: what guidance moves away from.
         seed: of each prompt's first picture, the next ones count up; None draws one.
         count: pictures of each prompt.
         steps, sampler, guidance_scale, size, clip_skip, discretisation, image, image_strength, mask: see `Settings`.
         hypernetworks: folder the tags' names are looked up in.
+        loras: folder for the names of <lora:NAME:STRENGTH>; "loras" beside that of the hypernetworks by default.
         missing: "error", or "warn" to draw without networks the folder does not have; a note says so.
         device, precision, attention: see `ldm.models.device.placement`; an opened model stays as it is.
         on_step: called with (step, steps, latents).
@@ -126,6 +131,7 @@ def generate(
         settings,
         lambda: open_model(model, device=device, precision=precision, attention=attention),
         HypernetworkLibrary(hypernetworks),
+        loras=None if loras is None else HypernetworkLibrary(loras),
         missing=missing,
         on_step=on_step,
     )
@@ -138,53 +144,73 @@ def draw(
     model: Callable[[], OpenedModel],
     library: Any,
     *,
+    loras: Any = None,
     missing: str = "error",
     load: "Callable[[Path], Adapter] | None" = None,
     on_step: Callable[[int, int, Any], None] | None = None,
 ) -> list[Picture]:
     """Draw one batch: a prompt and a seed for each picture (one batch for each number of chunks of the texts).
 
-    model: called once everything else was found sound. library: a `HypernetworkLibrary`. load: reads a
-    network's file.
+    model: called once everything else was found sound. library: a `HypernetworkLibrary`; loras: another, of LoRAs.
+    load: reads a network's file.
 
     Raises:
         UserError: as `generate`.
     """
     from hyperbrush.generation.batches import Subject, draw_together
     from hyperbrush.generation.encoding import encode_prompts
-    from hyperbrush.generation.prompt_networks import read_prompt, refuse_negative_tags
+    from hyperbrush.generation.loras import loras_at_work
+    from hyperbrush.generation.prompt_networks import read_negative, read_prompt
+    from hyperbrush.generation.wording import layout, wording
     from hyperbrush.hypernetworks.adapters import load as load_file
+    from hyperbrush.ldm.samplers import find_sampler
 
     for text in {*prompts, settings.negative}:
         check_text(text)
-    refuse_negative_tags(settings.negative)
-    read = [read_prompt(text, library, missing) for text in prompts]
+    also = read_negative(settings.negative)
+    read = [read_prompt(text, library, missing, loras) for text in prompts]
+    said = [wording(one.text, settings) for one in read]
     keep = cache(load or load_file)
     for path, _, _ in dict.fromkeys(place for one in read for place in one.terms):
         keep(path)
     opened = model()
-    said = [encode_prompts(opened.model, [one.text], clip_skip=settings.clip_skip) for one in read]
+    encode = cache(lambda text: encode_prompts(opened.model, [text], clip_skip=settings.clip_skip))
     # Padding to a longer neighbour would change a picture: texts of one length are drawn together.
-    groups: dict[int, list[int]] = {}
-    for i, states in enumerate(said):
-        groups.setdefault(states.embeddings.shape[1], []).append(i)
+    groups: dict[Any, list[int]] = {}
+    for i, (one, networks) in enumerate(zip(said, read, strict=True)):
+        alone = i if find_sampler(settings.sampler).loop == "dpm_adaptive" else None  # at its own pace
+        groups.setdefault((layout(one, encode), tuple(networks.loras.items()), alone), []).append(i)
     about = _about(opened, settings)
     made: dict[int, Picture] = {}
-    for done, rows in enumerate(groups.values()):
+    for done, ((_, at_work, _), rows) in enumerate(groups.items()):
         batch = [Subject(read[i], said[i], seeds[i]) for i in rows]
         told = None if on_step is None else _among(on_step, done, len(groups))
-        for i, (image, notes) in zip(
-            rows, draw_together(opened.model, batch, settings, keep, told), strict=True
-        ):
+        with loras_at_work(opened.model, dict(at_work)) as reached:
+            # A LoRA changes text encoders too.
+            reads = cache(encode.__wrapped__) if at_work else encode
+            drawn = draw_together(opened.model, batch, settings, keep, reads, told)
+        for i, (image, notes) in zip(rows, drawn, strict=True):
             own = replace(
                 about,
                 prompt=prompts[i].strip(),
                 seed=seeds[i],
                 size=(image.height, image.width),
                 hypernet_hashes={name: file_hash(path) for name, path in read[i].files.items()},
+                fields={**about.fields, **_lora_hashes(read[i])},
             )
-            made[i] = Picture(image, own, [*_unknown_words(opened.model, read[i]), *read[i].notes, *notes])
+            unknown = _unknown_words(opened.model, said[i].texts)
+            made[i] = Picture(image, own, [*unknown, *read[i].notes, *also, *notes, *reached])
     return [made[i] for i in range(len(prompts))]
+
+
+def _lora_hashes(prompt: "PromptNetworks") -> dict[str, str]:
+    """The field of a picture's LoRAs, as the webui writes it."""
+    from hyperbrush.generation.infotext import join_hashes
+    from hyperbrush.generation.loras import lora_hash
+
+    if not prompt.loras:
+        return {}
+    return {LORA_HASHES: join_hashes({path.stem: lora_hash(path) for path in prompt.loras})}
 
 
 def _among(
@@ -219,10 +245,10 @@ def _about(opened: OpenedModel, settings: Settings) -> Infotext:
     )
 
 
-def _unknown_words(model: "LatentDiffusion", prompt: "PromptNetworks") -> list[str]:
+def _unknown_words(model: "LatentDiffusion", texts: Sequence[str]) -> list[str]:
     from hyperbrush.generation.emphasis import BREAK, parse_emphasis
 
-    parts = [text for text, weight in parse_emphasis(prompt.text) if (text, weight) != BREAK]
+    parts = [part for text in texts for part, weight in parse_emphasis(text) if (part, weight) != BREAK]
     return unknown_words(model, [" ".join(parts)])
 
 

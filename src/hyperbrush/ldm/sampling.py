@@ -1,15 +1,22 @@
 """Samplers by the names people use, on diffusers' schedulers: noise and a seed to latents."""
 
 import inspect
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from hyperbrush.errors import UserError, unknown_name
+from hyperbrush.ldm.levelled_samplers import run_levelled
+from hyperbrush.ldm.samplers import ALL_PREDICTIONS as ALL_PREDICTIONS
+from hyperbrush.ldm.samplers import AUTOMATIC_SCHEDULE as AUTOMATIC_SCHEDULE
+from hyperbrush.ldm.samplers import SAMPLERS as SAMPLERS
+from hyperbrush.ldm.samplers import SCHEDULES as SCHEDULES
+from hyperbrush.ldm.samplers import Sampler as Sampler
+from hyperbrush.ldm.samplers import find_sampler as find_sampler
+from hyperbrush.ldm.samplers import sampler_names as sampler_names
+from hyperbrush.ldm.samplers import with_schedule as with_schedule
 from hyperbrush.ldm.webui_schedule import brownian_noise, set_webui_levels
 
 if TYPE_CHECKING:
@@ -17,9 +24,6 @@ if TYPE_CHECKING:
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 OnStep = Callable[[int, int, Tensor], None]
-
-ALL_PREDICTIONS = ("epsilon", "v_prediction", "sample")
-NO_SAMPLE = ("epsilon", "v_prediction")
 
 # What of a scheduler's settings belongs to the model; the rest is the sampler's.
 PROCESS_KEYS = (
@@ -34,104 +38,6 @@ PLACEMENT_KEYS = ("timestep_spacing", "steps_offset", "set_alpha_to_one")
 BETA_ENDS = {"linear": (0.0001, 0.02), "scaled_linear": (0.00085, 0.012)}
 DISCRETISATIONS = ("diffusers", "webui")
 ALMOST_ZERO = 2.0**-24  # diffusers' stand-in for a terminal signal of 0, whose sigma is infinite
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """A sampler's name, diffusers' class for it, and what sets it apart there.
-
-    Args:
-        name: as the webui shows it.
-        scheduler: class name in diffusers.
-        options: constructor arguments.
-        spellings: other names, folded as by `_folded`.
-        predictions: what the network may predict.
-        zero_terminal_snr: whether it can start from pure noise.
-    """
-
-    name: str
-    scheduler: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    spellings: tuple[str, ...] = ()
-    predictions: tuple[str, ...] = ALL_PREDICTIONS
-    zero_terminal_snr: bool = True
-
-
-_KARRAS = {"use_karras_sigmas": True}
-
-SAMPLERS: dict[str, Sampler] = {
-    sampler.name: sampler
-    for sampler in (
-        Sampler("DDIM", "DDIMScheduler"),
-        Sampler(
-            "PLMS",
-            "PNDMScheduler",
-            {"skip_prk_steps": True},
-            ("pndm",),
-            NO_SAMPLE,
-        ),
-        Sampler("Euler", "EulerDiscreteScheduler", predictions=NO_SAMPLE),
-        Sampler(
-            "Euler a",
-            "EulerAncestralDiscreteScheduler",
-            spellings=("eulerancestral",),
-            predictions=NO_SAMPLE,
-        ),
-        Sampler("Heun", "HeunDiscreteScheduler", zero_terminal_snr=False),
-        Sampler(
-            "DPM++ 2M Karras",
-            "DPMSolverMultistepScheduler",
-            {**_KARRAS, "algorithm_type": "dpmsolver++"},
-            ("dpmpp2mka",),
-        ),
-        Sampler(
-            "DPM++ 2M SDE Karras",
-            "DPMSolverMultistepScheduler",
-            {**_KARRAS, "algorithm_type": "sde-dpmsolver++"},
-            ("dpmpp2msdeka",),
-        ),
-        Sampler(
-            "DPM++ SDE Karras",
-            "DPMSolverSDEScheduler",
-            _KARRAS,
-            ("dpmppsdeka",),
-            NO_SAMPLE,
-        ),
-        Sampler("DPM++ 2M", "DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
-        Sampler("DPM++ 2M SDE", "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
-        Sampler("DPM++ SDE", "DPMSolverSDEScheduler", predictions=NO_SAMPLE),
-        Sampler("LMS", "LMSDiscreteScheduler", predictions=NO_SAMPLE),
-        Sampler("LMS Karras", "LMSDiscreteScheduler", _KARRAS, ("lmska",), NO_SAMPLE),
-        Sampler("UniPC", "UniPCMultistepScheduler"),
-        Sampler("LCM", "LCMScheduler"),
-    )
-}
-
-
-def sampler_names() -> list[str]:
-    """The samplers' names, as `SAMPLERS` orders them."""
-    return list(SAMPLERS)
-
-
-def find_sampler(name: str) -> Sampler:
-    """The sampler of a name in any common spelling: "Euler a", "euler_a", "k_euler_ancestral".
-
-    Raises:
-        UserError: unknown sampler.
-
-    >>> find_sampler("dpmpp_2m_karras").name
-    'DPM++ 2M Karras'
-    """
-    folded = _folded(name)
-    for sampler in SAMPLERS.values():
-        if {folded, folded.removeprefix("k")} & {_folded(sampler.name), *sampler.spellings}:
-            return sampler
-    raise unknown_name("sampler", name, SAMPLERS)
-
-
-def _folded(name: str) -> str:
-    """Small letters and digits only, "++" as "pp"."""
-    return re.sub("[^a-z0-9]", "", name.casefold().replace("++", "pp"))
 
 
 def make_scheduler(sampler: str, config: Mapping[str, Any]) -> "SchedulerMixin":
@@ -172,7 +78,11 @@ def make_scheduler(sampler: str, config: Mapping[str, Any]) -> "SchedulerMixin":
     if "original_inference_steps" in accepted:
         settings["original_inference_steps"] = min(50, process["num_train_timesteps"])
     settings = {k: v for k, v in settings.items() if k in accepted}
-    return scheduler(**settings, **chosen.options)
+    made: SchedulerMixin = scheduler(**settings, **chosen.options)
+    made.sampler = chosen  # `sample` takes its loop and its levels from there
+    if chosen.loop:
+        made.order = chosen.order
+    return made
 
 
 def _process(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -283,7 +193,8 @@ def sample(
         scheduler: from `make_scheduler`.
         shape: (c, h, w) of one picture's latents.
         seeds: one per picture.
-        steps: sampling steps; Heun and DPM++ SDE evaluate the network twice a step.
+        steps: sampling steps; some samplers evaluate the network twice a step (`Sampler.order`), DPM adaptive takes as many
+            steps as it needs, and tells of them as shares of these.
         device: of the latents.
         dtype: of the latents.
         latents: starting noise of unit variance in place of that of the seeds.
@@ -308,6 +219,22 @@ def sample(
         raise unknown_name("discretisation", discretisation, DISCRETISATIONS)
     as_webui = discretisation == "webui"
     first = steps - min(int(steps * strength), steps)
+    chosen: Sampler | None = getattr(scheduler, "sampler", None)
+    if chosen is not None and chosen.loop:
+        noise = starting_noise(shape, generators, dtype) if latents is None else latents
+        return run_levelled(
+            predict,
+            scheduler,
+            chosen,
+            noise.to(device, dtype),
+            steps,
+            first,
+            seeds,
+            generators,
+            image_latents=None if image_latents is None else image_latents.to(device, dtype),
+            mask=mask,
+            on_step=on_step,
+        )
     timesteps, deviation = _set_timesteps(scheduler, steps, first, device, as_webui)
     x: Tensor
     if image_latents is not None:
@@ -397,7 +324,9 @@ def _set_timesteps(
     deviation of pure noise at step 0.
     """
     scheduler.set_timesteps(steps, device=device)
-    deviation = set_webui_levels(scheduler, steps, device) if as_webui else None
+    chosen: Sampler | None = getattr(scheduler, "sampler", None)
+    levels = chosen is not None and chosen.own_levels  # a schedule that diffusers' class does not have
+    deviation = set_webui_levels(scheduler, steps, device) if as_webui or levels else None
     deviation = float(scheduler.init_noise_sigma) if deviation is None else deviation
     timesteps: Tensor = scheduler.timesteps
     if hasattr(scheduler, "set_begin_index"):  # else a repeated first timestep would be skipped
@@ -427,3 +356,21 @@ def classifier_free_guidance(
     over = tuple(range(1, guided.ndim))
     deviation = conditional.std(dim=over, keepdim=True) / guided.std(dim=over, keepdim=True)
     return rescale * (guided * deviation) + (1 - rescale) * guided
+
+
+def composed_guidance(
+    unconditional: Tensor, conditional: Sequence[Tensor], weights: Tensor, scale: float
+) -> Tensor:
+    """Composed guidance of Liu et al. (2022, 2206.01714), equation 11: u + scale · Σ w_i (c_i - u).
+
+    Args:
+        unconditional: (batch, …) the network's output without the condition, any prediction type.
+        conditional: its output with each of the conditions, same shape.
+        weights: (conditions, batch).
+        scale: as of `classifier_free_guidance`.
+    """
+    guided = unconditional.clone()
+    for part, share in zip(conditional, weights, strict=True):
+        by_picture = share.to(part).view(-1, *[1] * (part.ndim - 1))
+        guided += (part - unconditional) * (by_picture * scale)
+    return guided

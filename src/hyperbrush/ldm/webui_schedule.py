@@ -5,6 +5,7 @@ over the whole range and asks the network at fractional timesteps.  The steps be
 the same, so that the levels are all that has to change for the same picture (docs/samplers.md).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hyperbrush.ldm.modules.diffusion import NoiseSchedule
+from hyperbrush.ldm.samplers import Sampler
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -38,13 +40,51 @@ def noise_levels(train_sigmas: Tensor, steps: int, *, karras: bool) -> Tensor:
     train_sigmas: (timesteps,) float32, noise over signal at each timestep of the model.
     """
     if not karras:
-        at = torch.linspace(len(train_sigmas) - 1, 0, steps)
-        below, above, share = at.floor().long(), at.ceil().long(), at.frac()
-        logs = train_sigmas.log()
-        return ((1 - share) * logs[below] + share * logs[above]).exp()
+        return _sigmas_at(train_sigmas, torch.linspace(len(train_sigmas) - 1, 0, steps))
     high, low = (float(train_sigmas[end]) ** (1 / RHO) for end in (-1, 0))
     spread: Tensor = (high + torch.linspace(0, 1, steps) * (low - high)) ** RHO
     return spread
+
+
+def karras_levels(high: float, low: float, steps: int) -> list[float]:
+    """Equation 5 of Karras et al. from one level to another, in float64."""
+    first, last = high ** (1 / RHO), low ** (1 / RHO)
+    return [(first + i / max(steps - 1, 1) * (last - first)) ** RHO for i in range(steps)]
+
+
+def scheduled_levels(train_sigmas: Tensor, steps: int, schedule: str) -> Tensor:
+    """Sigmas (steps,) float32 of a schedule of `samplers.SCHEDULES`, or of even timesteps for "", from the noisiest down,
+    without the final 0.
+
+    Exponential: log sigma is even. SGM Uniform: even timesteps of which the last, at the lowest sigma, is left out.
+    Simple: whole timesteps, even strides. Beta: Lee et al. (2024, 2407.12173), quantiles of Beta(0.6, 0.6) over sigma.
+    """
+    count = len(train_sigmas)
+    high, low = float(train_sigmas[-1]), float(train_sigmas[0])
+    if schedule in ("", "Karras"):
+        return noise_levels(train_sigmas, steps, karras=schedule == "Karras")
+    if schedule == "Exponential":
+        return torch.linspace(math.log(high), math.log(low), steps).exp()
+    if schedule == "SGM Uniform":
+        return _sigmas_at(train_sigmas, torch.linspace(count - 1, 0, steps + 1)[:-1])
+    if schedule == "Simple":
+        return train_sigmas[[count - 1 - int(i * count / steps) for i in range(steps)]]
+    from scipy.stats import beta
+
+    shares = torch.tensor(beta.ppf(torch.linspace(1, 0, steps, dtype=torch.float64).numpy(), 0.6, 0.6))
+    return (low + shares * (high - low)).float()
+
+
+def sampler_levels(train_sigmas: Tensor, steps: int, sampler: Sampler) -> Tensor:
+    """Sigmas (steps,) of a sampler, without the final 0: of its schedule, or of one step more without the lowest."""
+    levels = scheduled_levels(train_sigmas, steps + sampler.one_more, sampler.schedule)
+    return levels[:steps]
+
+
+def _sigmas_at(train_sigmas: Tensor, timesteps: Tensor) -> Tensor:
+    below, above, share = timesteps.floor().long(), timesteps.ceil().long(), timesteps.frac()
+    logs = train_sigmas.log()
+    return ((1 - share) * logs[below] + share * logs[above]).exp()
 
 
 def timesteps_at(train_sigmas: Tensor, sigmas: Tensor) -> Tensor:
@@ -63,8 +103,12 @@ def set_webui_levels(scheduler: "SchedulerMixin", steps: int, device: str | torc
     kind = type(scheduler).__name__
     if kind not in EXPLODING + PRESERVING:
         return None
-    train_sigmas = _train_sigmas(scheduler)
-    levels = noise_levels(train_sigmas, steps, karras=bool(scheduler.config.get("use_karras_sigmas")))
+    train_sigmas = train_sigmas_of(scheduler)
+    sampler: Sampler | None = getattr(scheduler, "sampler", None)
+    if sampler is None:
+        levels = noise_levels(train_sigmas, steps, karras=bool(scheduler.config.get("use_karras_sigmas")))
+    else:
+        levels = sampler_levels(train_sigmas, steps, sampler)
     sigmas, times = levels, timesteps_at(train_sigmas, levels)
     if getattr(scheduler, "order", 1) == 2:  # two evaluations a step, one for the last
         between = kind == "DPMSolverSDEScheduler"
@@ -78,7 +122,7 @@ def set_webui_levels(scheduler: "SchedulerMixin", steps: int, device: str | torc
     return first if kind in EXPLODING else first / (1 + first**2) ** 0.5
 
 
-def _train_sigmas(scheduler: "SchedulerMixin") -> Tensor:
+def train_sigmas_of(scheduler: "SchedulerMixin") -> Tensor:
     """Noise over signal (timesteps,) float32 of a model, from betas in float64 as CompVis has them."""
     config = scheduler.config
     if config.get("trained_betas") is not None:

@@ -35,7 +35,7 @@ def add(router: APIRouter, site: Site) -> None:
     @router.post("/settings-of")
     def settings_of(file: Picture) -> dict[str, Any]:
         """The settings a picture of hyperbrush or the webui carries, as fields of POST /draw; the picture is not kept."""
-        return drawings.settings_of(_read(file), _name(file))
+        return drawings.settings_of(site, _read(file), _name(file))
 
     @router.post("/draw")
     def draw(request: DrawRequest) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyperbrush.app.requests import DrawRequest, checked
+from hyperbrush.app.requests import SKIP, DrawRequest, checked
 from hyperbrush.app.uploads import Uploads
 from hyperbrush.app.work.models import opened
 from hyperbrush.app.worker import Asked, Desk
@@ -25,6 +25,10 @@ MOST_TOGETHER = 8  # pictures drawn in one batch,
 TOGETHER_PIXELS = 512 * 512  # with so many pixels in all: one of 512 x 512
 
 
+class Skipped(Exception):
+    """The pictures at hand are to be left out, the next ones drawn."""
+
+
 class Progress:
     """While pictures are sampled: tells steps, time left and what is done; writes preview.png now and then; stops where
     asked.
@@ -37,8 +41,9 @@ class Progress:
         seed = before.get("seed", request.seed)
         self.seed = random.randrange(2**31) if seed is None else int(seed)
         self.pictures: list[dict[str, Any]] = list(before.get("pictures", []))
+        self.left_out = int(before.get("left_out", 0))
         self._begun: float | None = None
-        self._already = len(self.pictures)
+        self._already = self.next
         self._next = 0.0
         self._number = 0
 
@@ -52,10 +57,18 @@ class Progress:
         self.tell(step, steps, len(latents), now=step == steps)
         if how := self.desk.asked():
             raise Asked(how)
+        if (self.desk.folder / SKIP).exists():
+            (self.desk.folder / SKIP).unlink(missing_ok=True)
+            raise Skipped
+
+    @property
+    def next(self) -> int:
+        """Place of the picture that comes next: behind those that are drawn or left out."""
+        return len(self.pictures) + self.left_out
 
     def tell(self, step: int = 0, steps: int = 0, drawing: int = 0, *, now: bool = True) -> None:
         """Say how far it is; drawing: pictures at this step."""
-        count, done = self.request.count, len(self.pictures)
+        count, done = self.request.count, self.next
         share = (done - self._already + drawing * step / max(steps, 1)) / max(count - self._already, 1)
         if self._begun is None:
             self._begun, self._share = time.monotonic(), share  # the first step also warms up
@@ -72,6 +85,7 @@ class Progress:
             preview=self._number,
             seed=self.seed,
             pictures=self.pictures,
+            left_out=self.left_out,
         )
 
     def _write(self, latents: Any) -> None:
@@ -108,14 +122,15 @@ def draw(desk: Desk) -> dict[str, Any]:
     height, width = size_of(request, model.model.image_size, model.model.size_unit, image)
     told.tell()
     together = max(1, min(MOST_TOGETHER, TOGETHER_PIXELS // (height * width)))
-    while (done := len(told.pictures)) < request.count:
+    while (done := told.next) < request.count:
+        some = min(together, request.count - done)
         try:
             pictures = generate(
                 request.prompt,
                 model=model,
                 negative=request.negative,
                 seed=told.seed + done,
-                count=min(together, request.count - done),
+                count=some,
                 steps=request.steps,
                 sampler=request.sampler,
                 guidance_scale=request.guidance_scale,
@@ -129,6 +144,10 @@ def draw(desk: Desk) -> dict[str, Any]:
                 missing=request.missing,
                 on_step=told,
             )
+        except Skipped:
+            told.left_out += some
+            told.tell()
+            continue
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"{width}x{height} pixels do not fit into the memory of {desk.worker.device}: take a smaller size, or the "

@@ -9,6 +9,7 @@ from torch import Tensor
 from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.ldm.models import autoencoder, text
 from hyperbrush.ldm.models.conditioning import CONDITIONING
+from hyperbrush.ldm.models.prompted import Prompted, Telling
 
 if TYPE_CHECKING:
     from hyperbrush.ldm.models.latent_diffusion import LatentDiffusion
@@ -32,11 +33,13 @@ def draw_pictures(
     discretisation: str,
     output: str,
     on_step: Callable[[int, int, Tensor], None] | None,
+    prompted: Prompted | None = None,
 ) -> Tensor:
     """What `LatentDiffusion.sample` does; its arguments, with the condition as a batch.
 
     condition: `captions`, `embeddings`, … as `conditions` reads them; null: what guidance moves away
     from, the same keys, for text models (`captions` may be one text for all).
+    prompted: in place of both, text states that change with the step or are composed.
 
     Raises:
         UserError: as `LatentDiffusion.sample`.
@@ -48,22 +51,21 @@ def draw_pictures(
     _check_condition(model, condition)
     given = next(iter(condition.values())) if condition else image
     number = len(given) if given is not None else count or len(seeds or [0])
+    number = number if prompted is None else prompted.batch
     seeds = list(range(number)) if seeds is None else list(seeds)
     if len(seeds) != number:
         raise UserError(f"{len(seeds)} seeds for {number} pictures; give one for each")
-    told = model.conditions(condition) if condition or model.conditioning != "none" else {}
-    if "concat" in told:
-        told["concat"] = told["concat"].to(model.dtype)
-    guided = guidance_scale != 1 and bool(told)
-    if guided:
-        told = _both_sides(_null_conditions(model, condition, null, number), told)
-
-    def predict(latents: Tensor, timestep: Tensor) -> Tensor:
-        if not guided:
-            return model.diffusion(latents, timestep, **told)  # type: ignore[no-any-return]
-        both = model.diffusion(torch.cat([latents, latents]), timestep, **told)
-        unconditional, conditional = both.chunk(2)
-        return sampling.classifier_free_guidance(unconditional, conditional, guidance_scale)
+    if prompted is None:
+        told = model.conditions(condition) if condition or model.conditioning != "none" else {}
+        if "concat" in told:
+            told["concat"] = told["concat"].to(model.dtype)
+        guided = guidance_scale != 1 and bool(told)
+        if guided:
+            told = _both_sides(_null_conditions(model, condition, null, number), told)
+        predict = _predict(model, lambda: told, guidance_scale if guided else None)
+        tell = on_step
+    else:
+        predict, tell = _predict_prompted(model, prompted, guidance_scale, on_step)
 
     scheduler = sampling.make_scheduler(sampler, model.diffusion.scheduler_config)
     before, was_training = model.scheduler, model.training
@@ -93,7 +95,7 @@ def draw_pictures(
             device=model.device,
             dtype=model.dtype,
             discretisation=discretisation,
-            on_step=on_step,
+            on_step=tell,
             **start,
         )
         if output == "latents":
@@ -107,6 +109,59 @@ def draw_pictures(
     finally:
         model.scheduler = before
         model.train(was_training)
+
+
+Predict = Callable[[Tensor, Tensor], Tensor]
+OnStep = Callable[[int, int, Tensor], None]
+
+
+def _predict(
+    model: "LatentDiffusion",
+    told: Callable[[], Mapping[str, Tensor]],
+    scale: float | None,
+    weights: Tensor | None = None,
+) -> Predict:
+    """The network, under guidance of a scale where one is given.
+
+    told: asked at each evaluation. weights: (parts, batch) of composed prompts, else one part of weight 1.
+    """
+    from hyperbrush.ldm import sampling
+
+    def predict(latents: Tensor, timestep: Tensor) -> Tensor:
+        if scale is None:
+            return model.diffusion(latents, timestep, **told())  # type: ignore[no-any-return]
+        rows = 2 if weights is None else 1 + len(weights)
+        null, *parts = model.diffusion(torch.cat([latents] * rows), timestep, **told()).chunk(rows)
+        if weights is None:
+            return sampling.classifier_free_guidance(null, parts[0], scale)
+        return sampling.composed_guidance(null, parts, weights, scale)
+
+    return predict
+
+
+def _predict_prompted(
+    model: "LatentDiffusion", prompted: Prompted, scale: float, on_step: OnStep | None
+) -> tuple[Predict, OnStep]:
+    """The network told of prompts that change with the step, and what must be called after each step."""
+    guided = prompted.guided(scale)
+    telling = Telling(model, prompted, guided=guided)
+    plain = len(prompted.parts) == 1 and bool((prompted.weights == 1).all())
+    done = evaluated = 0
+
+    def told() -> Mapping[str, Tensor]:
+        nonlocal evaluated
+        now = telling.at(prompted.number(done, evaluated))
+        evaluated += 1
+        return now
+
+    def tell(step: int, steps: int, latents: Tensor) -> None:
+        nonlocal done
+        done = step
+        if on_step is not None:
+            on_step(step, steps, latents)
+
+    weights = None if plain else prompted.weights.to(model.device)
+    return _predict(model, told, scale if guided else None, weights), tell
 
 
 def map_shape(model: "LatentDiffusion", size: tuple[int, int] | None) -> tuple[int, int, int]:
