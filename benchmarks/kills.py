@@ -162,6 +162,8 @@ class Study:
     life: float = 4.0  # seconds of an uninterrupted one, measured
     counted: Counter[str] = field(default_factory=Counter)
     stages: Counter[str] = field(default_factory=Counter)
+    parts: Counter[str] = field(default_factory=Counter)  # of `the_end`, that were different
+    left: list[str] = field(default_factory=list)  # half-written files that stayed
 
     def live(self, run: Path, kill: bool, *, cold: bool) -> Life:
         """Start a process and, if asked, kill it at a moment of chance."""
@@ -220,7 +222,7 @@ class Study:
 
 
 def the_end(run: Path) -> dict[str, Any]:
-    """What must be the same: the file made, the last checkpoint, the metrics (but for the clock)."""
+    """What must be the same, by parts: the file made, the last checkpoint, the metrics (but for the clock)."""
     from safetensors.torch import load_file
 
     from hyperbrush.training import checkpoint as checkpoints
@@ -233,8 +235,12 @@ def the_end(run: Path) -> dict[str, Any]:
         "checkpoint": checkpoints.digest(last.tensors),
         "state": {k: v for k, v in last.extra.items() if k != "seconds"},
         "metrics": rows,
-        "left over": sorted(str(p.relative_to(run)) for p in run.rglob("*.part-*")),
     }
+
+
+def left_over(run: Path) -> list[str]:
+    """What a kill left half-written and no later life cleared."""
+    return sorted(str(path.relative_to(run)) for path in run.rglob("*.part-*"))
 
 
 def unloadable(run: Path) -> list[str]:
@@ -283,7 +289,11 @@ def study(kills: int, in_saves: int, cold: int, delay: float, seed: int, out: Pa
                 if count["kills"] % 10 == 0:
                     print(json.dumps(result), flush=True)
             count["trainings"] += 1
-            count["different results"] += the_end(run) != whole
+            end = the_end(run)
+            different = [part for part in whole if end[part] != whole[part]]
+            count["different results"] += bool(different)
+            them.parts.update(different)
+            them.left += left_over(run)
             shutil.rmtree(run)
     result = report(them, begin, seed) | {"finished": True}
     out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -302,6 +312,8 @@ def report(them: Study, begin: float, seed: int) -> dict[str, Any]:
     )
     return {
         **{name.replace(" ", "_"): them.counted[name] for name in names},
+        "different_parts": dict(them.parts),
+        "left_over": them.left,
         "stages_of_saves": {name: them.stages[name] for name in STAGES},
         "steps": STEPS,
         "checkpoint_every": EVERY,
@@ -332,7 +344,9 @@ def main() -> None:
     result = study(told.kills, told.in_saves, told.cold, told.delay, told.seed, told.out)
     print(json.dumps(result, indent=2))
     if result["different_results"] or result["unloadable_checkpoints"]:
-        raise SystemExit("something was lost")
+        raise SystemExit(f"something was lost: {', '.join(result['different_parts']) or 'a checkpoint'}")
+    if result["left_over"]:
+        raise SystemExit(f"half-written files stayed: {', '.join(result['left_over'])}")
 
 
 if __name__ == "__main__":

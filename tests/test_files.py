@@ -1,12 +1,23 @@
 """Files are whole or absent."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from hyperbrush import files
 from hyperbrush.errors import UserError, unknown_name
-from hyperbrush.files import atomic_folder, atomic_path, clear_parts, sha256, write_json, write_text
+from hyperbrush.files import (
+    atomic_folder,
+    atomic_path,
+    check_place,
+    clear_parts,
+    sha256,
+    write_json,
+    write_text,
+)
 
 
 def test_replaces_only_on_success(tmp_path: Path) -> None:
@@ -104,3 +115,56 @@ def test_what_killed_writers_left_can_be_cleared(tmp_path: Path) -> None:
     clear_parts(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [".hidden", "a.txt", "model"]
     clear_parts(tmp_path / "nowhere")
+
+
+def test_the_first_write_clears_what_dead_processes_left(tmp_path: Path) -> None:
+    dead = subprocess.run(
+        [sys.executable, "-c", LEAVES, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert dead.returncode == 9, dead.stderr
+    assert len(list(tmp_path.glob(".*.part-*"))) == 2
+    old = tmp_path / ".c.part-elsewhere-1-x.txt"
+    old.write_text("forgotten")
+    os.utime(old, (1, 1))
+    (tmp_path / ".d.part-elsewhere-1-x.txt").write_text("being written on another machine")
+    with atomic_path(tmp_path / "mine.txt") as file:
+        file.write_text("mine")
+        files._visited.clear()
+        write_text(tmp_path / "e.txt", "e")  # another thread's first write
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [".d.part-elsewhere-1-x.txt", "e.txt", "mine.txt", "model"]
+    assert (tmp_path / "model/weights").read_text() == "whole", "killed between two renames"
+
+
+LEAVES = """
+import os, sys
+from pathlib import Path
+from hyperbrush import files
+place = Path(sys.argv[1])
+def write(text):
+    with files.atomic_folder(place / "model") as folder:
+        (folder / "weights").write_text(text)
+write("whole")
+real = Path.rename
+def rename(self, target):
+    if Path(target).name == "model":
+        os._exit(9)
+    return real(self, target)
+Path.rename = rename
+write("newer")
+"""
+
+
+def test_a_long_name_can_be_written(tmp_path: Path) -> None:
+    for name in ("x" * 240 + ".txt", "가" * 80 + ".txt"):
+        write_text(tmp_path / name, "long")
+        assert (tmp_path / name).read_text() == "long"
+
+
+@pytest.mark.parametrize("place", ["new/deep", "."])
+def test_a_place_is_looked_at_and_nothing_made(tmp_path: Path, place: str) -> None:
+    check_place(tmp_path / place, "--out")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write to .*file/x: .*Not a directory; expected .*\(--out\)"):
+        check_place(tmp_path / "file/x", "--out")

@@ -22,30 +22,31 @@ from rich.progress import (
 if TYPE_CHECKING:
     from hyperbrush.training.trainer import Progress as Step
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+# No markup and no :codes: what is shown holds people's names and commands to be copied.
+out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def note(text: str) -> None:
     """A remark beside the result, on stderr."""
-    err.print(text, style="yellow", markup=False)
+    err.print(text, style="yellow")
 
 
 def done(text: str) -> None:
     """A result, on stdout."""
-    out.print(text, markup=False)
+    out.print(text)
 
 
 def bar(*, transient: bool = False) -> Progress:
     """A progress bar with count, elapsed time and time left."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[info]}"),
+        TextColumn("{task.fields[info]}", markup=False),
         console=err,
         transient=transient,
         disable=not err.is_terminal,

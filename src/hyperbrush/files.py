@@ -1,18 +1,25 @@
 """Files and folders that are whole or absent: temporary name, flush, fsync, rename."""
 
 import contextlib
+import errno
+import functools
 import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from hyperbrush.errors import UserError
 
-PART = ".part-"  # in the names of what is not whole yet
+PART = ".part-"  # in the names of what is not whole yet: .STEM.part-MACHINE-PROCESS-CHANCE.SUFFIX
+OLD = ".old"  # ends the names of folders that are being replaced
+FORGOTTEN = 24 * 3600.0  # seconds after which what another machine left half-written counts as left
+_visited: set[Path] = set()  # folders this process has written to
 
 
 @contextlib.contextmanager
@@ -29,9 +36,11 @@ def atomic_path(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
     path = Path(path)
     temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _visit(path.parent)
         # The suffix stays last, since writers choose the format by it.
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}{PART}", suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(
+            prefix=f".{_short(path.stem)}{_mark()}", suffix=path.suffix, dir=path.parent
+        )
         temporary = Path(name)
         os.close(handle)
         yield temporary
@@ -62,8 +71,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}{PART}", dir=path.parent))
+        _visit(path.parent)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}{_mark()}", dir=path.parent))
         yield temporary
         temporary.chmod(0o777 & ~_UMASK)
         for file in temporary.rglob("*"):
@@ -83,7 +92,7 @@ def _take_place(new: Path, path: Path) -> None:
     if not path.exists():
         new.rename(path)
         return
-    old = new.with_name(new.name + ".old")
+    old = new.with_name(new.name + OLD)
     path.rename(old)
     try:
         new.rename(path)
@@ -93,13 +102,103 @@ def _take_place(new: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def clear_parts(folder: Path) -> None:
-    """Delete what killed writers left half-written in a folder; only for whoever alone writes there."""
-    for left in folder.glob(f".*{PART}*"):
-        if left.is_dir():
+def clear_parts(folder: Path, *, shared: bool = False, deep: bool = False) -> None:
+    """Delete what killed writers left half-written in a folder; what cannot be deleted stays.
+
+    A folder that was being replaced, and whose place is empty, takes its place again.
+
+    shared: others may be writing there now: only what a process of this machine left that lives no more,
+        or what is `FORGOTTEN`; without, the caller alone writes there, and all of it goes.
+    deep: in the folders inside too, but not in those that are links.
+    """
+    with contextlib.suppress(OSError):
+        for found in list(os.scandir(folder)):
+            if found.name.startswith(".") and PART in found.name:
+                _clear(Path(found.path), shared)
+            elif deep and found.is_dir(follow_symlinks=False):
+                clear_parts(Path(found.path), shared=shared, deep=True)
+
+
+def _clear(left: Path, shared: bool) -> None:
+    whole = left.with_name(left.name[1:].rpartition(PART)[0])
+    with contextlib.suppress(OSError):
+        if shared and not _is_left(left):
+            return
+        if left.name.endswith(OLD) and left.is_dir() and not whole.exists():
+            left.rename(whole)
+        elif left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
         else:
             left.unlink(missing_ok=True)
+
+
+def _is_left(part: Path) -> bool:
+    """Whether nobody writes a part any more."""
+    import psutil
+
+    machine, _, rest = part.name.rpartition(PART)[2].partition("-")
+    number = rest.partition("-")[0]
+    if machine == _machine() and number.isdecimal():
+        try:
+            return bool(psutil.Process(int(number)).status() == psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return True
+        except psutil.Error:
+            return False
+    newest = part.lstat().st_mtime
+    for inside in part.rglob("*") if part.is_dir() else ():
+        newest = max(newest, inside.lstat().st_mtime)
+    return time.time() - newest > FORGOTTEN
+
+
+def _visit(folder: Path) -> None:
+    """Make a folder to write to; what dead processes left half-written there goes, once in a process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    place = folder.absolute()
+    if place not in _visited:
+        _visited.add(place)
+        clear_parts(folder, shared=True)
+
+
+def _short(stem: str) -> str:
+    """So much of a name that the part's own, longer one is a file's too."""
+    return stem.encode()[:150].decode(errors="ignore")
+
+
+def _mark() -> str:
+    return f"{PART}{_machine()}-{os.getpid()}-"
+
+
+@functools.cache
+def _machine() -> str:
+    """Where this process's number means something: the machine since its start, or a container of it."""
+    known = [socket.gethostname()]
+    with contextlib.suppress(OSError):  # Linux alone has these
+        known.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+        known.append(str(Path("/proc/self/ns/pid").stat().st_ino))
+    return hashlib.sha256("\n".join(known).encode()).hexdigest()[:8]
+
+
+def check_place(folder: str | Path, setting: str) -> None:
+    """Look whether files could be written into a folder, before the long work whose result is to go there.
+
+    Nothing is made: where the folder is not there yet, the one it would be made in is looked at.
+
+    Raises:
+        UserError: they could not; names ``setting``, which says where they go.
+    """
+    place = Path(folder).absolute()
+    there = next(path for path in (place, *place.parents) if path.exists() or path.is_symlink())
+    try:
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder}: {there}: {error.strerror or error}; expected a folder for the finished file "
+            f"({setting})"
+        ) from error
 
 
 def _cannot_write(path: Path, error: Exception) -> UserError:

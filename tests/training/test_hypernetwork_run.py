@@ -16,6 +16,7 @@ from hyperbrush.cli import train as cli_train
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks.formats.optimizer import read_optimizer, sidecar_of
 from hyperbrush.ldm.models import LatentDiffusion
+from hyperbrush.training.generator_run import configured_generator
 from hyperbrush.training.hypernetwork_config import PRESETS
 from hyperbrush.training.hypernetwork_run import (
     HypernetworkRun,
@@ -266,6 +267,16 @@ def test_two_processes_through_the_command(tmp_path: Path, few: Path) -> None:
     assert hb.load(tmp_path / "library/two.safetensors").step in (1, 2)
 
 
+@pytest.mark.parametrize("name", [".hid", "a.", "a\nb", "none", "None", "a/b", "a<b", "x" * 121, " ", "a|b"])
+@pytest.mark.parametrize("kind", ["hypernetwork", "generator"])
+def test_names_are_looked_at_before_anything_else(name: str, kind: str) -> None:
+    with pytest.raises(UserError, match="name"):
+        if kind == "generator":
+            configured_generator(name=name, data="d")
+        else:
+            HypernetworkRun.of(name=name, data="d")
+
+
 def test_processes_are_taken_out_of_the_command() -> None:
     given = ["train", "--processes", "2", "--name", "x", "--processes=3"]
     assert _without_processes(given) == ["train", "--name", "x"]
@@ -277,5 +288,7 @@ def test_a_run_folder_is_not_begun_twice(tmp_path: Path, few: Path, emoji: Laten
     train_run(config, tmp_path / "run", model=emoji)
     with pytest.raises(UserError, match="holds a run already"):
         save_run(config, tmp_path / "run")
+    with pytest.raises(UserError, match="holds checkpoints of another training: go on with --resume"):
+        train_run(config, tmp_path / "run", model=emoji)
     with pytest.raises(UserError, match="there is no folder"):
         train_run(small(tmp_path, "nowhere"), tmp_path / "other", model=emoji)

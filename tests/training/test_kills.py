@@ -25,5 +25,6 @@ def test_killed_and_resumed_it_ends_the_same(tmp_path: Path) -> None:
     found = json.loads(out.read_text())
     assert found["kills"] >= 10
     assert found["inside_a_save"] == sum(found["stages_of_saves"].values()) >= 3
+    assert (found["different_parts"], found["left_over"]) == ({}, [])
     assert (found["different_results"], found["unloadable_checkpoints"]) == (0, 0)
     assert found["trainings"] >= 1

@@ -1,15 +1,18 @@
 """Configs of a training: what they refuse, and that what they ask for is done."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from hyperbrush.errors import UserError
-from hyperbrush.ldm.models import text
+from hyperbrush.ldm.models import LatentDiffusion, text
 from hyperbrush.training import Trainer
-from hyperbrush.training.ldm_run import build, read_config
+from hyperbrush.training.ldm_run import build, captions_of, open_folders, read_config
 from hyperbrush.training.objectives import Objective, trained_tensors
 
 TRAINING: dict[str, Any] = {
@@ -41,6 +44,39 @@ def train(config: Any, run: Path, **how: Any) -> torch.Tensor:
     objective = build(config, run)
     Trainer(objective, config.training, run).train(**how)
     return weights(objective)
+
+
+def test_captions_follow_their_settings(pictures: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    for path in sorted(pictures.glob("*.png"))[:2]:
+        shutil.copy(path, folder)
+        (folder / path.name).with_suffix(".txt").write_text("a thing\nan object\n")
+
+    def both(**data: Any) -> tuple[set[str], set[str]]:
+        own = values(folder)
+        own["data"] |= data
+        config = read_config(own)
+        assert read_config(config.model_dump(mode="json")) == config
+        train, held = (open_folders(config.data, held_out, 0) for held_out in (False, True))
+        told = {train.caption(i, epoch) for i in range(2) for epoch in range(80)}
+        assert told == set(captions_of(train))
+        return told, {held.caption(i, epoch) for i in range(2) for epoch in range(20)}
+
+    name = both(captions="filename")[0]
+    assert len(name) == 2
+    assert both() == ({"a thing an object"}, {"a thing an object"})
+    assert both(caption_lines=True) == ({"a thing", "an object"}, {"a thing"})
+    assert both(caption_lines=True, first_caption=1)[0] == {"a thing"}
+    appended = {"a thing, flat", "a thing, 3D", "an object, flat", "an object, 3D"}
+    assert both(caption_lines=True, append={", flat": 1, ", 3D": 2}) == (appended, {"a thing, 3D"})
+    per_folder = [{"path": str(folder), "append": [" by a", ""], "caption_suffix": "!"}]
+    ends = {"a thing an object by a!", "a thing an object!"}
+    assert both(folders=per_folder, append=[", flat"]) == (ends, {"a thing an object, flat"})
+    told, held = both(templates="style_filewords", trigger="anna", caption_lines=True)
+    assert len(told) > 2
+    assert len(held) == 1
+    assert all("anna" in caption for caption in told | held)
 
 
 @pytest.mark.parametrize("wrong", [{"perceptual": 1.0}, {"l1": -1.0}, {"l1": 0, "mse": 0}], ids=str)
@@ -120,10 +156,72 @@ def test_the_tokenizer_of_a_run_is_trained_once(
     settings = values(pictures) | {"kind": "diffusion", "first_stage": str(first)}
     settings.pop("model")
     settings["unet"] = {"channels": [8, 16], "attention_resolutions": [8]}
+    settings["data"]["append"] = ["", ", zigzag"]
     config = read_config(settings)
-    known = build(config, tmp_path / "run").model.tokenizer
+    built = build(config, tmp_path / "run").model
+    known = built.tokenizer
+    assert "zigzag" in built.known_words
+    assert "zigzag</w>" in known.get_vocab()
     monkeypatch.setattr(text, "train_tokenizer", lambda *_, **__: pytest.fail("trained again"))
     again = build(config, tmp_path / "run").model.tokenizer
     assert again.get_vocab() == known.get_vocab()
     assert again("a red heart").input_ids == known("a red heart").input_ids
     assert again.model_max_length == known.model_max_length
+
+
+def diffusion(pictures: Path, stage: Path, **data: Any) -> dict[str, Any]:
+    return {
+        "kind": "diffusion",
+        "data": {"size": 32, "folders": [{"path": str(pictures)}]} | data,
+        "first_stage": str(stage),
+        "text": {"width": 32, "layers": 1, "vocabulary": 600},
+        "unet": {"channels": [32, 64], "attention_resolutions": [8], "layers_per_block": 1},
+        "training": TRAINING,
+    }
+
+
+def test_what_a_run_began_with_stays(
+    pictures: Path, make_tiny: Callable[..., LatentDiffusion], tmp_path: Path
+) -> None:
+    """Scale factor and tokenizer are those of the begin, also after pictures came; a new run has its own."""
+    make_tiny().first_stage.save_pretrained(tmp_path / "stage")
+    sizes: list[int] = []
+    real = LatentDiffusion.moments
+
+    def moments(self: LatentDiffusion, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        sizes.append(len(images))
+        return real(self, images)
+
+    values = diffusion(pictures, tmp_path / "stage")
+    for number in range(60):
+        shutil.copy(pictures / "red-square-0.png", pictures / f"red-square-{100 + number}.png")
+    state = torch.get_rng_state()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LatentDiffusion, "moments", moments)
+        first = build(read_config(values), tmp_path / "run")
+    assert torch.equal(torch.get_rng_state(), state), "the global generator is the caller's"
+    assert max(sizes) <= 32, "measured in small batches"
+    for number in range(20):
+        Image.new("RGB", (32, 32), (9 * number, 0, 0)).save(pictures / f"purple-zebra-{number}.png")
+    same = build(read_config(values), tmp_path / "run", resume=True)
+    assert same.model.scale_factor == first.model.scale_factor
+    assert same.model.tokenizer.get_vocab() == first.model.tokenizer.get_vocab()
+    other = build(read_config(values), tmp_path / "run")
+    assert other.model.scale_factor != first.model.scale_factor
+    assert "zebra</w>" in other.model.tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize("kind", ["first_stage", "diffusion"])
+def test_sizes_that_cannot_be_halved_are_refused(
+    pictures: Path, make_tiny: Callable[..., LatentDiffusion], tmp_path: Path, kind: str
+) -> None:
+    if kind == "first_stage":
+        config = values(pictures)
+        config["data"]["size"] = 31
+    else:
+        make_tiny().first_stage.save_pretrained(tmp_path / "stage")
+        config = diffusion(pictures, tmp_path / "stage", size=30)
+    with pytest.raises(
+        UserError, match=r"data\.size is 3[01]; .* expected a multiple of [24], such as (32|28)"
+    ):
+        build(read_config(config), tmp_path / "run")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from toys import Regression, train, weights
+from toys import Regression, train, trainer, weights
 
 from hyperbrush.errors import UserError
 from hyperbrush.training import Interrupted
@@ -369,3 +369,31 @@ def test_wrong_clip_limits(limit: Any, message: str) -> None:
         Clipping("norm", limit)
     with pytest.raises(UserError, match="unknown way to clip 'norms'; did you mean 'norm'"):
         Clipping("norms", 1.0)
+
+
+def test_muon_steps_convolutions_and_leaves_the_rest_to_adamw(tmp_path: Path) -> None:
+    pytest.importorskip("pytorch_optimizer")
+
+    class Convolved(Regression):
+        def __init__(self) -> None:
+            super().__init__(dropout=0.0)
+            self.network = nn.Sequential(
+                nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 8, 2), nn.Flatten(), nn.GELU(), nn.Linear(16, 3)
+            )
+
+    for name in ("muon", "Muon"):
+        objective = Convolved()
+        before = [p.detach().clone() for p in objective.network.parameters()]
+        made = trainer(
+            objective, tmp_path / name, optimizer={"name": name, "learning_rate": 1e-2, "warmup_steps": 0}
+        )
+        groups = made.optimizer.param_groups
+        assert [[p.ndim for p in group["params"]] for group in groups] == [[4, 2], [1, 1]]
+        made.train()
+        assert [group["lr"] for group in groups] == [1e-2, 5e-4]
+        step = objective.network[1].weight.detach() - before[0]
+        assert all(not torch.equal(a, b) for a, b in zip(before, objective.network.parameters(), strict=True))
+        assert step.abs().max() > 1e-3
+    assert loss_of(
+        train(Convolved(), tmp_path / "more", steps=60, optimizer={"name": "muon"})
+    ) < 0.5 * loss_of(Convolved())

@@ -20,9 +20,18 @@ ENV = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 TWO = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
 
 
-def start(run: Path, *before: str) -> subprocess.Popen[str]:
+def start(run: Path, before: list[str], after: list[str]) -> subprocess.Popen[str]:
     """A training from the command line, in a process group of its own as a terminal gives it."""
-    told = ["train", "--data", str(style_folder() / "validation"), "--name", "ink", "--steps", "100000"]
+    told = [
+        "train",
+        *after,
+        "--data",
+        str(style_folder() / "validation"),
+        "--name",
+        "ink",
+        "--steps",
+        "100000",
+    ]
     return subprocess.Popen(
         [sys.executable, *before, "-m", "hyperbrush", *told, "--batch-size", "2", "--run", str(run)],
         stderr=subprocess.PIPE,
@@ -43,21 +52,27 @@ def wait_for_steps(process: subprocess.Popen[str], run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "number", "whole_group"),
-    [([], signal.SIGTERM, False), (TWO, signal.SIGINT, True)],
-    ids=["SIGTERM to one", "Ctrl-C to two"],
+    ("before", "after", "number", "whole_group"),
+    [
+        ([], [], signal.SIGTERM, False),
+        (TWO, [], signal.SIGINT, True),
+        ([], ["--processes", "2"], signal.SIGTERM, False),
+    ],
+    ids=["SIGTERM to one", "Ctrl-C to two", "SIGTERM to the parent of two"],
 )
 def test_it_saves_and_says_how_to_go_on(
-    tmp_path: Path, before: list[str], number: int, whole_group: bool
+    tmp_path: Path, before: list[str], after: list[str], number: int, whole_group: bool
 ) -> None:
     run = tmp_path / "run"
-    process = start(run, *before)
+    process = start(run, before, after)
     try:
         wait_for_steps(process, run)
         (os.killpg if whole_group else os.kill)(process.pid, number)
         said = process.communicate(timeout=120)[1]
     finally:
         if process.poll() is None:
+            process.send_signal(signal.SIGTERM)  # processes of --processes are in sessions of their own
+            time.sleep(1)
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
     assert f"go on with: hyperbrush train --resume {run}" in said.replace("\n", " "), said

@@ -47,6 +47,7 @@ def _common(
 def main(arguments: list[str] | None = None) -> None:
     """Run a command: status 0, 2 for what the user can mend (one line), 1 for a bug."""
     import os
+    import warnings
 
     quiet = {
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -56,6 +57,8 @@ def main(arguments: list[str] | None = None) -> None:
     }
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
+    # Pillow's are about single pictures that they do not name; the preflight does.
+    warnings.filterwarnings("ignore", module="PIL")
     try:
         result: Any = app(args=arguments, standalone_mode=False)
     except UserError as error:

@@ -1,5 +1,6 @@
 """`hyperbrush hyper train` and `hyper generate`: hypernetworks that generate weights."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -50,13 +51,37 @@ def hyper_train(
     """Train a generator on many styles: look at some pictures of one, draw others in it."""
     from hyperbrush import console
     from hyperbrush.training.generator_run import GeneratorRun, configured_generator, train_generator
+    from hyperbrush.training.going_on import resumed
     from hyperbrush.training.processes import is_main
-    from hyperbrush.training.settings import read_settings, save_run
     from hyperbrush.training.trainer import Interrupted
 
+    given = {
+        "max_steps": steps,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "seed": seed,
+        "prompts": prompt or None,
+    }
+    changed = False
     if resume is not None:
-        folder, settings = resume, read_settings(GeneratorRun, resume)
+        folder = resume
+        settings, changed = resumed(
+            GeneratorRun,
+            resume,
+            at=at,
+            refused={str(config): config, "--run": run},
+            settings=setting or (),
+            training=given,
+            name=name,
+            model=model,
+            data=str(data) if data else "",
+            validation=str(validation) if validation else "",
+        )
     else:
+        if at is not None:
+            raise UserError(
+                f"--at {at} is the step that --resume RUN goes on from; give the run, or leave it out"
+            )
         if config is None and not (data and name):
             raise UserError("give --data FOLDER and --name NAME, a file of settings, or --resume RUN")
         settings = configured_generator(
@@ -66,16 +91,9 @@ def hyper_train(
             data=str(data) if data else "",
             validation=str(validation) if validation else "",
             model=model,
-            training={
-                "max_steps": steps,
-                "learning_rate": learning_rate,
-                "batch_size": batch_size,
-                "seed": seed,
-                "prompts": prompt or None,
-            },
+            training=given,
         )
         folder = run or Path("runs") / settings.name
-        save_run(settings, folder)
     with (
         console.stop_on_signal() as should_stop,
         console.preparing_bar() as prepared,
@@ -87,13 +105,14 @@ def hyper_train(
                 folder,
                 resume=resume is not None,
                 at=at,
+                changed=changed,
                 on_prepare=prepared,
                 on_progress=told,
                 should_stop=should_stop,
             )
         except Interrupted as stopped:
             if is_main():
-                again = f"hyperbrush hyper train --resume {folder}"
+                again = f"hyperbrush hyper train --resume {shlex.quote(str(folder))}"
                 console.note(f"stopped after step {stopped.step}; go on with: {again}")
             raise typer.Exit(130) from None
     if is_main():

@@ -1,5 +1,6 @@
 """`hyperbrush ldm train` and `ldm sample`: latent diffusion models."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -15,32 +16,61 @@ ldm = typer.Typer(no_args_is_help=True, help="Latent diffusion models: train one
 def ldm_train(
     config: Annotated[Path | None, typer.Argument(help="YAML file; recipes/emoji has two.")] = None,
     run: Annotated[Path | None, typer.Option(help="Run folder; runs/CONFIG by default.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Run folder to go on with.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Run folder to go on with; --steps N for longer.")
+    ] = None,
+    at: Annotated[
+        int | None, typer.Option(help="Step to resume at; the newest checkpoint by default.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Instead of the config's.")] = None,
+    processes: Annotated[int, typer.Option(help="Train with so many processes on this machine.")] = 1,
 ) -> None:
     """Train a first stage or a diffusion model from a config."""
     from hyperbrush import console
-    from hyperbrush.training.ldm_run import build, read_config, save_config
-    from hyperbrush.training.trainer import Interrupted, Trainer
+    from hyperbrush.training.ldm_training import settings_of, settings_to_go_on, train_ldm
+    from hyperbrush.training.processes import is_main
+    from hyperbrush.training.trainer import Interrupted
 
     if (config is None) == (resume is None):
         raise UserError("give a config file, or --resume RUN")
-    folder = resume or run or Path("runs") / Path(str(config)).stem
-    settings = read_config(folder / "config.yaml" if config is None else config)
-    if steps is not None:
-        settings.training.steps = steps
+    if processes < 1:
+        raise UserError(f"--processes {processes}; expected 1 or more")
+    if resume is None and at is not None:
+        raise UserError(
+            f"--at {at} is the step that --resume RUN goes on from; give the run, or leave it out"
+        )
+    if resume is not None and run is not None:
+        raise UserError("--resume names the run's folder; leave --run out")
+    if processes > 1:
+        from hyperbrush.training.launch import launch
+
+        raise typer.Exit(launch(processes))
+    changed = False
+    if resume is not None:
+        folder = resume
+        settings, changed = settings_to_go_on(resume, at=at, steps=steps)
+    else:
+        assert config is not None
+        folder = run or Path("runs") / config.stem
+        settings = settings_of(config, steps=steps)
     with console.stop_on_signal() as should_stop, console.training_bar(settings.kind) as told:
-        objective = build(settings, folder)
-        save_config(settings, folder)
-        trainer = Trainer(objective, settings.training, folder, on_progress=told, should_stop=should_stop)
         try:
-            saved = trainer.train(resume=resume is not None)
-        except Interrupted as stopped:
-            console.note(
-                f"stopped after step {stopped.step}; go on with: hyperbrush ldm train --resume {folder}"
+            saved = train_ldm(
+                settings,
+                folder,
+                resume=resume is not None,
+                at=at,
+                changed=changed,
+                on_progress=told,
+                should_stop=should_stop,
             )
+        except Interrupted as stopped:
+            if is_main():
+                again = f"hyperbrush ldm train --resume {shlex.quote(str(folder))}"
+                console.note(f"stopped after step {stopped.step}; go on with: {again}")
             raise typer.Exit(130) from None
-    console.done(f"{saved}")
+    if is_main():
+        console.done(f"{saved}")
 
 
 @ldm.command("sample")

@@ -15,4 +15,6 @@ def show(table: "Table") -> None:
     from hyperbrush import console
 
     out = console.out
-    Console(file=out.file, highlight=False, width=max(out.width, _WIDTH)).print(table)
+    Console(file=out.file, highlight=False, markup=False, emoji=False, width=max(out.width, _WIDTH)).print(
+        table
+    )

@@ -1,5 +1,6 @@
 """`hyperbrush train`, `sweep`, `demo` and `evaluate`: hypernetworks learned and measured."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -69,7 +70,10 @@ def train(
         Path | None, typer.Option(help="Folder the file goes to; models/hypernetworks by default.")
     ] = None,
     run: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME by default.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Run folder to go on with.")] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Run folder to go on with; --steps, --lr, --prompt, moved --data may change."),
+    ] = None,
     at: Annotated[
         int | None, typer.Option(help="Step to resume at; the newest checkpoint by default.")
     ] = None,
@@ -92,9 +96,14 @@ def train(
     token: Annotated[str, typer.Option(envvar="HYPERBRUSH_TOKEN", help="Of that server.")] = "",
 ) -> None:
     """Train a hypernetwork on a folder of pictures."""
-    from hyperbrush.training.hypernetwork_run import configured, read_run
-    from hyperbrush.training.settings import save_run
+    from hyperbrush.training.hypernetwork_run import HypernetworkRun, configured
 
+    if processes < 1:
+        raise UserError(f"--processes {processes}; expected 1 or more")
+    if at is not None and resume is None:
+        raise UserError(
+            f"--at {at} is the step that --resume RUN goes on from; give the run, or leave it out"
+        )
     if server:
         here = {
             "--resume": resume,
@@ -109,16 +118,45 @@ def train(
             raise UserError(
                 f"{', '.join(used)} cannot be used with --server: leave it out, or see the run's page"
             )
-    if processes > 1:
+    trying = dry_run or find_lr or find_batch_size
+    if processes > 1 and not trying:
         from hyperbrush.training.launch import launch
 
         raise typer.Exit(launch(processes))
+    given = {
+        "max_steps": steps,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "seed": seed,
+        "prompts": prompt or None,
+    }
     if resume is not None:
-        if config is not None or data or setting or preset:
-            raise UserError(
-                f"--resume goes on with the settings in {resume}/config.yaml; leave the others out"
-            )
-        _train(read_run(resume), resume, resume=True, at=at)
+        from hyperbrush.training.going_on import resumed
+
+        settings, changed = resumed(
+            HypernetworkRun,
+            resume,
+            at=at,
+            refused={
+                str(config): config,
+                "--preset": preset,
+                "--run": run,
+                "--find-lr": find_lr,
+                "--find-batch-size": find_batch_size,
+            },
+            settings=setting or (),
+            training=given,
+            name=name,
+            model=model,
+            start_from=start_from,
+            data=[str(folder) for folder in data or ()],
+            validation=[str(folder) for folder in validation or ()],
+            hypernetworks=str(hypernetworks) if hypernetworks else "",
+        )
+        if dry_run:
+            _try_out(settings, resume, dry_run=True, at=at, resume=True)
+        else:
+            _train(settings, resume, resume=True, at=at, changed=changed)
         return
     if config is None and not (data and name):
         raise UserError("give --data FOLDER and --name NAME, a file of settings, or --resume RUN")
@@ -132,29 +170,29 @@ def train(
         model=model,
         start_from=start_from,
         hypernetworks=str(hypernetworks) if hypernetworks else "",
-        training={
-            "max_steps": steps,
-            "learning_rate": learning_rate,
-            "batch_size": batch_size,
-            "seed": seed,
-            "prompts": prompt or None,
-        },
+        training=given,
     )
     if server:
         from hyperbrush.cli import remote
 
-        given = settings.model_dump(mode="json", exclude_unset=True, exclude={"hypernetworks"})
-        remote.train(settings, given, remote.Server(server, token), dry_run=dry_run)
+        sent = settings.model_dump(mode="json", exclude_unset=True, exclude={"hypernetworks"})
+        remote.train(settings, sent, remote.Server(server, token), dry_run=dry_run)
         return
     folder = run or Path("runs") / settings.name
-    if dry_run or find_lr or find_batch_size:
+    if trying:
         _try_out(settings, folder, dry_run=dry_run, rate=find_lr, batch=find_batch_size)
         return
-    save_run(settings, folder)
     _train(settings, folder)
 
 
-def _train(config: "HypernetworkRun", run: Path, *, resume: bool = False, at: int | None = None) -> None:
+def _train(
+    config: "HypernetworkRun",
+    run: Path,
+    *,
+    resume: bool = False,
+    at: int | None = None,
+    changed: bool = False,
+) -> None:
     from hyperbrush import console
     from hyperbrush.training.hypernetwork_run import train_run
     from hyperbrush.training.processes import is_main
@@ -171,6 +209,7 @@ def _train(config: "HypernetworkRun", run: Path, *, resume: bool = False, at: in
                 run,
                 resume=resume,
                 at=at,
+                changed=changed,
                 on_report=lambda report: console.note(report.text(limit=4)) if report.findings else None,
                 on_prepare=prepared,
                 on_progress=told,
@@ -179,20 +218,34 @@ def _train(config: "HypernetworkRun", run: Path, *, resume: bool = False, at: in
         except Interrupted as stopped:
             if is_main():
                 console.note(
-                    f"stopped after step {stopped.step}; go on with: hyperbrush train --resume {run}"
+                    f"stopped after step {stopped.step}; go on with: hyperbrush train --resume {shlex.quote(str(run))}"
                 )
             raise typer.Exit(130) from None
     if is_main():
         console.done(result.summary())
 
 
-def _try_out(config: "HypernetworkRun", run: Path, *, dry_run: bool, rate: bool, batch: bool) -> None:
+def _try_out(
+    config: "HypernetworkRun",
+    run: Path,
+    *,
+    dry_run: bool,
+    rate: bool = False,
+    batch: bool = False,
+    resume: bool = False,
+    at: int | None = None,
+) -> None:
     """What a training would be: its plan, a learning rate, a batch size."""
     from hyperbrush import console
     from hyperbrush.training.plan import plan, suggest_batch_size, suggest_learning_rate
 
     if dry_run:
-        console.done(plan(config).text())
+        from hyperbrush.training import checkpoint
+
+        there = checkpoint.steps(run / "checkpoints") if resume else []
+        if resume and not (there if at is None else at in there):
+            raise UserError(f"{run} holds no checkpoint to resume from" + (f" at step {at}" if there else ""))
+        console.done(plan(config, done=(at or there[-1]) if there else 0).text())
     if rate:
         with console.preparing_bar() as prepared:
             curve = suggest_learning_rate(config, run, prepared)
@@ -245,7 +298,8 @@ def sweep(
     with console.stop_on_signal() as should_stop:
         done = work(folder, workers=workers, note=console.note, bars=bars, should_stop=should_stop)
     if not done:
-        console.note(f"stopped; go on with: hyperbrush sweep --resume {folder}")
+        more = f" --workers {workers}" if workers > 1 else ""
+        console.note(f"stopped; go on with: hyperbrush sweep --resume {shlex.quote(str(folder))}{more}")
         raise typer.Exit(130)
     if not only_work:
         found = finish(folder)
@@ -259,7 +313,7 @@ def demo(
         "demo"
     ),
     steps: Annotated[
-        int | None, typer.Option(help="Training steps; 150, or 50 of tuning with --hyper.")
+        int | None, typer.Option(min=1, help="Training steps; 150, or 50 of tuning with --hyper.")
     ] = None,
     seed: Annotated[int, typer.Option()] = 0,
     hyper: Annotated[
@@ -296,7 +350,7 @@ def demo(
                 ).summary()
         except Interrupted as stopped:
             console.note(
-                f"stopped after step {stopped.step}; go on with: hyperbrush train --resume {stopped.run}"
+                f"stopped after step {stopped.step}; go on with: hyperbrush train --resume {shlex.quote(str(stopped.run))}"
             )
             raise typer.Exit(130) from None
     console.done(summary)

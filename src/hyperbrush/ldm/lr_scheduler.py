@@ -53,6 +53,7 @@ def polynomial_decay(done: int, total: int, power: float = 1.0) -> float:
 
 DECAYS: dict[str, Callable[..., float]] = {
     "constant": constant_decay,
+    "constant_with_warmup": constant_decay,  # diffusers' name; the warm-up is a setting of its own
     "linear": linear_decay,
     "cosine": cosine_decay,
     "cosine_with_restarts": restarting_cosine_decay,
@@ -209,7 +210,7 @@ def _decay(name: str, begin: int, end: int | None, cycles: int, power: float, fi
     """A named decay between the steps ``begin`` and ``end``, resting at its ends."""
     if name not in DECAYS:
         raise unknown_name("learning-rate schedule", name, DECAYS, f", a string like {EXAMPLE!r}")
-    if name == "constant":
+    if name in ("constant", "constant_with_warmup"):
         return lambda step: 1.0
     if end is None:
         raise UserError(f"the {name!r} schedule needs num_training_steps, the step it ends at")

@@ -49,8 +49,16 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(p.stem[5:]) for p in folder.glob("step-*.safetensors") if p.stem[5:].isdecimal())
 
 
+def planned_steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints that every training with these settings has, however often it is stopped.
+
+    The others were written by a stop, or at the end: to go on from, never to go back to.
+    """
+    return [step for step in steps(folder) if not extra_of(path_of(folder, step)).get("unplanned")]
+
+
 def save(folder: Path, checkpoint: Checkpoint, keep: int, spare: int | None = None) -> Path:
-    """Write one and delete the oldest beyond ``keep``, never the one at step ``spare``.
+    """Write one, which is the newest then, and delete those that are not to be kept, see `prune`.
 
     Raises:
         UserError: it cannot be written; the older ones stand untouched.
@@ -66,8 +74,14 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int, spare: int | None = No
     path = path_of(folder, checkpoint.step)
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
-    drop(folder, [step for step in steps(folder)[:-keep] if step not in (checkpoint.step, spare)])
+    prune(folder, keep, checkpoint.step, spare)
     return path
+
+
+def prune(folder: Path, keep: int, newest: int, spare: int | None = None) -> None:
+    """Keep ``keep`` planned checkpoints up to ``newest``, that one itself, and the one at step ``spare``."""
+    kept = {newest, spare, *[step for step in planned_steps(folder) if step <= newest][-keep:]}
+    drop(folder, [step for step in steps(folder) if step not in kept])
 
 
 def drop(folder: Path, unwanted: Iterable[int]) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 def with_trackers(values: Any) -> Any:
@@ -109,7 +109,7 @@ class TrainerConfig(Strict):
     )
     back_off_factor: float = Field(0.5, gt=0, lt=1, description="what the rate is multiplied by then")
     back_off_times: int = Field(3, ge=1, description="how often, before it stops all the same")
-    trackers: list[Literal["tensorboard", "trackio"]] = Field(
+    trackers: list[Literal["tensorboard", "trackio", "wandb"]] = Field(
         [], description="where else figures are logged; TensorBoard's files lie in the run folder"
     )
 
@@ -129,3 +129,15 @@ class TrainerConfig(Strict):
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _name(value: str) -> str:
+    from hyperbrush.hypernetworks.moving import check_name
+
+    if value.strip().casefold() == "none":
+        raise ValueError("'none' stands for no network, in compare and in prompts; take another name")
+    return check_name(value)
+
+
+# Of what is trained: the name that its file, its folder and its tag in a prompt will have.
+TrainedName = Annotated[str, AfterValidator(_name)]

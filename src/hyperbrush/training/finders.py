@@ -22,6 +22,7 @@ from hyperbrush.training.optimizers import (
     begin_training,
     configured,
     evaluation_weights,
+    rate_scales,
 )
 from hyperbrush.training.trial import trial
 
@@ -165,9 +166,9 @@ def find_learning_rate(
     with trial(objective, config) as accelerator:
         groups = _groups(objective)
         scales = [float(group.pop("scale", 1.0)) for group in groups]
-        optimizer = accelerator.prepare_optimizer(
-            (optimizer_factory or partial(configured, config.optimizer))(groups)
-        )
+        make = optimizer_factory or partial(configured, config.optimizer, scales=scales)
+        optimizer = accelerator.prepare_optimizer(make(groups))
+        scales = rate_scales(optimizer, scales)
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         micro = MicroBatches(accelerator, objective, trained, config.batch_size, config.gradient_accumulation)
         clip = Clipping(config.optimizer.clip, config.optimizer.max_grad_norm)

@@ -10,17 +10,20 @@ import torch
 from pydantic import Field
 
 from hyperbrush.errors import UserError
+from hyperbrush.files import check_place
 from hyperbrush.hypernetworks.generator import Hypernetwork, TargetNetwork
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.util import keyed_seed, read_yaml
 from hyperbrush.training.cached import Told
-from hyperbrush.training.config import Strict
+from hyperbrush.training.caller import AccelerateStates, generators_kept
+from hyperbrush.training.config import Strict, TrainedName
 from hyperbrush.training.generator_config import GeneratorConfig, GeneratorNetwork
 from hyperbrush.training.hypernetwork import HypernetworkTrainer
 from hyperbrush.training.metrics import read
-from hyperbrush.training.processes import is_main, join
+from hyperbrush.training.processes import is_main
 from hyperbrush.training.report import report_run
-from hyperbrush.training.settings import from_everywhere
+from hyperbrush.training.run_folder import opened_run
+from hyperbrush.training.settings import from_everywhere, write_settings
 from hyperbrush.training.trainer import Progress
 
 
@@ -28,7 +31,7 @@ class GeneratorRun(Strict):
     """Everything a run needs; written to its config.yaml."""
 
     kind: Literal["generator"] = Field("generator", description="what the file is for")
-    name: str = Field(pattern=r"^[^/\\:<>\x00]+$", description="no slashes, colons or angle brackets")
+    name: TrainedName = Field(description="no slashes, colons or angle brackets")
     data: str = Field(description="a folder with one folder of pictures for each style")
     validation: str | None = Field(
         None, description="the same, styles held out; else validation_share of the styles"
@@ -91,6 +94,7 @@ def train_generator(
     *,
     resume: bool = False,
     at: int | None = None,
+    changed: bool = False,
     model: LatentDiffusion | None = None,
     on_prepare: Told | None = None,
     on_progress: Callable[[Progress], None] | None = None,
@@ -101,6 +105,7 @@ def train_generator(
     Args:
         config, run: what and where.
         resume, at: see `Trainer.train`.
+        changed: these settings take the place of those in the run that goes on.
         model: already opened; the config's by default.
         on_prepare, on_progress, should_stop: see `HypernetworkTrainer`.
 
@@ -111,31 +116,49 @@ def train_generator(
     for folder in filter(None, (config.data, config.validation)):
         if not Path(folder).is_dir():  # before the model is opened
             raise UserError(f"there is no folder {folder}: expected one with a folder for each style")
-    opened = model or LatentDiffusion.from_pretrained(config.model)
-    join()
-    torch.manual_seed(keyed_seed(config.training.seed, "initialisation"))
-    network = config.network.model_dump()
-    target = TargetNetwork(opened, tuple(config.network.target_layers))
-    net = Hypernetwork(target=target, name=config.name, condition_dropout=0.0, **network)
-    trainer = HypernetworkTrainer(
-        net, config.training, run=run, on_progress=on_progress, should_stop=should_stop, on_prepare=on_prepare
-    )
-    trained = trainer.train(opened, config.data, config.validation, resume=resume, at=at)
-    rows = [row for row in read(run / "metrics.jsonl") if "loss" in row]
-    best = min((r for r in rows if "validation_loss" in r), key=lambda r: r["validation_loss"], default={})
-    net.step = int(best.get("step", rows[-1]["step"]))
-    result = GeneratorResult(
-        config,
-        run,
-        Path(config.generators) / trained.name,
-        rows[-1]["step"],
-        rows[-1]["seconds"],
-        best.get("validation_base", math.inf),
-        best.get("validation_loss", math.inf),
-        best.get("validation_shuffled", math.inf),
-    )
-    if is_main():
-        for file in (trained, result.file):
-            net.save(file)
-        report_run(run, commands=[result.command()])
-    return result
+    check_place(config.generators, "generators")
+    with AccelerateStates().entered(), generators_kept(), opened_run(run, resume=resume, at=at):
+        opened = model or LatentDiffusion.from_pretrained(config.model)
+        torch.manual_seed(keyed_seed(config.training.seed, "initialisation"))
+        network = config.network.model_dump()
+        target = TargetNetwork(opened, tuple(config.network.target_layers))
+        if is_main() and not resume:
+            write_settings(config, run)
+        net = Hypernetwork(target=target, name=config.name, condition_dropout=0.0, **network)
+        trainer = HypernetworkTrainer(
+            net,
+            config.training,
+            run=run,
+            on_progress=on_progress,
+            should_stop=should_stop,
+            on_prepare=on_prepare,
+        )
+        trained = trainer.train(
+            opened,
+            config.data,
+            config.validation,
+            resume=resume,
+            at=at,
+            held=True,
+            on_begin=(lambda: write_settings(config, run)) if changed else (lambda: None),
+        )
+        rows = [row for row in read(run / "metrics.jsonl") if "loss" in row]
+        best = min(
+            (r for r in rows if "validation_loss" in r), key=lambda r: r["validation_loss"], default={}
+        )
+        net.step = int(best.get("step", rows[-1]["step"]))
+        result = GeneratorResult(
+            config,
+            run,
+            Path(config.generators) / trained.name,
+            rows[-1]["step"],
+            rows[-1]["seconds"],
+            best.get("validation_base", math.inf),
+            best.get("validation_loss", math.inf),
+            best.get("validation_shuffled", math.inf),
+        )
+        if is_main():
+            for file in (trained, result.file):
+                net.save(file)
+            report_run(run, commands=[result.command()])
+        return result

@@ -1,5 +1,6 @@
 """Training an attention hypernetwork on a frozen model."""
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import torch
 
+from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks import AttentionHypernetwork, attach
 from hyperbrush.hypernetworks.formats.optimizer import OptimizerState, check_fits
 from hyperbrush.hypernetworks.generator import Hypernetwork, TunedWeights
@@ -17,20 +19,22 @@ from hyperbrush.ldm.models.steps import update
 from hyperbrush.ldm.modules.diffusion import Loss
 from hyperbrush.ldm.util import load_config
 from hyperbrush.training.cached import Told, cached_latents, cached_texts
+from hyperbrush.training.caller import AccelerateStates, ModuleAsFound, generators_kept
 from hyperbrush.training.generator import GeneratorObjective, generator_objective
 from hyperbrush.training.generator_config import GeneratorConfig
 from hyperbrush.training.hypernetwork_config import HypernetworkConfig, usual_rate
 from hyperbrush.training.hypernetwork_objective import Compute, HypernetworkObjective
 from hyperbrush.training.optimizers import resolve, restore_moments
-from hyperbrush.training.pictures import Pictures, hold_out, open_pictures
+from hyperbrush.training.pictures import Pictures, hold_out, open_pictures, without_chance
 from hyperbrush.training.processes import join
+from hyperbrush.training.run_folder import opened_run
 from hyperbrush.training.trainer import OptimizerFactory, Progress, Trainer
 
 log = logging.getLogger(__name__)
 
 
 class HypernetworkTrainer:
-    """Trains a hypernetwork on pictures; the model's weights never change.
+    """Trains a hypernetwork on pictures; the model is left as it was found, in every respect.
 
     Args:
         hypernetwork: what is trained: an attention hypernetwork on pictures of one style, generated weights
@@ -67,7 +71,15 @@ class HypernetworkTrainer:
         self.optimizer: torch.optim.Optimizer | None = None  # after a training
 
     def train(
-        self, model: Any, dataset: Any, validation: Any = None, *, resume: bool = False, at: int | None = None
+        self,
+        model: Any,
+        dataset: Any,
+        validation: Any = None,
+        *,
+        resume: bool = False,
+        at: int | None = None,
+        held: bool = False,
+        on_begin: Callable[[], None] = lambda: None,
     ) -> Path:
         """Train and return the file written.
 
@@ -77,12 +89,19 @@ class HypernetworkTrainer:
                 folder with one folder of pictures for each style.
             validation: the same, held out; else `validation_share` of the pictures (or styles).
             resume: go on from the run's newest checkpoint, or from the one ``at`` a step.
+            held, on_begin: see `Trainer.train`.
 
         Raises:
             UserError: see `Trainer.train`; and whatever is wrong with the pictures.
         """
-        objective = self.objective(model, dataset, validation)
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(AccelerateStates().entered())
+            stack.enter_context(generators_kept())
+            if not held:
+                stack.enter_context(opened_run(self.run, resume=resume, at=at))
+            objective = self.objective(model, dataset, validation)
+            stack.callback(self.hypernetwork.eval)
+            stack.callback(objective.close)
             trainer = Trainer(
                 objective,
                 self.config.trainer(len(objective.data)),
@@ -92,16 +111,21 @@ class HypernetworkTrainer:
                 optimizer_factory=self.optimizer_factory,
             )
             if self.optimizer_state is not None and not resume:
-                assert isinstance(self.hypernetwork, AttentionHypernetwork)
-                check_fits(self.optimizer_state, self.hypernetwork)
-                restore_moments(
-                    trainer.optimizer, self.optimizer_state.optimizer_name, self.optimizer_state.state_dict
-                )
+                self._begin_with(trainer.optimizer, self.optimizer_state)
             self.optimizer = trainer.optimizer
-            return trainer.train(resume=resume, at=at)
-        finally:
-            objective.close()
-            self.hypernetwork.eval()
+            return trainer.train(resume=resume, at=at, held=True, on_begin=on_begin)
+
+    def _begin_with(self, optimizer: Any, state: OptimizerState) -> None:
+        """Take an earlier training's moments, or say why the optimizer begins anew."""
+        assert isinstance(self.hypernetwork, AttentionHypernetwork)
+        if state.warning is not None:
+            log.warning("%s; its moments are used all the same: remove it to begin with new ones", state.warning)
+        try:
+            check_fits(state, self.hypernetwork)
+        except UserError as error:  # other programs leave some parameters out of the optimizer
+            log.warning("the optimizer begins anew: %s", error)
+            return
+        restore_moments(optimizer, state.optimizer_name, state.state_dict)
 
     def optimizer_state_dict(self) -> tuple[str, dict[str, Any]]:
         """(torch's class, state) of the optimizer after a training, for `write_optimizer`."""
@@ -112,7 +136,8 @@ class HypernetworkTrainer:
     def objective(
         self, model: Any, dataset: Any, validation: Any = None
     ) -> "HypernetworkObjective | GeneratorObjective":
-        """Everything opened, encoded and attached, as `train` does it; call its ``close`` in the end.
+        """Everything opened, encoded and attached, as `train` does it; call its ``close`` in the end, which leaves
+        the model as it was found.
 
         For the finders, and for loops of one's own.
 
@@ -120,6 +145,24 @@ class HypernetworkTrainer:
             UserError: whatever is wrong with the pictures or the model.
         """
         opened = model if isinstance(model, LatentDiffusion) else from_pipeline(LatentDiffusion, model)
+        found = ModuleAsFound(opened)
+        try:
+            objective = self._opened(opened, dataset, validation)
+        except BaseException:
+            found.restore()
+            raise
+        close = objective.close
+
+        def closed() -> None:
+            close()
+            found.restore()
+
+        objective.close = closed  # type: ignore[method-assign]
+        return objective
+
+    def _opened(
+        self, opened: LatentDiffusion, dataset: Any, validation: Any
+    ) -> "HypernetworkObjective | GeneratorObjective":
         opened.to(join()).requires_grad_(False).eval()
         if self.config.gradient_checkpointing:
             opened.unet.enable_gradient_checkpointing()  # type: ignore[operator]
@@ -206,7 +249,7 @@ def pictures_of(
     held = open_pictures(validation, config, **about)
     if isinstance(held, ImageFolder):
         return data, held.without_chance()
-    return data, held.over(lambda one: one.without_chance() if isinstance(one, ImageFolder) else one)
+    return data, held.over(without_chance)
 
 
 def train_hypernetwork(

@@ -37,6 +37,9 @@ class HypernetworkConfig(PictureSettings, LoopSettings):
         description="peak rate; by default adamw's falls with the model's width (2e-3 for the embedded model, "
         "4e-4 for Stable Diffusion 1) and the others have their usual one",
     )
+    validation_pictures: int = Field(
+        256, ge=1, description="held-out pictures that a validation looks at, at most; evenly spread"
+    )
     timestep_sampling: str = Field(
         "stratified", description="stratified (spread evenly over each batch), uniform or logit_normal"
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 from hyperbrush.hypernetworks import AttentionHypernetwork, attach
 from hyperbrush.hypernetworks.generator import TunedWeights
 from hyperbrush.ldm.data import BatchOrder, CaptionedExamples
+from hyperbrush.ldm.data.examples import Selection
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.modules.diffusion import Loss
 from hyperbrush.ldm.util import keyed_generator
@@ -60,7 +61,8 @@ class HypernetworkObjective(Objective):
         self.attached = attach(
             model.unet, [(acting, 1.0)], attn=tuple(config.target_layers), blocks=config.blocks
         )
-        self.data, self.held_out, self.texts = data, held_out, texts
+        self.data, self.texts = data, texts
+        self.held_out = held_out and _spread(held_out, config.validation_pictures)
         self.loss, self.compute = loss or config.loss, compute
         self.order = BatchOrder(data.groups, config.batch_size, config.seed)
         self.base_loss: float | None = None
@@ -183,6 +185,12 @@ class HypernetworkObjective(Objective):
     def save(self, folder: Path) -> Path:
         """Write folder/NAME.safetensors."""
         return self.hypernetwork.save(folder / f"{self.hypernetwork.name}.safetensors")
+
+
+def _spread(data: CaptionedExamples, most: int) -> CaptionedExamples:
+    """So many examples at most, from all over a dataset."""
+    count = len(data)
+    return data if count <= most else Selection(data, [i * count // most for i in range(most)])
 
 
 def _steps_of(shares: tuple[float, float] | None, steps: int) -> tuple[int, int] | None:

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, field_validator
 
 from hyperbrush.errors import UserError
-from hyperbrush.files import write_json
+from hyperbrush.files import check_place, write_json
 from hyperbrush.hypernetworks import AttentionHypernetwork
 from hyperbrush.hypernetworks.adapters import load
 from hyperbrush.hypernetworks.formats.optimizer import OptimizerState, read_optimizer, write_optimizer
@@ -18,15 +18,17 @@ from hyperbrush.hypernetworks.generator import GeneratedWeights, TunedWeights
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.util import keyed_seed, load_config, read_yaml
 from hyperbrush.training.cached import Told
-from hyperbrush.training.config import Strict
+from hyperbrush.training.caller import AccelerateStates, generators_kept
+from hyperbrush.training.config import Strict, TrainedName
 from hyperbrush.training.hypernetwork import HypernetworkTrainer
 from hyperbrush.training.hypernetwork_config import HypernetworkConfig, preset
 from hyperbrush.training.metrics import read
 from hyperbrush.training.pictures import FolderConfig
 from hyperbrush.training.preflight import Preflight, preflight
-from hyperbrush.training.processes import join
+from hyperbrush.training.processes import is_main
 from hyperbrush.training.report import report_run
-from hyperbrush.training.settings import from_everywhere, names_of, read_settings
+from hyperbrush.training.run_folder import opened_run
+from hyperbrush.training.settings import from_everywhere, names_of, read_settings, write_settings
 from hyperbrush.training.trainer import Progress
 
 
@@ -55,7 +57,7 @@ class HypernetworkRun(Strict):
     """Everything a run needs; written to its config.yaml."""
 
     kind: Literal["hypernetwork"] = Field("hypernetwork", description="what the file is for")
-    name: str = Field(pattern=r"^[^/\\:<>\x00]+$", description="no slashes, colons or angle brackets")
+    name: TrainedName = Field(description="no slashes, colons or angle brackets")
     data: list[FolderConfig] = Field(
         min_length=1, description="a folder, or several with repeats, shares and weights"
     )
@@ -175,6 +177,7 @@ def look_over(
         crop=t.crop,
         captions=t.captions,
         file_names=t.file_names(),
+        caption_lines=t.caption_lines,
         captioning=named.captioning(),
         masks=t.mask_settings(model.image_size // model.latent_shape[1]),
         tokenizer=model.tokenizer,
@@ -183,6 +186,7 @@ def look_over(
     )
 
 
+@generators_kept()
 def open_network(
     config: HypernetworkRun, model: LatentDiffusion
 ) -> tuple[AttentionHypernetwork | TunedWeights, OptimizerState | None]:
@@ -220,6 +224,7 @@ def train_run(
     *,
     resume: bool = False,
     at: int | None = None,
+    changed: bool = False,
     model: LatentDiffusion | None = None,
     on_report: Callable[[Preflight], None] | None = None,
     on_prepare: Told | None = None,
@@ -231,6 +236,7 @@ def train_run(
     Args:
         config, run: what and where.
         resume, at: see `Trainer.train`.
+        changed: these settings take the place of those in the run that goes on.
         model: already opened; the config's by default.
         on_report: told the preflight's report, before the first step.
         on_prepare, on_progress, should_stop: see `HypernetworkTrainer`.
@@ -239,36 +245,51 @@ def train_run(
         UserError: whatever is wrong with data, model or settings, before the first step where possible.
         Interrupted: `should_stop` said so; the run can be resumed.
     """
-    from accelerate import PartialState
-
     for folder in (*config.data, *config.validation):
         if not Path(folder.path).is_dir():  # before the model is opened
             raise UserError(f"there is no folder {folder.path}: expected one with pictures to train on")
-    opened = model or LatentDiffusion.from_pretrained(config.model)
-    join()
-    is_main = PartialState().is_main_process
-    if is_main and not resume:
-        report = look_over(config, opened, None if on_prepare is None else _named(on_prepare, "looking at"))
-        write_json(run / "preflight.json", report.as_dict())
-        if on_report is not None:
-            on_report(report)
-    network, optimizer_state = open_network(config, opened)
-    before = int(network.step or 0)
-    trainer = HypernetworkTrainer(
-        network,
-        config.training,
-        run=run,
-        optimizer_state=optimizer_state,
-        on_progress=on_progress,
-        should_stop=should_stop,
-        on_prepare=on_prepare if is_main else None,
-    )
-    trained = trainer.train(opened, config.data, config.validation or None, resume=resume, at=at)
+    check_place(config.hypernetworks, "--hypernetworks")
+    with AccelerateStates().entered(), generators_kept(), opened_run(run, resume=resume, at=at):
+        opened = model or LatentDiffusion.from_pretrained(config.model)
+        if is_main() and not resume:
+            told = None if on_prepare is None else _named(on_prepare, "looking at")
+            report = look_over(config, opened, told)
+            write_settings(config, run)
+            write_json(run / "preflight.json", report.as_dict())
+            if on_report is not None:
+                on_report(report)
+        network, optimizer_state = open_network(config, opened)
+        before = int(network.step or 0)
+        trainer = HypernetworkTrainer(
+            network,
+            config.training,
+            run=run,
+            optimizer_state=optimizer_state,
+            on_progress=on_progress,
+            should_stop=should_stop,
+            on_prepare=on_prepare if is_main() else None,
+        )
+        trained = trainer.train(
+            opened,
+            config.data,
+            config.validation or None,
+            resume=resume,
+            at=at,
+            held=True,
+            on_begin=(lambda: write_settings(config, run)) if changed else (lambda: None),
+        )
+        result = _result(config, run, trained)
+        network.step = before + result.best_step
+        if is_main():
+            _keep(network, trainer, trained, result)
+        return result
+
+
+def _result(config: HypernetworkRun, run: Path, trained: Path) -> Result:
+    """What the run's figures say."""
     rows = [row for row in read(run / "metrics.jsonl") if "loss" in row]
     best = min((r for r in rows if "validation_loss" in r), key=lambda r: r["validation_loss"], default={})
-    best_step = int(best.get("step", rows[-1]["step"]))
-    network.step = before + best_step
-    result = Result(
+    return Result(
         config,
         run,
         Path(config.hypernetworks) / trained.name,
@@ -276,17 +297,30 @@ def train_run(
         rows[-1]["seconds"],
         best.get("validation_base", math.inf),
         best.get("validation_loss", math.inf),
-        best_step,
+        int(best.get("step", rows[-1]["step"])),
         run / "report.html",
     )
-    if is_main:
-        for file in (trained, result.file):
+
+
+def _keep(
+    network: AttentionHypernetwork | TunedWeights, trainer: HypernetworkTrainer, trained: Path, result: Result
+) -> None:
+    """Write the finished file into the run and into the library, and the report."""
+    config = result.config
+    for file in (trained, result.file):
+        try:
             network.save(file)
             if config.save_optimizer:
                 name, state = trainer.optimizer_state_dict()
                 write_optimizer(file, name, state)
-        report_run(run, commands=[result.command()])
-    return result
+        except UserError as error:
+            if file == trained:
+                raise
+            raise UserError(
+                f"{error}. The training is done and its file stands at {trained}; to write it elsewhere: "
+                f"hyperbrush train --resume {result.run} --hypernetworks FOLDER"
+            ) from error
+    report_run(result.run, commands=[result.command()])
 
 
 def _named(told: Told, what: str) -> Callable[[int, int], None]:

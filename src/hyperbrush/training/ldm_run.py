@@ -1,5 +1,7 @@
 """`hyperbrush ldm train CONFIG`: configs of a first stage or a diffusion model, from folders to a run."""
 
+import hashlib
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,20 +12,30 @@ import yaml
 from pydantic import Field, TypeAdapter, model_validator
 
 from hyperbrush.errors import UserError, unknown_name
-from hyperbrush.files import atomic_folder, write_text
+from hyperbrush.files import atomic_folder, read_json, write_json, write_text
 from hyperbrush.ldm.data import LatentCache, Mixture, cache_latents
 from hyperbrush.ldm.models import LatentDiffusion, first_stage
 from hyperbrush.ldm.modules.losses import FirstStageLoss
 from hyperbrush.ldm.util import keyed_seed, load_config, read_yaml
+from hyperbrush.training.caller import generators_kept
 from hyperbrush.training.checkpoint import digest
 from hyperbrush.training.config import Share, Strict, TrainerConfig
 from hyperbrush.training.ldm import DenoisingObjective, FirstStageObjective
 from hyperbrush.training.objectives import Objective
-from hyperbrush.training.pictures import FolderConfig, PictureSettings, as_mixture
+from hyperbrush.training.pictures import (
+    CaptionSettings,
+    FolderConfig,
+    PictureSettings,
+    as_mixture,
+    without_chance,
+)
+
+SCALE = "scale.json"  # in a run folder
+MADE_FROM = "made_from.txt"  # in a run's tokenizer: the digest of what it was trained on
 
 
-class DataConfig(Strict):
-    """Where the pictures are; all are brought to `size`."""
+class DataConfig(CaptionSettings):
+    """Where the pictures are, and what is done to their captions; all are brought to `size`."""
 
     folders: list[FolderConfig] = Field(min_length=1, description="folders of pictures, see above")
     held_out: list[FolderConfig] = Field([], description="folders to validate on")
@@ -144,15 +156,17 @@ KINDS = {"first_stage": FirstStageRun, "diffusion": DiffusionRun}
 
 def open_folders(data: DataConfig, held_out: bool, seed: int) -> Mixture:
     """The folders of a config, to train on or held out."""
-    pictures = PictureSettings(size=data.size, flip=0.0 if held_out else data.flip)
+    captions = {name: getattr(data, name) for name in CaptionSettings.model_fields}
+    pictures = PictureSettings(size=data.size, flip=data.flip, **captions)
     folders = data.held_out if held_out else data.folders
     about = {"size": data.size, "downscale": 1, "multiple": 1, "seed": seed}
-    return as_mixture(folders, pictures, **about, on_problem="raise")
+    found = as_mixture(folders, pictures, **about, on_problem="raise")
+    return found.over(without_chance) if held_out else found
 
 
 def captions_of(data: Mixture) -> list[str]:
-    """Every caption once, as it is told, suffix included."""
-    return list(dict.fromkeys(data.caption(i, 0) for i in range(len(data))))
+    """Every caption once that may be told, with the templates, words and suffix that may come with it."""
+    return list(dict.fromkeys(caption for i in range(len(data)) for caption in data.variants(i)))
 
 
 def cached(
@@ -177,14 +191,24 @@ def read_config(source: str | Path | dict[str, Any], **overrides: Any) -> Run:
     return TypeAdapter(Run).validate_python(load_config(model, source, **overrides))
 
 
-def build(config: Run, run: Path, progress: Callable[[int, int], None] | None = None) -> Objective:
-    """Data, networks and objective of a run; pictures are checked before anything is computed."""
+@generators_kept()
+def build(
+    config: Run, run: Path, progress: Callable[[int, int], None] | None = None, *, resume: bool = False
+) -> Objective:
+    """Data, networks and objective of a run; pictures are checked before anything is computed.
+
+    resume: tokenizer and scale factor are those the run began with, whatever pictures came or went.
+
+    Raises:
+        UserError: whatever is wrong with them; a size that the networks cannot halve as often as they do.
+    """
     data, seed = config.data, config.training.seed
     train = open_folders(data, False, seed)
     held_out = open_folders(data, True, seed) if data.held_out else None
     torch.manual_seed(keyed_seed(seed, "initialisation"))
     if isinstance(config, FirstStageRun):
         m = config.model
+        _check_size(data.size, 2 ** (len(m.channels) - 1), "the first stage")
         stage = first_stage(
             m.type,
             latent_dim=m.latent_dim,
@@ -203,12 +227,12 @@ def build(config: Run, run: Path, progress: Callable[[int, int], None] | None = 
         return FirstStageObjective(
             stage, FirstStageLoss(**config.loss.model_dump()), train, held_out=held_out, seed=seed
         )
-    model = _diffusion_model(config, train, run)
+    model = _diffusion_model(config, train, run, resume)
+    _check_size(data.size, model.size_unit, "the model")
     words = re.findall(r"[^\W_]+", " ".join(captions_of(train)).casefold())
     model.known_words = (model.known_words or frozenset()) | frozenset(words)
     if not config.start_from:
-        every = range(0, len(train), max(1, len(train) // 512))
-        model.measure_scale(torch.stack([train.example(i, 0)["image"] for i in every]))
+        _scale(model, train, run / SCALE, resume)
     cache = Path(data.cache) if data.cache else run / "cache"
     train = cached(train, model, cache, progress)
     if held_out is not None:
@@ -234,7 +258,27 @@ def build(config: Run, run: Path, progress: Callable[[int, int], None] | None = 
     )
 
 
-def _diffusion_model(config: DiffusionRun, train: Mixture, run: Path) -> LatentDiffusion:
+def _check_size(size: int, unit: int, what: str) -> None:
+    if size % unit:
+        near = max(1, round(size / unit)) * unit
+        raise UserError(
+            f"data.size is {size}; {what} halves pictures until {unit} pixels are one: expected a multiple of {unit}, "
+            f"such as {near}"
+        )
+
+
+def _scale(model: LatentDiffusion, train: Mixture, file: Path, resume: bool) -> None:
+    """The scale factor of a model's latents, measured on about 512 pictures when the run begins, and kept there."""
+    if resume and isinstance(kept := read_json(file).get("scale_factor"), float):
+        model.scale_factor = kept
+        return
+    every = range(0, len(train), max(1, len(train) // 512))
+    batches = (every[start : start + 32] for start in range(0, len(every), 32))
+    model.measure_scale(torch.stack([train.example(i, 0)["image"] for i in batch]) for batch in batches)
+    write_json(file, {"scale_factor": float(model.scale_factor)})
+
+
+def _diffusion_model(config: DiffusionRun, train: Mixture, run: Path, resume: bool) -> LatentDiffusion:
     if config.start_from:
         return LatentDiffusion.from_pretrained(config.start_from)
     if not config.first_stage:
@@ -253,7 +297,7 @@ def _diffusion_model(config: DiffusionRun, train: Mixture, run: Path) -> LatentD
     is_vq = "VQModel" in (folder / "config.json").read_text(encoding="utf-8")
     stage = (VQModel if is_vq else AutoencoderKL).from_pretrained(folder, low_cpu_mem_usage=False)
     t, u, p = config.text, config.unet, config.process
-    tokenizer = _tokenizer(t, train, run / "tokenizer")
+    tokenizer = _tokenizer(t, captions_of(train), run / "tokenizer", resume)
     encoder = build_text_encoder(tokenizer, width=t.width, layers=t.layers, num_heads=t.num_heads)
     return LatentDiffusion(
         stage.config.latent_channels,
@@ -271,16 +315,24 @@ def _diffusion_model(config: DiffusionRun, train: Mixture, run: Path) -> LatentD
     )
 
 
-def _tokenizer(config: TextConfig, train: Mixture, folder: Path) -> Any:
-    """Trained once a run and kept there: training it again may order pairs of equal counts otherwise."""
+def _tokenizer(config: TextConfig, captions: list[str], folder: Path, resume: bool) -> Any:
+    """Trained once a run and kept there: training it again may order pairs of equal counts otherwise.
+
+    What another training left in the folder, of other captions or settings, is trained anew.
+    """
     from transformers import CLIPTokenizer
 
     from hyperbrush.ldm.models.text import train_tokenizer
 
-    if not folder.is_dir():
-        made = train_tokenizer(captions_of(train), vocabulary=config.vocabulary, max_length=config.max_length)
+    about = json.dumps([captions, config.vocabulary, config.max_length])
+    of = hashlib.sha256(about.encode()).hexdigest()
+    kept = folder / MADE_FROM
+    is_ours = kept.is_file() and kept.read_text(encoding="utf-8") == of
+    if not folder.is_dir() or not (resume or is_ours):
+        made = train_tokenizer(captions, vocabulary=config.vocabulary, max_length=config.max_length)
         with atomic_folder(folder) as temporary:
             made.save_pretrained(temporary)
+            (temporary / MADE_FROM).write_text(of, encoding="utf-8")
     return CLIPTokenizer.from_pretrained(folder)
 
 

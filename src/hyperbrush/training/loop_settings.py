@@ -19,7 +19,7 @@ class LoopSettings(Strict):
     seed: int = Field(0, ge=0, description="everything random follows from it")
     optimizer: str = Field(
         "adamw",
-        description="adamw, adamw-8bit, prodigy, schedule-free, adafactor, d-adaptation, lion, or a class of torch.optim",
+        description="adamw, adamw-8bit, prodigy, schedule-free, adafactor, d-adaptation, lion, muon, or a class of torch.optim",
     )
     optimizer_options: dict[str, Any] = Field({}, description="what else the optimizer's class takes")
     schedule: str = Field(
@@ -69,7 +69,9 @@ class LoopSettings(Strict):
         "back_off",
         description="when the loss explodes: stop, or go back to a good checkpoint with half the rate",
     )
-    trackers: list[Literal["tensorboard", "trackio"]] = Field([], description="where else figures are logged")
+    trackers: list[Literal["tensorboard", "trackio", "wandb"]] = Field(
+        [], description="where else figures are logged"
+    )
     weighting: str = Field("none", description="of timesteps: none, min_snr, debiased, …")
     condition_dropout: Share = Field(0.1, description="share of pictures trained without their caption")
     offset_noise: float = Field(

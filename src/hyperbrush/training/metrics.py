@@ -43,6 +43,24 @@ class Metrics:
             raise self._failed(error) from error
         return [row for row in rows if row["step"] > step]
 
+    def keep_to_plan(self, step: int, *, logged: bool, validated: bool) -> None:
+        """Leave of a step's figures what a training has that neither stops nor ends there.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        kept = []
+        for row in read(self.path):
+            if row["step"] == step and "event" not in row:
+                if not (logged or validated):
+                    continue
+                if not validated:
+                    row = {k: v for k, v in row.items() if not k.startswith("validation_")}
+            kept.append(row)
+        self.close()
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        self.cut(step)
+
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Add one line, visible to readers at once; all of it or nothing.
 

@@ -29,7 +29,8 @@ class Method:
     about: one line with its source; learning_rate: where it is well left to begin; settings: what differs
     from the class's own defaults; finds_rate: the rate is a factor of one that it finds itself, and 1.0
     leaves that alone; one_rate: it refuses groups with rates of their own; averages: it trains other weights
-    than it means to be used, see `evaluation_weights`.
+    than it means to be used, see `evaluation_weights`; matrices: it is for weights of two and more dimensions, and
+    has AdamW for the others.
     """
 
     about: str
@@ -41,6 +42,7 @@ class Method:
     finds_rate: bool = False
     one_rate: bool = False
     averages: bool = False
+    matrices: bool = False
 
 
 def _settings(**values: Any) -> Mapping[str, Any]:
@@ -110,13 +112,23 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             1e-4,
             _settings(betas=(0.9, 0.99), weight_decay=0.1),
         ),
+        "muon": Method(
+            "orthogonal steps for matrices, convolutions flattened; AdamW for the rest (Jordan 2024; 2502.16982)",
+            "pytorch_optimizer",
+            "Muon",
+            "pytorch-optimizer",
+            2e-2,
+            matrices=True,
+        ),
     }
 )
+REST = 0.05  # of Muon's rate, for what AdamW trains beside it: 1e-3 for 2e-2
 
 UNFIT = {
     "LBFGS": "it computes the loss several times a step, on batches that change here",
     "SparseAdam": "it takes sparse gradients alone, and these are dense",
 }
+OURS = ("Muon",)  # torch's takes matrices alone: no bias, no convolution
 
 
 def names() -> list[str]:
@@ -155,7 +167,8 @@ def make_optimizer(
         learning_rate: see `default_learning_rate`.
         weight_decay, betas, eps, options: as its class takes them; those it does not take are refused.
         scales: factors of the rate that the caller will give to each group; different ones are refused
-            where the optimizer cannot have them.
+            where the optimizer cannot have them. An optimizer that splits groups has each one's factor in
+            the group, as "rate_scale".
 
     Raises:
         UserError: an unknown name or setting, a value that the class refuses, a package that is missing.
@@ -173,6 +186,8 @@ def make_optimizer(
         )
     rate = default_learning_rate(name) if learning_rate is None else learning_rate
     settings = {**(method.settings if method else {}), **wanted}
+    if method is not None and method.matrices:
+        groups = _by_dimensions(groups, scales or [1.0] * len(groups), rate)
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # Prodigy greets
             make: Any = cls  # each class has a signature of its own
@@ -181,6 +196,25 @@ def make_optimizer(
     except (ValueError, TypeError, RuntimeError, AssertionError) as error:
         shown = ", ".join(f"{key}={value!r}" for key, value in {"learning_rate": rate, **settings}.items())
         raise UserError(f"optimizer {name!r} refuses its settings ({shown}): {error}") from error
+
+
+def _by_dimensions(
+    groups: Sequence[Mapping[str, Any]], scales: Sequence[float], rate: float
+) -> list[dict[str, Any]]:
+    """Each group in two, the weights that `pytorch_optimizer.Muon` steps orthogonally and the others."""
+    found = []
+    for group, scale in zip(groups, scales, strict=True):
+        for is_matrix, factor in ((True, scale), (False, scale * REST)):
+            own = [p for p in group["params"] if (p.ndim > 1) == is_matrix]
+            about = {"use_muon": is_matrix, "rate_scale": factor, "lr": rate * factor}
+            found += [{**group, "params": own, **about}] if own else []
+    return found
+
+
+def rate_scales(optimizer: Optimizer, scales: list[float]) -> list[float]:
+    """The rate's factor for each of an optimizer's groups: those given, but where it has split the groups."""
+    groups = optimizer.param_groups
+    return [float(group["rate_scale"]) for group in groups] if "rate_scale" in groups[0] else scales
 
 
 def configured(
@@ -215,7 +249,7 @@ def advice(name: str, learning_rate: float | None = None, schedule: str = "const
             f"optimizer {name!r} finds its own learning rate and takes yours as a factor: {learning_rate:g} "
             "will make it that much slower or faster; leave learning_rate out, which means 1.0"
         )
-    if method.averages and schedule != "constant":
+    if method.averages and not schedule.startswith("constant"):
         said.append(
             f"optimizer {name!r} averages its weights instead of following a schedule: with {schedule!r} it "
             "does both; schedule 'constant' is meant for it (a warm-up is well with it)"
@@ -244,7 +278,8 @@ def resolve(name: str) -> str:
 def _torch_classes() -> dict[str, type[Optimizer]]:
     found = {key: value for key, value in vars(torch.optim).items() if inspect.isclass(value)}
     kept = {key: value for key, value in found.items() if issubclass(value, Optimizer)}
-    return {key: value for key, value in kept.items() if key not in UNFIT and value is not Optimizer}
+    left_out = (*UNFIT, *OURS)
+    return {key: value for key, value in kept.items() if key not in left_out and value is not Optimizer}
 
 
 def _load(name: str, method: Method) -> type[Optimizer]:

@@ -15,11 +15,13 @@ from hyperbrush.hypernetworks import AttentionHypernetwork
 from hyperbrush.hypernetworks.generator import TunedWeights
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.training.cached import FORMS, Told
+from hyperbrush.training.caller import AccelerateStates, ModuleAsFound
 from hyperbrush.training.finders import LrCurve, find_batch_size, find_learning_rate
 from hyperbrush.training.hypernetwork import HypernetworkTrainer, pictures_of
 from hyperbrush.training.hypernetwork_config import HypernetworkConfig
 from hyperbrush.training.hypernetwork_objective import HypernetworkObjective
 from hyperbrush.training.hypernetwork_run import HypernetworkRun, look_over, open_network
+from hyperbrush.training.lock import run_lock
 from hyperbrush.training.memory import PeakMemory
 from hyperbrush.training.micro_batches import MicroBatches
 from hyperbrush.training.objectives import Objective
@@ -38,7 +40,7 @@ class Plan:
 
     report: what the preflight found. pictures, held_out: as many examples an epoch; captions: different
     ones. shapes: (height, width) in pixels → examples. steps, epochs; parameters: trained ones.
-    seconds: of the whole training, from ``TRIED`` steps timed now; memory: bytes one step takes beside the
+    seconds: of the steps to do, from ``TRIED`` steps timed now; memory: bytes one step takes beside the
     model, None where that cannot be measured. advice: about settings that are legal but rarely meant.
     """
 
@@ -53,6 +55,7 @@ class Plan:
     seconds: float
     memory: int | None
     advice: tuple[str, ...]
+    done: int = 0
 
     @property
     def epochs(self) -> float:
@@ -70,6 +73,7 @@ class Plan:
             "hypernetwork": f"{self.config.name}, {self.parameters:,} trained numbers"
             + (f", from {self.config.start_from}" if self.config.start_from else ""),
             "steps": f"{self.steps} of {t.batch_size} pictures; each picture {self.epochs:.1f} times",
+            "goes on": f"from step {self.done}, {max(0, self.steps - self.done)} to do" if self.done else "",
             "optimizer": f"{t.optimizer}, {t.schedule}",
             "time": f"about {duration(self.seconds)} (measured on {TRIED} steps)",
             "memory": memory,
@@ -79,8 +83,10 @@ class Plan:
         return "\n".join([*lines, *(f"note: {said}" for said in self.advice), "", str(self.report)])
 
 
-def plan(config: HypernetworkRun, model: LatentDiffusion | None = None) -> Plan:
+def plan(config: HypernetworkRun, model: LatentDiffusion | None = None, *, done: int = 0) -> Plan:
     """Look at a run's pictures, try two steps, and keep nothing.
+
+    done: steps made already, of a run that goes on.
 
     Raises:
         UserError: as `train_run`, before the first step.
@@ -99,11 +105,14 @@ def plan(config: HypernetworkRun, model: LatentDiffusion | None = None) -> Plan:
     shapes: dict[tuple[int, int], int] = {}
     for shape in train.groups:
         shapes[shape] = shapes.get(shape, 0) + 1
-    objective = _trial_objective(network, t, opened, max(shapes, key=math.prod))
-    try:
-        seconds, memory = _timed(objective, t)
-    finally:
-        objective.close()
+    found = ModuleAsFound(opened)
+    with AccelerateStates().entered():
+        objective = _trial_objective(network, t, opened, max(shapes, key=math.prod))
+        try:
+            seconds, memory = _timed(objective, t)
+        finally:
+            objective.close()
+            found.restore()
     return Plan(
         config,
         report,
@@ -113,9 +122,10 @@ def plan(config: HypernetworkRun, model: LatentDiffusion | None = None) -> Plan:
         shapes,
         steps,
         sum(p.numel() for p in network.parameters() if p.requires_grad),
-        seconds * steps,
+        seconds * max(0, steps - done),
         memory,
         tuple(advice(t.optimizer, t.learning_rate, t.schedule)),
+        done,
     )
 
 
@@ -137,15 +147,16 @@ def suggest_batch_size(config: HypernetworkRun, run: Path, told: Told | None = N
 def _opened(
     config: HypernetworkRun, run: Path, told: Told | None
 ) -> Iterator[tuple[HypernetworkObjective, HypernetworkTrainer]]:
-    opened = LatentDiffusion.from_pretrained(config.model)
-    network, _ = open_network(config, opened)
-    trainer = HypernetworkTrainer(network, config.training, run=run, on_prepare=told)
-    objective = trainer.objective(opened, config.data, config.validation or None)
-    assert isinstance(objective, HypernetworkObjective)
-    try:
-        yield objective, trainer
-    finally:
-        objective.close()
+    with AccelerateStates().entered(), run_lock(run):
+        opened = LatentDiffusion.from_pretrained(config.model)
+        network, _ = open_network(config, opened)
+        trainer = HypernetworkTrainer(network, config.training, run=run, on_prepare=told)
+        objective = trainer.objective(opened, config.data, config.validation or None)
+        assert isinstance(objective, HypernetworkObjective)
+        try:
+            yield objective, trainer
+        finally:
+            objective.close()
 
 
 class _Blanks:
@@ -166,6 +177,10 @@ class _Blanks:
     def caption(self, index: int, epoch: int) -> str:
         """None."""
         return self.captions[index]
+
+    def variants(self, index: int) -> list[str]:
+        """None else."""
+        return [self.captions[index]]
 
 
 def _trial_objective(

@@ -14,7 +14,7 @@ from torch import Tensor
 from hyperbrush.errors import UserError
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
+    from accelerate import Accelerator, PartialState
 
 T = TypeVar("T")
 BUCKET = 1 << 24  # numbers averaged at once
@@ -55,7 +55,7 @@ def is_main() -> bool:
     return bool(PartialState().is_main_process)
 
 
-def on_main(accelerator: "Accelerator", work: "Callable[[], T]") -> T:
+def on_main(accelerator: "Accelerator | PartialState", work: "Callable[[], T]") -> T:
     """Do ``work`` on the main process; its result, or its error, is everyone's.
 
     So that a full disk on the main process ends all of them instead of leaving the others waiting.

@@ -9,22 +9,23 @@ from hyperbrush.training.judge import Judge
 
 
 def good_steps(folder: Path, judge: Judge) -> list[int]:
-    """Steps of the checkpoints from before the loss began to rise."""
+    """Steps of the planned checkpoints from before the loss began to rise."""
     since = judge.diverging_since or math.inf
-    calm = [step for step in checkpoints.steps(folder) if step < since]
+    calm = [step for step in checkpoints.planned_steps(folder) if step < since]
     states = {s: checkpoints.extra_of(checkpoints.path_of(folder, s)).get("judge", {}) for s in calm}
     return [step for step in calm if states[step].get("diverging_since") is None]
 
 
-def last_good(folder: Path, judge: Judge, before: int | None, why: str) -> checkpoints.Checkpoint:
+def last_good(folder: Path, judge: Judge, now: int, before: int | None, why: str) -> checkpoints.Checkpoint:
     """Load the newest of these and delete those after it, which a resume would take.
 
+    now: step reached; later checkpoints are of a training that was left by going back.
     before: step that an earlier return went to; if nothing good came since, the one before it is taken.
 
     Raises:
         UserError: none is left (begins with ``why``), or it is damaged.
     """
-    good = good_steps(folder, judge)
+    good = [step for step in good_steps(folder, judge) if step <= now]
     if len(good) > 1 and good[-1] == before:
         good.pop()
     if not good:

@@ -66,6 +66,11 @@ def save_run(config: BaseModel, run: Path) -> None:
         raise UserError(
             f"{run} holds a run already; go on with --resume {run}, or take another --name or --run"
         )
+    write_settings(config, run)
+
+
+def write_settings(config: BaseModel, run: Path) -> None:
+    """Write a run's config.yaml, which `read_settings` reads; only for whoever holds the run (`opened_run`)."""
     write_text(
         run / "config.yaml",
         yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),

@@ -58,6 +58,7 @@ class State:
         self.best: Best | None = None
         self.judge = Judge(config.divergence_factor, config.overfitting_after, config.patience)
         self.back_off = BackOff()
+        self.planned: tuple[dict[str, Any], Best | None] | None = None  # of the judge; see `leave_the_plan`
         self.fits: int | None = None  # rows a part may have, once memory was short
 
     def _copy(self) -> dict[str, Tensor]:
@@ -67,6 +68,10 @@ class State:
         """Copy the present weights if none had a lower loss."""
         if loss < (self.best.loss if self.best else math.inf):
             self.best = Best(self.step, loss, self._copy())
+
+    def leave_the_plan(self) -> None:
+        """Remember judge and best: a training with more steps would not validate here."""
+        self.planned = self.judge.state(), self.best
 
     def update_average(self) -> None:
         """EMA with the warm-up of diffusers' EMAModel: min(decay, (1 + n) / (10 + n))."""
@@ -111,10 +116,19 @@ class State:
             "judge": self.judge.state(),
             "back_off": asdict(self.back_off),
             "fits": self.fits,
+            "plan": {"steps": self.config.steps, "optimizer": self.config.optimizer.model_dump()},
+            "unplanned": self.step % self.config.checkpoint_every != 0,
         }
         if self.best is not None:
             tensors |= {f"best.{k}": v for k, v in self.best.tensors.items()}
             extra["best"] = {"step": self.best.step, "loss": self.best.loss}
+        if self.planned is not None:
+            judge, best = self.planned
+            extra["planned"] = {"judge": judge}
+            if best is not None:
+                extra["planned"]["best"] = {"step": best.step, "loss": best.loss}
+                if best is not self.best:
+                    tensors |= {f"planned_best.{k}": v for k, v in best.tensors.items()}
         if self.scaler is not None:
             extra["scaler"] = self.scaler.state_dict()
         return checkpoints.Checkpoint(self.step, tensors, json.loads(json.dumps(extra)))
@@ -135,9 +149,14 @@ class State:
         if self.average is not None:
             saved = part("average.") or part("model.")
             self.average = {k: saved[k].to(v) for k, v in self.average.items()}
-        self.best = None
+        self.best = self.planned = None
+        if self.config.steps > found.step and "planned" in extra:  # it ended there, and goes on for longer
+            best = part("planned_best.") or part("best.")
+            extra = {k: v for k, v in extra.items() if k != "best"} | extra["planned"]
+        else:
+            best = part("best.")
         if self.config.keep_best and "best" in extra:
-            self.best = Best(**extra["best"], tensors=part("best."))
+            self.best = Best(**extra["best"], tensors=best)
         if self.scaler is not None and "scaler" in extra:
             self.scaler.load_state_dict(extra["scaler"])
         # Checkpoints of the first versions have none of these three.

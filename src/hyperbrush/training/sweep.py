@@ -12,13 +12,13 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 from hyperbrush.errors import UserError
-from hyperbrush.files import clear_parts, write_json, write_text
+from hyperbrush.files import clear_parts, read_json, write_json, write_text
 from hyperbrush.training import checkpoint as checkpoints
 from hyperbrush.training.cached import Told
 from hyperbrush.training.hypernetwork_run import read_run, train_run
@@ -29,6 +29,7 @@ from hyperbrush.training.sweep_queue import Failed, Queue, open_queue
 from hyperbrush.training.sweep_settings import Sweep, Trial, begin_sweep, read_sweep, write_sweep
 
 OUTCOME = "trial.json"  # in a trial's run folder, once it has ended
+THREADS = "threads.json"  # in a sweep's folder
 PATIENCE = 10.0  # seconds that stopped workers get before they are killed
 log = logging.getLogger(__name__)
 
@@ -130,6 +131,10 @@ class _Worker:
 
     def run(self) -> bool:
         """Take trials until all have ended, or until it is to stop."""
+        with _threads(self.sweep, self.note):
+            return self._take_all()
+
+    def _take_all(self) -> bool:
         waited = False
         while to_do := [trial for trial in self.sweep.trials if outcome_of(trial) is None]:
             if self.should_stop():
@@ -225,6 +230,28 @@ class _Worker:
             time.sleep(0.1)
 
 
+@contextlib.contextmanager
+def _threads(sweep: Sweep, note: Callable[[str], None]) -> Iterator[None]:
+    """As many CPU threads as the sweep's first worker had: on the CPU bits depend on it, and trials are compared."""
+    import torch
+
+    file, own = sweep.folder / THREADS, torch.get_num_threads()
+    if "threads" not in read_json(file):
+        write_json(file, {"threads": own})
+    threads = int(read_json(file).get("threads", own))
+    if threads == own or torch.cuda.is_available():
+        yield
+        return
+    note(
+        f"the sweep began with {threads} CPU threads a worker, on which its figures depend: it goes on so, not with {own}"
+    )
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(own)
+
+
 def _share_latents(sweep: Sweep, trial: Trial) -> None:
     """Let trials with the same pictures, prepared in the same way, keep their latents together.
 
@@ -286,7 +313,7 @@ def _by_processes(
         return False
     raise UserError(
         f"all workers ended with {len(sweep.trials) - len(told)} trials to do; see {logs}, then go on with "
-        f"hyperbrush sweep --resume {sweep.folder}"
+        f"hyperbrush sweep --resume {sweep.folder} --workers {workers}"
     )
 
 

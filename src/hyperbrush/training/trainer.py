@@ -12,25 +12,26 @@ from typing import Any
 import torch
 
 from hyperbrush.errors import UserError
-from hyperbrush.files import clear_parts
 from hyperbrush.ldm.util import keyed_seed
 from hyperbrush.training import checkpoint as checkpoints
+from hyperbrush.training.caller import AccelerateStates, generators_kept, modes_kept
 from hyperbrush.training.clipping import Clipping
-from hyperbrush.training.config import TrainerConfig
+from hyperbrush.training.config import OptimizerConfig, TrainerConfig
 from hyperbrush.training.live import Live
-from hyperbrush.training.lock import run_lock
 from hyperbrush.training.metrics import Metrics
 from hyperbrush.training.micro_batches import MicroBatches, is_out_of_memory
 from hyperbrush.training.objectives import Objective
-from hyperbrush.training.optimizers import begin_training, configured
+from hyperbrush.training.optimizers import begin_training, configured, rate_scales
+from hyperbrush.training.pictures_seen import changed_pictures
 from hyperbrush.training.processes import join, on_main, share_from_main, worst
 from hyperbrush.training.progress import Interrupted as Interrupted
 from hyperbrush.training.progress import NotFinite
 from hyperbrush.training.progress import Progress as Progress
 from hyperbrush.training.rates import RateSchedule
 from hyperbrush.training.recovery import good_steps, last_good
+from hyperbrush.training.run_folder import made_with, opened_run
 from hyperbrush.training.state import BackOff, State
-from hyperbrush.training.trackers import make_trackers
+from hyperbrush.training.trackers import begin_trackers, make_trackers, show_previews
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +41,12 @@ OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 class Trainer:
     """Minimises one objective in one run folder, which it locks.
 
-    n steps in one go equal k steps, a resume and n - k steps, to the bit on the CPU: batches and noise
-    are functions of (seed, step), and the checkpoint holds the parameters, the optimizer's state and
-    the moving average.  The learning rate is a function of the step and set here, so that no scheduler
+    n steps in one go equal k steps, a resume and n - k steps, to the bit on the CPU (of one machine, with the
+    same versions): batches and noise are functions of (seed, step), and the checkpoint holds the parameters,
+    the optimizer's state, the moving average and the number of threads.  The learning rate is a function of the step and set here, so that no scheduler
     can count processes.  Under `accelerate launch` each process computes its rows of the same batch; the
-    main one alone writes.
+    main one alone writes.  Accelerate's states, the global generators and the objective's modes are left as
+    they were found.
 
     Args:
         objective: what to train.
@@ -68,15 +70,21 @@ class Trainer:
         should_stop: Callable[[], bool] = lambda: False,
         optimizer_factory: OptimizerFactory | None = None,
     ) -> None:
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState
-
-        join()
-        AcceleratorState._reset_state()  # or a second training could not choose another precision
-
         self.objective, self.config, self.run = objective, config, Path(run)
         self.folder = self.run / "checkpoints"
         self.on_progress, self.should_stop = on_progress, should_stop
+        self._states = AccelerateStates()
+        with self._states.entered(), modes_kept(objective):
+            self._prepare(optimizer_factory)
+        self.events: list[dict[str, Any]] = []  # not yet written
+        self.metrics: Metrics | None = None  # of the main process
+        self.live = Live(self.run / "live.json")
+
+    def _prepare(self, optimizer_factory: OptimizerFactory | None) -> None:
+        from accelerate import Accelerator
+
+        objective, config = self.objective, self.config
+        join()
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
             log_with=make_trackers(config.trackers, self.run) or None,
@@ -94,6 +102,7 @@ class Trainer:
         settings = config.optimizer
         make = optimizer_factory or partial(configured, settings, scales=self.scales)
         optimizer = make(groups)
+        self.scales = rate_scales(optimizer, self.scales)
         self.rate = RateSchedule(settings, config.steps)
         self.clip = Clipping(settings.clip, settings.max_grad_norm)
         objective.place(self.accelerator.device)
@@ -106,15 +115,24 @@ class Trainer:
             self.accelerator, module, self.trained, config.batch_size, config.gradient_accumulation
         )
         self.state = State(objective, self.optimizer, self.accelerator.scaler, config)
-        self.events: list[dict[str, Any]] = []  # not yet written
-        self.metrics: Metrics | None = None  # of the main process
-        self.live = Live(self.run / "live.json")
 
-    def train(self, *, resume: bool = False, at: int | None = None) -> Path:
+    def train(
+        self,
+        *,
+        resume: bool = False,
+        at: int | None = None,
+        held: bool = False,
+        on_begin: Callable[[], None] = lambda: None,
+    ) -> Path:
         """Run to `config.steps` (or until patience ends) and return what the objective saved.
 
         The objective is left with the weights that were saved: the best (`keep_best`), the averaged, or
         the last ones.
+
+        Args:
+            resume: go on from the newest checkpoint, or from the one ``at`` a step.
+            held: the caller has the run open, see `opened_run`, with the same ``resume`` and ``at``.
+            on_begin: called on the main process once nothing can be refused any more, before the first step.
 
         Raises:
             UserError: a run folder in use; a loss that is not finite (names the step and the pictures; the last checkpoint
@@ -125,16 +143,24 @@ class Trainer:
         if self.config.patience is not None and not self.objective.is_validated:
             raise UserError("patience needs held-out pictures to judge by: give some, or leave it out")
         with contextlib.ExitStack() as stack:
-            found = on_main(self.accelerator, lambda: self._open(stack, resume, at))
-            if found is not None:
-                self._become(found)
+            stack.enter_context(self._states.entered())
+            stack.enter_context(generators_kept())
+            stack.enter_context(modes_kept(self.objective))
+            stack.callback(self._unwrap)
+            if not held:
+                stack.enter_context(opened_run(self.run, resume=resume, at=at))
+            if resume:
+                self._go_on(at)
             share_from_main(self.accelerator, self.objective.parameters())
             on_main(self.accelerator, lambda: self._begin(stack))
+            on_main(self.accelerator, on_begin)
+            if said := on_main(self.accelerator, lambda: changed_pictures(self.run, self.objective)):
+                self._note("pictures", said)
             if self.config.keep_best and not self.objective.is_validated and self.state.step == 0:
                 kept = "last" if self.state.average is None else "averaged last"
                 self._note("keep_best", f"no pictures are held out to judge by: the {kept} weights are kept")
             if self.config.trackers:
-                self.accelerator.init_trackers("tensorboard")  # the folder TensorBoard's files lie in
+                begin_trackers(self.accelerator, self.state.step)
                 stack.callback(self.accelerator.end_training)
             try:
                 self._loop()
@@ -149,27 +175,60 @@ class Trainer:
             share_from_main(self.accelerator, self.objective.parameters())  # the main one knows the best
             return on_main(self.accelerator, lambda: self.objective.save(self.run))
 
-    def _open(
-        self, stack: contextlib.ExitStack, resume: bool, at: int | None
-    ) -> checkpoints.Checkpoint | None:
-        """Lock the folder, clear it of what a kill left, and find where to go on (main process)."""
-        stack.enter_context(run_lock(self.run))
-        for written in (self.run, self.folder, self.run / "previews"):
-            clear_parts(written)
-        if resume:
+    def _unwrap(self) -> None:
+        """Take away what Accelerate laid over the objective for mixed precision."""
+        for name in ("forward", "_original_forward"):
+            vars(self.objective).pop(name, None)
+
+    def _go_on(self, at: int | None) -> None:
+        """Become the newest checkpoint, or the one at a step, and say where that changes what was planned.
+
+        Raises:
+            UserError: damaged ones; one of another network; it ended early and has more steps now.
+        """
+
+        def find() -> checkpoints.Checkpoint:
             found = checkpoints.latest(self.folder, at)
             if found is None:
                 raise UserError(f"{self.run} holds no checkpoint to resume from")
             return found
-        if checkpoints.steps(self.folder):
+
+        found = on_main(self.accelerator, find)
+        self._become(found)
+        steps, plan = self.config.steps, found.extra.get("plan")
+        if steps < found.step:
             raise UserError(
-                f"{self.run} holds checkpoints of another training: resume it, or choose another run folder"
+                f"{self.run} has made {found.step} steps already, more than the {steps} it is to have in all: "
+                "give more steps, or go back to an earlier checkpoint (--at)"
             )
-        return None
+        if plan is None or steps <= found.step:
+            return
+        if self.state.judge.impatient and steps != plan["steps"]:
+            raise UserError(
+                f"the training ended early, at step {found.step}: no lower validation loss in "
+                f"{self.state.judge.without_better} validations; to go on all the same, give a higher patience, "
+                "or null (-s patience=null)"
+            )
+        before = RateSchedule(OptimizerConfig.model_validate(plan["optimizer"]), plan["steps"])
+        odd = next((step for step in range(found.step) if before(step) != self.rate(step)), None)
+        if odd is not None:
+            self._note(
+                "replanned",
+                f"{steps} steps from the begin would have had other learning rates ({self.rate(odd):.4g} instead of "
+                f"{before(odd):.4g} at step {odd + 1}): it goes on with the new ones, not to the bit as if "
+                "planned so",
+            )
 
     def _begin(self, stack: contextlib.ExitStack) -> None:
-        self.metrics = Metrics(self.run / "metrics.jsonl", self.state.step)
+        config, step = self.config, self.state.step
+        self.metrics = Metrics(self.run / "metrics.jsonl", step)
         stack.callback(self.metrics.close)
+        if 0 < step < config.steps:
+            logged, validated = step % config.log_every == 0, step % config.validate_every == 0
+            self.metrics.keep_to_plan(step, logged=logged, validated=validated)
+            newest = max((s for s in checkpoints.steps(self.folder)), default=step)
+            if newest == step:  # a kill may have come before the deletion
+                checkpoints.prune(self.folder, config.keep_checkpoints, step, self._spare())
         if self.config.on_divergence == "back_off" and self.state.step == 0:
             self.checkpoint()  # there is always a state to go back to
 
@@ -233,12 +292,12 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         bad = ", ".join(f"{k} is {v}" for k, v in figures.items() if not math.isfinite(v))
         pictures = ", ".join(map(str, batch.get("paths", batch.get("captions", ["(unnamed)"]))[:16]))
+        said = f"step {self.state.step + 1}: {bad}, so no weight was changed. Batch: {pictures}"
+        if self.config.on_divergence == "back_off":
+            raise NotFinite(said)
         kept = on_main(self.accelerator, lambda: checkpoints.steps(self.folder))
         back = f"The checkpoint at step {kept[-1]} is intact" if kept else "No checkpoint was written yet"
-        raise NotFinite(
-            f"step {self.state.step + 1}: {bad}, so no weight was changed. Batch: {pictures}. {back}; "
-            "lower the learning rate or look at these pictures"
-        )
+        raise NotFinite(f"{said}. {back}; lower the learning rate or look at these pictures")
 
     def _go_back(self, why: str) -> None:
         """Return to the last good checkpoint with a lower rate.
@@ -253,7 +312,7 @@ class Trainer:
         told = self.events
 
         def find() -> checkpoints.Checkpoint:
-            found = last_good(self.folder, self.state.judge, self.state.back_off.step, why)
+            found = last_good(self.folder, self.state.judge, was, self.state.back_off.step, why)
             assert self.metrics is not None
             dropped = self.metrics.cut(found.step)
             told[:0] = [row for row in dropped if row.get("event") == "back_off"]  # an earlier return
@@ -287,6 +346,8 @@ class Trainer:
         stop = worst(self.accelerator, int(self.should_stop())) > 0
         told = Progress(step, config.steps, losses, rate, self.state.seconds, config.batch_size)
         if end or step % config.validate_every == 0:
+            if step % config.validate_every:
+                self.state.leave_the_plan()
             told.validation = on_main(self.accelerator, self._validate)
             if "loss" in told.validation:
                 for event, said in self.state.judge.validate(step, told.validation["loss"]):
@@ -302,6 +363,8 @@ class Trainer:
             self.accelerator.log(
                 figures | {f"validation_{k}": v for k, v in told.validation.items()}, step=step
             )
+        if config.trackers and told.preview is not None:
+            show_previews(self.accelerator, told.preview, step)
         if self.accelerator.is_main_process:
             self.live.tell(told)
             if self.on_progress is not None:
@@ -341,7 +404,12 @@ class Trainer:
         """Write the present state (main process)."""
         if self.metrics is not None:
             self.metrics.sync()
-        # While it diverges, the last good one must not roll away.
-        diverges = self.state.judge.diverging_since is not None
-        spare = max(good_steps(self.folder, self.state.judge), default=None) if diverges else None
-        return checkpoints.save(self.folder, self.state.checkpoint(), self.config.keep_checkpoints, spare)
+        state = self.state.checkpoint()
+        state.extra["made_with"] = made_with(self.accelerator.num_processes)
+        return checkpoints.save(self.folder, state, self.config.keep_checkpoints, self._spare())
+
+    def _spare(self) -> int | None:
+        """While it diverges, the last good checkpoint must not roll away."""
+        if self.state.judge.diverging_since is None:
+            return None
+        return max(good_steps(self.folder, self.state.judge), default=None)

@@ -146,3 +146,14 @@ def test_errors(tmp_path):
     with pytest.raises(UserError, match="cannot write"):
         cache.flush()
     assert cache.get("a") is not None
+
+
+def test_a_batch_is_kept_whole(tmp_path):
+    """A kill after any write leaves whole batches, so that the same ones are encoded again."""
+    cache = LatentCache(tmp_path, "x", shard_entries=3)
+    for batch in ("ab", "cd", "efg"):
+        cache.put_batch({key: entry(ord(key)) for key in batch})
+        on_disk = LatentCache(tmp_path, "x")
+        there = "".join(key for key in "abcdefg" if key in on_disk)
+        assert there in ("", "abcd", "abcdefg")
+    assert len(shards(cache)) == 2

@@ -187,3 +187,37 @@ def test_posteriors(folder, tmp_path):
 def test_what_is_no_folder_cannot_be_encoded(tmp_path):
     with pytest.raises(UserError, match="latents of a list; expected an ImageFolder"):
         cache_latents([], Encoder(), LatentCache(tmp_path / "cache", "x"))
+
+
+@pytest.mark.parametrize("after", range(4))
+def test_killed_while_encoding_it_encodes_the_same_batches(paint, tmp_path, monkeypatch, after):
+    """A first stage's bits depend on the batch: with pictures of two shapes and a kill after any shard."""
+    for index in range(13):
+        paint(f"pictures/p{index}.png", size=(32, 32) if index % 3 else (40, 24), seed=index)
+
+    def encode(images):
+        return {"mean": images[:, :, ::2, ::2] + images.mean() + len(images)}
+
+    def latents(folder):
+        dataset = ImageFolder(tmp_path / "pictures", size=32, buckets=Buckets(32, step=8))
+        assert len(set(dataset.groups)) == 2
+        cache = LatentCache(tmp_path / folder, "x", shard_entries=3)
+        return [one["latent_mean"] for one in cache_latents(dataset, encode, cache, batch_size=2)]
+
+    class Killed(BaseException):
+        pass
+
+    whole = latents("whole")
+    real, shards = LatentCache.flush, []
+
+    def flush(cache):
+        if len(shards) == after:
+            raise Killed
+        before = len(list(cache.folder.glob("*")))
+        real(cache)
+        shards.extend([1] * (len(list(cache.folder.glob("*"))) - before))
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(LatentCache, "flush", flush)
+        latents("killed")
+    assert all(torch.equal(one, other) for one, other in zip(latents("killed"), whole, strict=True))

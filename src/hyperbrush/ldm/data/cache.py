@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hyperbrush.errors import UserError
-from hyperbrush.files import atomic_path
+from hyperbrush.files import atomic_path, clear_parts
 
 _FORMAT = "hyperbrush cache 1"
 
@@ -67,8 +67,8 @@ class LatentCache:
     folder: made when first written to.
     fingerprint: names what made the tensors (an encoder's hash, its precision); other fingerprints
         in the same folder are not seen.
-    shard_entries, shard_bytes: a shard is written when it has as much; the rest on ``flush``,
-        ``close`` or the end of a ``with``.
+    shard_entries, shard_bytes: a shard is written when it has as much, or somewhat more (`put_batch`); the
+        rest on ``flush``, ``close`` or the end of a ``with``.
     """
 
     def __init__(
@@ -87,6 +87,7 @@ class LatentCache:
         self._shards: dict[Path, Any] = {}
         self._checksums: dict[Path, dict[str, int]] = {}
         self._places: dict[str, dict[Path, list[str]]] = {}
+        clear_parts(self.folder, shared=True)
         for path in sorted(self.folder.glob("*.safetensors")):
             if not path.name.startswith("."):  # a write that was cut short
                 self._open(path)
@@ -121,14 +122,26 @@ class LatentCache:
         Raises:
             UserError: a key or name that is empty or holds a slash; a shard cannot be written.
         """
-        for name in (key, *tensors):
-            if not name or "/" in name:
-                raise UserError(f"cache name {name!r}; expected one without a slash, not empty")
-        if not tensors:
-            raise UserError(f"cache entry {key!r} has no tensors; expected 1 or more")
-        entry = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in tensors.items()}
-        self._pending[key] = entry
-        self._pending_bytes += sum(t.nbytes for t in entry.values())
+        self.put_batch({key: tensors})
+
+    def put_batch(self, entries: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Keep what was encoded in one batch, in one shard: all of it is there afterwards, or none.
+
+        An encoder's bits depend on what else is in a batch.  So a run that was killed and goes on finds
+        whole batches, and encodes the same ones as it would have.
+
+        Raises:
+            UserError: as `put`.
+        """
+        for key, tensors in entries.items():
+            for name in (key, *tensors):
+                if not name or "/" in name:
+                    raise UserError(f"cache name {name!r}; expected one without a slash, not empty")
+            if not tensors:
+                raise UserError(f"cache entry {key!r} has no tensors; expected 1 or more")
+            entry = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in tensors.items()}
+            self._pending[key] = entry
+            self._pending_bytes += sum(t.nbytes for t in entry.values())
         if len(self._pending) >= self._shard_entries or self._pending_bytes >= self._shard_bytes:
             self.flush()
 

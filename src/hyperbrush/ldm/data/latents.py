@@ -47,6 +47,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
         if posterior not in POSTERIORS:
             raise unknown_name("posterior", posterior, POSTERIORS)
         self.captions, self.paths, self.groups = dataset.captions, dataset.paths, dataset.groups
+        self.alternatives = dataset.alternatives
         self.seed, self.flip, self.crop_variants = dataset.seed, dataset.flip, dataset.crop_variants
         self.captioning, self.masks, self.posterior = dataset.captioning, dataset.masks, posterior
         self._views = {seen: number for number, seen in enumerate(views(dataset))}
@@ -88,7 +89,11 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
     def caption(self, index: int, epoch: int) -> str:
         """Caption of an example in an epoch: the folder's."""
-        return self.captioning.caption(self.captions[index], self.seed, epoch, index)
+        return self.captioning.caption(self.alternatives[index], self.seed, epoch, index)
+
+    def variants(self, index: int) -> list[str]:
+        """Every caption an example may have: the folder's."""
+        return self.captioning.variants(self.alternatives[index])
 
 
 def views(dataset: ImageFolder) -> list[View]:
@@ -206,9 +211,9 @@ def _cached(
                 encoded = encode(torch.stack(images))
             paths = [dataset.paths[index] for _, index, _ in batch]
             rows = _rows(encoded, paths)
-            for (key, _, _), row in zip(batch, rows, strict=True):
-                entries[key] = row
-                cache.put(key, row)
+            encoded_now = {key: row for (key, _, _), row in zip(batch, rows, strict=True)}
+            entries |= encoded_now
+            cache.put_batch(encoded_now)
             done += len(batch)
             if progress is not None:
                 progress(done, total)

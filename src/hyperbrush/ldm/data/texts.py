@@ -54,7 +54,7 @@ def cache_texts(
             if not torch.isfinite(context).all():
                 raise UserError(f"the text encoder gave NaN or infinity for {text!r}; run it in float32")
             contexts[text] = context.clone()
-            cache.put(missing[text], {"context": contexts[text]})
+        cache.put_batch({missing[text]: {"context": contexts[text]} for text in batch})
         if progress is not None:
             progress(len(contexts), len(ordered))
     cache.flush()

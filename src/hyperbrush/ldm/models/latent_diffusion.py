@@ -1,6 +1,6 @@
 """The whole model: first stage, UNet and process, text encoder and tokenizer."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -201,10 +201,14 @@ class LatentDiffusion(nn.Module):
         return pictures
 
     @torch.no_grad()
-    def measure_scale(self, images: Tensor) -> float:
-        """Set and return the scale factor 1 / std of these pictures' latents (Rombach et al. 2022, G)."""
-        mean = autoencoder.moments(self.first_stage, images)["mean"]
-        std = float(mean.float().std())
+    def measure_scale(self, images: Tensor | Iterable[Tensor]) -> float:
+        """Set and return the scale factor 1 / std of these pictures' latents (Rombach et al. 2022, G).
+
+        images: (batch, 3, H, W), or several of such batches, which are encoded one after another.
+        """
+        batches = images.split(32) if isinstance(images, Tensor) else images
+        means = [self.moments(batch)["mean"].float().cpu().flatten() for batch in batches]
+        std = float(torch.cat(means).std())
         if not std > 0:
             raise UserError(
                 "the latents do not vary, so that no scale factor can be measured; give more pictures"

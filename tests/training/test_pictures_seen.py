@@ -1,0 +1,58 @@
+"""A resume says which pictures came, went or changed sides since the run began."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from toys import Regression, trainer
+
+from hyperbrush.training.metrics import read
+from hyperbrush.training.pictures_seen import changed_pictures
+
+
+def objective(root: Path, trained: str, held_out: str = "") -> Regression:
+    made = Regression()
+    made.data = SimpleNamespace(paths=[str(root / name) for name in trained.split()])
+    made.held_out = SimpleNamespace(paths=[str(root / name) for name in held_out.split()])
+    return made
+
+
+@pytest.mark.parametrize(
+    ("trained", "held_out", "said"),
+    [
+        ("a.png b.png sub/a.png", "c.png", ""),
+        ("b.png b.png a.png sub/a.png", "c.png", ""),
+        ("a.png b.png sub/a.png n.png", "c.png", "1 were added (n.png)"),
+        ("a.png", "c.png", "2 are gone (b.png, sub/a.png)"),
+        (
+            "a.png c.png sub/a.png",
+            "b.png",
+            "1 are trained on that were not before (c.png); 1 are held out that were",
+        ),
+        (
+            "a.png b.png sub/a.png 1.png 2.png 3.png 4.png",
+            "c.png",
+            "4 were added (1.png, 2.png, 3.png and 1 more)",
+        ),
+    ],
+)
+def test_what_changed(tmp_path: Path, trained: str, held_out: str, said: str) -> None:
+    assert changed_pictures(tmp_path, objective(tmp_path / "data", "a.png b.png sub/a.png", "c.png")) == ""
+    moved = objective(tmp_path / "moved", trained, held_out)
+    found = changed_pictures(tmp_path, moved)
+    assert said in found
+    assert bool(found) == bool(said)
+    assert changed_pictures(tmp_path, moved) == "", "it is said once"
+
+
+def test_a_training_says_so(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for steps, names in ((2, "a.png b.png"), (4, "a.png b.png"), (6, "a.png")):
+        trainer(objective(tmp_path, names), run, steps=steps).train(resume=steps > 2)
+    [event] = [row for row in read(run / "metrics.jsonl") if row.get("event") == "pictures"]
+    assert event["step"] == 4
+    assert "1 are gone (b.png)" in event["message"]
+    shutil.rmtree(run)
+    trainer(Regression(), run).train()
+    assert not (run / "pictures.json").exists()
