@@ -144,6 +144,11 @@ class TestDatasets:
         assert json.loads(lines[0]) == {"file_name": "a.png", "caption": "new"}
         assert lines[1] == row
         assert not (folder / "a.txt").exists()
+        several = {"file_name": "a.png", "text": ["first", "second"]}
+        (folder / "metadata.jsonl").write_text(f"{json.dumps(several)}\n{row}\n")
+        datasets.write_caption("rows", 0, "new")
+        lines = (folder / "metadata.jsonl").read_text().splitlines()
+        assert json.loads(lines[0])["text"] == ["new", "second"]
         binned = picture_bin.put(datasets, "rows", 1).id
         assert (folder / "metadata.jsonl").read_text().splitlines() == lines[:1]
         picture_bin.restore(datasets, binned)

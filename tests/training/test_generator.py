@@ -1,6 +1,7 @@
 """Training a generator of weights on many styles, and using what it makes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,20 @@ def test_batches_never_show_a_target_and_are_functions_of_the_step(
         assert torch.equal(again.drop, looked.drop)
     assert {1, 5} <= sizes
     assert [_log_uniform(share, 16) for share in (0.0, 0.5, 0.999)] == [1, 4, 16]
+
+
+def test_one_of_several_captions_is_told_each_time(emoji, world: Path, tmp_path: Path) -> None:
+    styles, said = shutil.copytree(world / "train", tmp_path / "train"), {}
+    for path in styles.glob("*/*.png"):
+        said[path.stem] = {f"{path.stem} one", f"{path.stem} two"}
+        row = {"file_name": path.name, "text": sorted(said[path.stem])}
+        with (path.parent / "metadata.jsonl").open("a") as rows:
+            rows.write(json.dumps(row) + "\n")
+    shutil.copytree(world / "held_out", tmp_path / "held_out")
+    made = objective(emoji, tmp_path, tmp_path / "run", condition_dropout=0.0)
+    told = {caption for step in range(200) for caption in made.batch(step, 4)["captions"]}
+    assert told == set().union(*said.values())
+    assert made.batch(7, 4)["captions"] == made.batch(7, 4)["captions"]
 
 
 def test_learns_what_all_share_and_then_the_rest(emoji, world: Path, tmp_path: Path) -> None:

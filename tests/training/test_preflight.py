@@ -229,6 +229,9 @@ def test_captions_are_counted_as_the_templates_make_them(tmp_path: Path) -> None
     long = Captioning(("[filewords]", "[filewords]" + " cat" * 40))
     (note,) = preflight(tmp_path, size=64, tokenizer=tokenizer, captioning=long).of("cut_captions").notes
     assert note.figures["tokens"] == 41
+    (tmp_path / "cat.txt").write_text("cat\n" + "cat " * 41)
+    several = preflight(tmp_path, size=64, tokenizer=tokenizer, caption_lines=True).of("cut_captions")
+    assert several.notes[0].figures["tokens"] == 41
 
 
 def test_shapes_and_buckets(tmp_path: Path) -> None:

@@ -72,6 +72,8 @@ def seen(folder: Path, settings: dict[str, Any]) -> list[Any]:
         ({"templates": "style_filewords"}, {"trigger": "anna"}),
         ({"trigger": "bert"}, {"templates": "style_filewords", "trigger": "anna"}),
         ({"caption_suffix": ", flat"}, {}),
+        ({"append": [", flat", ""]}, {}),
+        ({"append": {", flat": 9, "": 1}}, {"append": [", flat", ""]}),
         ({"shuffle_tags": True}, {}),
         ({"drop_tags": 0.5}, {}),
         ({"keep_tags": 2}, {"drop_tags": 0.9}),
@@ -81,6 +83,47 @@ def seen(folder: Path, settings: dict[str, Any]) -> list[Any]:
 )
 def test_pictures_and_captions_follow_their_settings(odd_pictures: Path, change: dict, beside: dict) -> None:
     assert seen(odd_pictures, beside | change) != seen(odd_pictures, beside)
+
+
+def test_several_captions_follow_their_settings(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        Image.new("RGB", (32, 32)).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(f"a {name}\na {name} icon\n")
+
+    def told(folder: dict[str, Any] | None = None, **settings: Any) -> set[str]:
+        data = as_mixture(
+            [FolderConfig(path=str(tmp_path), **(folder or {}))],
+            PictureSettings(**settings),
+            size=32,
+            downscale=4,
+            multiple=8,
+            seed=0,
+        )
+        found = {data.caption(0, epoch) for epoch in range(60)}
+        assert found == set(data.variants(0))
+        return found
+
+    assert told() == {"a cat a cat icon"}
+    assert told(caption_lines=True) == {"a cat", "a cat icon"}
+    assert told(caption_lines=True, first_caption=1) == {"a cat"}
+    assert told(append=["!", "?"]) == {"a cat a cat icon!", "a cat a cat icon?"}
+    assert told({"append": [" by a"]}, append=["!"], caption_suffix=".") == {"a cat a cat icon by a."}
+    assert told({"append": [""]}, append=["!"]) == {"a cat a cat icon"}
+
+
+@pytest.mark.parametrize("kind", [FolderConfig, PictureSettings])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (", flat", "append is ', flat'; expected a list of texts"),
+        ([3], "append has 3; expected a text"),
+        ({", flat": -1}, "append gives ', flat' the weight -1; expected a number above 0"),
+    ],
+    ids=str,
+)
+def test_words_to_append_are_checked(kind: type[FolderConfig], wrong: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        kind(path="x", append=wrong) if kind is FolderConfig else kind(append=wrong)
 
 
 @pytest.mark.parametrize("kind", [HypernetworkConfig, GeneratorConfig])

@@ -55,13 +55,21 @@ def read(folder: Path, wanted: Sequence[Path], pictures: Sequence[Path]) -> list
 def write(folder: Path, path: Path, caption: str) -> None:
     """Write a picture's caption: into its row of a metadata.jsonl where it has one, else into NAME.txt.
 
+    Of several captions in a row it is the first; the others stay.
+
     Raises:
         UserError: too long, or it cannot be written.
     """
     text = " ".join(caption.split())
     if len(text) > LONGEST or "\0" in text:
         raise UserError(f"a caption of {len(text)} characters; {LONGEST} without zero bytes are the most")
-    if not _in_rows(folder, path, lambda row: {**row, "caption" if "text" not in row else "text": text}):
+
+    def told(row: Mapping[str, Any]) -> dict[str, Any]:
+        key = "caption" if "text" not in row else "text"
+        others = row[key][1:] if isinstance(row.get(key), list) else []
+        return {**row, key: [text, *others] if others else text}
+
+    if not _in_rows(folder, path, told):
         write_text(text_of(path) or path.with_suffix(".txt"), text + "\n")
 
 

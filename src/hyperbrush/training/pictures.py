@@ -1,7 +1,7 @@
 """The pictures and captions of a training, from settings to datasets."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,11 +21,18 @@ from hyperbrush.ldm.data import (
     read_templates,
     split,
 )
+from hyperbrush.ldm.data.captioning import check_append
+from hyperbrush.ldm.data.examples import CaptionedExamples
 from hyperbrush.ldm.util import keyed_seed
 from hyperbrush.training.config import Share, Strict
 
 Size = int | tuple[int, int]  # a side, or (height, width), in pixels
 Pictures = ImageFolder | Selection | Mixture
+
+
+def _checked_append(value: Any) -> Any:
+    check_append(value)
+    return value
 
 
 class FolderConfig(Strict):
@@ -46,9 +53,74 @@ class FolderConfig(Strict):
         False, description="pictures of the class, not of the subject, that hold the model to what it knew"
     )
     caption_suffix: str = Field("", description="joined to every caption of this folder")
+    append: list[str] | dict[str, float] = Field(
+        [], description="words like training.append, for this folder in place of those"
+    )
+
+    _append = field_validator("append", mode="before")(_checked_append)
 
 
-class PictureSettings(Strict):
+class CaptionSettings(Strict):
+    """Where captions come from and what is done to them; `ldm.data.scan` and `Captioning` have the details."""
+
+    captions: Literal["auto", "metadata", "text", "filename", "none"] = Field(
+        "auto", description="metadata.jsonl, else NAME.txt, else the file name; or one of them alone"
+    )
+    caption_lines: bool = Field(
+        False, description="each line of a NAME.txt is a caption of its own, one is drawn each time"
+    )
+    first_caption: Share | None = Field(
+        None,
+        description="probability of the first of several captions, the others share the rest; all alike by default",
+    )
+    filename_drop_number: bool = Field(False, description="0012-red cat.png is 'red cat'")
+    filename_words: str = Field("", description="a regular expression for the words of a file name")
+    filename_join: str = Field(" ", description="stands between these words")
+    templates: str = Field(
+        "",
+        description="sentences with [name] and [filewords]: style, style_filewords, subject, subject_filewords, "
+        "hypernetwork, none, or a text file of your own",
+    )
+    trigger: str = Field("", description="what [name] in templates stands for")
+    append: list[str] | dict[str, float] = Field(
+        [],
+        description="one of these words is joined to the caption each time, such as [', flat style', '']; "
+        "{', flat style': 3, '': 1} gives weights",
+    )
+    caption_suffix: str = Field("", description="joined to every caption, such as ', flat style'")
+    shuffle_tags: bool = Field(False, description="tags of a caption come in a random order")
+    drop_tags: Share = Field(0.0, description="share of tags left out, drawn anew each time")
+    keep_tags: int = Field(0, ge=0, description="so many first tags stay where they are")
+    tag_separator: str = Field(",", min_length=1, description="stands between the tags of a caption")
+
+    _append = field_validator("append", mode="before")(_checked_append)
+
+    @field_validator("filename_words")
+    @classmethod
+    def _regular(cls, value: str) -> str:
+        FileNames(words=value)
+        return value
+
+    def captioning(self, suffix: str = "", append: Sequence[str] | Mapping[str, float] = ()) -> Captioning:
+        """What is done to written captions; a folder's own suffix comes first, its own words in place of all others'."""
+        return Captioning(
+            templates=read_templates(self.templates) if self.templates else (),
+            name=self.trigger,
+            suffix=suffix + self.caption_suffix,
+            shuffle_tags=self.shuffle_tags,
+            drop_tags=self.drop_tags,
+            keep_tags=self.keep_tags,
+            separator=self.tag_separator,
+            first_caption=self.first_caption,
+            append=append or self.append,
+        )
+
+    def file_names(self) -> FileNames:
+        """How file names become captions."""
+        return FileNames(self.filename_drop_number, self.filename_words, self.filename_join)
+
+
+class PictureSettings(CaptionSettings):
     """How pictures and captions become examples; `ldm.data.ImageFolder` and `Captioning` have the details."""
 
     size: (
@@ -78,46 +150,7 @@ class PictureSettings(Strict):
     latent_sampling: Literal["deterministic", "once", "random"] = Field(
         "deterministic", description="the posterior's mean, one draw for good, or a new draw each time"
     )
-    captions: Literal["auto", "metadata", "text", "filename", "none"] = Field(
-        "auto", description="metadata.jsonl, else NAME.txt, else the file name; or one of them alone"
-    )
-    filename_drop_number: bool = Field(False, description="0012-red cat.png is 'red cat'")
-    filename_words: str = Field("", description="a regular expression for the words of a file name")
-    filename_join: str = Field(" ", description="stands between these words")
-    templates: str = Field(
-        "",
-        description="sentences with [name] and [filewords]: style, style_filewords, subject, subject_filewords, "
-        "hypernetwork, none, or a text file of your own",
-    )
-    trigger: str = Field("", description="what [name] in templates stands for")
-    caption_suffix: str = Field("", description="joined to every caption, such as ', flat style'")
-    shuffle_tags: bool = Field(False, description="tags of a caption come in a random order")
-    drop_tags: Share = Field(0.0, description="share of tags left out, drawn anew each time")
-    keep_tags: int = Field(0, ge=0, description="so many first tags stay where they are")
-    tag_separator: str = Field(",", min_length=1, description="stands between the tags of a caption")
     validation_share: Share = Field(0.1, description="share of the pictures held out where none are given")
-
-    @field_validator("filename_words")
-    @classmethod
-    def _regular(cls, value: str) -> str:
-        FileNames(words=value)
-        return value
-
-    def captioning(self, suffix: str = "") -> Captioning:
-        """What is done to written captions, a folder's own suffix first."""
-        return Captioning(
-            templates=read_templates(self.templates) if self.templates else (),
-            name=self.trigger,
-            suffix=suffix + self.caption_suffix,
-            shuffle_tags=self.shuffle_tags,
-            drop_tags=self.drop_tags,
-            keep_tags=self.keep_tags,
-            separator=self.tag_separator,
-        )
-
-    def file_names(self) -> FileNames:
-        """How file names become captions."""
-        return FileNames(self.filename_drop_number, self.filename_words, self.filename_join)
 
     def shapes(self, size: Size, multiple: int) -> Buckets | OriginalSizes | None:
         """Buckets for a model whose pictures' sides are multiples of ``multiple``.
@@ -211,7 +244,8 @@ def as_mixture(
                     seed=seed if len(folders) == 1 else keyed_seed(seed, folder.path),
                     captions=settings.captions,
                     file_names=settings.file_names(),
-                    captioning=settings.captioning(folder.caption_suffix),
+                    caption_lines=settings.caption_lines,
+                    captioning=settings.captioning(folder.caption_suffix, folder.append),
                     masks=settings.mask_settings(downscale),
                     on_problem=on_problem,
                 ),
@@ -231,3 +265,8 @@ def hold_out(data: ImageFolder | Mixture, share: float, seed: int) -> tuple[Pict
     if share == 0 or len(data) < 10:
         return data, None
     return split(data, share, seed)
+
+
+def without_chance(data: CaptionedExamples) -> CaptionedExamples:
+    """Pictures of a folder always alike; see `ImageFolder.without_chance`."""
+    return data.without_chance() if isinstance(data, ImageFolder) else data

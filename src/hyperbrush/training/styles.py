@@ -24,7 +24,8 @@ class Style:
     """One style: its pictures as scaled latents, (pictures, c, h, w), and their captions.
 
     references: as many first pictures are for looking at, the others to be judged by; of styles that are trained
-    on each picture is either, in turn. text: the style in words, "" where nobody wrote any. adapter: a finished
+    on each picture is either, in turn. alternatives: all captions of each picture, the first included; where it is
+    empty there are no others. text: the style in words, "" where nobody wrote any. adapter: a finished
     one, for reconstruction.
     """
 
@@ -34,9 +35,14 @@ class Style:
     references: int
     text: str = ""
     adapter: GeneratedWeights | None = None
+    alternatives: tuple[tuple[str, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.latents)
+
+    def said(self, picture: int) -> tuple[str, ...]:
+        """Every caption of a picture, one or more."""
+        return self.alternatives[picture] if self.alternatives else (self.captions[picture],)
 
 
 def open_styles(
@@ -65,15 +71,16 @@ def open_styles(
             parts = [path / "references", path / "targets"] if (path / "references").is_dir() else [path]
             data = [ImageFolder(part, size=model.image_size) for part in parts]
             latents = [_latents(model, one, kept) for one in data]
-            captions = [one.caption(i, 0) for one in data for i in range(len(one))]
+            said = tuple(captions for one in data for captions in one.alternatives)
             references = len(latents[0]) if len(parts) == 2 else len(latents[0]) // 2
-            if len(captions) < 2:
+            if len(said) < 2:
                 raise UserError(
-                    f"{path} has {len(captions)} picture; a style needs two: one to look at, one to draw"
+                    f"{path} has {len(said)} picture; a style needs two: one to look at, one to draw"
                 )
             about = (path / ABOUT).read_text(encoding="utf-8").strip() if (path / ABOUT).is_file() else ""
             adapter = _adapter(path) if adapters else None
-            styles.append(Style(path.name, torch.cat(latents), tuple(captions), references, about, adapter))
+            first = tuple(captions[0] for captions in said)
+            styles.append(Style(path.name, torch.cat(latents), first, references, about, adapter, said))
             if told is not None:
                 told("styles", number + 1, len(found))
     return styles

@@ -1,3 +1,4 @@
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from hyperbrush.ldm.data import (
     FileNames,
     ImageFolder,
     LatentCache,
+    Mixture,
+    Part,
+    Selection,
     cache_latents,
     captions_seen,
     read_templates,
@@ -75,9 +79,79 @@ def test_the_template_stays_when_tags_are_shuffled_too():
         assert plain.split()[0] == both.split()[0]
 
 
+def test_one_of_several_captions_is_drawn_each_time():
+    three = ("a cat", "a kitten", "a pet")
+    even = Counter(over_epochs(Captioning(), 1500, three))
+    assert set(even) == set(three)
+    assert min(even.values()) > 430
+    often = Counter(over_epochs(Captioning(first_caption=0.8), 1500, three))
+    assert abs(often["a cat"] / 1500 - 0.8) < 0.04
+    assert abs(often["a kitten"] / 1500 - 0.1) < 0.03
+    assert set(over_epochs(Captioning(first_caption=1.0), 50, three)) == {"a cat"}
+    assert set(over_epochs(Captioning(first_caption=0.0), 50, three)) == {"a kitten", "a pet"}
+    assert over_epochs(Captioning(), 50, three) == over_epochs(Captioning(), 50, list(three))
+    for seed, index in ((1, 0), (0, 1)):
+        assert over_epochs(Captioning(), 50, three) != [
+            Captioning().caption(three, seed, epoch, index) for epoch in range(50)
+        ]
+
+
+@pytest.mark.parametrize(
+    ("append", "share"), [([", flat", ", round"], 0.5), ({", flat": 3, ", round": 1}, 0.75)]
+)
+def test_appended_words_have_their_weights(append, share):
+    captioning = Captioning(("an icon of [filewords]",), suffix="!", append=append)
+    found = Counter(over_epochs(captioning, 2000, "cat"))
+    assert set(found) == {"an icon of cat, flat!", "an icon of cat, round!"}
+    assert abs(found["an icon of cat, flat!"] / 2000 - share) < 0.03
+    assert captioning.varies
+    assert over_epochs(captioning, 50) == over_epochs(captioning, 50)
+
+
+def test_one_word_is_always_appended_and_an_empty_one_is_nothing():
+    assert Captioning(append=[", flat"]).caption("cat", 0, 0, 0) == "cat, flat"
+    assert not Captioning(append=[", flat"]).varies
+    assert set(over_epochs(Captioning(append=[", flat", ""]), 50, "cat")) == {"cat", "cat, flat"}
+
+
+def test_what_else_is_drawn_is_the_same_with_one_caption_and_with_several():
+    about = {
+        "templates": read_templates("style_filewords"),
+        "name": "anna",
+        "shuffle_tags": True,
+        "drop_tags": 0.3,
+    }
+    alone = over_epochs(Captioning(**about))
+    assert over_epochs(Captioning(**about), written=(TAGS,)) == alone
+    assert over_epochs(Captioning(**about), written=(TAGS, TAGS)) == alone
+    assert over_epochs(Captioning(**about, append=["", ""])) == alone
+    # As they came before there were several.
+    drawn = Captioning(("one [filewords]", "two [filewords]"), shuffle_tags=True, drop_tags=0.3)
+    assert over_epochs(drawn, 3) == ["two sky, cat", "two cat, grass, cloud", "two sky, cloud"]
+
+
+def test_variants_are_all_that_may_be_told():
+    captioning = Captioning(("[filewords]", "my [filewords]"), append={"": 1, ", flat": 2}, suffix="!")
+    told = captioning.variants(("cat", "kitten"))
+    assert len(told) == len(set(told)) == 8
+    assert set(over_epochs(captioning, 300, ("cat", "kitten"))) == set(told)
+    assert Captioning(first_caption=1.0).variants(("cat", "kitten")) == ["cat"]
+    assert Captioning(first_caption=0.0).variants(("cat", "kitten")) == ["kitten"]
+    assert captioning.without_chance().variants(("cat", "kitten")) == ["cat, flat!"]
+    assert Captioning(append=["", ", flat"]).without_chance().variants("cat") == ["cat"]
+    assert Captioning(append={", a": 2, ", b": 2}).without_chance().variants("cat") == ["cat, a"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"first_caption": 1.5}, r"first_caption is 1\.5; expected a number from 0 to 1"),
+        ({"append": ", flat"}, "append is ', flat'; expected a list of texts"),
+        ({"append": 3}, "append is 3; expected a list of texts"),
+        ({"append": [", flat", 3]}, "append has 3; expected a text"),
+        ({"append": {", flat": 0}}, "append gives ', flat' the weight 0; expected a number above 0"),
+        ({"append": {", flat": float("inf")}}, "the weight inf; expected"),
+        ({"append": {", flat": True}}, "the weight True; expected"),
         ({"drop_tags": 1.5}, r"drop_tags is 1\.5; expected a number from 0 to 1"),
         ({"drop_tags": float("nan")}, "drop_tags is nan"),
         ({"keep_tags": -1}, "keep_tags is -1"),
@@ -137,3 +211,28 @@ def test_pictures_latents_and_the_list_of_captions_agree(paint, tmp_path):
     assert torch.equal(plain.example(2, 3)["image"], dataset.example(2, 3)["image"])
     fixed = dataset.without_chance()
     assert {fixed.caption(0, epoch) for epoch in range(20)} == {"0, of five, red"}
+
+
+def test_several_captions_reach_pictures_latents_and_mixtures(paint, tmp_path):
+    rows = [{"file_name": f"{i}.png", "text": [f"cat {i}", f"kitten {i}"]} for i in range(4)]
+    for index in range(4):
+        paint(f"p/{index}.png", seed=index)
+    (tmp_path / "p/metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    dataset = ImageFolder(tmp_path / "p", size=16, captioning=Captioning(append=[", flat", ""]))
+    with LatentCache(tmp_path / "cache", "x") as cache:
+        encode = lambda images: {"mean": images[:, :, ::2, ::2]}  # noqa: E731
+        latents, part = (
+            cache_latents(data, encode, cache)
+            for data in (dataset, Mixture([Part(Selection(dataset, [2, 3]))]))
+        )
+    assert dataset.captions == [f"cat {i}" for i in range(4)]
+    assert dataset.alternatives[1] == ("cat 1", "kitten 1")
+    for index, epoch in [(index, epoch) for index in range(4) for epoch in range(20)]:
+        caption = dataset.example(index, epoch)["caption"]
+        assert caption == latents.example(index, epoch)["caption"] == latents.caption(index, epoch)
+        assert index < 2 or caption == part.example(index - 2, epoch)["caption"]
+    four = ["cat 2, flat", "cat 2", "kitten 2, flat", "kitten 2"]
+    assert dataset.variants(2) == latents.variants(2) == part.variants(0) == four
+    assert {dataset.caption(2, epoch) for epoch in range(60)} == set(four)
+    fixed = dataset.without_chance()
+    assert {fixed.caption(2, epoch) for epoch in range(20)} == {"cat 2, flat"}

@@ -7,6 +7,7 @@ from hyperbrush.ldm.data.captions import (
     CaptionError,
     caption_from_name,
     caption_from_text,
+    captions_from_lines,
     read_metadata,
 )
 
@@ -34,6 +35,38 @@ def test_text_files(tmp_path):
     path.write_bytes("cat".encode("utf-16-le"))
     with pytest.raises(CaptionError, match="zero bytes"):
         caption_from_text(path)
+
+
+def test_each_line_of_a_text_file_is_a_caption(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufeffa  cat\r\n\n  a kitten \n".encode())
+    assert captions_from_lines(path) == ("a cat", "a kitten")
+    path.write_bytes(b" \n")
+    assert captions_from_lines(path) == ("",)
+
+
+def test_a_row_may_hold_several_captions(tmp_path):
+    root = write(
+        tmp_path / "metadata.jsonl",
+        {"file_name": "a.png", "text": [" a  cat", "a kitten"]},
+        {"file_name": "b.png", "caption": ["a dog"]},
+        {"file_name": "sub/c.png", "text": ["far", "farther"]},
+        {"file_name": "d.png", "text": []},
+        {"file_name": "e.png", "caption": ["fine", 3]},
+    )
+    near = write(tmp_path / "sub/metadata.jsonl", {"file_name": "c.png", "text": "near"})
+    found = read_metadata(tmp_path, [root, near], ["a.png", "b.png", "sub/c.png", "d.png", "e.png"])
+    assert found.captions == {"a.png": "a cat", "b.png": "a dog", "sub/c.png": "near"}
+    assert found.alternatives == {
+        "a.png": ("a cat", "a kitten"),
+        "b.png": ("a dog",),
+        "sub/c.png": ("near",),
+    }
+    assert [reason for _, reason in found.problems] == [
+        'line 4: "text" is an empty list; expected a string, or a list of one or more',
+        'line 5: "caption" has 3 as caption 2; expected a string',
+    ]
+    assert found.bad == {"d.png", "e.png"}
 
 
 def test_metadata_is_relative_to_its_folder_and_the_nearest_wins(tmp_path):

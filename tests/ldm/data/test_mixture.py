@@ -94,6 +94,26 @@ def test_shares_hold_whatever_the_sizes(folders):
     assert places[0] == places[1] != places[2]
 
 
+def test_a_permutation_is_drawn_once_whatever_the_order_of_asking(folders, monkeypatch):
+    parts = [Part(folders["a"], share=1), Part(folders["b"], share=9.7)]
+    mixture, drawn = Mixture(parts, seed=5), []
+    pairs = [(index, epoch) for epoch in range(4) for index in range(len(mixture))]
+    forwards = [mixture.place(*pair) for pair in pairs]
+    backwards = [mixture.place(*pair) for pair in reversed(pairs)]
+    assert forwards == backwards[::-1]
+    for index, epoch in pairs:  # as one that keeps nothing has it
+        assert Mixture.place(Mixture(parts, seed=5), index, epoch) == forwards[epoch * len(mixture) + index]
+    actual = torch.randperm
+    monkeypatch.setattr(torch, "randperm", lambda *a, **k: drawn.append(a) or actual(*a, **k))
+    again = Mixture(parts, seed=5)
+    order = BatchOrder(again.groups, 1, seed=3)
+    drawn.clear()
+    for step in range(len(again)):
+        for epoch, index in order.pairs(step):
+            again.place(index, epoch)
+    assert len(drawn) <= 20 < len(again)
+
+
 def test_loss_weights_come_with_the_examples(folders):
     mixture = Mixture([Part(folders["a"]), Part(folders["b"], loss_weight=0.25, keep_prior=True)])
     order = BatchOrder(mixture.groups, 4)

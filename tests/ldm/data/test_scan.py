@@ -45,6 +45,19 @@ def test_caption_sources(paint, tmp_path):
         captions("txt")
 
 
+def test_several_captions(paint, tmp_path):
+    for name in ("lines.png", "name.png", "row.png"):
+        paint(name)
+    (tmp_path / "lines.txt").write_text("one\ntwo\n")
+    (tmp_path / "metadata.jsonl").write_text(
+        json.dumps({"file_name": "row.png", "text": ["first", "second"]})
+    )
+    joined, apart = scan(tmp_path), scan(tmp_path, caption_lines=True)
+    assert [item.written for item in joined.items] == [("one two",), ("name",), ("first", "second")]
+    assert [item.written for item in apart.items] == [("one", "two"), ("name",), ("first", "second")]
+    assert [item.caption for item in apart.items] == ["one", "name", "first"]
+
+
 def test_every_problem_is_named(paint, tmp_path, monkeypatch):
     paint("good.png")
     paint("empty.png").write_bytes(b"")

@@ -23,12 +23,14 @@ class CaptionError(ValueError):
 class Metadata:
     """What a folder's ``metadata.jsonl`` files say.
 
-    captions: by picture, its path relative to the folder, posix, NFC.
+    captions: by picture, its path relative to the folder, posix, NFC; the first where a row has several.
+    alternatives: in the same way all captions of a row, the first included.
     bad: pictures whose row is unusable; they have a caption that cannot be told.
     problems: (path of the metadata file, reason with its line number).
     """
 
     captions: dict[str, str] = field(default_factory=dict)
+    alternatives: dict[str, tuple[str, ...]] = field(default_factory=dict)
     bad: set[str] = field(default_factory=set)
     problems: list[tuple[Path, str]] = field(default_factory=list)
 
@@ -87,6 +89,20 @@ def caption_from_text(path: Path) -> str:
     Raises:
         CaptionError: the file cannot be read or is not UTF-8.
     """
+    return " ".join(_text(path).split())
+
+
+def captions_from_lines(path: Path) -> tuple[str, ...]:
+    """Captions in a text file, one a line, white space collapsed; an empty file is one empty caption.
+
+    Raises:
+        CaptionError: the file cannot be read or is not UTF-8.
+    """
+    lines = (" ".join(line.split()) for line in _text(path).splitlines())
+    return tuple(filter(None, lines)) or ("",)
+
+
+def _text(path: Path) -> str:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -97,14 +113,14 @@ def caption_from_text(path: Path) -> str:
         raise CaptionError(f"the caption cannot be read: {error.strerror or error}") from error
     if "\0" in text:
         raise CaptionError("the caption is not UTF-8 (it holds zero bytes); save the file as UTF-8")
-    return " ".join(text.split())
+    return text
 
 
 def read_metadata(folder: Path, files: Iterable[Path], pictures: Iterable[str]) -> Metadata:
     """Read ``metadata.jsonl`` files as the Hugging Face imagefolder layout has them.
 
     Each line is an object with ``file_name``, relative to the metadata file's folder, and ``text``
-    (or ``caption``). A metadata file nearer to a picture beats one further up.
+    (or ``caption``): a string, or a list of several captions. A metadata file nearer to a picture beats one further up.
 
     folder: what paths are relative to.
     pictures: every picture's path relative to the folder, posix, NFC.
@@ -131,7 +147,8 @@ def read_metadata(folder: Path, files: Iterable[Path], pictures: Iterable[str]) 
                 if name in first_line:
                     raise CaptionError(f"a second row for {name!r}, after line {first_line[name]}")
                 first_line[name] = number
-                found.captions[name] = _caption(row)
+                found.alternatives[name] = said = _captions(row)
+                found.captions[name] = said[0]
                 found.bad.discard(name)
             except CaptionError as error:
                 found.problems.append((file, f"line {number}: {error}"))
@@ -160,9 +177,16 @@ def _row(line: bytes, base: str, known: set[str]) -> tuple[str, dict[str, Any]]:
     raise CaptionError(f"there is no picture {written!r}")
 
 
-def _caption(row: dict[str, Any]) -> str:
+def _captions(row: dict[str, Any]) -> tuple[str, ...]:
     for key in ("text", "caption"):
         if isinstance(value := row.get(key), str):
-            return " ".join(value.split())
+            return (" ".join(value.split()),)
+        if isinstance(value, list):
+            if not value:
+                raise CaptionError(f'"{key}" is an empty list; expected a string, or a list of one or more')
+            for number, one in enumerate(value, start=1):
+                if not isinstance(one, str):
+                    raise CaptionError(f'"{key}" has {one!r} as caption {number}; expected a string')
+            return tuple(" ".join(one.split()) for one in value)
     shown = ", ".join(map(str, row)) or "nothing"
     raise CaptionError(f'no "text" or "caption" with a string (the row has {shown})')

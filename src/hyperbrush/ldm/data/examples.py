@@ -11,7 +11,7 @@ from hyperbrush.errors import UserError
 class CaptionedExamples(Protocol):
     """Captioned examples: a folder of pictures, its latents, some of either, or a mixture of them.
 
-    captions: as they are written; paths; groups: shape (height, width) in pixels; one each for every
+    captions: as they are written, the first where there are several; paths; groups: shape (height, width) in pixels; one each for every
     example.
     """
 
@@ -27,6 +27,10 @@ class CaptionedExamples(Protocol):
 
     def caption(self, index: int, epoch: int) -> str:
         """The caption that ``example`` gives."""
+        ...
+
+    def variants(self, index: int) -> list[str]:
+        """Every caption that an example may have, with all of its tags in the written order."""
         ...
 
 
@@ -60,3 +64,7 @@ class Selection(Dataset[dict[str, Any]]):
     def caption(self, index: int, epoch: int) -> str:
         """The caption of the whole."""
         return self.data.caption(self.indices[index], epoch)
+
+    def variants(self, index: int) -> list[str]:
+        """Every caption of the whole's example."""
+        return self.data.variants(self.indices[index])

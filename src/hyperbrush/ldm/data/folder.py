@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,15 +37,17 @@ class ImageFolder(Dataset[dict[str, Any]]):
         (seed, epoch, index); gives a picture of the same size. It does not see the mask.
     buckets: aspect-ratio buckets or original sizes; ``groups`` says which picture is in which.
     background: colour behind transparent pictures and rotated corners.
-    captions, file_names: as in ``scan``.
-    captioning: what is done to captions: templates, shuffled tags.
+    captions, file_names, caption_lines: as in ``scan``.
+    captioning: what is done to captions: one of several, templates, shuffled tags.
     masks: where pictures count; examples then have ``mask``. Rotated corners count nowhere.
     on_problem: "raise" names every unusable file in one error; "skip" leaves those out and keeps
         ``problems``.
     memory_limit: bytes of decoded, resized pictures kept in memory; 0 keeps none.
     progress: called with (pictures looked at, pictures in all) while the folder is scanned.
 
-    captions, paths: of each example, in the order of the paths; captions as they are written.
+    captions, paths: of each example, in the order of the paths; captions as they are written, the first
+        where there are several.
+    alternatives: of each example all captions, the first included.
     groups: shape (height, width) of each example, for ``BatchOrder``.
     mask_files: of each example, the file its mask is in; None where all of it counts.
     problems: what was left out.
@@ -72,6 +73,7 @@ class ImageFolder(Dataset[dict[str, Any]]):
         seed: int = 0,
         captions: str = "auto",
         file_names: FileNames | None = None,
+        caption_lines: bool = False,
         captioning: Captioning | None = None,
         masks: Masks | None = None,
         on_problem: Literal["raise", "skip"] = "raise",
@@ -98,7 +100,9 @@ class ImageFolder(Dataset[dict[str, Any]]):
         self.captioning, self.masks = captioning or Captioning(), masks
         self.slack = buckets.slack if buckets else 0
         exclude = masks.folder if masks else None
-        found = scan(folder, captions, progress, file_names=file_names, exclude=exclude)
+        found = scan(
+            folder, captions, progress, file_names=file_names, caption_lines=caption_lines, exclude=exclude
+        )
         self.folder, items, problems = found.folder, found.items, found.problems
         self.mask_files: list[Path | None] = [None] * len(items)
         if masks and items:
@@ -109,6 +113,7 @@ class ImageFolder(Dataset[dict[str, Any]]):
             raise UserError(_problem_report(len(items), report, folder))
         self.problems: tuple[Problem, ...] = problems
         self.captions = [item.caption for item in items]
+        self.alternatives = [item.written for item in items]
         self.paths = [str(item.path) for item in items]
         self.sizes = [(item.width, item.height) for item in items]
         self.groups = [buckets.assign(*size) if buckets else shape for size in self.sizes]
@@ -148,7 +153,11 @@ class ImageFolder(Dataset[dict[str, Any]]):
 
     def caption(self, index: int, epoch: int) -> str:
         """Caption of an example in an epoch."""
-        return self.captioning.caption(self.captions[index], self.seed, epoch, index)
+        return self.captioning.caption(self.alternatives[index], self.seed, epoch, index)
+
+    def variants(self, index: int) -> list[str]:
+        """Every caption an example may have, with all of its tags; see ``Captioning.variants``."""
+        return self.captioning.variants(self.alternatives[index])
 
     def picture(self, index: int, *, flipped: bool = False, variant: int = 0) -> Tensor:
         """One picture without chance, mirrored if asked: float32 (3, height, width) in [-1, 1].
@@ -181,15 +190,14 @@ class ImageFolder(Dataset[dict[str, Any]]):
     def without_chance(self) -> "ImageFolder":
         """The same pictures, always alike, as held-out ones should be: no flips, jitter or shuffled tags.
 
-        A random crop becomes the middle; templates stay, the first one.
+        A random crop becomes the middle; of captions and templates the first stays, of the words
+        appended the first or the heaviest.
         """
         same = copy.copy(self)
         same.flip = same.jitter = same.rotate = 0.0
         same.transform, same.crop_variants = None, None
         same.crop = "center" if self.crop == "random" else self.crop
-        same.captioning = replace(
-            self.captioning, templates=self.captioning.templates[:1], shuffle_tags=False, drop_tags=0.0
-        )
+        same.captioning = self.captioning.without_chance()
         return same
 
     @property

@@ -84,6 +84,7 @@ class Mixture(Dataset[dict[str, Any]]):
         # The part that is short of pictures for its share least: it is seen once an epoch.
         most = max((len(part.data) / part.share for part in parts if part.share), default=1.0)
         self._places: list[tuple[_Stretch, int]] = []
+        self._kept: dict[tuple[int, int, int], tuple[int, list[int]]] = {}
         for number, part in enumerate(parts):
             factor = part.share * most / len(part.data) if part.share else part.repeats
             for stretch in _stretches(number, part.data.groups, factor):
@@ -105,9 +106,18 @@ class Mixture(Dataset[dict[str, Any]]):
         size = len(stretch.members)
         own_epoch, rank = divmod(epoch * stretch.entries + entry, size)
         if stretch.entries % size:
-            generator = keyed_generator(self.seed, "mixture", stretch.part, stretch.group, own_epoch)
-            rank = int(torch.randperm(size, generator=generator)[rank])
+            rank = self._permutation(stretch, own_epoch)[rank]
         return stretch.part, stretch.members[rank], own_epoch
+
+    def _permutation(self, stretch: _Stretch, own_epoch: int) -> list[int]:
+        # An epoch of the mixture runs over at most so many epochs of a stretch, in any order.
+        room = stretch.entries // len(stretch.members) + 2
+        key = stretch.part, stretch.group, own_epoch % room
+        if (kept := self._kept.get(key)) is None or kept[0] != own_epoch:
+            generator = keyed_generator(self.seed, "mixture", stretch.part, stretch.group, own_epoch)
+            order = torch.randperm(len(stretch.members), generator=generator).tolist()
+            self._kept[key] = kept = own_epoch, order
+        return kept[1]
 
     def example(self, index: int, epoch: int) -> dict[str, Any]:
         """The part's example, with ``weight``: float32 (), what its loss is multiplied with.
@@ -124,6 +134,11 @@ class Mixture(Dataset[dict[str, Any]]):
         """Caption of an entry in an epoch."""
         part, own, own_epoch = self.place(index, epoch)
         return self.parts[part].data.caption(own, own_epoch)
+
+    def variants(self, index: int) -> list[str]:
+        """Every caption that the picture an entry shows in the first epoch may have."""
+        part, own, _ = self.place(index, 0)
+        return self.parts[part].data.variants(own)
 
     def over(self, change: Callable[[CaptionedExamples], CaptionedExamples]) -> "Mixture":
         """The same mixture of changed datasets, such as of their latents."""

@@ -16,6 +16,7 @@ from hyperbrush.ldm.data.captions import (
     Metadata,
     caption_from_name,
     caption_from_text,
+    captions_from_lines,
     nfc,
     read_metadata,
 )
@@ -23,7 +24,10 @@ from hyperbrush.ldm.data.captions import (
 
 @dataclass(frozen=True)
 class Item:
-    """One usable picture; width and height in pixels, upright; where its caption was found."""
+    """One usable picture; width and height in pixels, upright; where its caption was found.
+
+    alternatives: all of its captions, the first included, where it has several; else empty.
+    """
 
     path: Path
     caption: str
@@ -31,6 +35,12 @@ class Item:
     height: int
     transparent: bool = False
     source: str = ""
+    alternatives: tuple[str, ...] = ()
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """Every caption of the picture, one or more."""
+        return self.alternatives or (self.caption,)
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,7 @@ def scan(
     progress: Callable[[int, int], None] | None = None,
     *,
     file_names: FileNames | None = None,
+    caption_lines: bool = False,
     exclude: str | Path | None = None,
     look: Callable[[Path], pictures.Look] | None = None,
 ) -> Scan:
@@ -81,6 +92,7 @@ def scan(
         "metadata", "text" or "filename" take that one alone; "none" leaves captions empty.
     progress: called with (pictures done, pictures in all).
     file_names: how a file name becomes a caption.
+    caption_lines: each line of a ``.txt`` is a caption of its own; otherwise its lines are joined.
     exclude: a folder to pass over, such as one of masks in the folder of pictures.
     look: called in threads with each path in place of ``pictures.look``, to learn more on the way.
 
@@ -127,13 +139,14 @@ def scan(
                 continue
             text = texts.get((path.parent, nfc(path.stem)))
             try:
-                source, caption = _caption(captions, name, path, text, metadata)
+                source, said = _captions(captions, name, path, text, metadata, caption_lines)
             except CaptionError as error:
                 problems.append(Problem(text or path, str(error), "caption"))
                 continue
             if source == "filename" and file_names is not None:
-                caption = file_names.caption(path)
-            items.append(Item(path, caption, seen.width, seen.height, seen.transparent, source))
+                said = (file_names.caption(path),)
+            several = said if len(said) > 1 else ()
+            items.append(Item(path, said[0], seen.width, seen.height, seen.transparent, source, several))
     return Scan(folder, tuple(items), tuple(problems))
 
 
@@ -162,14 +175,16 @@ def _look_or_reason(path: Path, look: Callable[[Path], pictures.Look] | None) ->
         return pictures.explain(error)
 
 
-def _caption(source: str, name: str, path: Path, text: Path | None, metadata: Metadata) -> tuple[str, str]:
-    """Where one picture's caption is, and the caption."""
-    if source in ("auto", "metadata") and name in metadata.captions:
-        return "metadata", metadata.captions[name]
+def _captions(
+    source: str, name: str, path: Path, text: Path | None, metadata: Metadata, lines: bool
+) -> tuple[str, tuple[str, ...]]:
+    """Where one picture's captions are, and the captions."""
+    if source in ("auto", "metadata") and name in metadata.alternatives:
+        return "metadata", metadata.alternatives[name]
     if source == "metadata":
         raise CaptionError("no metadata.jsonl has a row for it")
     if source in ("auto", "text") and text is not None:
-        return "text", caption_from_text(text)
+        return "text", captions_from_lines(text) if lines else (caption_from_text(text),)
     if source == "text":
         raise CaptionError(f"no caption; expected {path.stem}.txt beside it")
-    return ("none", "") if source == "none" else ("filename", caption_from_name(path))
+    return ("none", ("",)) if source == "none" else ("filename", (caption_from_name(path),))
