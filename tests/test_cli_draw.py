@@ -183,7 +183,7 @@ def test_a_grid(run: Run) -> None:
         (["generate", "--from", "none.png"], "none.png does not exist"),
         (["generate", "--from", "bare.png"], "bare.png holds no settings"),
         (["generate", "--from", "empty.png"], "the settings in empty.png have no prompt"),
-        (["generate", "--from", "odd.png"], "choose one with --sampler: unknown sampler 'DPM fast'"),
+        (["generate", "--from", "odd.png"], "choose one with --sampler: unknown sampler 'DPM++ 2M SDE Heun'"),
         (["generate", "--from", "bad.png"], "'Steps' in the picture's text is 'many'"),
         (["generate", "cat", "--cfg", "nan"], "guidance_scale must be a number"),
         (["generate", "cat", "--width", "0", "--height", "64"], "a side of the picture must be"),
@@ -194,6 +194,10 @@ def test_a_grid(run: Run) -> None:
         (["generate", "cat", "--image", "bare.png", "--mask", "none.png"], "cannot read --mask none.png"),
         (["generate", "cat <hypernet:inc>"], "did you mean 'ink'"),
         (["generate", "cat", "--negative", "<hypernet:ink>"], "with a negative strength"),
+        (["generate", "cat <hypernet:ink:1"], "is no tag, but nearly: write <hypernet:NAME:STRENGTH>"),
+        (["generate", "cat &lt;hypernet:ink:1&gt;"], "is no tag, but nearly"),
+        (["generate", "cat <lora:look:1>"], "no LoRA folder at models/loras"),
+        (["generate", "cat", "--sampler", "DDIM Karras"], "'DDIM' has no noise schedule 'Karras'"),
         (["compare", "cat"], "nothing is varied"),
         (["compare", "cat", "--x", "strength=0,1"], "nothing to act on"),
         (["compare", "cat", "--x", "strenth=0,1"], "did you mean 'strength'"),
@@ -204,7 +208,7 @@ def test_a_grid(run: Run) -> None:
 def test_bad_input_is_one_line_and_status_2(run: Run, words: list[str], message: str) -> None:
     Image.new("RGB", (8, 8)).save("bare.png")
     webui_picture("empty.png", "Steps: 3, Sampler: Euler, Seed: 1")
-    webui_picture("odd.png", "cat\nSteps: 3, Sampler: DPM fast, Seed: 1")
+    webui_picture("odd.png", "cat\nSteps: 3, Sampler: DPM++ 2M SDE Heun, Seed: 1")
     webui_picture("bad.png", "cat\nSteps: many, Sampler: Euler, Seed: 1")
     status, shown, told = run(*words)
     assert (status, shown) == (2, "")
@@ -213,6 +217,29 @@ def test_bad_input_is_one_line_and_status_2(run: Run, words: list[str], message:
     assert told.count("\n") == 1
     assert not Path("picture.png").exists()
     assert not Path("grid.png").exists()
+
+
+def test_old_pictures_with_editing_loras_and_renamed_networks(run: Run, networks: Path) -> None:
+    from hyperbrush.generation.opened import file_hash
+
+    base = "Steps: 2, Sampler: Euler, CFG scale: 4, Seed: 5, Size: 64x64, RNG: CPU"
+    webui_picture("edited.png", f"a [dog:cat:.1] in the [desert:ocean:.1]\n{base}")
+    webui_picture("words.png", f"a cat in the ocean\n{base}")
+    for name in ("edited", "words"):  # a tenth of two steps is none
+        assert run("generate", "--from", f"{name}.png", "--out", f"{name}-again.png")[0] == 0
+    assert (pixels("edited-again.png") == pixels("words-again.png")).all()
+
+    digest = file_hash(networks / "ink.pt")
+    webui_picture(
+        "civ.png", f'cat <lora:look:0.4> <hypernet:was:0.5>\n{base}, Hypernet hashes: "was: {digest}"'
+    )
+    assert run("generate", "--from", "civ.png")[0] == 2
+    status, _, told = run("generate", "--from", "civ.png", "--missing", "warn", "--out", "civ-again.png")
+    assert status == 0
+    assert "drawn without the LoRA 'look': no LoRA folder at models/loras" in told
+    assert "was is the file ink here: found by its hash" in told
+    assert run("generate", "cat <hypernet:ink:0.5>", "--from", "civ.png", "--out", "plain.png")[0] == 0
+    assert (pixels("civ-again.png") == pixels("plain.png")).all()
 
 
 def test_samplers_complete_without_torch() -> None:

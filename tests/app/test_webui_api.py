@@ -90,10 +90,237 @@ def test_what_is_not_drawn_is_refused(app: Any, more: dict[str, Any], said: str)
     assert said in answer["detail"]
 
 
-def test_an_unknown_option_is_refused(app: Any) -> None:
-    answer = app.call("/sdapi/v1/options", {"sd_hypernetwrk": "x"})
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"sd_hypernetwrk": "x"}, "sd_hypernetwork"),
+        ({"no such thing": 1}, "no such thing"),
+        ({"eta_noise_seed_delta": 31337}, "eta_noise_seed_delta = 31337 would change pictures"),
+        ({"sd_vae": "vae-ft-mse-840000-ema-pruned.safetensors"}, "sd_vae"),
+    ],
+)
+def test_an_option_that_cannot_be_obeyed_is_refused(app: Any, values: dict[str, Any], said: str) -> None:
+    before = app.call("/sdapi/v1/options")
+    answer = app.call("/sdapi/v1/options", {"samples_save": False, **values})
     assert answer["status"] == 400
-    assert "sd_hypernetwork" in answer["detail"]
+    assert said in answer["detail"]
+    assert app.call("/sdapi/v1/options") == before
+
+
+def test_options_that_concern_nothing_here_are_taken_and_told(app: Any) -> None:
+    told = app.call("/sdapi/v1/options", {"samples_format": "webp", "sd_vae": "Automatic"})
+    assert told == {"ignored": ["samples_format", "sd_vae"]}
+    every = app.call("/sdapi/v1/options")
+    assert every["samples_format"] == "webp"
+    assert app.call("/sdapi/v1/options", every)["ignored"], "what was read can be written back"
+
+
+def test_the_tag_counts_where_the_option_names_its_network_too(app: Any) -> None:
+    network(app.root / "models/hypernetworks")
+    asked = {"prompt": "cat face <hypernet:webui-net:0.8>", "seed": 2, "steps": 2}
+    tagged = app.call("/sdapi/v1/txt2img", asked)
+    options = {"sd_hypernetwork": "webui-net", "sd_hypernetwork_strength": 0.5}
+    both = app.call("/sdapi/v1/txt2img", asked | {"override_settings": options})
+    assert both["images"] == tagged["images"]
+
+
+def sampler_of(answer: Any) -> str:
+    return json.loads(answer["info"])["sampler_name"]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "scheduler", "drawn"),
+    [
+        ("DPM++ 2M", None, "DPM++ 2M Karras"),
+        ("DPM++ 2M", "Automatic", "DPM++ 2M Karras"),
+        ("DPM++ 2M", "Uniform", "DPM++ 2M"),
+        ("DPM++ 2M", "sgm_uniform", "DPM++ 2M SGM Uniform"),
+        ("Euler", "Automatic", "Euler"),
+        ("Euler", "Karras", "Euler Karras"),
+        ("DPM++ 2M SDE", "Automatic", "DPM++ 2M SDE Exponential"),
+    ],
+)
+def test_the_scheduler_is_obeyed(app: Any, sampler: str, scheduler: str | None, drawn: str) -> None:
+    asked = {"prompt": "rocket", "seed": 1, "steps": 2, "sampler_name": sampler, "scheduler": scheduler}
+    answer = app.call("/sdapi/v1/txt2img", asked)
+    assert sampler_of(answer) == drawn
+    assert f"Sampler: {drawn}," in json.loads(answer["info"])["infotexts"][0]
+
+
+def test_null_is_as_good_as_nothing(app: Any) -> None:
+    asked = {"prompt": "rocket", "seed": 1, "steps": 2}
+    nothing = dict.fromkeys(
+        ["negative_prompt", "sampler_name", "scheduler", "styles", "width", "eta", "s_noise", "cfg_scale"]
+    )
+    assert (
+        app.call("/sdapi/v1/txt2img", asked | nothing)["images"]
+        == app.call("/sdapi/v1/txt2img", asked)["images"]
+    )
+
+
+def test_infotext_fills_in_what_is_not_given(app: Any) -> None:
+    text = "rocket\nNegative prompt: dog\nSteps: 2, Sampler: Euler a, CFG scale: 3, Seed: 9, Size: 64x64, Clip skip: 2"
+    told = app.call("/sdapi/v1/txt2img", {"infotext": text, "seed": 4})
+    plain = {"prompt": "rocket", "negative_prompt": "dog", "seed": 4, "steps": 2, "cfg_scale": 3}
+    plain |= {"sampler_name": "Euler a", "width": 64, "height": 64}
+    plain["override_settings"] = {"CLIP_stop_at_last_layers": 2}
+    assert told["images"] == app.call("/sdapi/v1/txt2img", plain)["images"]
+
+
+def test_prompt_editing_and_the_tags_left_out(app: Any) -> None:
+    network(app.root / "models/hypernetworks")
+    asked = {"seed": 1, "steps": 3, "sampler_name": "Euler"}
+    [edited, plain, bare] = [
+        app.call("/sdapi/v1/txt2img", asked | more)["images"][0]
+        for more in (
+            {"prompt": "[cat:dog:1] face"},
+            {"prompt": "cat face"},
+            {"prompt": "cat face <hypernet:webui-net:0.5>", "disable_extra_networks": True},
+        )
+    ]
+    assert drawn({"images": [edited]}).tobytes() != drawn({"images": [plain]}).tobytes()
+    assert drawn({"images": [bare]}).tobytes() == drawn({"images": [plain]}).tobytes()
+
+
+def coded(picture: Image.Image) -> str:
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    return base64.b64encode(out.getvalue()).decode()
+
+
+def test_img2img_and_masks(app: Any) -> None:
+    start = Image.new("RGB", (64, 64), "orange")
+    asked: dict[str, Any] = {
+        "prompt": "cat face",
+        "seed": 5,
+        "steps": 4,
+        "cfg_scale": 3,
+        "sampler_name": "Euler",
+    }
+    asked |= {"init_images": ["data:image/png;base64," + coded(start)], "denoising_strength": 0.5}
+    answer = app.call("/sdapi/v1/img2img", asked)
+    own = generate(
+        "cat face",
+        seed=5,
+        steps=4,
+        guidance_scale=3,
+        sampler="Euler",
+        discretisation="webui",
+        image=start,
+        image_strength=0.5,
+    )
+    assert drawn(answer).tobytes() == own[0].image.tobytes()
+    assert "init_images" not in answer["parameters"]
+    half = Image.new("L", (64, 64), 0)
+    half.paste(255, (32, 0, 64, 64))
+    masked = drawn(app.call("/sdapi/v1/img2img", asked | {"mask": coded(half)}))
+    other = drawn(app.call("/sdapi/v1/img2img", asked | {"mask": coded(half), "inpainting_mask_invert": 1}))
+    assert masked.getpixel((2, 30)) == other.getpixel((61, 30)) == (255, 165, 0)
+    assert masked.tobytes() != other.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"init_images": []}, "init_images"),
+        ({"init_images": ["http://example.org/a.png"]}, "not fetched"),
+        ({"init_images": ["nonsense!"]}, "base64"),
+        ({"denoising_strength": 0}, "denoising_strength"),
+        ({"inpainting_fill": 0}, "inpainting_fill"),
+        ({"inpaint_full_res": True}, "inpaint_full_res"),
+        ({"resize_mode": 1}, "resize_mode"),
+        ({"s_noise": 0.5}, "s_noise"),
+        ({"eta": 1.0, "sampler_name": "DDIM"}, "eta"),
+        ({"eta": 0, "sampler_name": "Euler a"}, "eta"),
+        ({"sampler_name": "Euler", "scheduler": "nonsense"}, "nonsense"),
+        ({"sampler_name": "DDIM", "scheduler": "Karras"}, "DDIM"),
+        ({"cfg_scal": 3}, "cfg_scale"),
+        ({"prompt": "cat <hypernet:ink:1"}, "nearly"),
+    ],
+)
+def test_what_img2img_does_not_draw_is_refused(app: Any, more: dict[str, Any], said: str) -> None:
+    start = {"prompt": "cat", "steps": 2, "init_images": [coded(Image.new("RGB", (64, 64)))]}
+    answer = app.call("/sdapi/v1/img2img", start | more)
+    assert answer["status"] in (400, 422)
+    assert said in str(answer["detail"])
+
+
+def test_png_info(app: Any) -> None:
+    answer = app.call(
+        "/sdapi/v1/txt2img", {"prompt": "cat face", "seed": 5, "steps": 2, "width": 64, "height": 96}
+    )
+    told = app.call("/sdapi/v1/png-info", {"image": answer["images"][0]})
+    assert told["info"] == json.loads(answer["info"])["infotexts"][0]
+    wanted = {"Prompt": "cat face", "Seed": "5", "Size-1": "64", "Size-2": "96", "Steps": "2"}
+    assert wanted.items() <= told["parameters"].items()
+    assert app.call("/sdapi/v1/png-info", {"image": coded(Image.new("RGB", (4, 4)))})["info"] == ""
+
+
+def test_lists(app: Any) -> None:
+    network(app.root / "models/hypernetworks")
+    assert {"Karras", "SGM Uniform", "Automatic"} <= {
+        one["label"] for one in app.call("/sdapi/v1/schedulers")
+    }
+    [emoji] = [one for one in app.call("/sdapi/v1/sd-models") if one["model_name"] == "emoji"]
+    assert (
+        emoji["title"] == f"emoji [{emoji['hash']}]" == app.call("/sdapi/v1/options")["sd_model_checkpoint"]
+    )
+    app.call("/sdapi/v1/options", {"sd_model_checkpoint": emoji["title"]})
+    assert app.call("/sdapi/v1/options")["sd_model_checkpoint"] == emoji["title"]
+    found = app.call("/sdapi/v1/extra-networks?page=hypernetwork&name=webui-net")
+    assert [one["prompt"] for one in found] == ["<hypernet:webui-net:1>"]
+    for empty in ("upscalers", "face-restorers", "prompt-styles", "loras"):
+        assert app.call(f"/sdapi/v1/{empty}") == []
+    assert app.call("/sdapi/v1/scripts") == {"txt2img": [], "img2img": []}
+    assert app.call("/sdapi/v1/refresh-checkpoints", {}) is None
+
+
+@pytest.mark.parametrize("path", ["/sdapi/v1/nothing", "/sdapi/v1/controlnet/model_list"])
+def test_what_is_not_there_is_said_in_json(app: Any, path: str) -> None:
+    for body in (None, {}):
+        answer = app.call(path, body) if body is not None else app.call(path)
+        assert answer["status"] == 404
+        assert "there is no" in answer["detail"]
+
+
+def test_a_network_is_made_and_trained(app: Any) -> None:
+    made = {"name": "made", "enable_sizes": ["128"], "layer_structure": "1, 2, 1", "activation_func": "relu"}
+    told = app.call("/sdapi/v1/create/hypernetwork", made)
+    assert told["info"].startswith("create hypernetwork filename: ")
+    assert "made" in [one["name"] for one in app.call("/sdapi/v1/hypernetworks")]
+    again = app.call("/sdapi/v1/create/hypernetwork", made)
+    assert again["status"] == 400
+    assert "overwrite_old" in again["detail"]
+    folder = app.root / "pictures"
+    folder.mkdir()
+    for i in range(3):
+        Image.new("RGB", (64, 64), (80 * i, 40, 200)).save(folder / f"square {i}.png")
+    asked = {"hypernetwork_name": "made", "data_root": "pictures", "steps": 2, "learn_rate": "1e-4:1, 1e-5"}
+    asked |= {"training_width": 64, "training_height": 64, "template_filename": "hypernetwork.txt"}
+    assert "colour" in app.call("/sdapi/v1/train/hypernetwork", asked | {"colour": 1})["detail"]
+    told = app.call("/sdapi/v1/train/hypernetwork", asked)
+    assert told["info"] == "train hypernetwork complete: filename: made error: None"
+    assert hb.load(app.root / "models/hypernetworks/made.safetensors").step == 2
+
+
+def test_interrupt_and_skip(app: Any) -> None:
+    asked = {"prompt": "cat face", "seed": 5, "steps": 40, "batch_size": 1, "n_iter": 9}
+    answers: list[Any] = []
+    drawing = threading.Thread(target=lambda: answers.append(app.call("/sdapi/v1/txt2img", asked)))
+    drawing.start()
+    while not app.call("/sdapi/v1/progress")["state"]["sampling_step"]:
+        assert drawing.is_alive()
+    app.call("/sdapi/v1/skip", {})  # of nine, eight are drawn together
+    drawing.join()
+    assert json.loads(answers[0]["info"])["all_seeds"] == [13]
+    drawing = threading.Thread(target=lambda: answers.append(app.call("/sdapi/v1/txt2img", asked)))
+    drawing.start()
+    while not app.call("/sdapi/v1/progress")["state"]["sampling_step"]:
+        assert drawing.is_alive()
+    assert app.call("/sdapi/v1/interrupt", {}) == {}
+    drawing.join()
+    assert answers[1]["images"] == []
+    assert json.loads(answers[1]["info"])["interrupted"]
 
 
 def test_progress_is_told(app: Any) -> None:

@@ -114,9 +114,11 @@ def test_what_is_missing_or_no_lora(emoji: LatentDiffusion, folders: Path, tmp_p
         pixels("cat <lora:other:1>", emoji, folders)
     with pytest.raises(UserError, match="negative prompt holds"):
         pixels("cat", emoji, folders, negative="<lora:look:1>")
-    with loras_at_work(emoji, {folders / "loras/look.safetensors": (1.0, 1.0)}):
-        with pytest.raises(UserError, match="has LoRAs loaded already"):
-            pixels("cat <lora:look:1>", emoji, folders)
+    with (
+        loras_at_work(emoji, {folders / "loras/look.safetensors": (1.0, 1.0)}),
+        pytest.raises(UserError, match="has LoRAs loaded already"),
+    ):
+        pixels("cat <lora:look:1>", emoji, folders)
 
 
 def test_a_lora_of_another_model(emoji: LatentDiffusion, folders: Path) -> None:

@@ -72,8 +72,8 @@ def test_notes_on_what_may_come_out_otherwise() -> None:
 
 
 def test_what_is_given_wins_and_is_not_judged() -> None:
-    info = read_infotext(WEBUI.replace("Euler a", "DPM fast"))
-    with pytest.raises(UserError, match=r"choose one with --sampler: unknown sampler 'DPM fast'"):
+    info = read_infotext(WEBUI.replace("Euler a", "DPM++ 2M SDE Heun"))
+    with pytest.raises(UserError, match=r"choose one with --sampler: unknown sampler 'DPM\+\+ 2M SDE Heun'"):
         repeat_of(info)
     arguments = repeat_of(info, given={"sampler", "seed"}).arguments
     assert "sampler" not in arguments

@@ -6,6 +6,7 @@ k-diffusion as argument against the package itself.
 """
 
 import importlib
+import json
 import math
 import re
 import sys
@@ -22,8 +23,8 @@ import torchsde
 from torch import Tensor
 
 from hyperbrush.errors import UserError
-from hyperbrush.ldm.sampling import SAMPLERS, make_scheduler, sample, starting_noise
-from hyperbrush.ldm.webui_schedule import noise_levels, set_webui_levels, timesteps_at
+from hyperbrush.ldm.sampling import SAMPLERS, find_sampler, make_scheduler, sample, starting_noise
+from hyperbrush.ldm.webui_schedule import noise_levels, scheduled_levels, set_webui_levels, timesteps_at
 
 SHAPE, SEEDS = (4, 8, 8), [3, 2**31]
 BETAS = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
@@ -354,6 +355,79 @@ def test_every_process_has_levels(change: dict[str, Any]) -> None:
     assert first == pytest.approx(float(sigmas[-1]), rel=2e-3)
     assert scheduler.sigmas[-2] == pytest.approx(float(sigmas[0]), rel=2e-3)
     assert scheduler.timesteps.tolist() == pytest.approx(np.linspace(999, 0, 10).tolist(), abs=0.2)
+
+
+VALUES = json.loads((Path(__file__).parent / "k_diffusion_values.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.filterwarnings("ignore:Should have t[ab]")
+@pytest.mark.parametrize("discretisation", ["webui", "diffusers"])
+@pytest.mark.parametrize("name", VALUES)
+def test_has_the_packages_own_values(name: str, discretisation: str) -> None:
+    """Norm and twelve numbers of what k-diffusion 0.1.1.post1 made at 20 steps, on float32 latents, with the webui's options
+    (ancestral noise of share 1 in DPM fast and adaptive, one level more and the last but one left out in DPM2 and 3M).
+    """
+    if discretisation == "diffusers" and not SAMPLERS.get(name, find_sampler(name)).own_levels:
+        pytest.skip("its levels are diffusers' own there")
+    if discretisation == "diffusers" and name == "DPM++ 2M SDE Exponential":
+        pytest.skip("diffusers draws plain noise there")
+    out, value = ours(name, 20, discretisation), VALUES[name]
+    # The error that sets the adaptive steps is a difference of nearly equal float32 numbers.
+    bound = {"DPM adaptive": 5e-3}.get(name, 4e-3 if "SDE" in name else 2e-5)
+    assert out.norm().item() == pytest.approx(value["norm"], rel=bound)
+    assert out.flatten()[::37][:12].tolist() == pytest.approx(value["some"], rel=bound, abs=bound)
+
+
+def reference_schedule(schedule: str, steps: int) -> np.ndarray:
+    """Levels (steps,) by each schedule's definition, in float64."""
+    last, low, high = len(TRAIN_SIGMAS) - 1, float(TRAIN_SIGMAS[0]), float(TRAIN_SIGMAS[-1])
+    if schedule == "Exponential":
+        return high * (low / high) ** (np.arange(steps) / max(steps - 1, 1))
+    if schedule == "SGM Uniform":
+        return np.array([sigma_at(last * (1 - i / steps)) for i in range(steps)])
+    if schedule == "Simple":
+        return np.array([TRAIN_SIGMAS[last - i * len(TRAIN_SIGMAS) // steps] for i in range(steps)])
+    # The quantiles of Beta(0.6, 0.6), by numerical integration of its density; x = y^(1/0.6) takes its ends away.
+    grid = np.linspace(0, 0.5**0.6, 200_001)
+    density = (1 - grid ** (1 / 0.6)) ** -0.4
+    half = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    shares = np.linspace(1, 0, steps) if steps > 1 else np.ones(1)
+    below = np.interp(np.minimum(shares, 1 - shares) * 2, half / half[-1], grid ** (1 / 0.6))
+    return low + np.where(shares > 0.5, 1 - below, below) * (high - low)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 20, 64])
+@pytest.mark.parametrize("schedule", ["Exponential", "SGM Uniform", "Simple", "Beta"])
+def test_schedules_are_those_of_their_definitions(schedule: str, steps: int) -> None:
+    levels = scheduled_levels(torch.tensor(TRAIN_SIGMAS), steps, schedule)
+    assert levels.dtype == torch.float32
+    np.testing.assert_allclose(levels.numpy(), reference_schedule(schedule, steps), rtol=2e-5)
+
+
+@pytest.mark.parametrize("steps", [8, 20, 40])
+def test_restart_against_its_algorithm(steps: int) -> None:
+    """Xu et al. (2023), Algorithm 1: Heun down all levels, and from 0.1 back up to 2 for 9 steps more (10 twice at 40)."""
+    each, times = {8: (0, 0), 20: (9, 1), 40: (10, 2)}[steps]
+    train = karras_levels(steps - each * times)
+    start, noise = webui_noise("generator", train)
+    x, levels = start * train[0], train.tolist()
+    low, high = (min(range(len(levels)), key=lambda i: abs(levels[i] - s)) for s in (0.1, 2.0))
+    x = heun(denoise, x, np.array(levels[: low + 1]), noise)
+    for _ in range(times):
+        x = x + math.sqrt(levels[high] ** 2 - levels[low] ** 2) * noise(levels[low], levels[high])
+        up, down = levels[high] ** (1 / 7), levels[low] ** (1 / 7)
+        climb = (up + np.arange(each + 1) / each * (down - up)) ** 7
+        x = heun(denoise, x, climb, noise)
+    expected = heun(denoise, x, np.array(levels[low:]), noise)
+    assert error(ours("Restart", steps, "webui"), expected) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["Euler SGM Uniform", "DPM++ 2M Simple", "Heun Beta", "DPM2 a Exponential"])
+def test_a_schedule_behind_a_sampler_draws_with_its_levels(name: str) -> None:
+    plain = ours(find_sampler(name).name.rsplit(" ", 1 + name.endswith("SGM Uniform"))[0], 8, "webui")
+    scheduled = ours(name, 8, "webui")
+    assert torch.equal(scheduled, ours(name, 8, "diffusers"))
+    assert 1e-3 < error(scheduled, plain) < 2
 
 
 def test_unknown_discretisation() -> None:

@@ -292,7 +292,7 @@ def run_levelled(
         drawn = [torch.randn((1, *noise.shape[1:]), generator=g, dtype=noise.dtype) for g in generators]
         return torch.cat(drawn).to(noise.device)
 
-    x = noise * levels[0] if image_latents is None else image_latents + noise * levels[0]
+    x: Tensor = noise * levels[0] if image_latents is None else image_latents + noise * levels[0]
     told = _Told(steps - first, on_step)
 
     def masked(x: Tensor, sigma: float, share: float, rows: slice) -> Tensor:
