@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from hyperbrush.cli import main
 from hyperbrush.hypernetworks import AttentionHypernetwork, load
+from hyperbrush.hypernetworks.generator import Factors, GeneratedWeights
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -131,6 +132,25 @@ def test_merge(run: Run, tmp_path: Path) -> None:
     assert run("merge", "x:-0.5", "y", "--out", "d.pt", "--how", "compose", "--name", "both")[0] == 0
     assert load("d.pt").settings.layer_structure == (1, 1)
     assert load("d.pt").name == "both"
+
+
+def test_generated_weights_merge_by_file(run: Run, tmp_path: Path) -> None:
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn2.to_v"
+    for name, value in (("a", 1.0), ("b", 2.0)):
+        factors = Factors(torch.full((1, 4), value), torch.ones(3, 1))
+        GeneratedWeights({layer: factors}, name=name).save(tmp_path / f"{name}.safetensors")
+    assert run("merge", "a.safetensors:0.5", "b.safetensors:2", "--out", "c.safetensors")[0] == 0
+    merged = GeneratedWeights.load("c.safetensors")
+    assert merged.name == "c"
+    assert torch.allclose(merged.delta(layer), torch.full((3, 4), 4.5))
+    status, _, told = run("merge", "a.safetensors", "b.safetensors", "--out", "d.pt")
+    assert status == 2
+    assert "generated weights are kept in .safetensors alone" in told
+    network(tmp_path / "w.pt")
+    status, _, told = run("merge", "a.safetensors", "w.pt", "--out", "d.safetensors")
+    assert status == 2
+    assert "attach both together" in told
+    assert not list(tmp_path.glob("d.*"))
 
 
 def test_the_older_form_for_comfyui(run: Run, tmp_path: Path) -> None:

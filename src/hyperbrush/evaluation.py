@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from hyperbrush.hypernetworks import HypernetworkLibrary, attach, load
+from hyperbrush.hypernetworks import HypernetworkLibrary, attach
+from hyperbrush.hypernetworks.adapters import load
 from hyperbrush.ldm.data import ImageFolder, cache_latents
 from hyperbrush.ldm.data.cache import LatentCache
 from hyperbrush.ldm.models import LatentDiffusion
@@ -37,11 +38,13 @@ def evaluate_folder(
 ) -> Iterator[str]:
     """Lines of a report: PSNR of the first stage, denoising loss without and with a hypernetwork.
 
+    hypernetwork: a file of either kind (attention hypernetwork or generated weights), or a name in the library.
+
     Raises:
         UserError: see `ImageFolder`, `LatentDiffusion.from_pretrained`, `attach`.
     """
     opened = LatentDiffusion.from_pretrained(model)
-    data = ImageFolder(folder, size=opened.image_size)
+    data = ImageFolder(folder, size=opened.image_size).without_chance()
     count = min(limit, len(data))
     yield f"first stage: PSNR {mean_psnr(opened, data, limit):.2f} dB (mean over {count} pictures)"
     import tempfile

@@ -100,6 +100,57 @@ def test_kohya_files_are_exact_but_for_the_bias(
     assert error(call(opened_by_library(unet, found, tmp_path)), exact) < 1e-5
 
 
+@pytest.mark.parametrize("form", ["diffusers", "peft"])
+@pytest.mark.parametrize("rank", ["full", 16, 2])
+def test_without_an_offset_there_is_no_bias_and_it_fuses(
+    rank: Any, form: str, make_unet: Make, affine: Make, call: Make, tmp_path: Path
+) -> None:
+    """Contexts that a cut rank does not fit on average are no offset, and neither is rounding."""
+    unet = make_unet()
+    hn = affine(unet)
+    for _, pair in hn.pairs():
+        for layer in pair.value.layers:
+            layer.linear.bias.zero_()
+    torch.manual_seed(2)
+    inputs = {
+        site.path: AttentionInputs(torch.randn(64, site.context_width) + 1, ())
+        for site, _ in find_attentions(unet)
+    }
+    found = to_lora(hn, unet, rank=rank, form=form, contexts=inputs)
+    assert not [key for key in found.state.tensors if "bias" in key]
+    assert not found.report.bias_carried
+    assert "refuse" not in str(found.report)
+    opened = opened_by_library(unet, found, tmp_path)
+    loaded = call(opened)
+    if form == "peft":
+        unet = opened.merge_and_unload()
+    else:
+        unet.fuse_lora()
+    assert error(call(unet), loaded) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:.*lora_bias.*")
+@pytest.mark.parametrize("form", ["diffusers", "peft"])
+def test_what_a_bias_costs_is_said_before_it_is_written(
+    form: str, make_unet: Make, affine: Make, call: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    unet = make_unet()
+    path = tmp_path / ("lora" if form == "peft" else "lora.safetensors")
+    with caplog.at_level("WARNING", "hyperbrush"):
+        report = convert(affine(unet), path, f"lora-{form}", model=unet, rank="full").report
+    assert "which pipe.fuse_lora() and PEFT's merge refuse: convert with bias=False" in caplog.text
+    assert "--no-bias: a LoRA that fuses" in str(report)
+    caplog.clear()
+    convert(affine(unet), path, f"lora-{form}", model=unet, rank="full", bias=False, overwrite=True)
+    assert "fuse" not in caplog.text
+    found = to_lora(affine(unet), unet, rank="full", form=form, bias=False)
+    assert "bias=True carries it" in str(found.report)
+    opened = opened_by_library(unet, found, tmp_path)
+    loaded = call(opened)
+    fused = opened.merge_and_unload() if form == "peft" else (unet.fuse_lora(), unet)[1]
+    assert error(call(fused), loaded) < 1e-5
+
+
 def test_kohyas_bias_is_what_comfyui_adds(make_unet: Make, affine: Make, call: Make, tmp_path: Path) -> None:
     """As ComfyUI patches weights: W + alpha/rank·up·down, bias + diff_b; diffusers refuses such a file."""
     unet = make_unet()

@@ -53,7 +53,8 @@ def test_chains_of_affine_networks_fuse_exactly(
         assert attached.fuse() is None
         assert attached.fused
         assert [(name, type(m)) for name, m in unet.named_modules()] == modules
-        assert not any(m._forward_pre_hooks or m._forward_hooks for m in unet.modules())
+        hooked = [m for m in unet.modules() if m._forward_pre_hooks or m._forward_hooks]
+        assert hooked == [unet]  # it alone is watched, for LoRA that comes later
         assert unet.state_dict().keys() == state.keys()
         fused = call(unet, dtype=torch.float64)
         attached.unfuse()
@@ -178,6 +179,119 @@ def test_what_cannot_fuse_says_why(make_unet: Make, make_network: Make, affine: 
         with pytest.raises(UserError, match=r"plain linear layer.*LoRA"):
             attached.fuse()
         unet.unload_lora()
+
+
+def test_weights_that_would_lose_it_are_named(make_unet: Make, affine: Make, call: Make) -> None:
+    unet = make_unet()
+    hn = affine(unet)
+    own = {k: v.clone() for k, v in unet.state_dict().items()}
+    with attach(unet, hn) as attached:
+        unet.half()
+        attached.set_strengths(1e8)
+        with pytest.raises(UserError, match=r"NaN or too large for torch\.float16"):
+            attached.fuse()
+        assert not attached.fused
+        attached.set_strengths(1)
+        unet.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+        with pytest.raises(UserError, match=r"attn\d\.to_k|to_k is stored as float8_e4m3fn.*fuse first"):
+            attached.fuse()
+    unet = make_unet()
+    with attach(unet, hn) as attached:
+        next(hn.parameters())[0] = torch.nan
+        with pytest.raises(UserError, match=r"NaN or too large for torch\.float32"):
+            attached.fuse()
+        assert not attached.fused
+    assert all(torch.equal(own[k], v) for k, v in unet.state_dict().items())
+    unet = make_unet()
+    with attach(unet, affine(unet)) as attached:
+        attention = find_attentions(unet)[0][1]
+        attention.to_k.to("meta")
+        with pytest.raises(UserError, match="to_k is offloaded: fuse before"):
+            attached.fuse()
+
+
+def test_disabled_networks_are_not_baked_in(make_unet: Make, affine: Make, call: Make) -> None:
+    unet = make_unet()
+    bare = call(unet)
+    with attach(unet, biased(affine(unet))) as attached:
+        exact = call(unet)
+        attached.disable()
+        with pytest.raises(UserError, match=r"while they are disabled: call enable\(\) first"):
+            attached.fuse()
+        assert not attached.fused
+        assert torch.equal(call(unet), bare)
+        attached.enable()
+        attached.fuse()
+        torch.testing.assert_close(call(unet), exact, rtol=1e-4, atol=1e-5)
+
+
+def random_lora(unet: Any, projections: Any = ("to_q", "to_k", "to_v", "to_out.0"), seed: int = 5) -> Any:
+    """Tensors of a LoRA for `load_lora_adapter`."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, module in unet.named_modules():
+        if name.endswith(tuple(f".{p}" for p in projections)):  # plain, or with another LoRA
+            tensors[f"{name}.lora_A.weight"] = 0.3 * torch.randn(2, module.in_features, generator=generator)
+            tensors[f"{name}.lora_B.weight"] = 0.3 * torch.randn(module.out_features, 2, generator=generator)
+    return tensors
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+def test_lora_loaded_after_fusing_sees_the_changed_context(
+    family: str, make_unet: Make, affine: Make, call: Make
+) -> None:
+    unet = make_unet(family)
+    bare = call(unet)
+    hn = biased(affine(unet))
+    state = {k: v.clone() for k, v in unet.state_dict().items()}
+    with attach(unet, (hn, 0.5)):
+        unet.load_lora_adapter(random_lora(unet), adapter_name="x", prefix=None)
+        wanted = call(unet)
+        unet.load_lora_adapter(random_lora(unet, ["to_v"], seed=6), adapter_name="y", prefix=None)
+        unet.set_adapters(["x", "y"], [1.0, 0.5])
+        both = call(unet)
+        unet.unload_lora()
+    with attach(unet, (hn, 0.5)) as attached:
+        alone = call(unet)
+        attached.fuse()
+        for _ in range(2):  # again, after it was unloaded
+            unet.load_lora_adapter(random_lora(unet), adapter_name="x", prefix=None)
+            torch.testing.assert_close(call(unet), wanted, rtol=1e-4, atol=1e-4)
+            unet.load_lora_adapter(random_lora(unet, ["to_v"], seed=6), adapter_name="y", prefix=None)
+            unet.set_adapters(["x", "y"], [1.0, 0.5])
+            torch.testing.assert_close(call(unet), both, rtol=1e-4, atol=1e-4)
+            unet.unload_lora()
+            torch.testing.assert_close(call(unet), alone, rtol=1e-4, atol=1e-5)
+        unet.load_lora_adapter(random_lora(unet), adapter_name="x", prefix=None)
+        call(unet)
+        attached.unfuse()
+        torch.testing.assert_close(call(unet), wanted, rtol=1e-4, atol=1e-5)
+        unet.unload_lora()
+    assert not torch.allclose(wanted, alone, atol=1e-2)
+    assert not torch.allclose(wanted, both, atol=1e-2)
+    assert torch.equal(call(unet), bare)
+    assert all(torch.equal(state[k], v) for k, v in unet.state_dict().items())
+    assert not any(m._forward_pre_hooks for m in unet.modules())
+
+
+def test_adapters_that_cannot_see_it_are_named(make_unet: Make, affine: Make, call: Make) -> None:
+    from peft import LoraConfig
+
+    unet = make_unet()
+    with attach(unet, biased(affine(unet))) as attached:
+        attached.fuse()
+        unet.load_lora_adapter(random_lora(unet), adapter_name="x", prefix=None)
+        unet.fuse_lora()
+        with pytest.raises(UserError, match=r"attn\d\.to_k, where hypernetworks are fused, .* or is merged"):
+            call(unet)
+        unet.unfuse_lora()
+        call(unet)
+        unet.unload_lora()
+        unet.add_adapter(LoraConfig(r=2, target_modules=["to_v"], use_dora=True))
+        with pytest.raises(
+            UserError, match=r"attn\d\.to_v, where hypernetworks are fused, and is no plain LoRA"
+        ):
+            call(unet)
 
 
 def test_the_best_affine_map_of_a_bent_network(make_unet: Make, make_network: Make, call: Make) -> None:

@@ -266,6 +266,92 @@ def test_a_bad_side_file_hides_nothing(content: bytes, message: str, files: Path
     assert "ink.json" in entry.warning
 
 
+def test_what_is_sound_beside_a_bad_side_file_stays(files: Path, cache: Path) -> None:
+    shelf = HypernetworkLibrary(files, cache=FileCache(cache))
+    (files / "ink.txt").write_text("waves")
+    (files / "ink.civitai.info").write_text(json.dumps({"trainedWords": ["ink wash"]}))
+    (files / "ink.json").write_text("{")
+    entry = shelf.entry("ink")
+    assert (entry.notes.description, entry.notes.activation_text) == ("waves", "ink wash")
+    assert entry.warning is not None
+    side = {"activation text": "in ink", "preferred weight": "high", "notes": [1], "description": "sea"}
+    (files / "ink.json").write_text(json.dumps(side))
+    entry = shelf.entry("ink")
+    assert (entry.notes.description, entry.notes.activation_text) == ("sea", "in ink")
+    assert (entry.notes.preferred_weight, entry.notes.notes) == (None, "")
+    assert entry.warning is not None
+    for words in ("'preferred weight' must be", "'notes' must be"):
+        assert words in entry.warning
+    with pytest.raises(UserError, match="'preferred weight'"):  # or an edit would write over it
+        shelf.notes("ink")
+
+
+FOREIGN_NOTES: dict[str, tuple[str, dict[str, Any]]] = {
+    "civitai": (
+        "ink.civitai.info",
+        {
+            "trainedWords": ["ink wash, ", " sumi-e"],
+            "description": "<p>Fine &amp; wet</p><p>ink</p>",
+            "id": 5,
+        },
+    ),
+    "civitai, of the model": (
+        "ink.civitai.info",
+        {
+            "trainedWords": ["ink wash", "sumi-e"],
+            "description": None,
+            "model": {"description": "Fine & wet\nink"},
+        },
+    ),
+    "lora manager": (
+        "ink.metadata.json",
+        {
+            "civitai": {"trainedWords": ["ink wash", "sumi-e", "ink wash"]},
+            "modelDescription": "<b>Fine &amp; wet</b><br>ink",
+            "notes": "mine",
+            "usage_tips": '{"strength": 0.8}',
+        },
+    ),
+    "stability matrix": (
+        "ink.cm-info.json",
+        {"TrainedWords": ["ink wash", "sumi-e"], "ModelDescription": "<div>Fine &amp; wet<br/>ink</div>"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN_NOTES)
+def test_trigger_words_of_other_programs(name: str, files: Path, cache: Path) -> None:
+    file, content = FOREIGN_NOTES[name]
+    (files / file).write_text(json.dumps(content))
+    shelf = HypernetworkLibrary(files, cache=FileCache(cache))
+    notes = shelf.notes("ink")
+    assert (notes.activation_text, notes.description) == ("ink wash, sumi-e", "Fine & wet\nink")
+    if "usage_tips" in content:
+        assert (notes.notes, notes.preferred_weight) == ("mine", 0.8)
+    (files / "ink.json").write_text(json.dumps({"activation text": "own", "preferred weight": 0.5}))
+    notes = shelf.notes("ink")
+    assert (notes.activation_text, notes.preferred_weight) == ("own", 0.5)
+    assert notes.description == "Fine & wet\nink"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"trainedWords": 5, "description": 7, "civitai": [], "model": 1}',
+    '{"usage_tips": "{", "TrainedWords": [1, null, ""], "ModelDescription": {}}', "[" * 99_999])  # fmt: skip
+def test_damaged_notes_of_other_programs(
+    content: str, files: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shelf = HypernetworkLibrary(files, cache=FileCache(cache))
+    for ending in (".civitai.info", ".metadata.json", ".cm-info.json"):
+        (files / f"ink{ending}").write_text(content)
+    (files / "ink.json").write_text('{"activation text": "own"}')
+    with caplog.at_level("WARNING", "hyperbrush"):
+        assert shelf.notes("ink") == Notes(activation_text="own")
+    entry = shelf.entry("ink")
+    assert entry.notes == Notes(activation_text="own")
+    assert ("ink.cm-info.json" in str(entry.warning)) is not content.startswith('{"')
+    assert ("ink.cm-info.json" in caplog.text) is not content.startswith('{"')
+    shelf.write_notes("ink", Notes(notes="n"))  # they do not stand in the way of an edit
+
+
 def test_previews(files: Path, cache: Path) -> None:
     shelf = HypernetworkLibrary(files, cache=FileCache(cache))
     assert shelf.preview("ink") is None

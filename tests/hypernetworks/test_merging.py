@@ -9,6 +9,7 @@ import torch
 
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks import AttentionHypernetwork, attach, load
+from hyperbrush.hypernetworks.generator import Factors, GeneratedWeights
 from hyperbrush.hypernetworks.merging import merge
 
 SITE = "mid_block.attentions.0.transformer_blocks.0.attn2"
@@ -48,6 +49,35 @@ def chain(entries: Any, width: int, site: str | None = None) -> tuple[torch.Tens
             keys = hn.transform(keys, weight, site)[0]
             values = hn.transform(values, weight, site)[1]
     return keys, values
+
+
+def generated(seed: int, rank: int = 2, layers: Any = ("to_k", "to_v")) -> GeneratedWeights:
+    torch.manual_seed(seed)
+    made = {f"{SITE}.{layer}": Factors(torch.randn(rank, 8), torch.randn(6, rank), 0.5) for layer in layers}
+    return GeneratedWeights(made, name=f"g{seed}")
+
+
+@pytest.mark.parametrize("how", ["auto", "average", "compose"])
+def test_generated_weights_add_up(how: str, tmp_path: Path) -> None:
+    first, second = generated(1), generated(2, rank=3, layers=("to_v", "to_q"))
+    merged = merge([(first, 0.5), (second, -2)], how=how)
+    assert merged.name == "g1*0.5 + g2*-2"
+    assert merged.metadata["merged_from"] == "g1 * 0.5; g2 * -2"
+    assert set(merged.layers) == {f"{SITE}.to_{x}" for x in "qkv"}
+    for layer in merged.layers:
+        parts = [w * g.delta(layer) for g, w in ((first, 0.5), (second, -2)) if layer in g.layers]
+        torch.testing.assert_close(merged.delta(layer), sum(parts))
+    again = GeneratedWeights.load(merged.save(tmp_path / "m.safetensors"))
+    assert again.metadata["merged_how"] == "changes added exactly, rank 5"
+
+
+def test_both_kinds_do_not_merge() -> None:
+    for entries in ([(generated(1), 1), (make(), 1)], [(make(), 1), (generated(1), 1)]):
+        with pytest.raises(UserError, match="cannot merge 'g1', generated weights, .* attach both together"):
+            merge(entries)
+    other = GeneratedWeights({f"{SITE}.to_k": Factors(torch.ones(1, 4), torch.ones(4, 1))})
+    with pytest.raises(UserError, match="different shapes"):
+        merge([(generated(1), 1), (other, 1)])
 
 
 def test_affine_ones_compose_exactly() -> None:

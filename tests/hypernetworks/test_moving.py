@@ -8,7 +8,16 @@ from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks import AttentionHypernetwork, HypernetworkLibrary, moving
 from hyperbrush.hypernetworks.moving import Bin, check_name, files_of, rename, safe_name, take_in
 
-SIDES = ("water.json", "water.txt", "water.preview.png", "water.jpg", "water.pt.optim")
+SIDES = (
+    "water.json",
+    "water.txt",
+    "water.preview.png",
+    "water.jpg",
+    "water.pt.optim",
+    "water.civitai.info",
+    "water.metadata.json",
+    "water.cm-info.json",
+)
 
 
 @pytest.fixture

@@ -146,6 +146,57 @@ def test_broken_sidecars_are_one_clear_line(name: str, tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
+def go_on(hn: AttentionHypernetwork, path: Path) -> torch.optim.AdamW:
+    """The optimizer that a training which goes on from a file begins with."""
+    from hyperbrush.training.hypernetwork import HypernetworkTrainer
+
+    state = read_optimizer(path)
+    assert state is not None
+    optimizer = torch.optim.AdamW(hn.parameters(), lr=1e-3)
+    HypernetworkTrainer(hn, optimizer_state=state)._begin_with(optimizer, state)
+    return optimizer
+
+
+def test_a_stale_sidecar_is_used_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    hn = network()
+    path = hn.save(tmp_path / "w.pt")
+    write_optimizer(path, "AdamW", trained(hn).state_dict())
+    with caplog.at_level("WARNING", "hyperbrush"):
+        assert go_on(network(), path).state_dict()["state"]
+    assert not caplog.text
+    hn.save(path)  # after the step
+    with caplog.at_level("WARNING", "hyperbrush"):
+        assert go_on(network(), path).state_dict()["state"]
+    assert "w.pt.optim was saved beside another state of w.pt" in caplog.text
+    assert "its moments are used all the same" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"activation": "prelu"},
+        {"activation": "prelu", "skip_connection": True},
+        {"skip_connection": True, "upsample_linear": "Linear"},
+    ],
+)
+def test_an_extensions_sidecar_begins_a_new_one(
+    settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The extension trains Linear and LayerNorm alone, and numbers these."""
+    hn = network(**settings)
+    path = hn.save(tmp_path / "w.pt")
+    trained_by_it = [
+        p for n, p in hn.named_parameters() if not n.endswith(("activation.weight", "skip.weight"))
+    ]
+    assert len(trained_by_it) < len(list(hn.parameters()))
+    optimizer = torch.optim.AdamW(trained_by_it, lr=1e-3)
+    _step(hn, optimizer)
+    write_optimizer(path, "AdamW", optimizer.state_dict())
+    with caplog.at_level("WARNING", "hyperbrush"):
+        assert not go_on(network(**settings), path).state_dict()["state"]
+    assert "the optimizer begins anew: the optimizer's state is of" in caplog.text
+
+
 def test_a_sidecar_without_its_network(tmp_path: Path) -> None:
     torch.save(_sound(), tmp_path / "w.pt.optim")
     with pytest.raises(UserError, match=r"cannot read .*w\.pt: No such file"):

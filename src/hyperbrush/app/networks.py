@@ -221,7 +221,7 @@ def merge(site: "Site", request: "MergeRequest") -> Card:
     Raises:
         UserError: one is not there, or as `merging.merge`.
     """
-    from hyperbrush.hypernetworks.formats import load, save
+    from hyperbrush.hypernetworks.adapters import load
     from hyperbrush.hypernetworks.merging import merge as merged
     from hyperbrush.hypernetworks.moving import check_name, take_in
 
@@ -229,7 +229,7 @@ def merge(site: "Site", request: "MergeRequest") -> Card:
     sources = [(load(library.find(find(library, part.name))), part.weight) for part in request.parts]
     result = merged(sources, how=request.how, name=name)
     with _aside(site.workspace) as folder:
-        return _kept(site, take_in(library, save(result, folder / f"{name}.safetensors"), name))
+        return _kept(site, take_in(library, result.save(folder / f"{name}.safetensors"), name))
 
 
 def inspection(workspace: "Workspace", which: str) -> dict[str, Any]:

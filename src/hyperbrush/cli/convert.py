@@ -163,17 +163,25 @@ def merge(
     overwrite: Annotated[bool, typer.Option(help="Replace what stands at --out.")] = False,
     hypernetworks: Networks = DEFAULT_NETWORKS,
 ) -> None:
-    """Merge hypernetworks into one: A.pt:0.7 B.pt:0.3."""
+    """Merge hypernetworks, or generated weights, into one: A.pt:0.7 B.pt:0.3."""
     from hyperbrush import console
     from hyperbrush.cli.sources import weighted
+    from hyperbrush.hypernetworks import AttentionHypernetwork
     from hyperbrush.hypernetworks.conversion.convert import convert as write
     from hyperbrush.hypernetworks.conversion.convert import guess_target
     from hyperbrush.hypernetworks.merging import merge as merged
 
-    guess_target(out)
+    to = guess_target(out)
     if out.exists() and not overwrite:
         raise UserError(f"{out} exists already: choose another name, or give --overwrite")
     result = merged([weighted(s, hypernetworks) for s in sources], how=how, name=name or out.stem)
-    write(result, out, overwrite=overwrite)
+    if isinstance(result, AttentionHypernetwork):
+        write(result, out, overwrite=overwrite)
+    elif to == "safetensors":
+        result.save(out)
+    else:
+        raise UserError(
+            f"{out}: generated weights are kept in .safetensors alone; name one, or convert it to a LoRA"
+        )
     console.note(f"{result.metadata['merged_from']}: {result.metadata['merged_how']}")
     console.done(str(out))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from hyperbrush.errors import UserError
 
 if TYPE_CHECKING:
-    from hyperbrush.hypernetworks import AttentionHypernetwork
+    from hyperbrush.hypernetworks.adapters import Adapter
 
 
 def find(source: str, folder: Path) -> Path:
@@ -29,13 +29,13 @@ def find(source: str, folder: Path) -> Path:
     return HypernetworkLibrary(folder).find(source)
 
 
-def weighted(source: str, folder: Path) -> "tuple[AttentionHypernetwork, float]":
-    """FILE:WEIGHT (or NAME:WEIGHT) as a hypernetwork and its weight; without one, 1.
+def weighted(source: str, folder: Path) -> "tuple[Adapter, float]":
+    """FILE:WEIGHT (or NAME:WEIGHT) as a hypernetwork, or generated weights, and its weight; without one, 1.
 
     Raises:
         UserError: the weight is no number; or as `find` and `load`.
     """
-    from hyperbrush.hypernetworks import load
+    from hyperbrush.hypernetworks.adapters import load
     from hyperbrush.hypernetworks.strengths import finite
 
     name, colon, text = source.rpartition(":")

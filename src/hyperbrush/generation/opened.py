@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from hyperbrush.errors import UserError
 
 if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
     from hyperbrush.ldm.models import LatentDiffusion
 
 # The UNet's weights in a diffusers folder, in the order in which they are looked for.
@@ -34,7 +36,7 @@ class OpenedModel:
 
 
 def open_model(
-    source: "str | Path | LatentDiffusion | OpenedModel",
+    source: "str | Path | LatentDiffusion | OpenedModel | DiffusionPipeline",
     *,
     device: str = "auto",
     precision: str = "auto",
@@ -42,18 +44,23 @@ def open_model(
 ) -> OpenedModel:
     """Open a model by name, folder, file or hub id; what is opened already stays as it is.
 
-    device, precision, attention: see `ldm.models.device.placement`.
+    A diffusers pipeline's parts are used where they are, with whatever is loaded onto them. device, precision, attention: see `ldm.models.device.placement`.
 
     Raises:
         UserError: there is no such model, or it cannot be used here.
     """
     from hyperbrush.ldm.models import LatentDiffusion
     from hyperbrush.ldm.models.device import place, placement
+    from hyperbrush.ldm.models.loading import from_pipeline
 
     if isinstance(source, OpenedModel):
         return source
     if isinstance(source, LatentDiffusion):
         return OpenedModel(source)
+    if not isinstance(source, str | Path):
+        model = from_pipeline(LatentDiffusion, source)
+        path = getattr(source, "name_or_path", None) or ""
+        return OpenedModel(model, *(named(path) if path else ()))
     where = placement(device, precision, attention)
     model = place(LatentDiffusion.from_pretrained(source), where)
     return OpenedModel(model, *named(source))

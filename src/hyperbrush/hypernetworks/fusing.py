@@ -21,6 +21,8 @@ from hyperbrush.hypernetworks.attention import apply_networks
 from hyperbrush.hypernetworks.attention_errors import OutputError, attention_error
 from hyperbrush.hypernetworks.context_network import ContextNetwork
 from hyperbrush.hypernetworks.contexts import AttentionInputs
+from hyperbrush.hypernetworks.formats.checks import DTYPES
+from hyperbrush.hypernetworks.fused_lora import FusedProjection
 from hyperbrush.ldm.modules.attention_sites import AttentionSite
 
 Chain = Sequence[tuple[ContextNetwork, float]]
@@ -60,13 +62,24 @@ class Fused:
     """Weights put in place of a UNet's own, which are kept as they were."""
 
     _own: list[tuple[torch.nn.Module, str, torch.nn.Parameter]] = field(default_factory=list)
+    projections: list[FusedProjection] = field(default_factory=list)
 
     def replace(self, module: torch.nn.Module, name: str, value: Tensor) -> None:
-        """Put a weight into a module, in the precision and on the device of its own."""
+        """Put a weight into a module, in the precision and on the device of its own.
+
+        Raises:
+            UserError: it is not finite there.
+        """
         own = module._parameters[name]
         assert own is not None
         self._own.append((module, name, own))
-        new = torch.nn.Parameter(value.to(own), requires_grad=own.requires_grad)
+        baked = value.to(own)
+        if not torch.isfinite(baked).all():
+            raise UserError(
+                f"cannot fuse: a new {name} has numbers that are NaN or too large for {own.dtype}. Look at the networks "
+                "(hyperbrush inspect) and the model, or fuse in float32 and convert afterwards"
+            )
+        new = torch.nn.Parameter(baked, requires_grad=own.requires_grad)
         module._parameters[name] = new
 
     def undo(self) -> None:
@@ -77,6 +90,7 @@ class Fused:
                 own.data = own.data.to(there.device, there.dtype)
             module._parameters[name] = own
         self._own.clear()
+        self.projections.clear()
 
 
 def fuse_chains(
@@ -113,7 +127,13 @@ def fuse_chains(
             keys, values = _map(c, c.keys, seen, straight), _map(c, c.values, seen, straight)
             if not (_straight(c.keys) and _straight(c.values)):
                 errors[c.site.path] = _error(c, keys, values, seen[c.site.path]).of_change
-            fuse_site(fused, c.attention, keys, values)
+            moved = fuse_site(fused, c.attention, keys, values)
+            changes = {"to_k": keys, "to_v": values}
+            if moved is not None:
+                changes["to_out.0"] = Affine(torch.eye(len(moved), dtype=torch.float64), moved.cpu())
+            fused.projections += [
+                FusedProjection(c.site, c.attention, name, change) for name, change in changes.items()
+            ]
     except BaseException:
         fused.undo()
         raise
@@ -190,8 +210,12 @@ def _square(x: Tensor) -> float:
 
 
 @torch.no_grad()
-def fuse_site(fused: Fused, attention: torch.nn.Module, keys: Affine, values: Affine) -> None:
-    """Bake two maps of the context into the projections of one attention (`check_site` comes first)."""
+def fuse_site(fused: Fused, attention: torch.nn.Module, keys: Affine, values: Affine) -> Tensor | None:
+    """Bake two maps of the context into the projections of one attention (`check_site` comes first).
+
+    Returns the values' offset (inner width,) that moved behind the softmax, into to_out's bias; None: there is none.
+    """
+    moved = None
     for name, change in (("to_k", keys), ("to_v", values)):
         linear = _linear(attention, name)
         weight = linear.weight.double()
@@ -203,17 +227,31 @@ def fuse_site(fused: Fused, attention: torch.nn.Module, keys: Affine, values: Af
         elif name == "to_v" and shift.any():
             out = _linear(attention, "to_out.0")
             fused.replace(out, "bias", out.bias.double() + out.weight.double() @ shift)
+            moved = shift
+    return moved
 
 
 def _linear(attention: torch.nn.Module, name: str) -> Any:
     return attention.get_submodule(name)
 
 
+def _check_storage(what: str, weight: Tensor) -> None:
+    if weight.is_meta:
+        raise UserError(f"{what} is offloaded: fuse before enable_sequential_cpu_offload()")
+    if weight.dtype not in DTYPES or type(weight.data) is not Tensor:
+        kind = weight.dtype if type(weight.data) is Tensor else type(weight.data).__name__
+        raise UserError(
+            f"{what} is stored as {str(kind).removeprefix('torch.')}, which would round the fused weights too: fuse "
+            "first, then cast or quantise"
+        )
+
+
 def check_site(site: AttentionSite, attention: torch.nn.Module) -> None:
     """Refuse attentions whose weights cannot be replaced exactly.
 
     Raises:
-        UserError: LoRA or other wrappers stand at a projection, keys are normalised, or to_out has no bias.
+        UserError: LoRA or other wrappers stand at a projection, weights are offloaded or stored in 8 bits, keys are
+            normalised, or to_out has no bias.
     """
     modules = dict(attention.named_modules())
     for name in ("to_k", "to_v", "to_out.0"):
@@ -223,6 +261,8 @@ def check_site(site: AttentionSite, attention: torch.nn.Module) -> None:
                 f"cannot fuse at {site.path}: {name} is a {type(module).__name__}, expected a plain linear "
                 "layer. Fuse or unload LoRA first (pipe.fuse_lora() and pipe.unload_lora_weights()), then fuse"
             )
+        for parameter in module.parameters():
+            _check_storage(f"cannot fuse at {site.path}: {name}", parameter)
     if _linear(attention, "to_out.0").bias is None:
         raise UserError(f"cannot fuse at {site.path}: its to_out has no bias to take the values' offset")
     if getattr(attention, "norm_k", None) is not None:

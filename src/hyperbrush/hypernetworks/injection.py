@@ -28,6 +28,7 @@ from hyperbrush.ldm.modules.attention_sites import KINDS, AttentionSite, find_at
 
 if TYPE_CHECKING:
     from hyperbrush.hypernetworks.contexts import AttentionInputs
+    from hyperbrush.hypernetworks.fused_lora import FusedWatch
     from hyperbrush.hypernetworks.fusing import FitReport, Fused
 
 
@@ -98,6 +99,7 @@ class Attached:
         self._progress = Progress(pipe_or_unet)
         self._outside_the_graph = _uncompiled(Attached._follow_schedules)
         self._fused: Fused | None = None
+        self._watch: FusedWatch | None = None
         self._enabled = True
         self._gone = False
         # How many rows of a batch are one picture's: only softmax-like activations ask.
@@ -226,7 +228,8 @@ class Attached:
         """Bake them, at their present strengths, into to_k, to_v and to_out's bias, and take the hooks away.
 
         The UNet then is an ordinary one of the same modules, which costs and saves as before. Exact for
-        networks without a non-linearity, also in chains (FACTS: the bias argument is in `fusing`).
+        networks without a non-linearity, also in chains (FACTS: the bias argument is in `fusing`). A LoRA that is
+        loaded afterwards sees the changed context too, until it is merged or the UNet saved.
 
         approximate: put the affine map of least squared error in the place of chains that are not
             affine, fitted per site to the contexts of a few generations, or to ``contexts``: site path →
@@ -235,11 +238,17 @@ class Attached:
 
         Raises:
             UserError: a network is not affine; a strength is no constant number; LoRA stands at a projection
-                (fuse it first); generated weights are among them; already fused. Nothing was changed then.
+                (fuse it first); weights are stored in 8 bits or offloaded, or would not be finite; generated
+                weights are among them; disabled; already fused. Nothing was changed then.
         """
+        from hyperbrush.hypernetworks.fused_lora import FusedWatch
         from hyperbrush.hypernetworks.fusing import SiteChains, fuse_chains
 
         self._refuse_fused("fuse again")
+        if not self._enabled:
+            raise UserError(
+                "cannot fuse the hypernetworks while they are disabled: call enable() first, or detach()"
+            )
         for a in self._at_work:
             if isinstance(a.use.hypernetwork, GeneratedWeights):
                 raise UserError(
@@ -263,6 +272,7 @@ class Attached:
                 approximate=approximate,
                 contexts=contexts,
             )
+            self._watch = FusedWatch(self._unet, self._fused.projections)
         finally:
             self._hook()
         return report
@@ -270,6 +280,9 @@ class Attached:
     def unfuse(self) -> None:
         """Put the UNet's own weights back, bit for bit, and go on with the networks. Else does nothing."""
         if self._fused is not None:
+            if self._watch is not None:
+                self._watch.remove()
+                self._watch = None
             self._fused.undo()
             self._fused = None
             self._hook()

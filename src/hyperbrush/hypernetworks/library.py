@@ -1,5 +1,6 @@
 """A folder of hypernetwork files: names are looked up in its index, never joined to a path."""
 
+import logging
 import os
 import stat
 import unicodedata
@@ -10,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from hyperbrush.errors import UnknownHypernetwork as UnknownHypernetwork
 from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.hypernetworks.file_cache import FileCache
+from hyperbrush.hypernetworks.foreign_notes import FOREIGN
 from hyperbrush.hypernetworks.formats import SUFFIXES
 from hyperbrush.hypernetworks.sidecars import (
     KEYS,
     Notes,
+    collect_notes,
     find_preview,
-    read_notes,
     write_notes,
     write_preview,
 )
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from hyperbrush.hypernetworks.adapters import Adapter
 
 SUMMARY = "summary/1"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -188,12 +191,18 @@ class HypernetworkLibrary:
         return found
 
     def notes(self, name: str) -> Notes:
-        """What people wrote beside a network (NAME.json, NAME.txt).
+        """What people and other programs wrote beside a network; see `sidecars.collect_notes`.
 
         Raises:
             UserError: as `find`; or a side file is damaged or lies outside of the folder.
         """
-        return self._notes(self.find(name))
+        notes, wrong = collect_notes(self.find(name), self._refused)
+        for side, reason in wrong:
+            if side.name.endswith(tuple(FOREIGN)):  # nobody edits these here
+                _log.warning("%s", reason)
+            else:
+                raise UserError(reason)
+        return notes
 
     def write_notes(self, name: str, notes: Notes) -> None:
         """Write NAME.json and NAME.txt; other keys of the webui's stay if they are in ``notes.other``.
@@ -224,8 +233,8 @@ class HypernetworkLibrary:
         """None for a file that vanished meanwhile."""
         from hyperbrush.hypernetworks.summarising import summarise
 
-        summary, notes = None, Notes()
-        digest, error, warning = "", None, None
+        summary = None
+        digest, error = "", None
         try:
             state = path.stat()
         except OSError:
@@ -240,18 +249,23 @@ class HypernetworkLibrary:
             summary = summary_from(value)
         except (UserError, OSError) as reason:
             error = str(reason)
-        try:
-            notes = self._notes(path)
-        except UserError as reason:
-            warning = str(reason)
-        return Entry(name, path, state.st_size, digest, summary, notes, error, warning)
+        notes, wrong = collect_notes(path, self._refused)
+        return Entry(
+            name,
+            path,
+            state.st_size,
+            digest,
+            summary,
+            notes,
+            error,
+            "; ".join(reason for _, reason in wrong) or None,
+        )
 
-    def _notes(self, path: Path) -> Notes:
-        for suffix in (".json", ".txt"):
-            side = path.with_suffix(suffix)
-            if side.exists() and not self._inside(side):
-                raise UserError(f"{side} leads out of {self.folder}: put the file itself there")
-        return read_notes(path)
+    def _refused(self, side: Path) -> str | None:
+        """Why a side file is not looked at."""
+        if self._inside(side):
+            return None
+        return f"{side} leads out of {self.folder}: put the file itself there"
 
     def _inside(self, path: Path) -> bool:
         return path.resolve().is_relative_to(self.folder.resolve())

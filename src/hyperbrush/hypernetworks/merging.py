@@ -1,43 +1,70 @@
 """Several hypernetworks in one: the weighted average of equal structures, or the exact composition of affine ones."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 import torch
 
 from hyperbrush.errors import UserError, unknown_name
+from hyperbrush.hypernetworks.adapters import Adapter
 from hyperbrush.hypernetworks.affine import chain_as_affine, is_affine
 from hyperbrush.hypernetworks.attention import AttentionHypernetwork, Key, NetworkPair
 from hyperbrush.hypernetworks.context_network import ContextNetwork
+from hyperbrush.hypernetworks.generator.weights import GeneratedWeights, blend
 from hyperbrush.hypernetworks.strengths import finite
 
 WAYS = ("auto", "average", "compose")
 Weighted = tuple[AttentionHypernetwork, float]
+WeightedGenerated = tuple[GeneratedWeights, float]
 _POSITIVELY_HOMOGENEOUS = ("relu", "leakyrelu", "prelu")  # f(s·x) = s·f(x) for s > 0
 
 
+@overload
 def merge(
     hypernetworks: Sequence[Weighted], *, how: str = "auto", name: str | None = None
-) -> AttentionHypernetwork:
-    """One hypernetwork out of several with their weights.
+) -> AttentionHypernetwork: ...
+@overload
+def merge(
+    hypernetworks: Sequence[WeightedGenerated], *, how: str = "auto", name: str | None = None
+) -> GeneratedWeights: ...
+@overload
+def merge(
+    hypernetworks: Sequence[tuple[Adapter, float]], *, how: str = "auto", name: str | None = None
+) -> Adapter: ...
+def merge(
+    hypernetworks: Sequence[tuple[Adapter, float]], *, how: str = "auto", name: str | None = None
+) -> Adapter:
+    """One hypernetwork out of several with their weights; so with weights that hypernetworks generated.
 
     how: "average" takes the weighted sum of the parameters, weights as given (they need not sum to 1; the
         metadata say what they sum to); the structures must be equal. A width that some do not have counts as
         the identity there: the others' average at the sum of their weights. "compose" is for networks without
         a non-linearity: it makes the linear networks (structure 1,1) whose strength 1 is exactly the chain of
         all, in order, at their weights as strengths. "auto": compose where it is possible, else average.
+        Generated weights add up exactly whichever it is: the result is all of them at their weights as strengths,
+        and its rank the sum of theirs.
     name: of the result; the names with their weights by default.
 
     The metadata's "merged_from" and "merged_how" say what was done, a line of text each.
 
     Raises:
-        UserError: fewer than two, a weight that is not finite, or networks of which such a merger is not one.
+        UserError: fewer than two, a weight that is not finite, adapters of both kinds, or networks of which such a
+            merger is not one.
     """
     if how not in WAYS:
         raise unknown_name("way to merge", how, WAYS)
-    entries = [(hypernetwork, finite(weight)) for hypernetwork, weight in hypernetworks]
-    if len(entries) < 2:
-        raise UserError(f"got {len(entries)} hypernetworks to merge: expected two or more")
+    given = [(adapter, finite(weight)) for adapter, weight in hypernetworks]
+    if len(given) < 2:
+        raise UserError(f"got {len(given)} hypernetworks to merge: expected two or more")
+    generated = [(adapter, w) for adapter, w in given if isinstance(adapter, GeneratedWeights)]
+    if len(generated) == len(given):
+        return _added(generated, name)
+    entries = [(adapter, w) for adapter, w in given if isinstance(adapter, AttentionHypernetwork)]
+    if generated:
+        raise UserError(
+            f"cannot merge {generated[0][0].name!r}, generated weights, which add to projections, with "
+            f"{entries[0][0].name!r}, which changes contexts: attach both together"
+        )
     affine = all(_is_straight(hypernetwork) for hypernetwork, _ in entries)
     if how == "auto":
         how = "compose" if affine else "average"
@@ -50,6 +77,14 @@ def merge(
         if len(values) == 1 and (value := values.pop()) is not None:
             merged.metadata[key] = value
     return merged.eval()
+
+
+def _added(entries: Sequence[WeightedGenerated], name: str | None) -> GeneratedWeights:
+    merged = blend([weights for weights, _ in entries], [share for _, share in entries])
+    merged.name = name or " + ".join(f"{g.name}*{w:g}" for g, w in entries)
+    merged.metadata["merged_from"] = "; ".join(f"{g.name} * {w:g}" for g, w in entries)
+    merged.metadata["merged_how"] = f"changes added exactly, rank {merged.rank}"
+    return merged
 
 
 def _told(entries: Sequence[Weighted], how: str) -> str:

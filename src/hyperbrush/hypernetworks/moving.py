@@ -14,6 +14,7 @@ from typing import Any
 
 from hyperbrush.errors import UserError
 from hyperbrush.files import read_json, write_json
+from hyperbrush.hypernetworks.foreign_notes import FOREIGN
 from hyperbrush.hypernetworks.formats import OPTIMIZER_SUFFIX as OPTIMIZER
 from hyperbrush.hypernetworks.formats import SUFFIXES
 from hyperbrush.hypernetworks.library import HypernetworkLibrary
@@ -25,6 +26,7 @@ ENDINGS = (
     *(suffix + OPTIMIZER for suffix in SUFFIXES),
     ".json",
     ".txt",
+    *FOREIGN,
     *(middle + suffix for middle in (".preview", "") for suffix in PREVIEW_SUFFIXES),
 )
 MOST_LETTERS = 120

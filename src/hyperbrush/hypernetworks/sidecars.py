@@ -1,14 +1,15 @@
-"""Side files of a network as the webui keeps them: NAME.json, NAME.txt and NAME.preview.png."""
+"""Side files of a network as the webui keeps them, NAME.json, NAME.txt and NAME.preview.png; others' are read too."""
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperbrush.errors import UserError
 from hyperbrush.files import atomic_path, write_json, write_text
+from hyperbrush.hypernetworks.foreign_notes import FOREIGN
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -57,31 +58,60 @@ class Notes:
             raise UserError(f"'preferred weight' must be a finite number such as 0.7, got {weight!r:.60}")
 
 
-def read_notes(network: Path) -> Notes:
-    """Notes beside a network's file; empty ones where there are none.
+def collect_notes(
+    network: Path, refuse: Callable[[Path], str | None] = lambda _: None
+) -> tuple[Notes, list[tuple[Path, str]]]:
+    """What can be read beside a network's file, and what is wrong with the rest: side files with a line each.
 
-    The description is NAME.json's, else NAME.txt.
-
-    Raises:
-        UserError: a side file is damaged, too long or cannot be read.
+    NAME.json counts first; the description is else NAME.txt's; what is missing then comes from the files of
+    other programs (`foreign_notes.FOREIGN`). refuse: why a side file may not be looked at; None: it may.
     """
+    wrong: list[tuple[Path, str]] = []
+
+    def text_of(path: Path) -> str | None:
+        try:
+            if path.exists() and (reason := refuse(path)):
+                raise UserError(reason)
+            return _read(path)
+        except UserError as error:
+            wrong.append((path, str(error)))
+            return None
+
+    def mapping_of(path: Path) -> dict[str, Any]:
+        text = text_of(path)
+        try:
+            content = {} if text is None else json.loads(text)
+        except (ValueError, RecursionError) as error:
+            wrong.append((path, f"{path} is no JSON ({error!s:.80}); mend or remove it"))
+            return {}
+        if not isinstance(content, dict):
+            what = f"holds a {type(content).__name__}: expected an object with 'activation text'"
+            wrong.append((path, f"{path} {what}"))
+            return {}
+        return content
+
     path = network.with_suffix(".json")
-    text = _read(path)
-    try:
-        content = {} if text is None else json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON ({error!s:.80}); mend or remove it") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}: expected an object with 'activation text'")
-    values = {name: content[key] for name, key in KEYS.items() if content.get(key) is not None}
+    content = mapping_of(path)
+    values: dict[str, Any] = {}
+    for name, key in KEYS.items():
+        if content.get(key) is None:
+            continue
+        try:
+            Notes(**{name: content[key]})
+        except UserError as error:
+            wrong.append((path, f"{path}: {error}"))
+        else:
+            values[name] = content[key]
     if not values.get("preferred_weight", True):
         del values["preferred_weight"]
     if not values.get("description"):
-        values["description"] = (_read(network.with_suffix(".txt")) or "").strip()
-    try:
-        return Notes(**values, other={k: v for k, v in content.items() if k not in KEYS.values()})
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        values["description"] = (text_of(network.with_suffix(".txt")) or "").strip()
+    for ending, fields in FOREIGN.items():
+        for name, value in fields(mapping_of(network.with_suffix(ending))).items():
+            if not values.get(name):
+                values[name] = value
+    other = {k: v for k, v in content.items() if k not in KEYS.values()}
+    return Notes(**values, other=other), wrong
 
 
 def write_notes(network: Path, notes: Notes) -> None:

@@ -1,5 +1,6 @@
 """One call for every target: a hypernetwork written as the file another program reads."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from hyperbrush.hypernetworks.formats import SUFFIXES, WEBUI_SUFFIXES, save
 from hyperbrush.hypernetworks.strengths import StrengthLike
 
 TARGETS = ("webui", "safetensors", "comfyui", "lora-diffusers", "lora-peft", "lora-kohya")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,12 @@ def convert(
         **lora,
     )
     report = found.report
+    if report.bias_carried and form != "kohya":
+        _log.warning(
+            "%s gets the values' offset as lora_bias, which pipe.fuse_lora() and PEFT's merge refuse: convert with "
+            "bias=False (--no-bias) to fuse it",
+            path,
+        )
     if pictures:
         same = {key: lora[key] for key in ("attn", "blocks", "steps") if key in lora}
         drawn = picture_errors(model, hypernetwork, found.layers, strength=strength, prompts=prompts, **same)

@@ -31,6 +31,7 @@ from hyperbrush.hypernetworks.strengths import StrengthLike, finite, pair_of
 from hyperbrush.ldm.modules.attention_sites import KINDS, AttentionSite, find_attentions
 
 Rank = int | Literal["full"]
+_MATTERS = 1e-6  # of the values' own size: below it an offset is what rounding left
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ def to_lora(
     form: "diffusers", "peft" or "kohya"; alpha = rank, every scale is in the weights.
     bias: carry the values' offset, as to_v's lora_B.bias (diffusers, PEFT: such a LoRA cannot be merged
         into the weights) or to_out's diff_b (kohya: ComfyUI reads it; diffusers and the webui refuse the file).
-        None: diffusers and PEFT carry it, kohya does not. Where it is not carried, the least squares on the
-        contexts make up for it as far as a matrix can.
+        None: diffusers and PEFT carry it where there is one, kohya does not. Where it is not carried, the least
+        squares on the contexts make up for it as far as a matrix can. Without an offset no bias is written.
     contexts: from `sample_attention_inputs`; by default sampled with the hypernetwork attached, from
         ``prompts``, ``steps``, ``seed``. With a bare UNet and an affine hypernetwork there need be none;
         then no error of the attentions' output is measured.
@@ -119,11 +120,12 @@ def to_lora(
         keys, values = converter.layers(None if rank == "full" else rank)
         layers += [keys, values]
         reports.append(converter.report(keys, values))
+    carried = carried and any(layer.shift is not None for layer in layers)
     state = lora_state(
         layers,
         form,
         dtype,
-        bias=carried and any(layer.shift is not None for layer in layers),
+        bias=carried,
         title=hypernetwork.name,
         architecture=architecture(hypernetwork),
         about=f"{hypernetwork.name} at strength {_shown(strengths)}, a hypernetwork made into a LoRA",
@@ -166,18 +168,25 @@ class _SiteConverter:
         cut = best_low_rank(change, rank, moments.covariance if moments and weighed else None)
         key_layer = LoraLayer(self.site.path, "to_k", cut, None, None)
         change, offset = self.weights[1] @ (values.matrix - one), self.weights[1] @ values.offset
-        if self.carried:
+        there = self._matters(offset)
+        if self.carried and there:
             cut = best_low_rank(change, rank, moments.covariance if moments and weighed else None)
             if moments is not None and weighed:
                 offset = offset + (change - cut.up @ cut.down) @ moments.mean
-            shift = offset if offset.any() else None
-            bias = None if shift is None else self.to_out @ shift
-            return key_layer, LoraLayer(self.site.path, "to_v", cut, shift, bias)
-        self.lost = bool(offset.any())
-        if moments is not None and self.lost:
+            return key_layer, LoraLayer(self.site.path, "to_v", cut, offset, self.to_out @ offset)
+        self.lost = there
+        if moments is not None and there:
             change = without_bias(change, offset, moments)
         cut = best_low_rank(change, rank, moments.second if moments and weighed else None)
         return key_layer, LoraLayer(self.site.path, "to_v", cut, None, None)
+
+    def _matters(self, offset: Tensor) -> bool:
+        """Whether an offset of the values is more than rounding beside the values themselves."""
+        weight = self.weights[1]
+        size = (
+            weight.square().sum() if self.moments is None else (weight @ self.moments.second * weight).sum()
+        )
+        return float(offset.norm()) > _MATTERS * float(size.clamp_min(0).sqrt())
 
     def _map(self, network: ContextNetwork, strength: float) -> Affine:
         key = (id(network), strength)

@@ -36,7 +36,7 @@ class LoraReport:
 
     sites: tuple[SiteReport, ...]
     strength: str
-    bias_carried: bool
+    bias_carried: bool  # the values' offset is in the LoRA, as a bias
     pictures: tuple[PictureError, ...] = ()
 
     @property
@@ -83,6 +83,11 @@ class LoraReport:
             text += (
                 f"\npicture {picture.prompt!r}: relative error {picture.relative:.2e}, PSNR {picture.psnr:.1f} dB "
                 f"(without the hypernetwork {picture.change_psnr:.1f} dB)"
+            )
+        if self.bias_carried:
+            text += (
+                "\nthe values' offset is a bias, which pipe.fuse_lora() and PEFT's merge refuse (bias=False, "
+                "--no-bias: a LoRA that fuses)"
             )
         for lost in self.lost:
             text += f"\nlost: {lost}"

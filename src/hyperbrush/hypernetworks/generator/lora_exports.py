@@ -1,10 +1,10 @@
 """Generated weights as LoRA files in the layouts of diffusers, PEFT and kohya, and back."""
 
-import json
+import logging
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks.conversion.lora_files import LoraLayer, lora_state
 from hyperbrush.hypernetworks.conversion.low_rank import LowRank
 from hyperbrush.hypernetworks.generator.factors import Factors
+from hyperbrush.hypernetworks.generator.lora_scales import PeftScales
 from hyperbrush.hypernetworks.generator.weight_files import (
     architecture,
     factors_of,
@@ -25,14 +26,28 @@ _PROJECTION = r"to_(?:q|k|v|out\.0)"
 _PATH = rf"(?:down_blocks|mid_block|up_blocks)\..+\.attn[12]\.{_PROJECTION}"
 _PEFT = re.compile(
     rf"(?:base_model\.model\.|unet\.)?(?P<layer>{_PATH})\."
-    r"(?P<part>lora_[AB]|lora\.(?:down|up)|lora_(?:down|up))(?:\.default)?\.weight"
+    r"(?:(?P<part>lora_[AB]|lora\.(?:down|up)|lora_(?:down|up))(?:\.default)?\.weight|alpha)"
+)
+# diffusers of 2023 kept LoRA in the attentions' processors.
+_PROCESSOR = re.compile(
+    r"(?:unet\.)?(?P<path>(?:down_blocks|mid_block|up_blocks)\..+\.attn[12])\.processor\."
+    r"(?P<projection>to_(?:q|k|v|out))_lora\.(?P<part>down|up)\.weight"
 )
 _KOHYA = re.compile(
-    r"lora_unet_(?P<part_of>down_blocks_\d+|mid_block|up_blocks_\d+)_attentions_(?P<i>\d+)_transformer_blocks_"
+    r"lora_unet_(?P<place>(?:down_blocks_\d+|mid_block|up_blocks_\d+)_attentions_\d+"
+    r"|(?:input_blocks|output_blocks)_\d+_1|middle_block_1)_transformer_blocks_"
     r"(?P<j>\d+)_(?P<kind>attn[12])_(?P<projection>to_q|to_k|to_v|to_out_0)"
     r"\.(?P<part>lora_down\.weight|lora_up\.weight|alpha)"
 )
-_DOWN = ("lora_A", "lora.down", "lora_down", "lora_down.weight")
+_DOWN = ("lora_A", "lora.down", "lora_down", "lora_down.weight", "down")
+# Of layers that are no attention's, in words: what their names begin with or hold.
+_OTHERS = {
+    "text encoder": re.compile(r"(?:base_model\.model\.)?(?:text_|lora_te)"),
+    "feed-forward": re.compile(r".*[._]ff[._]net[._]"),
+    "projections around attentions": re.compile(r".*[._]proj_(?:in|out)\."),
+    "convolutions": re.compile(r".*(?:resnets|conv|samplers)[._]"),
+}
+_log = logging.getLogger(__name__)
 
 
 def write(weights: GeneratedWeights, path: Path, form: str, dtype: torch.dtype) -> Path:
@@ -66,10 +81,10 @@ def write(weights: GeneratedWeights, path: Path, form: str, dtype: torch.dtype) 
 
 
 def read(path: Path, header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> GeneratedWeights:
-    """A LoRA of a UNet's attentions, in any of the three layouts.
+    """What a LoRA changes in a UNet's attentions, in any of the layouts; a warning names what else it changes.
 
     Raises:
-        UserError: it is none, or changes other layers too.
+        UserError: it is none, changes no attention, or changes them by more than two matrices each.
     """
     parts: dict[str, dict[str, Tensor]] = {}
     strange = []
@@ -79,20 +94,40 @@ def read(path: Path, header: Mapping[str, str], tensors: Mapping[str, Tensor]) -
             strange.append(name)
         else:
             parts.setdefault(layer, {})[part] = value
-    if strange:
+    if not parts:
         raise UserError(
-            f"{path} is neither generated weights nor a LoRA of a UNet's attentions alone: it has {len(strange)} other "
-            f"tensors, such as {strange[0]!r:.100}"
+            f"{path} is neither generated weights nor a LoRA of a UNet's attentions: it has {len(strange)} other "
+            f"tensors, such as {next(iter(strange), 'none')!r:.100}"
         )
-    alphas = _alphas(path, header)
+    if own := [name for name in strange if re.search(r"attn[12]", name)]:
+        raise UserError(
+            f"{path} changes attentions by more than two matrices each: it has {own[0]!r:.100}; expected a plain LoRA "
+            "(no DoRA, LoHa or LoKr, no biases)"
+        )
+    scales = PeftScales(path, header.get("lora_adapter_metadata"))
     made = {}
-    for layer, own in parts.items():
-        if not {"down", "up"} <= set(own):
+    for layer, matrices in parts.items():
+        if not {"down", "up"} <= set(matrices):
             raise UserError(f"{path} is not whole: {layer} lacks one of its two matrices")
-        factors = factors_of(path, own["down"], own["up"], layer)
-        alpha = float(own["alpha"]) if "alpha" in own else alphas.get(layer, alphas.get("", factors.rank))
-        made[layer] = Factors(factors.down, factors.up, alpha / factors.rank).folded()
+        factors = factors_of(path, matrices["down"], matrices["up"], layer)
+        alpha = matrices.get("alpha")
+        scale = scales.of(layer, factors.rank) if alpha is None else float(alpha) / factors.rank
+        made[layer] = Factors(factors.down, factors.up, scale).folded()
+    if strange:
+        _log.warning(
+            "%s: taken are the %d layers of attentions; left out %s", path, len(made), _in_words(strange)
+        )
     return GeneratedWeights(made, name=header.get("modelspec.title") or path.stem)
+
+
+def _in_words(names: Sequence[str]) -> str:
+    """Layers by kind: "72 of the text encoder, 32 feed-forward"."""
+    layers = {re.split(r"[._]lora[._]|\.(?:lora_|alpha|diff)", name)[0]: name for name in names}
+    kinds = Counter(
+        next((kind for kind, of in _OTHERS.items() if of.match(name)), "others") for name in layers.values()
+    )
+    shown = ", ".join(f"{count} ({kind})" for kind, count in kinds.most_common())
+    return f"{sum(kinds.values())} layers, such as {names[0]!r:.100}: {shown}"
 
 
 def read_folder(path: Path) -> GeneratedWeights:
@@ -106,11 +141,7 @@ def read_folder(path: Path) -> GeneratedWeights:
         raise UserError(
             f"{path} is a folder without adapter_config.json and adapter_model.safetensors: expected a PEFT adapter, or a file"
         )
-    try:
-        config: Any = json.loads(config_file.read_text(encoding="utf-8"))
-        header = {"lora_adapter_metadata": json.dumps(config)}
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{config_file} is damaged: expected JSON") from error
+    header = {"lora_adapter_metadata": config_file.read_text(encoding="utf-8", errors="replace")}
     weights = read(file, header, read_tensors(file))
     weights.name = path.name
     return weights
@@ -119,31 +150,28 @@ def read_folder(path: Path) -> GeneratedWeights:
 def _place(name: str) -> tuple[str | None, str]:
     """Which layer a tensor belongs to, and as what: "down", "up" or "alpha"."""
     if match := _PEFT.fullmatch(name):
-        return match["layer"], "down" if match["part"] in _DOWN else "up"
+        part = match["part"]
+        return match["layer"], "alpha" if part is None else "down" if part in _DOWN else "up"
+    if match := _PROCESSOR.fullmatch(name):
+        return f"{match['path']}.{match['projection']}".replace("to_out", "to_out.0"), match["part"]
     if match := _KOHYA.fullmatch(name):
-        block = re.sub(r"_(\d+)$", r".\1", match["part_of"])
         projection = match["projection"].replace("to_out_0", "to_out.0")
-        layer = (
-            f"{block}.attentions.{match['i']}.transformer_blocks.{match['j']}.{match['kind']}.{projection}"
-        )
+        layer = f"{_block(match['place'])}.transformer_blocks.{match['j']}.{match['kind']}.{projection}"
         part = match["part"]
         return layer, "alpha" if part == "alpha" else "down" if part in _DOWN else "up"
     return None, ""
 
 
-def _alphas(path: Path, header: Mapping[str, str]) -> dict[str, float]:
-    """Layer → alpha as PEFT's config has it, "" for all others; empty where the file does not say."""
-    text = header.get("lora_adapter_metadata")
-    if text is None:
-        return {}
-    try:
-        found: Any = json.loads(text)
-        prefix = "unet." if "unet.lora_alpha" in found else ""
-        alphas = {
-            k.removeprefix("unet."): float(v) for k, v in (found.get(f"{prefix}alpha_pattern") or {}).items()
-        }
-        if found.get(f"{prefix}lora_alpha") is not None:
-            alphas[""] = float(found[f"{prefix}lora_alpha"])
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: its LoRA settings are damaged; expected PEFT's lora_alpha") from error
-    return alphas
+def _block(place: str) -> str:
+    """The name of a block's attentions in diffusers: "down_blocks_1_attentions_0" → "down_blocks.1.attentions.0".
+
+    For Stable Diffusion XL kohya keeps the original names, which count three blocks a level: "input_blocks_4_1".
+    """
+    numbers = [int(n) for n in re.findall(r"\d+", place)]
+    if place.startswith("input_blocks"):
+        return f"down_blocks.{(numbers[0] - 1) // 3}.attentions.{(numbers[0] - 1) % 3}"
+    if place.startswith("output_blocks"):
+        return f"up_blocks.{numbers[0] // 3}.attentions.{numbers[0] % 3}"
+    if place.startswith("middle_block"):
+        return "mid_block.attentions.0"
+    return re.sub(r"_(\d+)(?=_|$)", r".\1", place).replace("_attentions", ".attentions")
