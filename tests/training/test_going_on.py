@@ -89,7 +89,7 @@ def test_flags_of_a_run_that_goes_on(run: Path, capsys: pytest.CaptureFixture[st
 
     shutil.move("pictures", "moved")
     ok("train", "--resume", str(run), "--steps", "3", "--data", "moved", "--hypernetworks", "library")
-    assert [row["step"] for row in read(run / "metrics.jsonl")] == [1, 2, 3]
+    assert [row["step"] for row in read(run / "metrics.jsonl") if "loss" in row] == [1, 2, 3]
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["training"]["max_steps"] == 3
     assert config["data"][0]["path"] == "moved"

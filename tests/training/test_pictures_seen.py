@@ -1,12 +1,16 @@
 """A resume says which pictures came, went or changed sides since the run began."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from toys import Regression, trainer
 
+import hyperbrush as hb
+from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.training.metrics import read
 from hyperbrush.training.pictures_seen import changed_pictures
 
@@ -56,3 +60,20 @@ def test_a_training_says_so(tmp_path: Path) -> None:
     shutil.rmtree(run)
     trainer(Regression(), run).train()
     assert not (run / "pictures.json").exists()
+
+
+def test_a_validation_looks_at_so_many_from_all_over(
+    make_tiny: Callable[..., LatentDiffusion], pictures: Path, tmp_path: Path
+) -> None:
+    model = make_tiny()
+    network = hb.AttentionHypernetwork.for_unet(model.unet, layer_structure=(1, 1), name="t")
+    seen: list[list[str]] = []
+    for most in (256, 4):
+        settings = {"max_steps": 1, "batch_size": 2, "validation_pictures": most}
+        made = hb.HypernetworkTrainer(network, settings, run=tmp_path / str(most))
+        objective: Any = made.objective(model, pictures, pictures)
+        seen.append(list(objective.held_out.paths))
+        assert objective.validate()["loss"] > 0
+        objective.close()
+    assert seen[1] == seen[0][::3]
+    assert len(seen[0]) == 12

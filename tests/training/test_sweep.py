@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ from hyperbrush.cli import main
 from hyperbrush.errors import UserError
 from hyperbrush.training import checkpoint as checkpoints
 from hyperbrush.training.progress import Progress
-from hyperbrush.training.sweep import begin, outcome_of, work, worker_environment
+from hyperbrush.training.sweep import begin, outcome_of, same_threads, work, worker_environment
 from hyperbrush.training.sweep_queue import open_queue
 from hyperbrush.training.sweep_settings import SweepConfig, Trial, read_sweep
 from hyperbrush.training.sweep_table import LABELLED, chart, compare, finish
@@ -567,3 +568,38 @@ def test_each_worker_has_its_share_of_the_machine(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert worker_environment(1, 2)["CUDA_VISIBLE_DEVICES"] == "5"
     assert worker_environment(1, 2)["OMP_NUM_THREADS"] == "1"
+
+
+def test_the_number_of_threads_is_the_sweeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU bits depend on it: trials that begin later, with other --workers, have the same."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    own, told = torch.get_num_threads(), []
+    sweep: Any = SimpleNamespace(folder=tmp_path)
+    try:
+        torch.set_num_threads(3)
+        with same_threads(sweep, told.append):
+            assert torch.get_num_threads() == 3
+        torch.set_num_threads(1)
+        with same_threads(sweep, told.append):
+            assert torch.get_num_threads() == 3
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(own)
+    assert len(told) == 1
+    assert "began with 3 CPU threads a worker" in told[0]
+
+
+@pytest.mark.parametrize(("workers", "more"), [(1, ""), (3, " --workers 3")])
+def test_the_command_to_go_on_is_whole(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    workers: int,
+    more: str,
+) -> None:
+    monkeypatch.setattr("hyperbrush.training.sweep.work", lambda *_, **__: False)
+    folder = tmp_path / "my sweep:1:"
+    with pytest.raises(SystemExit) as ended:
+        main(["sweep", "--resume", str(folder), "--workers", str(workers)])
+    assert ended.value.code == 130
+    assert f"stopped; go on with: hyperbrush sweep --resume '{folder}'{more}\n" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """What a run that goes on can be told: its settings are obeyed where they may change, else refused by name."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from hyperbrush.training import checkpoint as checkpoints
 from hyperbrush.training.settings import from_everywhere, read_settings
 
 Run = TypeVar("Run", bound=BaseModel)
+log = logging.getLogger(__name__)
 
 # How long, how fast, how often: what makes the same training longer, slower or more talkative, not another one.
 LOOP = (
@@ -116,6 +118,11 @@ def _moved(key: str, before: Any, places: Any) -> Any:
     if len(before) != len(places):
         raise UserError(
             f"the run has {len(before)} folders of {key}, given {len(places)}: expected the new place of each, in order"
+        )
+    if len(before) > 1 and [one.path for one in before] != [str(place) for place in places]:
+        log.warning(
+            "flips and captions of several folders are drawn by the folders' paths, which are others now: not to the "
+            "bit as if in one go"
         )
     return [
         {**one.model_dump(mode="json"), "path": str(place)} for one, place in zip(before, places, strict=True)

@@ -15,6 +15,7 @@ from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.files import atomic_folder, read_json, write_json, write_text
 from hyperbrush.ldm.data import LatentCache, Mixture, cache_latents
 from hyperbrush.ldm.models import LatentDiffusion, first_stage
+from hyperbrush.ldm.models.autoencoder import downsampling
 from hyperbrush.ldm.modules.losses import FirstStageLoss
 from hyperbrush.ldm.util import keyed_seed, load_config, read_yaml
 from hyperbrush.training.caller import generators_kept
@@ -297,6 +298,7 @@ def _diffusion_model(config: DiffusionRun, train: Mixture, run: Path, resume: bo
     is_vq = "VQModel" in (folder / "config.json").read_text(encoding="utf-8")
     stage = (VQModel if is_vq else AutoencoderKL).from_pretrained(folder, low_cpu_mem_usage=False)
     t, u, p = config.text, config.unet, config.process
+    _check_size(config.data.size, downsampling(stage) * 2 ** (len(u.channels) - 1), "the model")
     tokenizer = _tokenizer(t, captions_of(train), run / "tokenizer", resume)
     encoder = build_text_encoder(tokenizer, width=t.width, layers=t.layers, num_heads=t.num_heads)
     return LatentDiffusion(

@@ -131,7 +131,7 @@ class _Worker:
 
     def run(self) -> bool:
         """Take trials until all have ended, or until it is to stop."""
-        with _threads(self.sweep, self.note):
+        with same_threads(self.sweep, self.note):
             return self._take_all()
 
     def _take_all(self) -> bool:
@@ -231,7 +231,7 @@ class _Worker:
 
 
 @contextlib.contextmanager
-def _threads(sweep: Sweep, note: Callable[[str], None]) -> Iterator[None]:
+def same_threads(sweep: Sweep, note: Callable[[str], None]) -> Iterator[None]:
     """As many CPU threads as the sweep's first worker had: on the CPU bits depend on it, and trials are compared."""
     import torch
 

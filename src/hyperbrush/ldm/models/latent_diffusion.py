@@ -206,7 +206,7 @@ class LatentDiffusion(nn.Module):
 
         images: (batch, 3, H, W), or several of such batches, which are encoded one after another.
         """
-        batches = images.split(32) if isinstance(images, Tensor) else images
+        batches = torch.split(images, 32) if isinstance(images, Tensor) else images
         means = [self.moments(batch)["mean"].float().cpu().flatten() for batch in batches]
         std = float(torch.cat(means).std())
         if not std > 0:
