@@ -112,3 +112,6 @@ def test_the_users_model_is_as_it_was(
     with pytest.raises(hb.UserError):
         made.train(model, tmp_path / "nothing")
     assert state() == before
+    batch = {"latents": torch.randn(2, *model.latent_shape), "captions": ["red square", "cat face"]}
+    hb.train_hypernetwork(model, batch, network, torch.optim.SGD(network.parameters(), lr=0.1))
+    assert state() == before

@@ -266,12 +266,17 @@ def train_hypernetwork(
 
     batch, settings: as for `LatentDiffusion.losses`; optimizer: over the hypernetwork's parameters.
     The network stays attached until backward has run, so that gradient checkpointing sees it too.
-    Returns the loss.
+    Weights of the model that were to learn are so again afterwards.  Returns the loss.
 
     Raises:
         UserError: the loss is not finite; no parameter was changed.
     """
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.requires_grad_(False)
     optimizer.zero_grad(set_to_none=True)
-    with attach(model.unet, [(hypernetwork, 1.0)]):
-        return update(model(batch, generator, **settings), optimizer, max_grad_norm)
+    try:
+        with attach(model.unet, [(hypernetwork, 1.0)]):
+            return update(model(batch, generator, **settings), optimizer, max_grad_norm)
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
