@@ -12,7 +12,7 @@ from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.training.contact_sheet import contact_sheet
 from hyperbrush.training.hypernetwork_run import HypernetworkRun, Result, train_run
 from hyperbrush.training.report import write_report
-from hyperbrush.training.settings import save_run
+from hyperbrush.training.run_folder import begin_anew
 from hyperbrush.training.trainer import Progress
 
 NAME = "ink"
@@ -76,10 +76,8 @@ def run_demo(
         UserError: nothing can be written there.
         Interrupted: the training was stopped and can be resumed.
     """
-    import shutil
-
     run = out / "run"
-    shutil.rmtree(run, ignore_errors=True)  # the demo's own folder: begin anew
+    begin_anew(run)
     config = HypernetworkRun.of(
         name=NAME,
         data=str(style_folder() / "train"),
@@ -92,7 +90,6 @@ def run_demo(
             "preview_every": max(1, steps // 3),
         },
     )
-    save_run(config, run)
     model = LatentDiffusion.from_pretrained("emoji")
     result = train_run(config, run, model=model, on_progress=on_progress, should_stop=should_stop)
     columns = []

@@ -15,7 +15,7 @@ from hyperbrush.hypernetworks.generator import GeneratedWeights, TargetNetwork
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.pictures import to_pictures
 from hyperbrush.training.hypernetwork_run import HypernetworkRun, train_run
-from hyperbrush.training.settings import save_run
+from hyperbrush.training.run_folder import begin_anew
 from hyperbrush.training.trainer import Progress
 
 if TYPE_CHECKING:
@@ -67,8 +67,6 @@ def run_hyper_demo(
         UserError: no generator ships and none is given; nothing can be written there.
         Interrupted: the tuning was stopped and can be resumed.
     """
-    import shutil
-
     from PIL import Image, ImageOps
 
     model = LatentDiffusion.from_pretrained("emoji")
@@ -81,7 +79,7 @@ def run_hyper_demo(
     library = out / "hypernetworks"
     file = right.save(library / "ink-generated.safetensors")
     run = out / "run"
-    shutil.rmtree(run, ignore_errors=True)  # the demo's own folder: begin anew
+    begin_anew(run)
     config = HypernetworkRun.of(
         name="ink-tuned",
         data=str(style_folder() / "train"),
@@ -90,7 +88,6 @@ def run_hyper_demo(
         hypernetworks=str(library),
         training={"max_steps": steps, "seed": seed},
     )
-    save_run(config, run)
     result = train_run(config, run, model=model, on_progress=on_progress, should_stop=should_stop)
     tuned = GeneratedWeights.load(result.file)
     columns = [

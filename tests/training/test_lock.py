@@ -11,6 +11,7 @@ import pytest
 
 from hyperbrush.errors import UserError
 from hyperbrush.training.lock import HOLDER, run_lock
+from hyperbrush.training.run_folder import begin_anew
 
 HOLD = """
 import sys, time
@@ -60,3 +61,15 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot lock .*file"), run_lock(tmp_path / "file"):
         pass
+
+
+def test_a_run_that_trains_is_not_begun_anew(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    begin_anew(run)
+    with run_lock(run):
+        (run / "config.yaml").write_text("its own")
+        with pytest.raises(UserError, match=f"process {os.getpid()}"):
+            begin_anew(run)
+        assert (run / "config.yaml").read_text() == "its own"
+    begin_anew(run)
+    assert not run.exists()

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,18 @@ def opened_run(run: str | Path, *, resume: bool = False, at: int | None = None) 
         made_with = on_main(PartialState(), lambda: _open(stack, folder, resume, at))
         stack.enter_context(_threads(made_with, device, PartialState().num_processes))
         yield
+
+
+def begin_anew(run: str | Path) -> None:
+    """Take a run folder away, for a new training in its place.
+
+    Raises:
+        UserError: a training is at it.
+    """
+    if Path(run).exists():
+        with run_lock(run):
+            pass
+        shutil.rmtree(run, ignore_errors=True)
 
 
 def made_with(processes: int) -> dict[str, Any]:

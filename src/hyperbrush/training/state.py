@@ -16,6 +16,9 @@ from hyperbrush.training.judge import Judge
 from hyperbrush.training.objectives import Objective, load_trained, trained_tensors
 from hyperbrush.training.optimizers import evaluation_weights, use_evaluation_weights
 
+# Settings that the learning rates of a training follow from.
+RATE = {"name", "learning_rate", "schedule", "warmup_steps", "decay_from", "num_cycles"}
+
 
 @dataclass
 class Best:
@@ -116,7 +119,7 @@ class State:
             "judge": self.judge.state(),
             "back_off": asdict(self.back_off),
             "fits": self.fits,
-            "plan": {"steps": self.config.steps, "optimizer": self.config.optimizer.model_dump()},
+            "plan": {"steps": self.config.steps, "optimizer": self.config.optimizer.model_dump(include=RATE)},
             "unplanned": self.step % self.config.checkpoint_every != 0,
         }
         if self.best is not None:
