@@ -188,6 +188,9 @@ def coded(picture: Image.Image) -> str:
     return base64.b64encode(out.getvalue()).decode()
 
 
+MASK = coded(Image.new("L", (64, 64), 255))
+
+
 def test_img2img_and_masks(app: Any) -> None:
     start = Image.new("RGB", (64, 64), "orange")
     asked: dict[str, Any] = {
@@ -226,8 +229,8 @@ def test_img2img_and_masks(app: Any) -> None:
         ({"init_images": ["http://example.org/a.png"]}, "not fetched"),
         ({"init_images": ["nonsense!"]}, "base64"),
         ({"denoising_strength": 0}, "denoising_strength"),
-        ({"inpainting_fill": 0}, "inpainting_fill"),
-        ({"inpaint_full_res": True}, "inpaint_full_res"),
+        ({"inpainting_fill": 0, "mask": MASK}, "inpainting_fill"),
+        ({"inpaint_full_res": True, "mask": MASK}, "inpaint_full_res"),
         ({"resize_mode": 1}, "resize_mode"),
         ({"s_noise": 0.5}, "s_noise"),
         ({"eta": 1.0, "sampler_name": "DDIM"}, "eta"),
@@ -243,6 +246,57 @@ def test_what_img2img_does_not_draw_is_refused(app: Any, more: dict[str, Any], s
     answer = app.call("/sdapi/v1/img2img", start | more)
     assert answer["status"] in (400, 422)
     assert said in str(answer["detail"])
+
+
+# What the client `webuiapi` 0.9.17 always sends.
+CLIENT: dict[str, Any] = {
+    "styles": [],
+    "subseed": -1,
+    "subseed_strength": 0.0,
+    "seed_resize_from_h": 0,
+    "seed_resize_from_w": 0,
+    "restore_faces": False,
+    "tiling": False,
+    "do_not_save_samples": False,
+    "do_not_save_grid": False,
+    "negative_prompt": "",
+    "eta": 1.0,
+    "s_churn": 0,
+    "s_tmax": 0,
+    "s_tmin": 0,
+    "s_noise": 1,
+    "override_settings": {},
+    "override_settings_restore_afterwards": True,
+    "sampler_name": "Euler a",
+    "sampler_index": "Euler a",
+    "scheduler": "automatic",
+    "script_name": None,
+    "script_args": [],
+    "send_images": True,
+    "save_images": False,
+    "alwayson_scripts": {"ControlNet": {"args": []}},
+}
+OF_TXT2IMG = {
+    "enable_hr": False,
+    "hr_scale": 2,
+    "hr_upscaler": "Latent",
+    "hr_prompt": "",
+    "hr_scheduler": None,
+}
+OF_TXT2IMG |= {"denoising_strength": 0.7, "firstphase_width": 0, "hr_second_pass_steps": 0}
+OF_IMG2IMG = {"resize_mode": 0, "mask_blur": 4, "inpainting_fill": 0, "inpaint_full_res": True, "mask": None}
+OF_IMG2IMG |= {"inpaint_full_res_padding": 0, "inpainting_mask_invert": 0, "initial_noise_multiplier": 1}
+OF_IMG2IMG |= {"image_cfg_scale": 1.5, "include_init_images": False}
+
+
+def test_what_a_client_always_sends(app: Any) -> None:
+    asked = {"prompt": "cat face", "seed": 3, "steps": 2, "cfg_scale": 7.0, "width": 64, "height": 64}
+    plain = app.call("/sdapi/v1/txt2img", asked | {"sampler_name": "Euler a"})
+    assert app.call("/sdapi/v1/txt2img", CLIENT | OF_TXT2IMG | asked)["images"] == plain["images"]
+    start = {"init_images": [coded(Image.new("RGB", (64, 64), "red"))], "denoising_strength": 0.75}
+    answer = app.call("/sdapi/v1/img2img", CLIENT | OF_IMG2IMG | asked | start)
+    assert drawn(answer).size == (64, 64)
+    assert app.call("/sdapi/v1/memory")["ram"]["total"] > 0
 
 
 def test_png_info(app: Any) -> None:

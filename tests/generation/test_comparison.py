@@ -10,7 +10,7 @@ from PIL import Image
 
 import hyperbrush as hb
 from hyperbrush.errors import UserError
-from hyperbrush.generation import compare, comparison, generate, read_infotext, settings_text
+from hyperbrush.generation import batches, compare, comparison, generate, read_infotext, settings_text
 from hyperbrush.ldm.models import LatentDiffusion
 
 
@@ -107,13 +107,13 @@ def test_equal_settings_are_drawn_together(
     emoji: LatentDiffusion, library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    sample = LatentDiffusion.sample
+    draw = batches.draw_pictures
 
-    def counted(self: LatentDiffusion, *given: Any, **settings: Any) -> torch.Tensor:
+    def counted(*given: Any, **settings: Any) -> torch.Tensor:
         sizes.append(len(settings["seeds"]))
-        return sample(self, *given, **settings)
+        return draw(*given, **settings)
 
-    monkeypatch.setattr(LatentDiffusion, "sample", counted)
+    monkeypatch.setattr(batches, "draw_pictures", counted)
     compare("cat", "seed=1-5", "cfg=1,2", model=emoji, steps=1, batch=4)
     assert sizes == [4, 1, 4, 1]
 

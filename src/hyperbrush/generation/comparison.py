@@ -198,7 +198,7 @@ def _check(
     read = [read_prompt(text, library, missing) for text in dict.fromkeys(shot.prompt for shot in shots)]
     for path in {path for one in read for path in one.files.values()}:
         summarise(path)
-    named = any(one.files or one.notes for one in read)
+    named = any(one.files or any(note.startswith("drawn without") for note in one.notes) for one in read)
     if not named and any(a is not None and a.kind == "strength" for a in axes):
         raise UserError(
             "axis 'strength' has nothing to act on: put <hypernet:NAME> into the prompt, or vary hypernet too"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from hyperbrush.errors import UserError
 from hyperbrush.generation.tags import split_tags
+from hyperbrush.ldm.samplers import AUTOMATIC_SCHEDULE, SAMPLERS
 
 NEGATIVE = "Negative prompt:"
 MOST_CHARACTERS = 1_000_000
@@ -200,8 +201,8 @@ def _sampler(take: dict[str, str]) -> str:
     if not name or not schedule:
         return name
     del take["Schedule type"]
-    if schedule == "Automatic":  # what the webui then takes
-        schedule = {"DPM++ 2M": "Karras", "DPM++ SDE": "Karras", "DPM++ 2M SDE": "Exponential"}.get(name, "")
+    if schedule == AUTOMATIC_SCHEDULE:  # what the webui then takes
+        schedule = next((one.automatic for one in SAMPLERS.values() if one.name == name), "")
     plain = schedule.casefold() in ("", "normal", "uniform") or name.endswith(schedule)
     return name if plain else f"{name} {schedule}"
 

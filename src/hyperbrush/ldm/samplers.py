@@ -103,7 +103,7 @@ _PLAIN = (
     Sampler("LMS", "LMSDiscreteScheduler", predictions=NO_SAMPLE, schedules=True),
     Sampler("UniPC", "UniPCMultistepScheduler"),
     Sampler("LCM", "LCMScheduler"),
-    Sampler("DDPM", "DDPMScheduler", {"clip_sample": False}),
+    Sampler("DDPM", "DDPMScheduler"),
     _levelled(
         "DPM++ 2S a",
         "dpmpp_2s_ancestral",

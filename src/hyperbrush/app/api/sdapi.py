@@ -80,6 +80,11 @@ def _add_lists(router: APIRouter, site: Site) -> None:
         """Base models."""
         return webui_lists.checkpoints(site)
 
+    @router.get("/memory")
+    def memory() -> dict[str, Any]:
+        """How much there is, and how much is free."""
+        return webui_lists.memory()
+
     @router.get("/loras")
     def loras() -> list[dict[str, Any]]:
         """LoRA files that prompts can name."""

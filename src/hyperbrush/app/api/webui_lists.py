@@ -62,6 +62,17 @@ def samplers() -> list[dict[str, Any]]:
     return [{"name": name, "aliases": list(one.spellings), "options": {}} for name, one in SAMPLERS.items()]
 
 
+def memory() -> dict[str, Any]:
+    """Bytes of this machine's memory; of a GPU's nothing is said."""
+    import psutil
+
+    found = psutil.virtual_memory()
+    return {
+        "ram": {"free": found.available, "used": found.used, "total": found.total},
+        "cuda": {"error": "not told here"},
+    }
+
+
 def loras(site: Site) -> list[dict[str, Any]]:
     """LoRA files beside the hypernetworks, as the webui's extension lists them."""
     from hyperbrush.hypernetworks import HypernetworkLibrary

@@ -4,6 +4,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from hyperbrush.app.datasets import plain_name
 from hyperbrush.app.requests import TrainRequest
 from hyperbrush.app.site import Site
 from hyperbrush.errors import UserError, unknown_name
@@ -79,6 +80,7 @@ def create(site: Site, request: CreateRequest) -> dict[str, str]:
 
     from hyperbrush.hypernetworks import AttentionHypernetwork
 
+    plain_name(request.name, "hypernetwork")
     folder = site.workspace.folder("hypernetworks")
     file = folder / f"{request.name}.pt"
     if file.exists() and not request.overwrite_old:

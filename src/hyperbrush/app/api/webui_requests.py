@@ -43,14 +43,14 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "initial_noise_multiplier": (1,),
     "latent_mask": (),
 }
+# These count where there is a mask alone.
+OF_A_MASK = ("mask_blur", "mask_blur_x", "mask_blur_y", "inpainting_fill", "inpaint_full_res")
 # What changes no picture, or nothing where `ONLY` holds.
 PASSED = re.compile(
     r"subseed|save_images|do_not_save_samples|do_not_save_grid|override_settings_restore_afterwards|comments|"
     r"force_task_id|hr_\w+|refiner_switch_at|script_args|s_tmin|s_tmax|image_cfg_scale|include_init_images|"
     r"inpaint_full_res_padding|mask_round|use_async|resize_mode_name|seed_enable_extras|id_task"
 )
-# Where the webui's eta counts: DDIM draws without noise at 0, its ancestral samplers with all of it at 1.
-ANCESTRAL = " a"
 
 
 class Txt2Img(BaseModel):
@@ -110,8 +110,7 @@ def draw_request(site: Site, request: Txt2Img, options: Mapping[str, Any]) -> Dr
     model = model_source(site, overriding.pop("sd_model_checkpoint", None))
     options = drawn_with(options, overriding)
     told = _from_infotext(request)
-    asked = _asked(request)
-    asked = {**told, **asked}
+    asked = {**told, **_asked(request, str(told.get("sampler", "Euler")))}
     sampler = asked.pop("sampler", None) or _sampler(request, "Euler")
     _check_eta(request, sampler)
     prompt = asked.get("prompt", "")
@@ -139,8 +138,10 @@ def draw_request(site: Site, request: Txt2Img, options: Mapping[str, Any]) -> Dr
 
 def _refuse(request: Txt2Img) -> None:
     """Refuse what would change the picture and is not drawn here, and what nobody knows."""
-    extra = request.model_extra or {}
-    for name, value in extra.items():
+    masked = bool(getattr(request, "mask", None))
+    for name, value in (request.model_extra or {}).items():
+        if (name in OF_A_MASK and not masked) or (name == "alwayson_scripts" and _idle(value)):
+            continue
         if name in ONLY:
             plain = float(value) if isinstance(value, int) and not isinstance(value, bool) else value
             if not any(
@@ -156,8 +157,17 @@ def _refuse(request: Txt2Img) -> None:
             raise unknown_name("key of the request", str(name)[:100], known)
 
 
-def _asked(request: Txt2Img) -> dict[str, Any]:
-    """Fields of a `DrawRequest` that a request itself gives."""
+def _idle(scripts: Any) -> bool:
+    """Whether the scripts a client names have nothing to do: some always name those that could."""
+    if not isinstance(scripts, Mapping):
+        return False
+    return all(
+        isinstance(one, Mapping) and one.get("args") in ([], [False], None) for one in scripts.values()
+    )
+
+
+def _asked(request: Txt2Img, sampler: str) -> dict[str, Any]:
+    """Fields of a `DrawRequest` that a request itself gives; sampler: beside which a lone schedule stands."""
     given = request.model_fields_set
     names = {
         "prompt": "prompt",
@@ -171,7 +181,7 @@ def _asked(request: Txt2Img) -> dict[str, Any]:
     if "seed" in given:
         found["seed"] = None if request.seed < 0 else request.seed
     if given & {"sampler_name", "sampler_index", "scheduler"}:
-        found["sampler"] = _sampler(request, "Euler")
+        found["sampler"] = _sampler(request, sampler)
     return found
 
 
@@ -195,6 +205,7 @@ def _sampler(request: Txt2Img, usual: str) -> str:
 
 
 def _check_eta(request: Txt2Img, sampler: str) -> None:
+    """The webui's eta: DDIM draws without noise at 0, ancestral samplers with all of theirs at 1; elsewhere it counts not."""
     from hyperbrush.ldm.sampling import find_sampler
 
     if request.eta is None:
