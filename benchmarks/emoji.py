@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes" / "emoji"))
@@ -51,7 +53,7 @@ class Row:
     def caption(self) -> str:
         """The name alone for Noto, with the first words of the look for others."""
         words = SETS[self.key].words
-        return f"{self.name}, {words[0]}" if words else self.name
+        return f"{words[0]} {self.name}" if words else self.name
 
 
 def rows_of(icons: Path, keys: Sequence[str], split: str) -> list[Row]:
@@ -140,12 +142,9 @@ class Latents:
 
     def __init__(self, model: LatentDiffusion, rows: Sequence[Row]) -> None:
         self.captions = [row.caption for row in rows]
-        folders: dict[Path, ImageFolder] = {}
-        images = []
-        for row in rows:
-            data = folders.setdefault(row.path.parent, ImageFolder(row.path.parent))
-            images.append(data.example(data.paths.index(str(row.path)), 0)["image"])
-        self.latents = torch.cat([model.encode(part).cpu() for part in torch.stack(images).split(64)])
+        pixels = [torch.from_numpy(np.array(Image.open(row.path))).permute(2, 0, 1) for row in rows]
+        images = torch.stack(pixels).float() / 127.5 - 1
+        self.latents = torch.cat([model.encode(part).cpu() for part in images.split(64)])
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -217,7 +216,7 @@ def pictures(draw: Drawer, icons: Path, out: Path) -> None:
         SETS[key].words[0] for key in ("fluent-3d", "twemoji", "ph-duotone", "ph-thin", "ph-fill", "dinkie")
     ]
     columns = ["", *words]
-    made = draw([f"{name}, {word}" if word else name for name in SHOWN for word in columns])
+    made = draw([f"{word} {name}" if word else name for name in SHOWN for word in columns])
     shown = to_pictures(made / 2 + 0.5)
     table = [shown[i : i + len(columns)] for i in range(0, len(shown), len(columns))]
     labelled_grid(table, rows=SHOWN, columns=["bare name", *words]).save(out / "emoji-looks.png")

@@ -29,12 +29,14 @@ def block(kind: str) -> str:
 
 @pytest.fixture
 def desk(tmp_path: Path) -> Path:
-    """A folder with a dozen PICTURES, as a newcomer would have."""
+    """A folder with a dozen PICTURES, and A.png and B.png of one style, as a newcomer would have."""
     pictures = tmp_path / "PICTURES"
     pictures.mkdir()
     found = sorted((style_folder() / "train").glob("*.png"))
     for path in found[:12]:
         shutil.copy(path, pictures)
+    for name, path in zip("AB", found[12:14], strict=True):
+        shutil.copy(path, tmp_path / f"{name}.png")
     return tmp_path
 
 
@@ -68,8 +70,13 @@ def test_shell_commands(desk: Path) -> None:
         "ink.pt",
         "demo/grid.png",
         "demo/report.html",
+        "hyper/hyper-grid.png",
+        "hyper/hypernetworks/ink-tuned.safetensors",
     ):
         assert (desk / name).stat().st_size > 500, name
+    made = hb.load(desk / "style.safetensors")
+    assert isinstance(made, hb.GeneratedWeights)
+    assert made.layers
 
 
 def test_two_lines(tiny: LatentDiffusion, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,7 +63,7 @@ class IconSet:
     """Pictures of one look.
 
     package: npm package; pattern: which of its icons, with the name as its first group.
-    words: captions of it end in one of these, its own name among them; none: bare names (Noto).
+    words: of its look, its own name last; captions begin with one of these, or end in it; none: bare names (Noto).
     share: how much of the UNet's examples.
     role: "unseen" sets are kept from the UNet and the text encoder altogether.
     all_names: every icon is a thing; otherwise `things` decides.
@@ -98,12 +98,12 @@ PIXEL = (  # streamline-pixel puts a category before each name
 SIGN = r"(^|-)(arrow|button|sign|square|diamond|circle|mark|symbol|division|multiply|plus|minus|arrows)$|^input-|oclock$"
 SETS = {
     # colour emoji: the same names in six looks; a bare name means Noto
-    "noto": IconSet("noto", share=10, all_names=True),
-    "noto-v1": IconSet("noto-v1", ("old round emoji", "old noto"), 2.5, all_names=True),
-    "fluent-3d": IconSet("fluent-emoji", ("glossy 3d", "3d", "fluent 3d"), 4, all_names=True),
-    "fluent-flat": IconSet("fluent-emoji-flat", ("flat gradient", "fluent flat"), 3, all_names=True),
-    "twemoji": IconSet("twemoji", ("flat", "flat colour", "twemoji"), 4, all_names=True),
-    "emojione": IconSet("emojione", ("soft shaded", "emojione"), 2.5, all_names=True),
+    "noto": IconSet("noto", share=24, all_names=True),
+    "noto-v1": IconSet("noto-v1", ("old round emoji", "old noto"), 3, all_names=True),
+    "fluent-3d": IconSet("fluent-emoji", ("glossy 3d", "3d", "fluent 3d"), 6, all_names=True),
+    "fluent-flat": IconSet("fluent-emoji-flat", ("flat gradient", "fluent flat"), 4, all_names=True),
+    "twemoji": IconSet("twemoji", ("flat", "flat colour", "twemoji"), 6, all_names=True),
+    "emojione": IconSet("emojione", ("soft shaded", "emojione"), 4, all_names=True),
     # thin to thick lines, solid, two tones
     "ph-thin": IconSet("ph", ("thin line", "phosphor thin"), 1.6, r"(.+)-thin"),
     "ph-regular": IconSet("ph", ("line", "phosphor line"), 1.4, rf"(?!.*-(?:{WEIGHTS})$)(.+)"),
@@ -175,11 +175,20 @@ SETS = {
 VALIDATED = ("noto", "twemoji", "fluent-3d", "ph-fill", "ph-thin", "mdi", "game-icons")
 
 
+def phrases(words: tuple[str, ...]) -> dict[str, float]:
+    """What captions of a look are: "thin line house" three times in four, "house, thin line" otherwise.
+
+    Words that come before a name change how the text encoder reads it (it reads from left to right), so that the bare
+    name keeps its own meaning, Noto's look.
+    """
+    return {f"{word} [filewords]": 3.0 for word in words} | {f", {word}": 1.0 for word in words}
+
+
 def folders(icons: str) -> dict[str, list[dict[str, object]]]:
     """The `data` folders of diffusion.yaml."""
     train, held_out = [], []
     for key, one in SETS.items():
-        words = {"append": [f", {word}" for word in one.words]} if one.words else {}
+        words = {"append": phrases(one.words)} if one.words else {}
         if one.role == "train":
             train.append({"path": f"{icons}/{key}/train", "share": one.share, **words})
         if key in VALIDATED:

@@ -85,7 +85,8 @@ class CaptionSettings(Strict):
     append: list[str] | dict[str, float] = Field(
         [],
         description="one of these words is joined to the caption each time, such as [', flat style', '']; "
-        "{', flat style': 3, '': 1} gives weights",
+        "{', flat style': 3, '': 1} gives weights; "
+        "'a flat [filewords]' takes the caption in",
     )
     caption_suffix: str = Field("", description="joined to every caption, such as ', flat style'")
     shuffle_tags: bool = Field(False, description="tags of a caption come in a random order")

@@ -108,6 +108,19 @@ def test_appended_words_have_their_weights(append, share):
     assert over_epochs(captioning, 50) == over_epochs(captioning, 50)
 
 
+def test_appended_words_may_take_the_caption_in() -> None:
+    captioning = Captioning(append={"thin line [filewords]": 3, ", thin line": 1}, suffix="!")
+    assert captioning.variants(("cat", "kitten")) == [
+        "thin line cat!",
+        "cat, thin line!",
+        "thin line kitten!",
+        "kitten, thin line!",
+    ]
+    told = [captioning.caption("cat", 0, epoch, 0) for epoch in range(400)]
+    assert 0.68 < told.count("thin line cat!") / 400 < 0.82
+    assert captioning.without_chance().variants("cat") == ["thin line cat!"]
+
+
 def test_one_word_is_always_appended_and_an_empty_one_is_nothing():
     assert Captioning(append=[", flat"]).caption("cat", 0, 0, 0) == "cat, flat"
     assert not Captioning(append=[", flat"]).varies

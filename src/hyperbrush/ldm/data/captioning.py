@@ -28,7 +28,8 @@ class Captioning:
     first_caption: probability of the first of several captions, in [0, 1]; the others share the rest
         equally. None: all alike.
     append: words such as ", in flat style", one of which is joined to the end each time; a mapping gives
-        their weights. "" appends nothing.
+        their weights. "" appends nothing; words with ``[filewords]`` in them take the caption in there:
+        "thin line [filewords]".
     suffix: joined to the end of all that, such as ", flat style".
     shuffle_tags: tags come in a random order.
     drop_tags: probability of each tag to be left out, in [0, 1].
@@ -171,7 +172,8 @@ class Captioning:
 
     def _finished(self, filewords: str, template: int, end: str) -> str:
         text = fill(self.templates[template], self.name, filewords) if self.templates else filewords
-        return text + end + self.suffix
+        joined = end.replace("[filewords]", text) if "[filewords]" in end else text + end
+        return joined + self.suffix
 
 
 def check_append(append: Any) -> None:
