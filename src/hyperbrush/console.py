@@ -108,7 +108,7 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
 
     A launcher (torchrun, accelerate) passes on the Ctrl-C that its processes have had from the terminal:
     what comes within a second is the first one again.  Outside the main thread no signal arrives, and
-    nothing is changed.
+    nothing is changed.  One of several processes that were launched together stops too when the launcher is gone.
     """
     asked: float | None = None
 
@@ -124,9 +124,10 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
+    launcher = os.environ.pop("HYPERBRUSH_LAUNCHER", "")  # see training.launch
     before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: asked is not None
+        yield lambda: asked is not None or (launcher != "" and str(os.getppid()) != launcher)
     finally:
         for s, handler in before.items():
             signal.signal(s, handler)

@@ -140,6 +140,15 @@ def test_a_launcher_that_passes_ctrl_c_on_is_no_second_one(monkeypatch: pytest.M
         signal.raise_signal(signal.SIGINT)
 
 
+def test_it_stops_when_its_launcher_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYPERBRUSH_LAUNCHER", str(os.getppid()))
+    with stop_on_signal() as should_stop:
+        assert not should_stop()
+        assert "HYPERBRUSH_LAUNCHER" not in os.environ, "what this process starts has another parent"
+        monkeypatch.setattr(os, "getppid", lambda: 1)
+        assert should_stop()
+
+
 def test_outside_the_main_thread_it_does_nothing() -> None:
     said: list[bool] = []
 

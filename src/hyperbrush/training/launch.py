@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
+LAUNCHER = "HYPERBRUSH_LAUNCHER"  # its process's number, by which those it started see that it is gone
 PATIENCE = 60.0  # seconds that the others get to end by themselves when one has died
 
 
@@ -28,7 +29,7 @@ def run_together(command: list[str], processes: int) -> int:
     They are one training (see `Trainer`): on as many GPUs, or on the cores of this machine.  They find each other
     as those of torchrun do.  Ctrl-C, SIGTERM (docker stop, systemd, timeout) and SIGHUP are passed on to each,
     once, and they may take their time: a launcher that kills them after half a minute would lose the checkpoint.
-    Where one dies, the others are ended.
+    Where one dies, the others are ended; where this process is killed, they save and end (`stop_on_signal`).
     """
     port = _free_port()
     started: list[subprocess.Popen[bytes]] = []
@@ -57,6 +58,7 @@ def environment(number: int, processes: int, port: int) -> dict[str, str]:
         "LOCAL_WORLD_SIZE": str(processes),
         "RANK": str(number),
         "LOCAL_RANK": str(number),
+        LAUNCHER: str(os.getpid()),
     }
 
 
