@@ -119,7 +119,9 @@ class HypernetworkTrainer:
         """Take an earlier training's moments, or say why the optimizer begins anew."""
         assert isinstance(self.hypernetwork, AttentionHypernetwork)
         if state.warning is not None:
-            log.warning("%s; its moments are used all the same: remove it to begin with new ones", state.warning)
+            log.warning(
+                "%s; its moments are used all the same: remove it to begin with new ones", state.warning
+            )
         try:
             check_fits(state, self.hypernetwork)
         except UserError as error:  # other programs leave some parameters out of the optimizer
