@@ -17,7 +17,7 @@ from hyperbrush.generation.emphasis import MOST_OPEN
 _TOKEN = re.compile(r"[\[\]():|]|(?:[^\\\[\]():|]|\\.)+|\\")
 _NUMBER = re.compile(r"\s*([+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*")
 _AND = re.compile(r"\bAND\b")
-_WEIGHT = re.compile(r"\s*:\s*([+-]?(?:[0-9]+\.?|[0-9]*\.[0-9]+))\s*\Z")
+_WEIGHT = re.compile(r":\s*([+-]?(?:[0-9]+\.?|[0-9]*\.[0-9]+))\s*\Z")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def split_parts(prompt: str) -> list[Part]:
         weight = 1.0 if found is None else float(found[1])
         if not math.isfinite(weight):
             raise UserError(f"the weight at the end of {text[-40:]!r} must be finite; write one like :1.2")
-        parts.append(Part(text if found is None else text[: found.start()], weight))
+        parts.append(Part(text if found is None else text[: found.start()].rstrip(), weight))
     return parts
 
 

@@ -154,7 +154,8 @@ def dpm_adaptive(denoise: Denoise, x: Tensor, levels: Sequence[float], noise: No
             before = low
             x = high + up * noise(math.exp(-place), math.exp(-then)) if up > 0 else high
             place = then
-            x = after(x, math.exp(-place), min(1.0, (place - begin) / (end - begin)))
+            whole = place >= end - 1e-5
+            x = after(x, math.exp(-place), 1.0 if whole else (place - begin) / (end - begin))
     return x
 
 
@@ -331,14 +332,14 @@ def run_levelled(
 
 
 class _Told:
-    """Tells of shares of the whole as steps, each once."""
+    """Tells of shares of the whole as steps, each once and the last one at the end."""
 
     def __init__(self, steps: int, on_step: Callable[[int, int, Tensor], None] | None) -> None:
         self.steps, self.on_step, self.done = steps, on_step, 0
 
     def __call__(self, x: Tensor, share: float) -> None:
         """After a step; share: of the whole that is done."""
-        now = round(share * self.steps)
+        now = int(share * self.steps + 1e-6) if share < 1 else self.steps
         if self.on_step is not None and now > self.done:
             self.done = now
             self.on_step(now, self.steps, x)
