@@ -162,7 +162,7 @@ def _idle(scripts: Any) -> bool:
     if not isinstance(scripts, Mapping):
         return False
     return all(
-        isinstance(one, Mapping) and one.get("args") in ([], [False], None) for one in scripts.values()
+        isinstance(one, Mapping) and one.get("args") in ([], [False]) for one in scripts.values()
     )
 
 
@@ -254,9 +254,10 @@ def _mask(request: Img2Img) -> bytes:
     from PIL import ImageOps
 
     from hyperbrush.app.uploads import open_picture
+    from hyperbrush.ldm.data.pictures import opened
 
     out = io.BytesIO()
-    ImageOps.invert(open_picture(content, "mask").convert("L")).save(out, "PNG")
+    ImageOps.invert(opened(open_picture(content, "mask"), "mask", mask=True)).save(out, "PNG")
     return out.getvalue()
 
 
