@@ -1,6 +1,7 @@
 """Training a hypernetwork that generates weights, end to end against the denoising loss of a frozen model."""
 
 import contextlib
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,17 +18,20 @@ from hyperbrush.hypernetworks.generator import (
     TargetNetwork,
     TextCondition,
 )
-from hyperbrush.ldm.data import BatchOrder
+from hyperbrush.ldm.data import BatchOrder, Captioning
 from hyperbrush.ldm.models import LatentDiffusion
+from hyperbrush.ldm.modules.diffusion import Loss
 from hyperbrush.ldm.util import keyed_generator
 from hyperbrush.training.cached import Texts, Told, cached_texts
 from hyperbrush.training.generator_config import GeneratorConfig
+from hyperbrush.training.hypernetwork_objective import Compute
 from hyperbrush.training.objectives import Objective
-from hyperbrush.training.styles import Looked, Style, StyleBatches, open_styles
+from hyperbrush.training.styles import ABOUT, Looked, Style, StyleBatches, open_styles
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+log = logging.getLogger(__name__)
 SHARES = (0.125, 0.375, 0.625, 0.875)  # of the process, for validation: as `training.ldm.validation_losses`
 
 
@@ -42,6 +46,12 @@ class GeneratorObjective(Objective):
         config: settings.
         styles, held_out: to train on, and to judge by.
         texts: what the UNet is told of every caption and of the empty text.
+        loss: error of each element, (prediction, target) → the same shape; the squared one by default.
+        compute: the whole loss of a batch, (model with the weights applied, batch) → the loss or several terms, in
+            place of the denoising loss.
+
+    Raises:
+        UserError: a loss or compute for an objective that denoises nothing.
     """
 
     def __init__(
@@ -53,17 +63,26 @@ class GeneratorObjective(Objective):
         *,
         held_out: Sequence[Style] | None = None,
         texts: Texts | None = None,
+        loss: Loss | None = None,
+        compute: Compute | None = None,
     ) -> None:
         super().__init__()
         model.requires_grad_(False).eval()
         self._model = (model,)  # in a tuple, out of torch's sight
+        if config.objective == "reconstruction" and (loss is not None or compute is not None):
+            raise UserError(
+                f"{'loss' if compute is None else 'compute'} is of what is drawn, and objective 'reconstruction' draws "
+                "nothing: take objective 'denoising' or 'mixed', or leave it out"
+            )
         self.net, self.config, self.texts = net, config, texts
+        self.loss, self.compute = loss or "mse", compute
         self.target = TargetNetwork(model, tuple(net.layers))
         self.batches = StyleBatches(
             styles, config.pictures_per_style, config.references, config.style_dropout, config.seed
         )
         self.held_out = held_out
-        self.data = styles
+        # What an epoch consists of: every picture of every style.
+        self.data = [(style, picture) for style in styles for picture in range(len(style))]
         self._base: float | None = None
 
     @property
@@ -113,7 +132,8 @@ class GeneratorObjective(Objective):
             timestep_sampling=c.timestep_sampling,
         )
         keep = drawn.pop("keep").tolist()
-        said = [styles[style].captions[picture] for _, style, picture in rows]
+        told_of = enumerate(styles[style].said(picture) for _, style, picture in rows)
+        said = [Captioning().caption(captions, c.seed, step, row) for row, captions in told_of]
         captions = [caption if kept else "" for caption, kept in zip(said, keep, strict=True)]
         told = torch.rand(len(looked.styles), generator=generator) < c.text_share
         return {
@@ -142,9 +162,10 @@ class GeneratorObjective(Objective):
         with _Trained(self.net, self._shared(), batch["step"] < c.shared_steps if c.shared_steps else None):
             weights = self.weights(looked, samples.tolist(), batch["by_text"])
         terms: dict[str, Tensor] = {}
+        extra: dict[str, Tensor] = {}
         if c.objective != "reconstruction":
             with self.target.apply_weights(_picked(weights, rows.to(self.net.device))):
-                terms["denoising"] = self.model.losses(batch, weighting=c.weighting).mean()
+                terms["denoising"], extra = self._drawn(batch)
         if c.objective != "denoising":
             scale = 1.0 if c.objective == "reconstruction" else c.reconstruction_weight
             terms["reconstruction"] = scale * self._reconstruction(weights, looked, samples.tolist())
@@ -153,7 +174,21 @@ class GeneratorObjective(Objective):
         if c.retain:
             null = looked.drop[samples.cpu()].to(self.net.device)
             terms["retain"] = c.retain * (weights.squared_norm() * null).sum() / len(null)
-        return {"loss": torch.stack(list(terms.values())).sum(), **terms}
+        return {**extra, "loss": torch.stack(list(terms.values())).sum(), **terms}
+
+    def _drawn(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of what is drawn, and other terms that `compute` tells."""
+        if self.compute is None:
+            losses = self.model.losses(batch, weighting=self.config.weighting, loss=self.loss)
+            return losses.mean(), {}
+        found = self.compute(self.model, batch)
+        if not isinstance(found, Mapping):
+            return found, {}
+        if "loss" not in found:
+            raise UserError(
+                f"compute returned {sorted(found)}: expected the loss, or terms with 'loss' among them"
+            )
+        return found["loss"], {key: value for key, value in found.items() if key != "loss"}
 
     def weights(
         self, looked: Looked, samples: Sequence[int], by_text: Sequence[bool] = ()
@@ -242,7 +277,8 @@ class GeneratorObjective(Objective):
     def save(self, folder: Path) -> Path:
         """Write folder/NAME.safetensors."""
         self.net.trained = True
-        self.net.learned = ("pictures", "text") if self.config.text_share else ("pictures",)
+        told = self.config.text_share > 0 and any(style.text for style in self.batches.styles)
+        self.net.learned = ("pictures", "text") if told else ("pictures",)
         return self.net.save(folder / f"{self.net.name}.safetensors")
 
 
@@ -283,14 +319,25 @@ def generator_objective(
     validation: Any,
     run: Path,
     told: Told | None = None,
+    *,
+    loss: Loss | None = None,
+    compute: Compute | None = None,
 ) -> GeneratorObjective:
     """Styles opened and encoded, the hypernetwork bound.
 
     dataset, validation: a folder of one folder a style, or a list of `Style`.
+    loss, compute: see `GeneratorObjective`.
 
     Raises:
-        UserError: whatever is wrong with them; a step that cannot be cut into styles.
+        UserError: whatever is wrong with them; a step that cannot be cut into styles; a hypernetwork that reads a vision
+            model; `text_share` where no style is told in words.
     """
+    if net.settings.image_width is not None:
+        raise UserError(
+            f"{net.name!r} looks at pictures through a vision model too ({net.settings.image_width} wide), and this "
+            "training shows it latents alone: make it without vision, processor and image_width, or train it in a loop "
+            "of your own (train_hypernetwork)"
+        )
     if config.batch_size % config.pictures_per_style:
         raise UserError(
             f"batch_size {config.batch_size} cannot be cut into styles of {config.pictures_per_style} pictures; take a "
@@ -305,6 +352,11 @@ def generator_objective(
         return open_styles(source, model, run / "cache/latents", adapters=adapters, told=told)
 
     styles = opened(dataset, adapters)
+    if config.text_share and not any(style.text for style in styles):
+        raise UserError(
+            f"text_share {config.text_share:g} tells styles in words, and none of the {len(styles)} styles has any: write a "
+            f"{ABOUT} into each style's folder, or leave text_share at 0"
+        )
     held = opened(validation, False) if validation is not None else None
     if held is None and config.validation_share and len(styles) >= 10:
         order = BatchOrder(len(styles), 1, config.seed)
@@ -312,12 +364,20 @@ def generator_objective(
         out = {order.at(step)[1][0] for step in range(count)}
         held = [style for i, style in enumerate(styles) if i in out]
         styles = [style for i, style in enumerate(styles) if i not in out]
-    captions = ["", *(c for style in (*styles, *(held or ())) for c in style.captions)]
+    captions = ["", *(c for s in (*styles, *(held or ())) for i in range(len(s)) for c in s.said(i))]
     texts = cached_texts(model, captions, run / "cache/texts", told)
     net.requires_grad_(True)
     if config.shared_steps:
         net.decoder.shared_parameters()  # type: ignore[operator]  # or says that this form has none
-    return GeneratorObjective(model, net, config, styles, held_out=held, texts=texts)
+    if net.settings.tasks:
+        log.warning(
+            "styles are told in pictures and words: the tasks of %r (%s) are not trained",
+            net.name,
+            ", ".join(net.settings.tasks),
+        )
+    return GeneratorObjective(
+        model, net, config, styles, held_out=held, texts=texts, loss=loss, compute=compute
+    )
 
 
 class _Trained:

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from hyperbrush.training.config import Share, Strict
 from hyperbrush.training.loop_settings import LoopSettings
@@ -39,7 +39,10 @@ class GeneratorConfig(LoopSettings):
     pictures_per_style: int = Field(
         2, ge=1, description="targets of each style in a batch: batch_size / this many styles"
     )
-    max_steps: int | None = Field(2000, ge=1, description="optimizer steps")
+    max_steps: int | None = Field(2000, ge=1, description="optimizer steps; or give max_epochs")
+    max_epochs: int | None = Field(
+        None, ge=1, description="times each style's picture is drawn, in the place of max_steps"
+    )
     shared_steps: int = Field(
         200, ge=0, description="first steps that train what all styles share alone; frozen afterwards"
     )
@@ -71,6 +74,27 @@ class GeneratorConfig(LoopSettings):
     validation_styles: int = Field(24, ge=1, description="held-out styles a validation looks at, at most")
     validation_pictures: int = Field(8, ge=1, description="targets of each of them")
     validation_share: Share = Field(0.1, description="share of the styles held out where none are given")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _epochs(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("max_epochs") is None:
+            return values
+        return {"max_steps": None} | values
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "GeneratorConfig":
+        if self.max_epochs is not None and self.max_steps is not None:
+            raise ValueError(
+                f"max_steps {self.max_steps} and max_epochs {self.max_epochs} both say how long: set one of them to null"
+            )
+        return self
+
+    def steps(self, pictures: int) -> int:
+        """Optimizer steps for so many pictures of all styles an epoch."""
+        if self.max_epochs is None:
+            return super().steps(pictures)
+        return max(1, -(-pictures * self.max_epochs // self.batch_size))
 
 
 def network_settings(network: GeneratorNetwork) -> dict[str, Any]:

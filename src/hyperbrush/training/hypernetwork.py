@@ -11,7 +11,7 @@ import torch
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks import AttentionHypernetwork, attach
 from hyperbrush.hypernetworks.formats.optimizer import OptimizerState, check_fits
-from hyperbrush.hypernetworks.generator import Hypernetwork, TunedWeights
+from hyperbrush.hypernetworks.generator import Hypernetwork, TargetNetwork, TunedWeights
 from hyperbrush.ldm.data import BatchOrder, ImageFolder, captions_seen
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.models.loading import from_pipeline
@@ -39,13 +39,17 @@ class HypernetworkTrainer:
     Args:
         hypernetwork: what is trained: an attention hypernetwork on pictures of one style, generated weights
             (`TunedWeights`) on such, or a `Hypernetwork`, which generates weights, on many styles.
-        config: settings of `HypernetworkConfig`, or of `GeneratorConfig` for the second kind, as a mapping.
+        config: settings of `HypernetworkConfig`, or of `GeneratorConfig` for the second kind, as a mapping; for that
+            kind ``target_layers`` too, which must mean the layers that it generates weights for.
         run: folder of the run, runs/NAME by default.
-        loss, compute: a loss or a whole objective of one's own, see `HypernetworkObjective`.
+        loss, compute: a loss or a whole objective of one's own, see `HypernetworkObjective` and `GeneratorObjective`.
         optimizer_factory: makes an optimizer of parameter groups, instead of the config's.
         optimizer_state: to begin with, such as `read_optimizer` finds beside a file.
         on_progress, should_stop: see `Trainer`.
         on_prepare: called with (what, done, in all) while pictures and captions are encoded.
+
+    Raises:
+        UserError: whatever is wrong with the settings.
     """
 
     def __init__(
@@ -63,6 +67,17 @@ class HypernetworkTrainer:
         on_prepare: Told | None = None,
     ) -> None:
         self.hypernetwork = hypernetwork
+        self._target_layers: list[str] | None = None
+        if isinstance(hypernetwork, Hypernetwork) and isinstance(config, Mapping):
+            config = dict(config)
+            self._target_layers = config.pop("target_layers", None)
+            if self._target_layers is not None:
+                hypernetwork.check_layers(self._target_layers)
+        if optimizer_state is not None and not isinstance(hypernetwork, AttentionHypernetwork):
+            raise UserError(
+                f"an optimizer's state is beside files of attention hypernetworks alone; {hypernetwork.name!r} is a "
+                f"{type(hypernetwork).__name__}: leave optimizer_state out"
+            )
         self.config = _settings(hypernetwork, config)
         self.run = Path(run) if run is not None else Path("runs") / hypernetwork.name
         self.loss, self.compute = loss, compute
@@ -172,8 +187,18 @@ class HypernetworkTrainer:
             opened.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if isinstance(self.config, GeneratorConfig):
             assert isinstance(self.hypernetwork, Hypernetwork)
+            if self._target_layers is not None:
+                self.hypernetwork.bind(opened).check_layers(self._target_layers, TargetNetwork(opened))
             return generator_objective(
-                opened, self.hypernetwork, self.config, dataset, validation, self.run, self.on_prepare
+                opened,
+                self.hypernetwork,
+                self.config,
+                dataset,
+                validation,
+                self.run,
+                self.on_prepare,
+                loss=self.loss,
+                compute=self.compute,
             )
         return self._of_one_style(opened, self.config, dataset, validation)
 

@@ -108,6 +108,8 @@ class Hypernetwork(nn.Module):
             str, ...
         ] = ()  # "pictures", "text": what it was trained to listen to; (): not known
         self.source = _source_of(target, vision, processor)
+        # In a list, out of torch's sight.
+        self._target = [target] if isinstance(target, TargetNetwork) else []
         self.targets: list[Target] = []
         self._asked = target_layers
         self.settings = HypernetworkSettings(
@@ -181,6 +183,43 @@ class Hypernetwork(nn.Module):
         """Names of the layers it generates weights for."""
         return [target.name for target in self.targets]
 
+    @property
+    def target_network(self) -> TargetNetwork:
+        """What it was made for or bound to last, with the layers it generates for.
+
+        Raises:
+            UserError: nothing yet.
+        """
+        if not self._target:
+            raise UserError(f"{self.name!r} is bound to no model yet: bind it, net.bind(model)")
+        found = self._target[0]
+        if found.layers != self.layers:
+            found = self._target[0] = TargetNetwork(found.source, tuple(self.layers))
+        return found
+
+    def check_layers(
+        self, target_layers: Collection[str], of: TargetNetwork | Sequence[Target] | None = None
+    ) -> None:
+        """See that these target_layers of a training mean its own layers.
+
+        of: all layers there are to choose from; None: its own, among which all must be chosen.
+
+        Raises:
+            UserError: they mean other layers.
+        """
+        there = of.targets if isinstance(of, TargetNetwork) else self.targets if of is None else of
+        try:
+            chosen = select(there, target_layers)
+        except UserError as error:
+            raise UserError(
+                f"target_layers {list(target_layers)} contradict those of {self.name!r}, {describe(self.targets)}: {error}"
+            ) from error
+        if [layer.name for layer in chosen] != self.layers:
+            raise UserError(
+                f"target_layers {list(target_layers)} mean {describe(chosen)}; {self.name!r} generates weights for "
+                f"{describe(self.targets)}: leave target_layers out, or make the Hypernetwork with them"
+            )
+
     def bind(
         self, target: "TargetNetwork | Any", *, vision: Any = None, processor: Any = None
     ) -> "Hypernetwork":
@@ -221,7 +260,7 @@ class Hypernetwork(nn.Module):
                 "model of the family it was trained for"
             )
         self._rebuild(wanted, found)
-        self.source = source
+        self.source, self._target = source, [target]
         return self
 
     def _rebuild(self, targets: list[Target], widths: "tuple[int, int, int | None]") -> None:
