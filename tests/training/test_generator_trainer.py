@@ -133,3 +133,70 @@ def test_what_this_training_cannot_do_is_refused(emoji, world: Path, tmp_path: P
         begin(make(emoji), {"text_share": 0.5})
     with pytest.raises(UserError, match="leave optimizer_state out"):
         begin(make(emoji), optimizer_state=OptimizerState("Adam", {}, None))
+
+
+def changed(net: hb.Hypernetwork, before: dict[str, torch.Tensor]) -> bool:
+    return any(not torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def state(net: hb.Hypernetwork) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in net.state_dict().items()}
+
+
+def test_one_step_generates_applies_and_learns(emoji) -> None:
+    net = make(emoji, tasks=["ink", "sea"])
+    batch = {"images": torch.rand(2, 3, 64, 64) * 2 - 1, "captions": ["a", "b"]}
+    before, model_before = state(net), {n: p.clone() for n, p in emoji.named_parameters()}
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+
+    def step(**more) -> float:
+        return hb.train_hypernetwork(
+            emoji, batch | more, net, optimizer, torch.Generator().manual_seed(0), condition_dropout=0.0
+        )
+
+    first = step()
+    assert first == pytest.approx(
+        float(emoji(batch, torch.Generator().manual_seed(0), condition_dropout=0.0)), rel=1e-4
+    ), "it begins by changing nothing"
+    assert changed(net, before)
+    assert min(step() for _ in range(5)) < first
+    assert net.learned == ("pictures",)
+    task = net.encoder.task.weight.detach().clone()
+    for _ in range(3):
+        step(condition=hb.TaskCondition("ink"))
+    moved = (net.encoder.task.weight != task).any(1).tolist()
+    assert moved == [True, False], "a task's own token learns"
+    assert net.learned == ("pictures", "task ink")
+    with pytest.raises(UserError, match="its task sea, which no training has touched"):
+        net.generate_weights(hb.TaskCondition("sea"))
+    assert all(torch.equal(p, model_before[n]) for n, p in emoji.named_parameters())
+    with pytest.raises(UserError, match="for 3 samples and the batch has 2 pictures"):
+        step(condition=["a", "b", "c"])
+    assert net.learned == ("pictures", "task ink"), "a step that failed taught nothing"
+
+
+def test_one_step_with_nothing_but_net_and_batch_leaves_the_gradients(emoji) -> None:
+    net = make(emoji)
+    batch = {"images": torch.rand(2, 3, 64, 64) * 2 - 1, "captions": ["a", "b"]}
+    before = state(net)
+    loss = hb.train_hypernetwork(net, batch)
+    assert loss > 0
+    assert not changed(net, before)
+    assert any(p.grad is not None and p.grad.any() for p in net.parameters())
+    assert net.target_network.layers == net.layers
+
+
+def test_one_step_says_what_is_missing(emoji) -> None:
+    batch = {"images": torch.rand(1, 3, 64, 64), "captions": ["a"]}
+    with pytest.raises(UserError, match="which hypernetwork learns"):
+        hb.train_hypernetwork(emoji, batch)
+    free = hb.Hypernetwork(["attn2"], **SMALL)
+    with pytest.raises(UserError, match="bound to no model yet"):
+        hb.train_hypernetwork(free, batch)
+    with pytest.raises(UserError, match="bound to no model yet"):
+        hb.train_hypernetwork(emoji, batch, free)
+    other = make(LatentDiffusion.from_pretrained("emoji"))
+    with pytest.raises(UserError, match="bound to another model"):
+        hb.train_hypernetwork(emoji, batch, other)
+    with pytest.raises(UserError, match="two hypernetworks were given"):
+        hb.train_hypernetwork(other, batch, free)

@@ -52,19 +52,14 @@ def generate_adapter(
     pictures: one to `MOST`, PIL images, paths or tensors.
 
     Raises:
-        UserError: nothing given, too many pictures, something that cannot be read, or words for a generator that never
-            learned from any.
+        UserError: nothing given, too many pictures, something that cannot be read, or words or a task for a generator
+            that never learned from such.
     """
     if len(pictures) > MOST:
         raise UserError(f"{len(pictures)} pictures were given; {MOST} at most are looked at")
     conditions: list[Any] = [ImageCondition(list(pictures))] if pictures else []
     conditions += [TextCondition(text)] if text else []
     conditions += [TaskCondition(task)] if task else []
-    if text and net.learned and "text" not in net.learned:
-        raise UserError(
-            f"the generator {net.name!r} was trained on {', '.join(net.learned)} alone and does not know what words mean: "
-            "give pictures, or train one with text_share"
-        )
     if not conditions:
         raise UserError("nothing to generate from: give pictures, a text or a task")
     return net.generate_weights(conditions, name=name)

@@ -22,6 +22,7 @@ from hyperbrush.training.cached import Told, cached_latents, cached_texts
 from hyperbrush.training.caller import AccelerateStates, ModuleAsFound, generators_kept
 from hyperbrush.training.generator import GeneratorObjective, generator_objective
 from hyperbrush.training.generator_config import GeneratorConfig
+from hyperbrush.training.generator_step import generated
 from hyperbrush.training.hypernetwork_config import HypernetworkConfig, usual_rate
 from hyperbrush.training.hypernetwork_objective import Compute, HypernetworkObjective
 from hyperbrush.training.optimizers import resolve, restore_moments
@@ -280,10 +281,10 @@ def pictures_of(
 
 
 def train_hypernetwork(
-    model: LatentDiffusion,
+    model: LatentDiffusion | Hypernetwork,
     batch: Mapping[str, Any],
-    hypernetwork: AttentionHypernetwork,
-    optimizer: torch.optim.Optimizer,
+    hypernetwork: AttentionHypernetwork | TunedWeights | Hypernetwork | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
     generator: torch.Generator | None = None,
     *,
     max_grad_norm: float | None = 1.0,
@@ -291,19 +292,48 @@ def train_hypernetwork(
 ) -> float:
     """One documented step for people with their own loop: only the hypernetwork learns.
 
-    batch, settings: as for `LatentDiffusion.losses`; optimizer: over the hypernetwork's parameters.
+    An attention hypernetwork (or `TunedWeights`) is attached; a `Hypernetwork` generates weights from the batch (see
+    `generate_weights`), which its ``target_network`` applies: one adapter, or one for each picture.
+
+    model: or, alone with its batch, a `Hypernetwork` that is bound to its model: ``train_hypernetwork(net, batch)``.
+    batch, settings: as for `LatentDiffusion.losses`; for a `Hypernetwork` also "condition", what to generate from.
+    optimizer: over the hypernetwork's parameters; None: backward alone, the gradients are left to the caller.
     The network stays attached until backward has run, so that gradient checkpointing sees it too.
     Weights of the model that were to learn are so again afterwards.  Returns the loss.
 
     Raises:
-        UserError: the loss is not finite; no parameter was changed.
+        UserError: the loss is not finite (no parameter was changed); no hypernetwork; one that is bound to no model or to
+            another one; weights for another number of pictures than the batch has.
     """
+    if isinstance(model, Hypernetwork):
+        if hypernetwork is not None and hypernetwork is not model:
+            raise UserError(
+                "two hypernetworks were given: expected train_hypernetwork(model, batch, hypernetwork)"
+            )
+        hypernetwork, model = model, _bound_model(model)
+    if hypernetwork is None:
+        raise UserError(
+            "which hypernetwork learns? expected train_hypernetwork(model, batch, hypernetwork, optimizer), or a "
+            "Hypernetwork that is bound to its model in the model's place"
+        )
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.requires_grad_(False)
-    optimizer.zero_grad(set_to_none=True)
+    if optimizer is not None:
+        optimizer.zero_grad(set_to_none=True)
     try:
-        with attach(model.unet, [(hypernetwork, 1.0)]):
+        with contextlib.ExitStack() as stack:
+            if isinstance(hypernetwork, Hypernetwork):
+                stack.enter_context(generated(hypernetwork, model, batch, generator))
+            else:
+                tuned = isinstance(hypernetwork, TunedWeights)
+                acting = hypernetwork.weights if tuned else hypernetwork
+                stack.enter_context(attach(model.unet, [(acting, 1.0)]))
             return update(model(batch, generator, **settings), optimizer, max_grad_norm)
     finally:
         for parameter in learning:
             parameter.requires_grad_(True)
+
+
+def _bound_model(net: Hypernetwork) -> LatentDiffusion:
+    source = net.target_network.source
+    return source if isinstance(source, LatentDiffusion) else net.source.model

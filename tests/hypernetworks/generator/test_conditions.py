@@ -189,7 +189,12 @@ def test_impossible_conditions(make: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("condition", "message"),
     [
-        ("a red heart", "is no condition: expected TextCondition"),
+        (5.0, "is no condition: expected a text, a picture or its path, TextCondition"),
+        ([], "an empty list is no condition"),
+        ("nowhere.png", "nowhere.png is no file"),
+        (["nowhere.png", ["other.png"]], "pictures stand beside lists of pictures"),
+        (torch.full((3, 8, 8), 2.0), "condition tensor 8 wide"),
+        ({"step": 3}, r"a batch with \['step'\] says nothing to generate weights from"),
         ([TextCondition("a"), 5], "5 is no condition"),
         (torch.zeros(2, 32), r"expected \(batch, tokens, embedding_dim\)"),
         (torch.zeros(2, 3, 31), "condition tensor 31 wide, but the hypernetwork was made for 32"),
@@ -213,3 +218,58 @@ def test_conditions_the_net_cannot_read(condition: Any, message: str, net: Hyper
 def test_what_nobody_has_read(net: Hypernetwork) -> None:
     with pytest.raises(UserError, match="nobody has read yet"):
         net.encoder([TextCondition("a")])
+
+
+def test_texts_paths_pictures_and_batches_as_they_are(net: Hypernetwork, tmp_path: Path) -> None:
+    from PIL import Image
+
+    file = tmp_path / "ink.png"
+    Image.effect_noise((64, 64), 90).convert("RGB").save(file)
+    picture, pixels = Image.open(file), torch.rand(2, 3, 64, 64)
+    latents = net.source.model.latents_of({"images": pixels * 2 - 1})
+    for given, plain in (
+        ("a red heart", TextCondition("a red heart")),
+        (["a red heart", "ink"], TextCondition(["a red heart", "ink"])),
+        (file, ImageCondition(file)),
+        (str(file), ImageCondition(file)),
+        (picture, ImageCondition(file)),
+        (pixels[0], ImageCondition(pixels[0])),
+        ([picture, pixels[0]], ImageCondition([file, pixels[0]])),
+        (pixels, ImageCondition(list(pixels))),
+        ([[file], [pixels[0], pixels[1]]], ImageCondition([[file], [pixels[0], pixels[1]]])),
+        (["ink", file, TaskCondition("a")], [TextCondition("ink"), ImageCondition(file), TaskCondition("a")]),
+        ({"images": pixels * 2 - 1, "captions": ["x", "y"]}, ImageCondition([[pixels[0]], [pixels[1]]])),
+        ({"latents": latents, "captions": ["x", "y"]}, ImageCondition(latents=latents[:, None])),
+        ({"captions": ["x", "y"]}, TextCondition(["x", "y"])),
+        ({"latents": latents, "condition": "ink"}, TextCondition("ink")),
+    ):
+        with torch.no_grad():
+            found, expected = net.generate_weights(given), net.generate_weights(plain)
+        assert found.batch == expected.batch, given
+        assert near(found, expected), given
+    assert not near(net.generate_weights("ink"), net.generate_weights(file))
+
+
+def test_what_it_is_known_not_to_have_learned_from(net: Hypernetwork) -> None:
+    net.learned = ("pictures", "task b")
+    try:
+        net.generate_weights(ImageCondition(torch.rand(3, 64, 64)))
+        net.generate_weights(TaskCondition("b"))
+        net.generate_weights(None)
+        with pytest.raises(
+            UserError, match="trained on pictures, task b alone and .* its task a, which no training"
+        ):
+            net.generate_weights(TaskCondition(["b", "a"]))
+        with pytest.raises(UserError, match="does not know what words mean"):
+            net.generate_weights([TextCondition("ink"), TaskCondition("b")])
+        features = ImageCondition(latents=torch.zeros(1, 4, 8, 8), features=torch.zeros(1, 2, 12))
+        with pytest.raises(UserError, match="what a vision model sees: leave the vision model out"):
+            net.generate_weights(features)
+        net.learned = ("features", "pictures")
+        with pytest.raises(UserError, match=r"net.bind\(model, vision=…, processor=…\)"):
+            net.generate_weights(ImageCondition(torch.rand(3, 64, 64)))
+        net.train().generate_weights(TextCondition("ink"))  # it may yet learn from words
+        assert net.learned == ("features", "pictures")
+    finally:
+        net.learned = ()
+        net.eval()

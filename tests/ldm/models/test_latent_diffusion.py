@@ -321,3 +321,51 @@ def test_old_programs_can_read_the_text_side(tiny: LatentDiffusion, tmp_path: Pa
     assert (tmp_path / "model/tokenizer/merges.txt").read_text().startswith("#version")
     vocabulary = json.loads((tmp_path / "model/tokenizer/vocab.json").read_text())
     assert len(vocabulary) == len(tiny.tokenizer)
+
+
+def test_pictures_in_and_latents_or_the_loss_out(make_tiny: Maker) -> None:
+    """`model.encoder.encode(x)` and `model(x)`, as the class is sketched."""
+    import copy
+
+    model = make_tiny()
+    x = IMAGES
+    model.scale_factor = 0.5
+    z = model.encoder.encode(x)
+    assert torch.equal(z, model.encode(x))
+    drawn = model.encoder.encode(x, torch.Generator().manual_seed(0))
+    assert torch.equal(drawn, model.encode(x, torch.Generator().manual_seed(0)))
+    assert not torch.equal(drawn, z)
+
+    loss = model(x, torch.Generator().manual_seed(0))
+    told = {"images": x, "captions": ["", ""]}
+    assert torch.equal(loss, model(told, torch.Generator().manual_seed(0)))
+    loss.backward()
+
+    twin = copy.deepcopy(model)
+    with pytest.raises(UserError, match="copy without its first stage"):
+        twin.first_stage.encoder.encode(x)
+    with torch.no_grad():
+        next(twin.first_stage.parameters()).add_(0.1)
+    assert torch.equal(model.encoder.encode(x), z)
+    assert torch.equal(twin.encoder.encode(x), twin.encode(x))
+    assert not torch.equal(twin.encoder.encode(x), z)
+    assert set(model.state_dict()) == set(twin.state_dict())
+
+    for wrong in (torch.rand(3, 64, 64), torch.rand(2, 4, 8, 8), torch.zeros(2, 3, 8, 8, dtype=torch.uint8)):
+        with pytest.raises(UserError, match=r"expected \(batch, 3, height, width\) in \[-1, 1\]"):
+            model(wrong)
+
+
+def test_pictures_alone_for_other_conditions(make_tiny: Maker) -> None:
+    x = IMAGES
+    torch.manual_seed(0)
+    assert make_tiny(conditioning="none")(x).isfinite()
+    model = make_tiny(conditioning="class", num_classes=3)
+    seen = []
+    model.unet.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["class_labels"]), with_kwargs=True
+    )
+    model(x)
+    assert seen[0].tolist() == [model.null_label] * 2
+    with pytest.raises(UserError, match="'condition_images'"):
+        make_tiny(conditioning="image")(x)

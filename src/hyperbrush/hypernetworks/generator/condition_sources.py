@@ -1,6 +1,7 @@
 """Where conditions are read: a pipeline's own text encoder and first stage, and a vision model if there is one."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,28 @@ class ConditionSource:
     def image_width(self) -> int | None:
         """Width of the vision model's states; None without one."""
         return None if self.vision is None else int(self.vision.config.hidden_size)
+
+    def of_batch(self, batch: Mapping[str, Any]) -> Any:
+        """What a training batch (see `LatentDiffusion.losses`) holds of a condition: its "condition", as
+        `Hypernetwork.generate_weights` takes them; else its pictures ("images", "latents" or "latent_means"), each the
+        one reference of its sample; else its "captions".
+
+        Raises:
+            UserError: it holds none of them.
+        """
+        if "condition" in batch:
+            return batch["condition"]
+        if "images" in batch:
+            return ImageCondition([[image.clamp(-1, 1) / 2 + 0.5] for image in batch["images"]])
+        if "latents" in batch or "latent_means" in batch:
+            with torch.no_grad():
+                return ImageCondition(latents=self.model.latents_of(batch)[:, None])
+        if "captions" in batch:
+            return TextCondition(list(batch["captions"]))
+        raise UserError(
+            f"a batch with {sorted(batch)} says nothing to generate weights from: expected 'condition', 'images', "
+            "'latents', 'latent_means' or 'captions' in it"
+        )
 
     @torch.no_grad()
     def prepare(self, condition: Condition) -> Condition:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hyperbrush.errors import UserError
+from hyperbrush.ldm.data.pictures import SUFFIXES
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,8 +122,14 @@ class TaskCondition:
 Condition = TextCondition | ImageCondition | TaskCondition | Tensor
 
 
-def conditions_of(given: Any) -> list[Condition]:
+def conditions_of(given: Any, width: int | None = None) -> list[Condition]:
     """What `Hypernetwork.generate_weights` takes, as a list: None is the null condition, no conditions at all.
+
+    Texts, paths and pictures as they are: a text is a `TextCondition`, several of them one for each sample; a `Path`, a
+    text that ends like a picture's file, a PIL image or a tensor (3, height, width) or (references, 3, height, width)
+    in [0, 1] is a reference, several of them those of one sample, a list of lists those of several samples.
+
+    width: of condition tokens; a three-dimensional tensor of this width holds tokens.
 
     Raises:
         UserError: something that is no condition.
@@ -130,17 +137,79 @@ def conditions_of(given: Any) -> list[Condition]:
     if given is None:
         return []
     several = list(given) if isinstance(given, list | tuple) else [given]
+    if not several:
+        raise UserError("an empty list is no condition: give None for the null condition")
+    texts = [one for one in several if isinstance(one, str) and not _names_picture(one)]
+    nested = [one for one in several if isinstance(one, list | tuple)]
+    shown = [one for one in several if isinstance(one, list | tuple) or _is_reference(one, width)]
+    found: list[Condition] = []
+    if texts:
+        found.append(TextCondition(texts[0] if len(texts) == 1 else texts))
+    if shown:
+        found.append(_references(shown, nested))
     for one in several:
+        if any(one is other for other in (*texts, *shown)):
+            continue
         if not isinstance(one, TextCondition | ImageCondition | TaskCondition | Tensor):
             raise UserError(
-                f"{one!r:.80} is no condition: expected TextCondition, ImageCondition, TaskCondition, a (batch, tokens, "
-                "embedding_dim) tensor, a list of these, or None"
+                f"{one!r:.80} is no condition: expected a text, a picture or its path, TextCondition, ImageCondition, "
+                "TaskCondition, a (batch, tokens, embedding_dim) tensor, a list of these, a batch, or None"
             )
         if isinstance(one, Tensor) and (one.ndim != 3 or not one.is_floating_point()):
             raise UserError(
-                f"a condition tensor is {one.dtype} {tuple(one.shape)}: expected (batch, tokens, embedding_dim)"
+                f"a condition tensor is {one.dtype} {tuple(one.shape)}: expected (batch, tokens, embedding_dim), or "
+                "pictures (3, height, width) in [0, 1]"
             )
-    return several
+        found.append(one)
+    return found
+
+
+def _names_picture(text: str) -> bool:
+    return Path(text).suffix.lower() in SUFFIXES and "\n" not in text
+
+
+def _is_reference(one: Any, width: int | None) -> bool:
+    """Whether something bare is one reference picture or a tensor of several; tokens are none."""
+    if isinstance(one, str):
+        return _names_picture(one)
+    if not isinstance(one, Tensor):
+        return is_picture(one)
+    if one.ndim not in (3, 4) or not one.is_floating_point() or one.shape[-3] != 3 or not one.numel():
+        return False
+    if one.ndim == 3 and (width is None or one.shape[-1] == width):
+        return False
+    return bool((one >= 0).all() and (one <= 1).all())
+
+
+def _references(shown: list[Any], nested: list[Any]) -> ImageCondition:
+    """Bare pictures as one condition.
+
+    Raises:
+        UserError: lists of pictures, which are samples, beside single ones.
+    """
+    if nested and len(nested) != len(shown):
+        raise UserError(
+            "pictures stand beside lists of pictures: give one list with the references of one sample, or a list for "
+            "each sample"
+        )
+    if nested:
+        return ImageCondition([list(sample) for sample in nested])
+    return ImageCondition([picture for one in shown for picture in _several(one)])
+
+
+def kinds_of(condition: Condition) -> list[str]:
+    """What a generator must have learned from to read it: "text", "pictures", "features", "task NAME"; of tokens
+    nobody knows.
+    """
+    if isinstance(condition, TextCondition):
+        return ["text"]
+    if isinstance(condition, TaskCondition):
+        names = [condition.names] if isinstance(condition.names, str) else condition.names
+        return [f"task {name}" for name in names]
+    if isinstance(condition, ImageCondition):
+        latents = condition.latents is not None or condition.pictures is not None
+        return ["pictures"] * latents + ["features"] * (condition.features is not None)
+    return []
 
 
 def batch_of(conditions: Sequence[Condition]) -> int | None:

@@ -1,6 +1,6 @@
 """The hypernetwork: encoder → weight generator → decoder, from a condition to the weights of an adapter."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,12 @@ from torch import Tensor, nn
 
 from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.hypernetworks.generator.condition_sources import ConditionSource
-from hyperbrush.hypernetworks.generator.conditions import batch_of, conditions_of
+from hyperbrush.hypernetworks.generator.conditions import (
+    Condition,
+    batch_of,
+    conditions_of,
+    kinds_of,
+)
 from hyperbrush.hypernetworks.generator.decoder import HypernetworkDecoder
 from hyperbrush.hypernetworks.generator.encoder import HypernetworkEncoder
 from hyperbrush.hypernetworks.generator.lightweight import Frames
@@ -19,6 +24,12 @@ from hyperbrush.hypernetworks.generator.targets import Target, describe, sd15_ta
 from hyperbrush.hypernetworks.generator.weight_generator import WeightGenerator
 from hyperbrush.hypernetworks.generator.weights import GeneratedWeights
 
+# What a generator cannot read that never saw such in training, and what to do.
+_UNKNOWN = {
+    "text": "what words mean: give pictures, or train one with text_share",
+    "pictures": "what pictures mean: give what it was trained on",
+    "features": "what a vision model sees: leave the vision model out",
+}
 PARTS = ("encoder", "weight_generator", "decoder")
 _OWN = (HypernetworkEncoder, WeightGenerator, HypernetworkDecoder)
 
@@ -294,7 +305,8 @@ class Hypernetwork(nn.Module):
     ) -> GeneratedWeights:
         """The weights for a condition, with gradients to the hypernetwork's parameters (`torch.no_grad` saves them).
 
-        condition: `TextCondition`, `ImageCondition`, `TaskCondition`; several in a list, of one sample each or of equal
+        condition: a text, a picture or its path, several of them, as they are (see `conditions.conditions_of`); a
+            training batch (see `ConditionSource.of_batch`); `TextCondition`, `ImageCondition`, `TaskCondition`; several in a list, of one sample each or of equal
             batches; a (batch, tokens, embedding_dim) tensor; None: the null condition. A single sample gives weights
             without a batch dimension, a batch (also of one) gives weights with one.
         drop: (batch,) bool, True where a sample gets the null condition. None: in training mode drawn with
@@ -302,9 +314,16 @@ class Hypernetwork(nn.Module):
         name: of the weights.
 
         Raises:
-            UserError: no condition, batches that differ, or something the encoder does not read.
+            UserError: no condition, batches that differ, or something the encoder does not read; or, in evaluation mode,
+                something it is known not to have learned from.
         """
-        conditions = [self.source.prepare(one) for one in conditions_of(condition)]
+        if isinstance(condition, Mapping):
+            condition = self.source.of_batch(condition)
+        conditions = [
+            self.source.prepare(one) for one in conditions_of(condition, self.settings.embedding_dim)
+        ]
+        if not self.training:
+            self._check_learned(conditions)
         batch = batch_of(conditions)
         rate = self.settings.condition_dropout
         if drop is None and self.training and rate > 0 and conditions:
@@ -315,6 +334,27 @@ class Hypernetwork(nn.Module):
         return weights if batch is not None or (not conditions and drop is not None) else weights[0]
 
     forward = generate_weights
+
+    def _check_learned(self, conditions: Sequence[Condition]) -> None:
+        """See that it learned from what it is told; where nobody knows what from, anything goes.
+
+        Raises:
+            UserError: texts, pictures, features of a vision model or a task it never saw in training.
+        """
+        kinds = {kind for condition in conditions for kind in kinds_of(condition)}
+        if not self.learned or not kinds:
+            return
+        pictures = {"pictures", "features"} & kinds
+        if pictures and "features" in self.learned and "features" not in pictures:
+            raise UserError(
+                f"the generator {self.name!r} was trained with a vision model beside the pictures' latents: give it, "
+                "net.bind(model, vision=…, processor=…)"
+            )
+        for kind in sorted(kinds - set(self.learned)):
+            raise UserError(
+                f"the generator {self.name!r} was trained on {', '.join(self.learned)} alone and does not know "
+                f"{_UNKNOWN.get(kind, f'its {kind}, which no training has touched')}"
+            )
 
     def _metadata(self) -> dict[str, Any]:
         s = self.settings

@@ -90,6 +90,40 @@ def moments(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     return {"mean": posterior.mean, "std": posterior.std}
 
 
+class EncodeMethod:
+    """``encoder.encode``: scaled latents (batch, c, h, w) of pictures (batch, 3, H, W) in [-1, 1].
+
+    stage: the first stage that the encoder is part of; None in a copy, until its model is asked for its encoder.
+    """
+
+    def __init__(self, stage: nn.Module | None = None) -> None:
+        self.stage = stage
+
+    def __call__(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Without a generator the posterior's mean, else a sample drawn from it.
+
+        Raises:
+            UserError: the encoder is a copy without its first stage.
+        """
+        if self.stage is None:
+            raise UserError("this encoder is a copy without its first stage: take model.encoder anew")
+        found = moments(self.stage, images)
+        return scaled(self.stage, found["mean"], found["std"], generator)
+
+    def __reduce__(self) -> tuple[type["EncodeMethod"], tuple[()]]:
+        return EncodeMethod, ()  # a copy of the encoder must not carry the whole first stage along
+
+
+def scaled(
+    model: nn.Module, mean: Tensor, std: Tensor | None = None, generator: torch.Generator | None = None
+) -> Tensor:
+    """Latents as diffusion sees them, of their unscaled mean; with a generator drawn from the posterior."""
+    if generator is not None and std is not None:
+        mean = mean + std * torch.randn(mean.shape, generator=generator).to(mean)
+    shift = float(getattr(model.config, "shift_factor", None) or 0.0)
+    return (mean - shift) * float(model.config.scaling_factor)  # type: ignore[union-attr, arg-type]
+
+
 def reconstruct(model: nn.Module, images: Tensor, noise: Tensor | None = None) -> dict[str, Tensor]:
     """One pass through encoder and decoder with what `FirstStageLoss` needs.
 

@@ -50,6 +50,26 @@ def conditions(
     return {}
 
 
+def unconditional_batch(model: "LatentDiffusion", images: Tensor) -> dict[str, Any]:
+    """A batch of pictures alone, (batch, 3, H, W) in [-1, 1], told the empty text or any label (to be dropped).
+
+    Raises:
+        UserError: a tensor of another shape or of whole numbers; a model conditioned by pictures.
+    """
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        raise UserError(
+            f"the pictures are {images.dtype} {tuple(images.shape)}: expected (batch, 3, height, width) in [-1, 1], or a "
+            "batch as a mapping ('images', 'latents', …)"
+        )
+    if model.conditioning == "image":
+        raise UserError(
+            "a model conditioned by pictures needs them: give a batch with 'images' and 'condition_images'"
+        )
+    if model.conditioning == "class":
+        return {"images": images, "class_labels": torch.zeros(len(images), dtype=torch.long)}
+    return {"images": images, "captions": [""] * len(images)}
+
+
 def text_conditions(model: "LatentDiffusion", captions: Sequence[str]) -> dict[str, Tensor]:
     """What the UNet is told of captions: "context" (batch, tokens, width), and for Stable Diffusion XL
     "pooled" (batch, projection) too.

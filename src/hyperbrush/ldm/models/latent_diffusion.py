@@ -9,7 +9,12 @@ from torch import Tensor, nn
 
 from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.ldm.models import autoencoder, drawing, text
-from hyperbrush.ldm.models.conditioning import CONDITIONING, conditions, text_conditions
+from hyperbrush.ldm.models.conditioning import (
+    CONDITIONING,
+    conditions,
+    text_conditions,
+    unconditional_batch,
+)
 from hyperbrush.ldm.models.diffusion_model import DiffusionModel, build_unet
 from hyperbrush.ldm.models.process import schedule_of, scheduler_config
 from hyperbrush.ldm.modules.diffusion import (
@@ -121,8 +126,10 @@ class LatentDiffusion(nn.Module):
 
     @property
     def encoder(self) -> nn.Module:
-        """The first stage's encoder."""
-        return self.first_stage.encoder  # type: ignore[return-value]
+        """The first stage's encoder; its ``encode(images)`` gives the scaled latents, as `encode` of the model does."""
+        found: nn.Module = self.first_stage.encoder  # type: ignore[assignment]
+        found.encode = autoencoder.EncodeMethod(self.first_stage)  # type: ignore[assignment]
+        return found
 
     @property
     def device(self) -> torch.device:
@@ -182,9 +189,7 @@ class LatentDiffusion(nn.Module):
         return self._scaled(found["mean"], found["std"], generator)
 
     def _scaled(self, mean: Tensor, std: Tensor | None, generator: torch.Generator | None) -> Tensor:
-        if generator is not None and std is not None:
-            mean = mean + std * torch.randn(mean.shape, generator=generator).to(mean)
-        return (mean - self.shift_factor) * self.scale_factor
+        return autoencoder.scaled(self.first_stage, mean, std, generator)
 
     def decode(self, latents: Tensor, *, tiled: bool = False) -> Tensor:
         """Pictures (batch, 3, H, W), about [-1, 1], of scaled latents (batch, c, h, w).
@@ -329,9 +334,20 @@ class LatentDiffusion(nn.Module):
         )
 
     def forward(
-        self, batch: Mapping[str, Any], generator: torch.Generator | None = None, **settings: Any
+        self, batch: Mapping[str, Any] | Tensor, generator: torch.Generator | None = None, **settings: Any
     ) -> Tensor:
-        """Mean denoising loss of a batch, a scalar; arguments as in `losses`."""
+        """Mean denoising loss of a batch, a scalar; arguments as in `losses`.
+
+        batch: or pictures alone, (batch, 3, H, W) in [-1, 1]: they are told no condition (the empty text, the label that
+            means none).
+
+        Raises:
+            UserError: a tensor of another shape, or a model conditioned by pictures, which must be in the batch.
+        """
+        if isinstance(batch, Tensor):
+            batch = unconditional_batch(self, batch)
+            if self.conditioning == "class":
+                settings = settings | {"condition_dropout": 1.0}
         return self.losses(batch, generator, **settings).mean()
 
     @torch.no_grad()

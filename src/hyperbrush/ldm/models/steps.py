@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def train_step(
     model: "LatentDiffusion",
-    batch: Mapping[str, Any],
+    batch: Mapping[str, Any] | Tensor,
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator | None = None,
     *,
@@ -32,8 +32,8 @@ def train_step(
     return update(model(batch, generator, **settings), optimizer, max_grad_norm)
 
 
-def update(loss: Tensor, optimizer: torch.optim.Optimizer, max_grad_norm: float | None) -> float:
-    """Gradient, clip, optimizer step; returns the loss.
+def update(loss: Tensor, optimizer: torch.optim.Optimizer | None, max_grad_norm: float | None) -> float:
+    """Gradient, clip, optimizer step (without an optimizer the gradient alone); returns the loss.
 
     Raises:
         UserError: the loss is not finite; no parameter was changed.
@@ -43,6 +43,8 @@ def update(loss: Tensor, optimizer: torch.optim.Optimizer, max_grad_norm: float 
             f"the loss is {loss.item()}: lower the learning rate, or look at this batch's pictures"
         )
     loss.backward()  # type: ignore[no-untyped-call]
+    if optimizer is None:
+        return float(loss.detach())
     if max_grad_norm is not None:
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(trained, max_grad_norm)
