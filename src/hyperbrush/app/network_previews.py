@@ -35,9 +35,11 @@ def set_preview(site: "Site", which: str, picture: "Image") -> networks.Card:
     Raises:
         UserError: as `find`, or it cannot be written.
     """
+    from hyperbrush.ldm.data.pictures import opened
+
     library = networks.shelf(site.workspace)
     with decoding:
-        small = picture.convert("RGB")
+        small = opened(picture, "the preview")
         small.thumbnail((1024, 1024))
     library.set_preview(networks.find(library, which), small)
     site.news("networks")

@@ -19,7 +19,7 @@ def thumbnail(kept: Path, path: Path, side: int, shown: str) -> Path:
     Raises:
         UserError: the picture cannot be read, or the copy cannot be written.
     """
-    from PIL import Image
+    from hyperbrush.ldm.data.pictures import opened
 
     side = next((s for s in SIDES if s >= side), SIDES[-1])
     stat = path.stat()
@@ -28,10 +28,8 @@ def thumbnail(kept: Path, path: Path, side: int, shown: str) -> Path:
     if not copy.is_file():
         with decoding:
             with path.open("rb") as file:
-                picture = open_picture(file.read(MOST_BYTES + 1), shown)
+                picture = opened(open_picture(file.read(MOST_BYTES + 1), shown), shown)
             picture.thumbnail((side, side))
-        white = Image.new("RGBA", picture.size, "white")
-        white.alpha_composite(picture.convert("RGBA"))
         with atomic_path(copy, sync=False) as temporary:
-            white.convert("RGB").save(temporary, "WEBP", quality=82)
+            picture.save(temporary, "WEBP", quality=82)
     return copy

@@ -64,7 +64,9 @@ def open_picture(content: bytes, name: str = "the picture") -> "Image":
     Raises:
         UserError: too large, of another kind, or damaged.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
+
+    from hyperbrush.ldm.data.pictures import explain, upright
 
     if len(content) > MOST_BYTES:
         raise UserError(f"{name} has more than {MOST_BYTES >> 20} MiB, which is the most")
@@ -74,15 +76,14 @@ def open_picture(content: bytes, name: str = "the picture") -> "Image":
                 raise UserError(
                     f"{name} has {picture.width}×{picture.height} pixels; 40 million are the most"
                 )
-            picture.load()
-            turned = ImageOps.exif_transpose(picture)
-            turned.info = dict(picture.info)
-            return turned
+            return upright(content, FORMATS)
     except UserError:
         raise
     except (*_DAMAGED, Image.DecompressionBombError) as error:
         kinds = ", ".join(FORMATS)
-        raise UserError(f"{name} cannot be read as a picture ({error!s:.120}); expected {kinds}") from error
+        raise UserError(
+            f"{name} cannot be read as a picture ({explain(error):.120}); expected {kinds}"
+        ) from error
 
 
 class Uploads:
@@ -97,11 +98,14 @@ class Uploads:
         Raises:
             UserError: as `open_picture`, or it cannot be written.
         """
+        from hyperbrush.ldm.data.pictures import eight_bits
+
         upload = secrets.token_hex(12)
         with decoding:
-            picture = open_picture(content, name)
-            if picture.mode not in ("RGB", "RGBA", "L", "LA"):
-                picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
+            try:
+                picture = eight_bits(open_picture(content, name))
+            except ValueError as error:
+                raise UserError(f"{name} cannot be read as a picture: {error}") from error
             with atomic_path(self.folder / f"{upload}.png") as path:
                 picture.save(path, "PNG")
         self._make_room()

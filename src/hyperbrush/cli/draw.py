@@ -105,16 +105,17 @@ def generate(
     """Draw pictures from prompts, each with its own hypernetworks, or a picture once more (--from)."""
     from hyperbrush import console
     from hyperbrush.generation import generate as draw
+    from hyperbrush.ldm.data.pictures import opened as opened_picture
 
     values: dict[str, Any] = {
         argument: context.params[option] for option, argument in _ARGUMENTS.items() if _given(context, option)
     }
     if image is not None:
-        values["image"] = _read_picture("--image", image).convert("RGB")
+        values["image"] = opened_picture(image, "--image")
     if mask is not None:
         if image is None:
             raise UserError(f"--mask {mask} needs --image: the picture of which a part is drawn anew")
-        values["mask"] = _read_picture("--mask", mask)
+        values["mask"] = opened_picture(mask, "--mask", mask=True)
     notes: list[str] = []
     info = None
     if source is not None:
@@ -255,14 +256,3 @@ def _size(
     opened = open_model(model, **placed)
     own = opened.model.image_size
     return opened, (own if height is None else height, own if width is None else width)
-
-
-def _read_picture(option: str, path: Path) -> Any:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-            return picture
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read {option} {path} as a picture: {error!s:.200}") from error

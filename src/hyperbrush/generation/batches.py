@@ -104,35 +104,30 @@ def _sample(
 
 
 def _pixels(image: "Image", size: tuple[int, int] | None) -> Tensor:
-    """A picture as (1, 3, H, W) in [0, 1], scaled to (height, width) if given."""
+    """An RGB picture as (1, 3, H, W) in [0, 1], scaled to (height, width) if given."""
     import numpy as np
     from PIL.Image import Resampling
 
-    image = image.convert("RGB")
     if size is not None and image.size != (size[1], size[0]):
         image = image.resize((size[1], size[0]), Resampling.LANCZOS)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
 
 
 def _shares(mask: "Image", size: Sequence[int]) -> Tensor:
-    """A mask as (1, 1, H, W) in [0, 1], its edges softened.
+    """A grey mask as (1, 1, H, W) in [0, 1], its edges softened.
 
     Raises:
         UserError: it is black everywhere.
     """
     import numpy as np
-    from PIL import Image, ImageFilter
+    from PIL import ImageFilter
+    from PIL.Image import Resampling
 
-    if mask.mode in ("RGBA", "LA", "PA") or "transparency" in mask.info:
-        clear = mask.convert("RGBA")
-        mask = Image.new("RGBA", mask.size, "black")
-        mask.alpha_composite(clear)
-    grey = mask.convert("L")
-    if not grey.getbbox():
+    if not mask.getbbox():
         raise UserError(
             "the mask is black everywhere: nothing would be drawn; make white what is to be drawn anew"
         )
-    if grey.size != (size[1], size[0]):
-        grey = grey.resize((size[1], size[0]), Image.Resampling.BOX)
-    soft = grey.filter(ImageFilter.GaussianBlur(MASK_BLUR * min(size)))
+    if mask.size != (size[1], size[0]):
+        mask = mask.resize((size[1], size[0]), Resampling.BOX)
+    soft = mask.filter(ImageFilter.GaussianBlur(MASK_BLUR * min(size)))
     return torch.from_numpy(np.array(soft))[None, None].float() / 255

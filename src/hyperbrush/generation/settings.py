@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from hyperbrush.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
 
 MAX_SEED = 2**32 - 1
 MAX_STEPS = 1000
@@ -25,12 +25,12 @@ class Settings:
         steps, sampler, guidance_scale, discretisation: see `ldm.sampling`.
         size: (height, width) in pixels, the model's own by default.
         clip_skip: n reads the text states before the last n - 1 layers of the text encoder.
-        image: a picture to start from; image_strength: the share of the steps that is then run.
-        mask: with `image`, a picture of any size: white is drawn anew, black (and what is transparent) is kept, grey is a
+        image: a picture to start from, or its path, taken as a person sees it: upright, on white; image_strength: the share of the steps that is then run.
+        mask: with `image`, a picture of any size, or its path: white is drawn anew, black (and what is transparent) is kept, grey is a
             share. Its edges are softened by `MASK_BLUR`.
 
     Raises:
-        UserError: a number out of its range, an unknown sampler or discretisation.
+        UserError: a number out of its range, an unknown sampler or discretisation, an unreadable picture.
     """
 
     negative: str = ""
@@ -40,11 +40,12 @@ class Settings:
     size: tuple[int, int] | None = None
     clip_skip: int = 1
     discretisation: str = "diffusers"
-    image: "Image | None" = None
+    image: Any = None  # a picture or its path; a picture from __post_init__ on
     image_strength: float = 0.75
-    mask: "Image | None" = None
+    mask: Any = None  # as image
 
     def __post_init__(self) -> None:
+        from hyperbrush.ldm.data.pictures import opened
         from hyperbrush.ldm.sampling import DISCRETISATIONS, find_sampler
 
         whole("steps", self.steps, 1, MAX_STEPS)
@@ -61,6 +62,10 @@ class Settings:
         if self.discretisation not in DISCRETISATIONS:
             raise unknown_name("discretisation", self.discretisation, DISCRETISATIONS)
         object.__setattr__(self, "sampler", find_sampler(self.sampler).name)
+        if self.image is not None:
+            object.__setattr__(self, "image", opened(self.image, "image"))
+        if self.mask is not None:
+            object.__setattr__(self, "mask", opened(self.mask, "mask", mask=True))
 
 
 def check_text(text: str) -> None:

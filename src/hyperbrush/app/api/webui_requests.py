@@ -161,9 +161,7 @@ def _idle(scripts: Any) -> bool:
     """Whether the scripts a client names have nothing to do: some always name those that could."""
     if not isinstance(scripts, Mapping):
         return False
-    return all(
-        isinstance(one, Mapping) and one.get("args") in ([], [False]) for one in scripts.values()
-    )
+    return all(isinstance(one, Mapping) and one.get("args") in ([], [False]) for one in scripts.values())
 
 
 def _asked(request: Txt2Img, sampler: str) -> dict[str, Any]:

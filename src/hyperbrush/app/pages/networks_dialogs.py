@@ -186,10 +186,12 @@ def _set_drawn(site: Site, which: str, place: str) -> None:
 
 def _thumbnails(workspace: Workspace) -> dict[str, str]:
     """The newest drawn pictures as data: addresses; broken ones are left out."""
+    from hyperbrush.ldm.data.pictures import opened
+
     found = {}
     for place, path in network_previews.drawn(workspace, DRAWN).items():
         try:
-            picture = open_picture(path.read_bytes(), place).convert("RGB")
+            picture = opened(open_picture(path.read_bytes(), place), place)
         except (OSError, ValueError):
             continue
         picture.thumbnail((160, 160))

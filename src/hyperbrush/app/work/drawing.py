@@ -112,10 +112,11 @@ def draw(desk: Desk) -> dict[str, Any]:
     import torch
 
     from hyperbrush.generation import generate
+    from hyperbrush.ldm.data.pictures import opened as opened_picture
 
     request: DrawRequest = checked(DrawRequest, desk.arguments)
     uploads = Uploads(desk.workspace.state / "uploads")
-    image = uploads.open(request.image).convert("RGB") if request.image else None
+    image = opened_picture(uploads.open(request.image), "the start picture") if request.image else None
     mask = uploads.open(request.mask) if request.mask else None
     told = Progress(desk, request)
     told.model = model = opened(desk, request.model)

@@ -32,6 +32,7 @@ def style(desk: Desk) -> dict[str, Any]:
 def _generated(desk: Desk, request: StyleRequest) -> dict[str, Any]:
     """The adapter, made in one pass."""
     from hyperbrush.hypernetworks.generating import generate_adapter, open_generator
+    from hyperbrush.ldm.data.pictures import opened as opened_picture
 
     model = opened(desk)
     source = desk.workspace.preferences.model
@@ -41,7 +42,7 @@ def _generated(desk: Desk, request: StyleRequest) -> dict[str, Any]:
     begin = time.perf_counter()
     weights = generate_adapter(
         net,
-        pictures=[uploads.open(image).convert("RGB") for image in request.images],
+        pictures=[opened_picture(uploads.open(image), "the picture") for image in request.images],
         text=request.text,
         name=request.name,
     )

@@ -99,7 +99,9 @@ def thumbnail(picture: "Image.Image", size: int = 256) -> str:
 
     Set ``hypernetwork.metadata["modelspec.thumbnail"] = thumbnail(picture)`` before saving.
     """
-    small = picture.convert("RGB")
+    from hyperbrush.ldm.data.pictures import opened
+
+    small = opened(picture, "the thumbnail")
     small.thumbnail((size, size))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)

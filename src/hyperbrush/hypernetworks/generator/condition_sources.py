@@ -174,7 +174,7 @@ def _image(picture: Any) -> Any:
     import numpy as np
     from PIL import Image
 
-    from hyperbrush.ldm.data.pictures import flatten, read
+    from hyperbrush.ldm.data.pictures import opened
 
     if not is_picture(picture):
         what = f"a tensor {tuple(picture.shape)}" if isinstance(picture, Tensor) else f"{picture!r:.80}"
@@ -184,12 +184,9 @@ def _image(picture: Any) -> Any:
     if isinstance(picture, Tensor):
         values = (picture.detach().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
         return Image.fromarray(np.asarray(values))
-    if isinstance(picture, str | Path):
-        path = Path(picture)
-        if not path.is_file():
-            raise UserError(f"{path} is no file: expected a picture")
-        return read(path, (255, 255, 255))
-    return flatten(picture)
+    if isinstance(picture, str | Path) and not Path(picture).is_file():
+        raise UserError(f"{picture} is no file: expected a picture")
+    return opened(picture, "the picture")
 
 
 def _pixels(picture: Any, size: int) -> Tensor:

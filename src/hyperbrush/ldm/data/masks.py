@@ -140,8 +140,9 @@ def coverage(pixels: Pixels, downscale: int) -> Tensor:
 
 def _grey(content: bytes) -> Image.Image:
     """A mask file's brightness; of a picture that is all black but transparent, its opacity."""
-    alpha, grey = pictures.decode_alpha(content), pictures.decode(content, (0, 0, 0)).convert("L")
-    return alpha if alpha is not None and grey.getextrema()[1] == 0 else grey
+    alpha, grey = pictures.decode_alpha(content), pictures.brightness(pictures.upright(content))
+    drawn_by_alpha = alpha is not None and grey.getextrema()[1] == 0 and alpha.getextrema()[0] != 255
+    return alpha if alpha is not None and drawn_by_alpha else grey
 
 
 def _unusable(path: Path) -> str | None:

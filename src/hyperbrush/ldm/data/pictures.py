@@ -2,6 +2,7 @@
 
 import io
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def decode(content: bytes, background: tuple[int, int, int] = (255, 255, 255)) -
     Raises:
         Exception: whatever Pillow raises on a broken file; ``explain`` puts it in words.
     """
-    return flatten(_upright(content), background)
+    return flatten(upright(content), background)
 
 
 def decode_alpha(content: bytes) -> Image.Image | None:
@@ -45,41 +46,81 @@ def decode_alpha(content: bytes) -> Image.Image | None:
     Raises:
         Exception: as ``decode``.
     """
-    return _alpha(_upright(content))
+    return _alpha(upright(content))
 
 
-def flatten(image: Image.Image, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
-    """Any picture as RGB with 8 bits, transparency filled in.
+def upright(content: bytes, formats: Sequence[str] | None = None) -> Image.Image:
+    """A picture file's first picture, decoded and turned as its EXIF says, its mode and texts kept.
+
+    formats: Pillow's names of the formats that may be read; all of them where it is None.
 
     Raises:
-        ValueError: its pixels are numbers without a range.
+        Exception: as ``decode``.
     """
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I;16"):
-        # Pillow's own conversion clips everything above 255 to white.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise ValueError(
-            f"its pixels are numbers without a range (Pillow mode {image.mode}); save with 8 bits"
-        )
-    if image.has_transparency_data:
-        ground = Image.new("RGBA", image.size, (*background, 255))
-        return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
-
-
-def _upright(content: bytes) -> Image.Image:
     if not content:
         raise ValueError("the file is empty (0 bytes)")
-    image: Image.Image = Image.open(io.BytesIO(content))
+    image: Image.Image = Image.open(io.BytesIO(content), formats=formats)
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
     return image
 
 
+def eight_bits(image: Image.Image) -> Image.Image:
+    """Any picture as RGB, RGBA, L or LA with 8 bits, turned as its EXIF says, transparency kept.
+
+    Raises:
+        ValueError: its pixels are numbers without a range, or have no colours on a screen.
+    """
+    # Pillow before 11.0 reads 16-bit PNG as mode I, and every Pillow 16-bit PGM.
+    sixteen = image.mode.startswith("I;16") or (
+        image.mode == "I" and getattr(image, "format", None) in ("PNG", "PPM")
+    )
+    image = ImageOps.exif_transpose(image)  # a copy: whoever asks may change it
+    if sixteen:
+        # Pillow's own conversion clips everything above 255 to white.
+        deep = np.asarray(image)
+        grey = Image.fromarray((deep >> 8).astype(np.uint8))
+        hidden = image.info.get("transparency")
+        if isinstance(hidden, int):
+            grey.putalpha(Image.fromarray(np.where(deep == hidden, 0, 255).astype(np.uint8)))
+        return grey
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"its pixels are numbers without a range (Pillow mode {image.mode}); save with 8 bits"
+        )
+    if image.mode == "La":  # Pillow converts it to LA alone
+        image = image.convert("LA")
+    if image.has_transparency_data:
+        return image if image.mode in ("RGBA", "LA") else image.convert("RGBA")
+    if image.mode == "1":
+        return image.convert("L")
+    return image if image.mode in ("RGB", "L") else image.convert("RGB")
+
+
+def flatten(image: Image.Image, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
+    """Any picture as RGB with 8 bits, turned as its EXIF says, transparency filled in.
+
+    Raises:
+        ValueError: as ``eight_bits``.
+    """
+    image = eight_bits(image)
+    if image.mode in ("RGBA", "LA"):
+        ground = Image.new("RGBA", image.size, (*background, 255))
+        return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def brightness(image: Image.Image) -> Image.Image:
+    """Any picture as a mask (mode L), turned as its EXIF says: white counts; black and transparent do not.
+
+    Raises:
+        ValueError: as ``eight_bits``.
+    """
+    return flatten(image, (0, 0, 0)).convert("L")
+
+
 def _alpha(image: Image.Image) -> Image.Image | None:
-    return image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    return eight_bits(image).getchannel("A") if image.has_transparency_data else None
 
 
 @dataclass(frozen=True)
@@ -143,6 +184,24 @@ def read(path: Path, background: tuple[int, int, int]) -> Image.Image:
         return decode(path.read_bytes(), background)
     except Exception as error:  # Pillow's decoders raise anything on a broken file
         raise UserError(f"cannot read the picture {path}: {explain(error)}") from error
+
+
+def opened(picture: Image.Image | str | Path, what: str, *, mask: bool = False) -> Image.Image:
+    """A picture in memory or in a file, as a person sees it: RGB on white; as a mask, L on black.
+
+    what: what it is for, in the error.
+
+    Raises:
+        UserError: it is no picture, or cannot be read.
+    """
+    if not isinstance(picture, Image.Image | str | Path):
+        raise UserError(f"{what} is {picture!r:.80}; expected a PIL image or a path of a picture")
+    try:
+        found = picture if isinstance(picture, Image.Image) else upright(Path(picture).read_bytes())
+        return brightness(found) if mask else flatten(found)
+    except Exception as error:  # Pillow's decoders raise anything on a broken file
+        place = "" if isinstance(picture, Image.Image) else f" {picture}"
+        raise UserError(f"cannot read {what}{place} as a picture: {explain(error):.200}") from error
 
 
 def explain(error: Exception) -> str:
