@@ -411,3 +411,5 @@ def test_words_are_for_generators_that_learned_from_some(emoji, world: Path, tmp
     assert net.learned == ("pictures",)
     with pytest.raises(UserError, match="trained on pictures alone"):
         generate_adapter(net, text="plum on white")
+    with pytest.raises(UserError, match="trained on pictures alone"):
+        net.generate_weights(["plum on white", "ash"])

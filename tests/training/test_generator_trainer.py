@@ -200,3 +200,24 @@ def test_one_step_says_what_is_missing(emoji) -> None:
         hb.train_hypernetwork(emoji, batch, other)
     with pytest.raises(UserError, match="two hypernetworks were given"):
         hb.train_hypernetwork(other, batch, free)
+
+
+def test_one_step_of_generated_weights_that_are_tuned(emoji) -> None:
+    from hyperbrush.hypernetworks.generator import TunedWeights
+
+    tuned = TunedWeights(make(emoji).generate_weights(None))
+    batch = {"images": torch.rand(1, 3, 64, 64) * 2 - 1, "captions": ["a"]}
+    before = [p.detach().clone() for p in tuned.parameters()]
+    hb.train_hypernetwork(emoji, batch, tuned, torch.optim.SGD(tuned.parameters(), lr=0.1))
+    assert any(not torch.equal(p, old) for p, old in zip(tuned.parameters(), before, strict=True))
+
+
+def test_a_task_that_no_training_touched_is_refused(emoji, world: Path, tmp_path: Path) -> None:
+    from hyperbrush.hypernetworks.generating import generate_adapter
+
+    net = make(emoji, tasks=["ink"])
+    hb.HypernetworkTrainer(net, config=SHORT | {"max_steps": 1}, run=tmp_path).train(emoji, world)
+    with pytest.raises(UserError, match="trained on pictures alone and does not know its task ink"):
+        generate_adapter(net, task="ink")
+    with pytest.raises(UserError, match="unknown task 'sea'"):
+        generate_adapter(net, task="sea")

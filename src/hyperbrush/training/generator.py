@@ -278,7 +278,8 @@ class GeneratorObjective(Objective):
         """Write folder/NAME.safetensors."""
         self.net.trained = True
         told = self.config.text_share > 0 and any(style.text for style in self.batches.styles)
-        self.net.learned = ("pictures", "text") if told else ("pictures",)
+        learned = ("pictures", "text") if told else ("pictures",)
+        self.net.learned = tuple(dict.fromkeys((*self.net.learned, *learned)))
         return self.net.save(folder / f"{self.net.name}.safetensors")
 
 

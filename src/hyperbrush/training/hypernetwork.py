@@ -325,8 +325,7 @@ def train_hypernetwork(
             if isinstance(hypernetwork, Hypernetwork):
                 stack.enter_context(generated(hypernetwork, model, batch, generator))
             else:
-                tuned = isinstance(hypernetwork, TunedWeights)
-                acting = hypernetwork.weights if tuned else hypernetwork
+                acting = hypernetwork.weights if isinstance(hypernetwork, TunedWeights) else hypernetwork
                 stack.enter_context(attach(model.unet, [(acting, 1.0)]))
             return update(model(batch, generator, **settings), optimizer, max_grad_norm)
     finally:

@@ -200,6 +200,10 @@ def test_impossible_conditions(make: Any, message: str) -> None:
         (torch.zeros(2, 3, 31), "condition tensor 31 wide, but the hypernetwork was made for 32"),
         (TextCondition(states=torch.zeros(3, 25)), "text states 25 wide"),
         (ImageCondition(latents=torch.zeros(1, 3, 8, 8)), "latents of 3 channels"),
+        (
+            ImageCondition(latents=torch.zeros(1, 4, 8, 8), features=torch.zeros(1, 2, 12)),
+            "features of a vision model, and this encoder was made without one",
+        ),
         (TaskCondition("c"), "unknown task 'c'.*Hypernetwork.tasks="),
         (
             [TextCondition(["a", "b"]), TaskCondition(["a", "b", "a"])],
@@ -256,6 +260,8 @@ def test_what_it_is_known_not_to_have_learned_from(net: Hypernetwork) -> None:
         net.generate_weights(ImageCondition(torch.rand(3, 64, 64)))
         net.generate_weights(TaskCondition("b"))
         net.generate_weights(None)
+        with pytest.raises(UserError, match="unknown task 'c'"):
+            net.generate_weights(TaskCondition("c"))
         with pytest.raises(
             UserError, match="trained on pictures, task b alone and .* its task a, which no training"
         ):

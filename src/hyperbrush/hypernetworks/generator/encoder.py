@@ -162,10 +162,10 @@ class HypernetworkEncoder(nn.Module):
             states = states[None] if states.ndim == 3 else states
             references = states.shape[1]
             parts.append(self._finish(self.features(states), 2))
-        if not parts:
+        elif condition.features is not None:
             raise UserError(
-                "the pictures have features of a vision model alone, and this encoder was made without one: "
-                "Hypernetwork(image_width=…)"
+                "the pictures have features of a vision model, and this encoder was made without one: "
+                "Hypernetwork(image_width=…), or give their latents alone"
             )
         tokens = torch.cat(parts, dim=2)  # (batch, references, tokens, embedding_dim)
         present = (

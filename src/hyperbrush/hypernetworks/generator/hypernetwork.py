@@ -350,7 +350,10 @@ class Hypernetwork(nn.Module):
                 f"the generator {self.name!r} was trained with a vision model beside the pictures' latents: give it, "
                 "net.bind(model, vision=…, processor=…)"
             )
-        for kind in sorted(kinds - set(self.learned)):
+        nameless = {k for k in kinds if k.startswith("task ")} - {
+            f"task {name}" for name in self.settings.tasks
+        }
+        for kind in sorted(kinds - nameless - set(self.learned)):  # the encoder says which tasks there are
             raise UserError(
                 f"the generator {self.name!r} was trained on {', '.join(self.learned)} alone and does not know "
                 f"{_UNKNOWN.get(kind, f'its {kind}, which no training has touched')}"

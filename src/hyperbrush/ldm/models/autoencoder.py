@@ -120,8 +120,8 @@ def scaled(
     """Latents as diffusion sees them, of their unscaled mean; with a generator drawn from the posterior."""
     if generator is not None and std is not None:
         mean = mean + std * torch.randn(mean.shape, generator=generator).to(mean)
-    shift = float(getattr(model.config, "shift_factor", None) or 0.0)
-    return (mean - shift) * float(model.config.scaling_factor)  # type: ignore[union-attr, arg-type]
+    config: Any = model.config
+    return (mean - float(getattr(config, "shift_factor", None) or 0.0)) * float(config.scaling_factor)
 
 
 def reconstruct(model: nn.Module, images: Tensor, noise: Tensor | None = None) -> dict[str, Tensor]:
