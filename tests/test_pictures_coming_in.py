@@ -232,9 +232,9 @@ def test_numbers_without_a_range_are_refused_everywhere(tmp_path: Path, mode: st
     Image.new(mode, (8, 8), 1).save(tmp_path / "a.tiff")
     with Image.open(tmp_path / "a.tiff") as given:
         given.load()
-    for refused in (lambda: Settings(image=given), lambda: Settings(image=tmp_path / "a.tiff")):
+    for refused in (given, tmp_path / "a.tiff"):
         with pytest.raises(UserError, match=f"cannot read image.*Pillow mode {mode}.*save with 8 bits"):
-            refused()
+            Settings(image=refused)
     with pytest.raises(UserError, match="expected a PIL image or a path"):
         Settings(image=7)
     with pytest.raises(UserError, match="cannot read mask none.png as a picture: the file is gone"):

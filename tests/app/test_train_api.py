@@ -87,6 +87,10 @@ class TestDatasets:
         said = put(app, "api-twice", [("cat.png", png()), ("cat.png", png("blue")), ("cat.txt", b"a cat")])
         assert said["present"] == ["cat.png"]
         assert said["added"] == ["cat-2.png"]
+        assert said["refused"][0]["name"] == "cat.txt"  # nobody can tell whose it is
+        assert "may belong to cat.png, cat-2.png" in said["refused"][0]["reason"]
+        again = put(app, "api-twice", [("cat.png", png("blue")), ("cat.txt", b"a cat")])
+        assert again["present"] == ["cat-2.png"]
         assert shown(app, "api-twice") == {"cat-2.png": "a cat", "cat.png": "cat"}
 
     def test_what_is_no_picture_is_named_and_the_rest_is_kept(self, app: Any) -> None:

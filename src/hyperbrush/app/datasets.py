@@ -1,5 +1,6 @@
 """Training pictures: the folders in the workspace's `datasets`, what is put into them and taken out."""
 
+import glob
 import io
 import os
 import re
@@ -8,7 +9,7 @@ import threading
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from hyperbrush.app import captions, thumbnails
@@ -199,72 +200,80 @@ class Datasets:
         return files[index]
 
     def add(self, name: str, files: Iterable[tuple[str, IO[bytes]]]) -> Added:
-        """Put pictures into a dataset, and captions: .txt files of their names.
+        """Put pictures into a dataset, with captions (NAME.txt) and masks (NAME.mask.png) of their names.
+
+        Folders in the names are kept, so that pictures of one name keep their own captions and masks. What could
+        belong to several pictures is refused.
 
         Raises:
             NotThere: there is no such dataset.
             UserError: none of them can be used, or the disk is full.
         """
         folder, done = self.folder(name), Added()
-        texts: list[tuple[str, bytes]] = []
-        stems: dict[str, Path] = {}
+        beside: list[tuple[PurePosixPath, IO[bytes]]] = []  # masks and captions, once the pictures are there
+        came: dict[PurePosixPath, list[tuple[PurePosixPath, Path]]] = {}
         with writing:
             present = self.files(name)
-            taken = {path.stem.casefold() for path in present if path.parent == folder}
             for given, file in files:
-                shown = _last(given)
-                is_text = Path(shown).suffix.lower() == ".txt"
-                content = file.read(MOST_TEXT + 1 if is_text else MOST_BYTES + 1)
-                try:
-                    if is_text:
-                        if len(content) > MOST_TEXT:
-                            raise UserError(f"a caption of more than {MOST_TEXT >> 10} KiB")
-                        texts.append((shown, content))
-                        continue
-                    if len(present) + len(done.added) >= MOST_PICTURES:
-                        raise UserError(f"a dataset has {MOST_PICTURES} pictures at most")
-                    suffix = _suffix(content, shown)
-                except UserError as error:
-                    done.refused.append({"name": shown, "reason": str(error)})
-                    continue
-                stem = _stem(shown)
-                path = folder / f"{stem}{suffix}"
-                if path.is_file() and path.read_bytes() == content:
-                    done.present.append(path.name)
+                shown = _place(given)
+                if shown.suffix.lower() == ".txt" or shown.stem.endswith(".mask"):
+                    beside.append((shown, file))
                 else:
-                    path = folder / f"{_free(stem, taken)}{suffix}"
-                    with atomic_path(path) as temporary:
-                        temporary.write_bytes(content)
-                    done.added.append(path.name)
-                taken.add(path.stem.casefold())
-                stems[Path(shown).stem] = path
-            for shown, content in texts:
-                self._add_text(folder, present, stems, shown, content, done)
+                    self._add_picture(folder, present, shown, file, came, done)
+            for shown, file in sorted(beside, key=lambda one: one[0].suffix.lower() == ".txt"):
+                is_text = shown.suffix.lower() == ".txt"
+                if not is_text and not _owners(folder, present, shown, came):
+                    self._add_picture(folder, present, shown, file, came, done)  # a picture of such a name
+                    continue
+                twice = [one for one, _ in beside if _key(one) == _key(shown) and _is_text(one) == is_text]
+                try:
+                    pictures = _sure_owners(folder, present, shown, came, len(twice))
+                    for picture in pictures:
+                        if is_text:
+                            _write_text(folder, picture, file)
+                            file.seek(0)
+                        else:
+                            done.added += _write_mask(folder, picture, file)
+                            file.seek(0)
+                    done.captions += len(pictures) if is_text else 0
+                except UserError as error:
+                    done.refused.append({"name": str(shown), "reason": str(error)})
         if done.refused and not (done.added or done.present or done.captions):
             raise UserError("; ".join(f"{r['name']}: {r['reason']}" for r in done.refused[:5]))
         return done
 
-    def _add_text(
+    def _add_picture(
         self,
         folder: Path,
         present: list[Path],
-        stems: dict[str, Path],
-        shown: str,
-        content: bytes,
+        shown: PurePosixPath,
+        file: IO[bytes],
+        came: dict[PurePosixPath, list[tuple[PurePosixPath, Path]]],
         done: Added,
     ) -> None:
-        stem = Path(shown).stem
-        path = stems.get(stem) or next((p for p in present if p.stem == stem and p.parent == folder), None)
+        content = file.read(MOST_BYTES + 1)
         try:
-            if path is None:
-                raise UserError("there is no picture of that name")
-            captions.write(folder, path, content.decode("utf-8-sig"))
-            done.captions += 1
-        except UnicodeDecodeError as error:
-            reason = f"the caption is not UTF-8 (byte {error.start}); save the file as UTF-8"
-            done.refused.append({"name": shown, "reason": reason})
+            if len(present) + len(done.added) >= MOST_PICTURES:
+                raise UserError(f"a dataset has {MOST_PICTURES} pictures at most")
+            suffix = _suffix(content, str(shown))
         except UserError as error:
-            done.refused.append({"name": shown, "reason": str(error)})
+            done.refused.append({"name": str(shown), "reason": str(error)})
+            return
+        where, stem = folder / shown.parent, _stem(shown.name)
+        same = re.compile(re.escape(stem) + r"(-\d+)?" + re.escape(suffix))  # renamed ones included
+        there = [p for p in present if p.parent == where and same.fullmatch(p.name)]
+        path = next((p for p in there if p.read_bytes() == content), None)
+        if path is not None:
+            done.present.append(captions.place(folder, path))
+        else:
+            mine = [*present, *(one for some in came.values() for _, one in some)]
+            taken = {other.stem.casefold() for other in mine if other.parent == where}
+            path = where / f"{_free(stem, taken)}{suffix}"
+            where.mkdir(parents=True, exist_ok=True)
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(content)
+            done.added.append(captions.place(folder, path))
+        came.setdefault(_key(shown), []).append((shown, path))
 
     def write_caption(self, name: str, index: int, caption: str, expected: str = "") -> None:
         """Write a picture's caption; see `captions.write` and `picture`."""
@@ -294,9 +303,96 @@ def _suffix(content: bytes, name: str) -> str:
         return SUFFIX[str(picture.format)]
 
 
-def _last(given: str) -> str:
-    """The last part of a file's name as a browser or client gave it."""
-    return unicodedata.normalize("NFC", given.replace("\\", "/").rpartition("/")[2]) or "picture"
+def _place(given: str) -> PurePosixPath:
+    """A file's place as a browser or client gave it, in folders that can be on a disk; one that leads elsewhere
+    (absolute, or upwards) is left with its last part.
+    """
+    parts = unicodedata.normalize("NFC", given).replace("\\", "/").split("/")
+    folders = [] if ".." in parts or not parts[0] or parts[0].endswith(":") else parts[:-1]
+    kept = [_stem(f"{part}.") for part in folders if part not in ("", ".")]
+    return PurePosixPath(*kept, parts[-1] or "picture")
+
+
+def _is_text(shown: PurePosixPath) -> bool:
+    return shown.suffix.lower() == ".txt"
+
+
+def _key(shown: PurePosixPath) -> PurePosixPath:
+    """The folder and name that a picture, its caption and its mask share."""
+    stem = shown.stem if _is_text(shown) else shown.stem.removesuffix(".mask")
+    return shown.parent / stem
+
+
+def _owners(
+    folder: Path,
+    present: list[Path],
+    shown: PurePosixPath,
+    came: dict[PurePosixPath, list[tuple[PurePosixPath, Path]]],
+) -> list[tuple[PurePosixPath, Path]]:
+    """Pictures that a caption or mask may belong to, with the names they were given under: of those that came
+    along, else of those there are, renamed ones (NAME-2) included.
+    """
+    key = _key(shown)
+    if key in came:
+        return came[key]
+    where, stem = folder / key.parent, _stem(f"{key.name}.x")
+    there = [path for path in present if path.parent == where]
+    if not any(path.stem == stem for path in there):
+        return []
+    same = re.compile(re.escape(stem) + r"(-\d+)?")
+    return [(key, path) for path in there if same.fullmatch(path.stem)]
+
+
+def _sure_owners(
+    folder: Path,
+    present: list[Path],
+    shown: PurePosixPath,
+    came: dict[PurePosixPath, list[tuple[PurePosixPath, Path]]],
+    number: int,
+) -> list[Path]:
+    """The pictures of a caption or mask: one, or those of one name in several formats.
+
+    Raises:
+        UserError: there is none, or nobody can tell which.
+    """
+    owners = _owners(folder, present, shown, came)
+    if not owners:
+        raise UserError("there is no picture of that name")
+    paths = list(dict.fromkeys(path for _, path in owners))
+    formats = {given for given, _ in owners}
+    if len(paths) > 1 and len(formats) < len(paths):
+        raise UserError(
+            f"it may belong to {', '.join(captions.place(folder, path) for path in paths[:4])}: send it together "
+            "with its picture, and keep folders in the names (a/1.png, a/1.txt, b/1.png, b/1.txt)"
+        )
+    if number > 1:
+        raise UserError(f"{number} files of this name came for {captions.place(folder, paths[0])}: send one")
+    return paths
+
+
+def _write_text(folder: Path, picture: Path, file: IO[bytes]) -> None:
+    content = file.read(MOST_TEXT + 1)
+    if len(content) > MOST_TEXT:
+        raise UserError(f"a caption of more than {MOST_TEXT >> 10} KiB")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"the caption is not UTF-8 (byte {error.start}); save the file as UTF-8") from error
+    captions.write(folder, picture, text)
+
+
+def _write_mask(folder: Path, picture: Path, file: IO[bytes]) -> list[str]:
+    """Put a mask beside its picture; its place where it is new."""
+    content = file.read(MOST_BYTES + 1)
+    path = picture.with_name(f"{picture.stem}.mask{_suffix(content, 'the mask')}")
+    before = [p for p in picture.parent.glob(glob.escape(f"{picture.stem}.mask") + ".*")]
+    if any(p.read_bytes() == content for p in before):
+        return []
+    if before:
+        raise UserError(f"{captions.place(folder, picture)} has another mask already: {before[0].name}")
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+    return [captions.place(folder, path)]
 
 
 def _stem(name: str) -> str:

@@ -2,12 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hyperbrush.errors import UserError, unknown_name
-
-if TYPE_CHECKING:
-    pass
 
 MAX_SEED = 2**32 - 1
 MAX_STEPS = 1000

@@ -66,7 +66,9 @@ def add(router: APIRouter, site: Site) -> None:
 
     @router.post("/datasets/{name}/pictures", status_code=201)
     def put(name: str, files: Annotated[list[UploadFile], File(max_length=1000)]) -> dict[str, Any]:
-        """Add pictures (32 MiB and 40 million pixels each at most) and .txt captions of their names."""
+        """Add pictures (32 MiB and 40 million pixels each at most) with .txt captions and .mask.png masks of
+        their names, folders included (10_cat/1.png, 10_cat/1.txt).
+        """
         return datasets.add(name, ((file.filename or "picture", file.file) for file in files)).as_dict()
 
     @router.get("/datasets/{name}/pictures/{index}")

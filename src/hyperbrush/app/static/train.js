@@ -3,7 +3,11 @@
   const PART_FILES = 20, PART_BYTES = 48 * 2 ** 20;
 
   async function filesOf(entry) {
-    if (entry.isFile) return [await new Promise((found, failed) => entry.file(found, failed))];
+    if (entry.isFile) {
+      const file = await new Promise((found, failed) => entry.file(found, failed));
+      file.place = entry.fullPath.replace(/^\//, "");  // with its folders
+      return [file];
+    }
     const reader = entry.createReader(), found = [];
     for (;;) {
       const some = await new Promise((read, failed) => reader.readEntries(read, failed));
@@ -13,10 +17,11 @@
     return found;
   }
 
-  const stem = (file) => file.name.replace(/\.[^.]*$/, "");
+  const placeOf = (file) => file.place || file.name;
+  const stem = (file) => placeOf(file).replace(/\.[^.]*$/, "").replace(/\.mask$/, "");
   const isUseful = (file) => /\.(png|jpe?g|jfif|webp|bmp|gif|tiff?|avif|txt)$/i.test(file.name) || file.type.startsWith("image/");
 
-  function parts(files) {  // a picture and its caption stay together
+  function parts(files) {  // a picture, its caption and its mask stay together
     const sorted = [...files].sort((a, b) => (stem(a) < stem(b) ? -1 : stem(a) > stem(b) ? 1 : 0));
     const found = [];
     let part = [], bytes = 0;
@@ -45,13 +50,14 @@
     const place = document.querySelector(".drop"), useful = files.filter(isUseful);
     const all = { name: place.dataset.dataset, added: 0, present: 0, captions: 0, refused: [], error: "" };
     all.refused = files.filter((f) => !isUseful(f)).slice(0, 20).map((f) => ({ name: f.name, reason: "" }));
+    const inside = folder && !all.name;  // a new dataset takes the place of the one folder
     let done = 0;
     try {
       if (useful.length && !all.name) all.name = await made(folder);
       for (const part of parts(useful)) {
         emitEvent("train_sending", { done, total: useful.length });
         const form = new FormData();
-        for (const file of part) form.append("files", file, file.name);
+        for (const file of part) form.append("files", file, inside ? placeOf(file).split("/").slice(1).join("/") : placeOf(file));
         const answer = await fetch(`/api/v1/datasets/${encodeURIComponent(all.name)}/pictures`, { method: "POST", body: form });
         const said = await answer.json().catch(() => ({}));
         if (answer.ok) {

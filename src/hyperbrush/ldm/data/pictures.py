@@ -2,7 +2,6 @@
 
 import io
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +48,7 @@ def decode_alpha(content: bytes) -> Image.Image | None:
     return _alpha(upright(content))
 
 
-def upright(content: bytes, formats: Sequence[str] | None = None) -> Image.Image:
+def upright(content: bytes, formats: tuple[str, ...] | None = None) -> Image.Image:
     """A picture file's first picture, decoded and turned as its EXIF says, its mode and texts kept.
 
     formats: Pillow's names of the formats that may be read; all of them where it is None.
