@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from hyperbrush.app import picture_bin
 from hyperbrush.app.datasets import Added, Datasets
 from hyperbrush.app.workspace import Workspace
 from hyperbrush.errors import UserError
@@ -95,3 +96,12 @@ def test_no_name_leads_out(datasets: Datasets, name: str) -> None:
 
 def test_hidden_folders_are_named_plainly(datasets: Datasets) -> None:
     assert put(datasets, (".git/a.png", RED)).added == ["git/a.png"]
+
+
+def test_a_mask_goes_to_the_bin_and_comes_back_with_its_picture(datasets: Datasets) -> None:
+    put(datasets, ("a/1.png", RED), ("a/1.txt", b"red"), ("a/1.mask.png", WHITE), ("b/1.png", BLUE))
+    item = picture_bin.put(datasets, "set", 0)
+    assert list(shown(datasets)) == ["b/1.png"]
+    picture_bin.restore(datasets, item.id)
+    assert shown(datasets) == {"a/1.png": ("red", RED), "b/1.png": ("1", BLUE)}
+    assert (datasets.folder("set") / "a/1.mask.png").read_bytes() == WHITE

@@ -1,5 +1,6 @@
 """Training pictures that were removed: put into the bin (.hyperbrush/bin) with their captions, and back."""
 
+import glob
 import secrets
 import shutil
 import time
@@ -38,7 +39,7 @@ def items(datasets: Datasets) -> list[BinnedPicture]:
 
 
 def put(datasets: Datasets, name: str, index: int, expected: str = "") -> BinnedPicture:
-    """Move a picture with its caption to the bin.
+    """Move a picture with its caption and mask to the bin.
 
     Raises:
         UserError: as `Datasets.picture`; it cannot be moved.
@@ -49,7 +50,12 @@ def put(datasets: Datasets, name: str, index: int, expected: str = "") -> Binned
         caption = captions.read(folder, [path], [path])[0]
         where = _folder(datasets) / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(4)}"
         text = captions.text_of(path)
-        own = [path] if text is None else [path, text]
+        shared = any(
+            p != path and p.stem == path.stem for p in datasets.files(name) if p.parent == path.parent
+        )
+        # A mask left behind would be a training picture of its own.
+        masks = [] if shared else path.parent.glob(glob.escape(f"{path.stem}.mask") + ".*")
+        own = [path, *([] if text is None else [text]), *sorted(masks)]
         try:
             write_json(where / ABOUT, {"dataset": name, "picture": shown})
             if text is None and caption.source == "metadata":
