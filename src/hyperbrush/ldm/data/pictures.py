@@ -10,7 +10,12 @@ from PIL import ExifTags, Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from hyperbrush.errors import UserError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"),
+    *(".jp2", ".j2k", ".jpx", ".tga", ".ico", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
+# Pictures that are not read: named, never passed over in silence.
+UNREAD = (".heic", ".heif", ".hif", ".jxl", ".svg", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".psd")
 
 
 def background_colour(background: str) -> tuple[int, int, int]:

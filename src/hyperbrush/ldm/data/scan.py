@@ -109,6 +109,10 @@ def scan(
     problems: list[Problem] = []
     files = [p for p in _files(folder, problems) if exclude is None or Path(exclude) not in p.parents]
     shown = [p for p in files if p.suffix.lower() in pictures.SUFFIXES]
+    unread = [p for p in files if p.suffix.lower() in pictures.UNREAD]
+    problems += [
+        Problem(p, f"{p.suffix.lower()} files are not read; save it as PNG, JPEG or WebP") for p in unread
+    ]
     stems = {(p.parent, nfc(p.stem)) for p in shown}
     found = sorted(
         (nfc(p.relative_to(folder).as_posix()), p)
@@ -118,6 +122,7 @@ def scan(
     if not found:
         raise UserError(
             f"no picture in {folder} or the folders in it; looked for {' '.join(pictures.SUFFIXES)}"
+            + (f"; {len(unread)} files such as {unread[0].name} are not read" if unread else "")
         )
     texts = {(p.parent, nfc(p.stem)): p for p in files if p.suffix.lower() == ".txt"}
     metadata = Metadata()
