@@ -104,7 +104,11 @@ def settings_of(site: Site, content: bytes, name: str = "the picture") -> dict[s
         fields["sampler"] = find_sampler(fields["sampler"]).name
     height, width = fields.pop("size", None) or (None, None)
     known = {key: value for key, value in fields.items() if key in DrawRequest.model_fields}
-    return {"settings": {**known, "width": width, "height": height}, "notes": [*repeat.notes, *moved], "text": text}
+    return {
+        "settings": {**known, "width": width, "height": height},
+        "notes": [*repeat.notes, *moved],
+        "text": text,
+    }
 
 
 def pictures_of(job: Job) -> list[Drawn]:

@@ -87,6 +87,7 @@ def preflight(
     crop: Crop = "center",
     captions: str = "auto",
     file_names: FileNames | None = None,
+    caption_lines: bool = False,
     captioning: Captioning | None = None,
     masks: Masks | None = None,
     tokenizer: Any = None,
@@ -99,7 +100,7 @@ def preflight(
     Args:
         folders: of the training pictures.
         validation: held-out pictures; those that are in the training folders too are named.
-        size, buckets, crop, captions, file_names, captioning, masks: as for `ImageFolder`.
+        size, buckets, crop, captions, file_names, caption_lines, captioning, masks: as for `ImageFolder`.
         tokenizer: the text encoder's own, such as `model.tokenizer`: its room is looked at, and the words
             it takes apart. None leaves that out.
         batch_size: tells of shapes with fewer pictures than a batch has.
@@ -114,10 +115,10 @@ def preflight(
     if not 0 <= distance <= 32:
         raise UserError(f"distance is {distance}; expected 0 to 32 of the hash's 64 bits")
     shape = (size, size) if isinstance(size, int) else size
-    looked = _look(folders, captions, file_names, masks, progress)
+    looked = _look(folders, captions, file_names, caption_lines, masks, progress)
     items = looked.items
     finished = {
-        item.path: max((captioning or Captioning()).variants(item.caption), key=len) for item in items
+        item.path: max((captioning or Captioning()).variants(item.written), key=len) for item in items
     }
     shapes = [buckets.assign(item.width, item.height) if buckets else shape for item in items]
     findings = [
@@ -148,6 +149,7 @@ def _look(
     folders: Folders,
     captions: str,
     file_names: FileNames | None,
+    caption_lines: bool,
     masks: Masks | None,
     progress: Callable[[int, int], None] | None,
 ) -> _Looked:
@@ -172,7 +174,15 @@ def _look(
 
     for folder in total.folders:
         exclude = masks.folder if masks is not None else None
-        seen = scan(folder, captions, count, file_names=file_names, exclude=exclude, look=look)
+        seen = scan(
+            folder,
+            captions,
+            count,
+            file_names=file_names,
+            caption_lines=caption_lines,
+            exclude=exclude,
+            look=look,
+        )
         items, problems = seen.items, list(seen.problems)
         if masks is not None and items:
             items, _, bad_masks = find_masks(masks, folder, items)
@@ -220,7 +230,7 @@ def _leaks(
 ) -> Finding | None:
     if validation is None:
         return None
-    held = _look(validation, "none" if captions == "none" else "auto", None, None, progress)
+    held = _look(validation, "none" if captions == "none" else "auto", None, False, None, progress)
     paths, held_paths = [i.path for i in looked.items], [i.path for i in held.items]
     prints = [looked.prints[path] for path in paths]
     pairs = alike(prints, [held.prints[path] for path in held_paths], distance)
