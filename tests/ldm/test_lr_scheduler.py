@@ -18,7 +18,8 @@ from hyperbrush.ldm.lr_scheduler import (
 )
 
 REFERENCE = Path(os.environ.get("HYPERBRUSH_REFERENCE", "/work/shared/reference")) / "text.json"
-DECAYING = sorted(set(DECAYS) - {"constant"})
+CONSTANT = {"constant", "constant_with_warmup"}
+DECAYING = sorted(set(DECAYS) - CONSTANT)
 
 # (schedule, max_steps, start, [(rate, number of steps)]) as the webui reads them until it stops
 WEBUI = [
@@ -78,9 +79,9 @@ def test_exact_at_the_edges(name, warmup, final):
         [base * n / (warmup or 1) for n in range(warmup)]
     )
     assert schedule(warmup) == base
-    last = base if name == "constant" else base * final
+    last = base if name in CONSTANT else base * final
     assert [schedule(n) for n in (end, end + 1, 10 * end)] == [last] * 3
-    assert all(schedule(n) > last for n in range(warmup, end)) or name == "constant"
+    assert all(schedule(n) > last for n in range(warmup, end)) or name in CONSTANT
 
 
 def test_shapes():

@@ -284,7 +284,7 @@ def run_levelled(
     kind = scheduler.config.prediction_type
 
     def denoise(x: Tensor, sigma: float) -> Tensor:
-        at = timesteps_at(train_sigmas, torch.tensor(sigma)).float().to(x.device)
+        at = timesteps_at(train_sigmas, torch.tensor(sigma, dtype=torch.float64)).float().to(x.device)
         length = math.hypot(1, sigma)
         output = predict(x / length, at).to(x)
         return x - sigma * output if kind == "epsilon" else x / length**2 - sigma / length * output

@@ -76,7 +76,10 @@ def test_the_scheduler_is_there_while_it_runs(model: LatentDiffusion, sampler: s
     model.sample("cat face", steps=4, sampler=sampler)
     assert model.scheduler is None
     assert len(seen) >= 4
-    assert all(known for known, _ in seen)
+    if sampler == "DPM adaptive":  # it chooses its levels as it goes: the first alone is known before
+        assert seen[0][0]
+    else:
+        assert all(known for known, _ in seen)
 
 
 def test_the_scheduler_goes_when_sampling_fails(model: LatentDiffusion) -> None:
