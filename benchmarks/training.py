@@ -144,11 +144,12 @@ def measure(rounds: int, steps: int, folder: Path) -> dict[str, dict[str, list[f
 
 
 def _steps(trainer: Any, steps: int) -> float:
-    begin = time.perf_counter()
-    for _ in range(steps):
-        trainer._one_step(1e-4)
-        trainer.state.step += 1
-    return (time.perf_counter() - begin) / steps
+    with trainer._states.entered():  # as `train` does around its loop
+        begin = time.perf_counter()
+        for _ in range(steps):
+            trainer._one_step(1e-4)
+            trainer.state.step += 1
+        return (time.perf_counter() - begin) / steps
 
 
 def overheads(folder: Path) -> dict[str, float]:
