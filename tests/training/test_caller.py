@@ -22,6 +22,8 @@ def accelerator() -> Iterator[Any]:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState
 
+    AcceleratorState._reset_state(reset_partial_state=True)  # what other tests of this process left
+    GradientState._reset_state()
     yield Accelerator(mixed_precision="bf16", gradient_accumulation_steps=4)
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
