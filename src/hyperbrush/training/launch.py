@@ -24,7 +24,7 @@ def launch(processes: int, arguments: list[str] | None = None) -> int:
 
 
 def run_together(command: list[str], processes: int) -> int:
-    """Run a command as several processes and wait; returns the first status that is not 0.
+    """Run a command as several processes and wait; returns the status of the first that did not end with 0.
 
     They are one training (see `Trainer`): on as many GPUs, or on the cores of this machine.  They find each other
     as those of torchrun do.  Ctrl-C, SIGTERM (docker stop, systemd, timeout) and SIGHUP are passed on to each,
@@ -94,22 +94,21 @@ def _send(process: subprocess.Popen[bytes], number: int) -> None:
 
 
 def _wait(started: list[subprocess.Popen[bytes]]) -> int:
-    """The first status that is not 0; the others are ended once one has died."""
-    until: float | None = None
+    """The status of the first that died of itself; the others are ended then."""
+    status, until = 0, 0.0
     while None in (statuses := [process.poll() for process in started]):
-        failed = next((status for status in statuses if status), None)
-        if failed is not None and until is None:
+        if not status and (status := next((code for code in statuses if code), 0)):
             until = time.monotonic() + PATIENCE
-            if failed != 130:  # a stop was asked for, and all save together
+            if status != 130:  # a stop was asked for, and all save together
                 for process in started:
                     if process.poll() is None:
                         process.terminate()
-        if until is not None and time.monotonic() > until:
+        if status and time.monotonic() > until:
             for process in started:
                 if process.poll() is None:
                     process.kill()
         time.sleep(0.1)
-    status = next((code for code in statuses if code), 0)
+    status = status or next((code for code in statuses if code), 0)
     return 128 - status if status < 0 else status
 
 
