@@ -135,7 +135,7 @@ def figures(model: PictureJudge, world: World) -> dict[str, float]:
     """How well it knows its held-out pictures."""
     held = world.held_out
     pictures = world.images[held].float() / 127.5 - 1
-    names, sets = model._logits(pictures)
+    names, sets = model.logits(pictures)
     own = names.gather(1, world.name_ids[held][:, None])
     generator = keyed_generator(0, "among")
     rank = (names > own).sum(1)

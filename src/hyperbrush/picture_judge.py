@@ -74,7 +74,7 @@ class PictureJudge(nn.Module):
         places = {name: i for i, name in enumerate(among)}
         if stray := [name for name in own if name not in places]:
             raise UserError(f"{stray[0]!r} is not among the {len(among)} names the judge chooses from")
-        logits = self._logits(pictures)[0][:, self._columns(self.names, among, "name")]
+        logits = self.logits(pictures)[0][:, self._columns(self.names, among, "name")]
         chosen = logits[torch.arange(len(logits)), [places[name] for name in own]]
         return (logits > chosen[:, None]).sum(1) < best
 
@@ -86,16 +86,17 @@ class PictureJudge(nn.Module):
             UserError: a set it does not know.
         """
         candidates = list(among) if among is not None else self.sets
-        logits = self._logits(pictures)[1][:, self._columns(self.sets, candidates, "set")]
+        logits = self.logits(pictures)[1][:, self._columns(self.sets, candidates, "set")]
         return logits.argmax(1) == candidates.index(own)
 
     @torch.no_grad()
     def best_names(self, pictures: Tensor, among: Sequence[str]) -> list[str]:
         """The candidate each picture shows most likely."""
-        logits = self._logits(pictures)[0][:, self._columns(self.names, among, "name")]
+        logits = self.logits(pictures)[0][:, self._columns(self.names, among, "name")]
         return [among[i] for i in logits.argmax(1).tolist()]
 
-    def _logits(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    def logits(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of any number of pictures, as `forward` gives them, in parts and without training."""
         was, _ = self.training, self.eval()
         parts = [self(part) for part in pictures.float().split(256)]  # type: ignore[no-untyped-call]
         self.train(was)
