@@ -160,6 +160,12 @@ def test_a_chip_changes_and_removes_its_tag(app: Any, open_page: Callable[..., A
     until(lambda: "<hypernet:create-ink:0.65:end=0.8>" in prompt(page).input_value())
     page.get_by_role("button", name="Remove create-sea").click()
     until(lambda: prompt(page).input_value() == "cat <hypernet:create-ink:0.65:end=0.8>, red")
+    side = page.get_by_role("button", name="create-ink: on the conditional side alone")
+    side.click()
+    until(lambda: prompt(page).input_value() == "cat <hypernet:create-ink:0.65:end=0.8:guidance=conditional>, red")
+    page.locator(".chip [aria-pressed=true]").wait_for()
+    side.click()
+    until(lambda: prompt(page).input_value() == "cat <hypernet:create-ink:0.65:end=0.8>, red")
     assert page.locator(".chip").count() == 1
     prompt(page).fill("cat")
     page.locator(".chip").wait_for(state="detached")

@@ -43,6 +43,11 @@ def test_a_tag_becomes_a_use(
     assert use.hypernetwork.name == "ink"
 
 
+def test_a_tag_may_act_on_one_side_of_guidance(library: HypernetworkLibrary) -> None:
+    [both, one] = uses(library, "cat <hypernet:ink:0.5> <hypernet:ink:0.2:guidance=conditional>")
+    assert (both.strength, both.guidance, one.strength, one.guidance) == (0.5, "both", 0.2, "conditional")
+
+
 def test_each_picture_has_its_own(library: HypernetworkLibrary) -> None:
     found = uses(
         library,

@@ -22,8 +22,8 @@ from hyperbrush.hypernetworks.library import UnknownHypernetwork
 from hyperbrush.hypernetworks.strengths import Term
 
 MISSING = ("error", "warn")
-# Where a network acts: its file, the attentions, the blocks.
-Place = tuple[Path, tuple[str, ...], tuple[str, ...] | None]
+# Where a network acts: its file, the attentions, the blocks, the sides of guidance.
+Place = tuple[Path, tuple[str, ...], tuple[str, ...] | None, str]
 
 
 @dataclass
@@ -93,7 +93,7 @@ def read_prompt(
         term = term_of(tag)
         if term == 0:
             continue
-        place = (path, tag.attn, tag.blocks)
+        place: Place = (path, tag.attn, tag.blocks, tag.guidance)
         if place in found.terms:
             before = found.terms[place]
             term = SumOf((*(before.terms if isinstance(before, SumOf) else (before,)), term))
@@ -122,7 +122,7 @@ def _add_loras(found: PromptNetworks, prompt: str, library: HypernetworkLibrary,
             if now != (0, 0):
                 found.loras[path] = now
         elif tag.unet:
-            place = (path, ("attn1", "attn2"), None)
+            place: Place = (path, ("attn1", "attn2"), None, "both")
             earlier = found.terms.get(place, 0.0)
             found.terms[place] = SumOf((earlier, tag.unet)) if callable(earlier) else earlier + tag.unet
 
@@ -160,8 +160,8 @@ def networks_of(pictures: Sequence[PromptNetworks], load: Callable[[Path], Adapt
             at = here + 1
     loaded = {path: load(path) for path in dict.fromkeys(place[0] for place, _ in chain)}
     return [
-        Use(loaded[path], _of_all(terms, len(pictures)), attn, blocks)
-        for (path, attn, blocks), terms in chain
+        Use(loaded[path], _of_all(terms, len(pictures)), attn, blocks, guidance=guidance)
+        for (path, attn, blocks, guidance), terms in chain
     ]
 
 

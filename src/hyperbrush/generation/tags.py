@@ -31,7 +31,8 @@ _NEAR = re.compile(
     re.IGNORECASE,
 )
 BLOCK = re.compile(r"(?:down|up)(?:\.[0-9]+)?|mid")
-ARGUMENTS = ("strength", "start", "end", "ramp", "attn", "blocks")
+ARGUMENTS = ("strength", "start", "end", "ramp", "attn", "blocks", "guidance")
+GUIDANCE = ("both", "conditional")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class HypernetworkTag:
             `ldm.modules.attention_sites`); None for all.
         ramp: the strength at `start`, from where it goes linearly to `strength` at `end`; None for a
             constant strength.
+        guidance: "both" of its sides, or the "conditional" one alone.
     """
 
     name: str
@@ -56,6 +58,7 @@ class HypernetworkTag:
     attn: tuple[str, ...] = ("attn1", "attn2")
     blocks: tuple[str, ...] | None = None
     ramp: float | None = None
+    guidance: str = "both"
 
 
 @dataclass(frozen=True)
@@ -114,8 +117,8 @@ def parse_tags(prompt: str) -> tuple[str, list[HypernetworkTag]]:
     """A prompt's text without its tags, and the hypernetworks they name, in order (`lora_tags` has the LoRAs).
 
     Arguments are split on ":": the name, then the strength (1 if absent), then in any order `start=`,
-    `end=`, `attn=cross|self|both`, `blocks=down.1+mid+up`, `ramp=` (see `HypernetworkTag`) and
-    `strength=`.  The webui ignores named arguments that follow the strength; one more bare argument
+    `end=`, `attn=cross|self|both`, `blocks=down.1+mid+up`, `ramp=`, `guidance=both|conditional`
+    (see `HypernetworkTag`) and `strength=`.  The webui ignores named arguments that follow the strength; one more bare argument
     is ignored here as there.  Networks named twice add up where all but the strength agrees.
 
     Raises:
@@ -186,6 +189,9 @@ def _read_tag(kind: str, items: list[str]) -> HypernetworkTag:
         if key in named:
             raise UserError(f"{tag}: {key!r} is given twice; keep one")
         named[key] = value
+    guidance = named.get("guidance", "both")
+    if guidance not in GUIDANCE:
+        raise unknown_name(f"guidance in {tag}:", guidance, GUIDANCE)
     ends = {key: _number(tag, key, named[key]) for key in ("start", "end") if key in named}
     start, end = ends.get("start", 0.0), ends.get("end", 1.0)
     if not 0 <= start < end <= 1:
@@ -201,6 +207,7 @@ def _read_tag(kind: str, items: list[str]) -> HypernetworkTag:
         attn=_attentions(tag, named.get("attn", "both")),
         blocks=_blocks(tag, named["blocks"]) if "blocks" in named else None,
         ramp=_number(tag, "ramp", named["ramp"]) if "ramp" in named else None,
+        guidance=guidance,
     )
 
 

@@ -171,7 +171,7 @@ def draw(
     read = [read_prompt(text, library, missing, loras) for text in prompts]
     said = [wording(one.text, settings) for one in read]
     keep = cache(load or load_file)
-    for path, _, _ in dict.fromkeys(place for one in read for place in one.terms):
+    for path, *_ in dict.fromkeys(place for one in read for place in one.terms):
         keep(path)
     opened = model()
     encode = cache(lambda text: encode_prompts(opened.model, [text], clip_skip=settings.clip_skip))

@@ -20,6 +20,7 @@ from hyperbrush.hypernetworks.applied import Applied, Reach, reach
 from hyperbrush.hypernetworks.attention import AttentionHypernetwork
 from hyperbrush.hypernetworks.generator.attaching import WeightsReach, reach_of_weights, weight_hooks
 from hyperbrush.hypernetworks.generator.weights import GeneratedWeights
+from hyperbrush.hypernetworks.guidance import check_guidance, unconditional_rows
 from hyperbrush.hypernetworks.memo import Memo
 from hyperbrush.hypernetworks.progress import Progress
 from hyperbrush.hypernetworks.projection_hooks import ProjectionHook, refuse_bypassing
@@ -40,6 +41,8 @@ class Use:
         to 1, to a number); `PerPicture`; or a pair of these (for keys, for values; of generated weights for
         to_q and to_k, for to_v and to_out).
     attn, blocks: act only there; blocks are "down.1", "mid", "up.2", or "down" and "up" for all of them.
+    guidance: "both" sides of classifier-free guidance, as in the webui, or the "conditional" one alone: the picture
+        then moves away from what the model would draw without the network.
     name: how `Attached` calls it; the hypernetwork's own name by default.
     """
 
@@ -48,6 +51,7 @@ class Use:
     attn: Collection[str] = KINDS
     blocks: Collection[str] | None = None
     name: str | None = None
+    guidance: str = "both"
 
 
 Entry = Adapter | tuple[Adapter, StrengthLike] | Use
@@ -59,6 +63,7 @@ def attach(
     *,
     attn: Collection[str] = KINDS,
     blocks: Collection[str] | None = None,
+    guidance: str = "both",
 ) -> "Attached":
     """Let hypernetworks act on a UNet until `Attached.detach`, or until the end of a ``with``.
 
@@ -68,7 +73,7 @@ def attach(
     hypernetworks: one, or (hypernetwork, strength), or `Use`, or a list of these; several compose in
         order, each on the output of the one before. None yet: `Attached.load` adds them. `GeneratedWeights`
         stand in the list like any other: they add to what the layers make of the context the others leave.
-    attn, blocks: as in `Use`, for those that are not given as one.
+    attn, blocks, guidance: as in `Use`, for those that are not given as one.
 
     The networks move to the UNet's device and compute in their own or the context's precision,
     whichever is higher: ``hypernetwork.to(torch.bfloat16)`` first is the webui's half precision. Gradients
@@ -76,9 +81,10 @@ def attach(
 
     Raises:
         UserError: nothing to attach to, a hypernetwork that reaches no site, a strength that is not
-            finite, an unknown kind or block, or projections that are fused.
+            finite, an unknown kind or block, projections that are fused, or "conditional" guidance on a bare UNet,
+            which does not know the sides.
     """
-    return Attached(pipe_or_unet, hypernetworks, attn=attn, blocks=blocks)
+    return Attached(pipe_or_unet, hypernetworks, attn=attn, blocks=blocks, guidance=guidance)
 
 
 class Attached:
@@ -91,6 +97,7 @@ class Attached:
         *,
         attn: Collection[str] = KINDS,
         blocks: Collection[str] | None = None,
+        guidance: str = "both",
     ) -> None:
         self._pipe = pipe_or_unet
         self._unet = _unet(pipe_or_unet)
@@ -107,7 +114,7 @@ class Attached:
         self._batch: int | None = None  # rows of the forward pass that is running
         self._at_work: list[_AtWork] = []
         find_attentions(self._unet, attn, blocks)  # say first of all what is wrong with the UNet
-        uses = [] if hypernetworks == () else _uses(hypernetworks, attn, blocks)
+        uses = [] if hypernetworks == () else _uses(hypernetworks, attn, blocks, guidance)
         self._at_work = [self._prepare(use) for use in uses]
         self._hook()
 
@@ -146,6 +153,7 @@ class Attached:
         attn: Collection[str] = KINDS,
         blocks: Collection[str] | None = None,
         name: str | None = None,
+        guidance: str = "both",
     ) -> str:
         """Add a hypernetwork, or the file of one, after the others; returns its name here.
 
@@ -157,7 +165,7 @@ class Attached:
             from hyperbrush.hypernetworks.adapters import load
 
             hypernetwork = load(hypernetwork)
-        self._at_work.append(self._prepare(Use(hypernetwork, strength, attn, blocks, name)))
+        self._at_work.append(self._prepare(Use(hypernetwork, strength, attn, blocks, name, guidance)))
         self._hook()
         return self.names[-1]
 
@@ -255,6 +263,10 @@ class Attached:
                     f"cannot fuse {a.name!r}, generated weights: unload them, or save them as a LoRA and use "
                     "pipe.fuse_lora()"
                 )
+            if a.use.guidance != "both":
+                raise UserError(
+                    f"cannot fuse {a.name!r}: it acts on the conditional side of guidance alone, weights on both"
+                )
             if a.keys.constant is None or a.values.constant is None:
                 raise UserError(
                     f"cannot fuse {a.name!r}: its strength changes with the step or the picture; "
@@ -317,6 +329,7 @@ class Attached:
     def _prepare(self, use: Use) -> "_AtWork":
         if self._gone:
             raise UserError("these hypernetworks are already detached: call attach again")
+        check_guidance(use.guidance, self._pipe)
         everything = [site for site, _ in find_attentions(self._unet)]
         found = find_attentions(self._unet, use.attn, use.blocks)
         sites = [site for site, _ in found]
@@ -391,14 +404,20 @@ class Attached:
     def _before(self, unet: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
         if not torch.compiler.is_compiling():
-            self._follow_schedules(timestep)
-            self._memo.begin(timestep)
             sample = kwargs.get("sample", args[0] if args else None)
             self._batch = len(sample) if isinstance(sample, torch.Tensor) else None
-        elif any(a.keys.scheduled or a.values.scheduled for a in self._at_work):
-            self._outside_the_graph(self, timestep)
+            self._follow_schedules(timestep, self._batch)
+            self._memo.begin(timestep)
+        elif any(a.keys.scheduled or a.values.scheduled or a.use.guidance != "both" for a in self._at_work):
+            sample = kwargs.get("sample", args[0] if args else None)
+            self._outside_the_graph(self, timestep, None if sample is None else len(sample))
 
-    def _follow_schedules(self, timestep: Any) -> None:
+    def _follow_schedules(self, timestep: Any, batch: int | None) -> None:
+        for a in self._at_work:
+            if a.use.guidance == "conditional" and batch is not None:
+                first = unconditional_rows(self._pipe, batch)
+                a.keys.act_behind(first, batch)
+                a.values.act_behind(first, batch)
         self._progress.see(timestep)
         if any(a.keys.scheduled or a.values.scheduled for a in self._at_work):
             progress = self._progress.at(timestep)
@@ -454,7 +473,9 @@ class _AtWork:
         return self.use.name or self.use.hypernetwork.name
 
 
-def _uses(hypernetworks: Any, attn: Collection[str], blocks: Collection[str] | None) -> list[Use]:
+def _uses(
+    hypernetworks: Any, attn: Collection[str], blocks: Collection[str] | None, guidance: str
+) -> list[Use]:
     if _is_entry(hypernetworks):
         hypernetworks = [hypernetworks]
     if not isinstance(hypernetworks, Iterable) or isinstance(hypernetworks, str):
@@ -471,7 +492,7 @@ def _uses(hypernetworks: Any, attn: Collection[str], blocks: Collection[str] | N
             )
         if not isinstance(entry, Use):
             hypernetwork, strength = entry if isinstance(entry, tuple) else (entry, 1.0)
-            entry = Use(hypernetwork, strength, attn, blocks)
+            entry = Use(hypernetwork, strength, attn, blocks, guidance=guidance)
         uses.append(entry)
     if not uses:
         raise UserError("no hypernetwork to attach: the list is empty")

@@ -94,6 +94,7 @@ class Strength:
 
     def __init__(self, spec: Term | PerPicture, device: torch.device) -> None:
         self._progress = 0.0
+        self._behind: tuple[int, int] | None = None
         self.value = self._now(spec)
         self._take(spec)
         self.tensor = self._tensor(device)
@@ -101,7 +102,7 @@ class Strength:
     def _take(self, spec: Term | PerPicture) -> None:
         # Compiled graphs may read whether, never which: they would be compiled again for each strength.
         self.spec = spec
-        self.per_picture = isinstance(spec, PerPicture)  # whether each picture of a batch has its own
+        self.per_picture = isinstance(self.value, tuple)  # whether each picture of a batch has its own
         terms = spec if isinstance(spec, PerPicture) else (spec,)
         self.scheduled = any(callable(term) for term in terms)  # whether it depends on the sampling step
 
@@ -149,10 +150,23 @@ class Strength:
             self.value = value
             self._fill()
 
+    def act_behind(self, first: int, rows: int) -> None:
+        """Leave the first rows of a batch of this many alone; first 0: act on all."""
+        behind = (first, rows) if first else None
+        if behind != self._behind:
+            self._behind = behind
+            self.set(self.spec)
+
     def _now(self, spec: Term | PerPicture) -> float | tuple[float, ...]:
-        if isinstance(spec, PerPicture):
-            return tuple(_at(term, self._progress) for term in spec)
-        return _at(spec, self._progress)
+        every = tuple(
+            _at(term, self._progress) for term in (spec if isinstance(spec, PerPicture) else (spec,))
+        )
+        if self._behind is not None:
+            first, rows = self._behind
+            if rows % len(every) == 0:  # else said where it is used
+                every *= rows // len(every)
+                return (0.0,) * first + every[first:]
+        return every if isinstance(spec, PerPicture) else every[0]
 
     def _fill(self) -> None:
         if isinstance(self.value, tuple):

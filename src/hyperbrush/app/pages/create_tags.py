@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from hyperbrush.generation.tags import TAG
 
+CONDITIONAL = "guidance=conditional"
+
 
 @dataclass(frozen=True)
 class Written:
@@ -27,6 +29,16 @@ class Written:
             return float(self.items[at].removeprefix("strength=")) if at else 1.0
         except ValueError:
             return 1.0
+
+    @property
+    def conditional(self) -> bool:
+        """Whether it acts on the conditional side of guidance alone."""
+        return CONDITIONAL in self.items
+
+    def with_guidance(self, conditional: bool) -> str:
+        """The tag's text for one side of guidance or both, and everything else as it was."""
+        items = [item for item in self.items if not item.startswith("guidance=")]
+        return f"<hypernet:{':'.join(items + [CONDITIONAL] * conditional)}>"
 
     def with_strength(self, strength: float) -> str:
         """The tag's text with another strength, and everything else as it was."""
@@ -72,6 +84,19 @@ def changed(prompt: str, number: int, strength: float | None) -> str:
     if not after or re.match(r"[\s,.;]", after):
         before = before.rstrip(" ")
     return before + after
+
+
+def one_sided(prompt: str, number: int, conditional: bool) -> str:
+    """A prompt with one of its networks on the conditional side of guidance alone, or on both.
+
+    >>> one_sided("a cat <hypernet:ink:1>", 0, True)
+    'a cat <hypernet:ink:1:guidance=conditional>'
+    """
+    found = written(prompt)
+    if number >= len(found):
+        return prompt
+    tag = found[number]
+    return prompt[: tag.start] + tag.with_guidance(conditional) + prompt[tag.end :]
 
 
 def added(prompt: str, name: str, words: str = "", strength: float = 1.0) -> str:

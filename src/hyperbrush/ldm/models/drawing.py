@@ -128,10 +128,15 @@ def _predict(
     from hyperbrush.ldm import sampling
 
     def predict(latents: Tensor, timestep: Tensor) -> Tensor:
+        rows = 1 if scale is None else 2 if weights is None else 1 + len(weights)
+        model.rows_per_picture = rows
+        try:
+            predicted = model.diffusion(torch.cat([latents] * rows), timestep, **told())
+        finally:
+            model.rows_per_picture = 1
         if scale is None:
-            return model.diffusion(latents, timestep, **told())  # type: ignore[no-any-return]
-        rows = 2 if weights is None else 1 + len(weights)
-        null, *parts = model.diffusion(torch.cat([latents] * rows), timestep, **told()).chunk(rows)
+            return predicted  # type: ignore[no-any-return]
+        null, *parts = predicted.chunk(rows)
         if weights is None:
             return sampling.classifier_free_guidance(null, parts[0], scale)
         return sampling.composed_guidance(null, parts, weights, scale)

@@ -84,6 +84,8 @@ class LatentDiffusion(nn.Module):
         if conditioning == "class" and not num_classes:
             raise UserError("conditioning='class' needs num_classes, the number of labels")
         self.conditioning = conditioning
+        # While guidance is sampled: its sides, the unconditional one first in the batch.
+        self.rows_per_picture = 1
         self.first_stage = (
             autoencoder.first_stage(
                 first_stage, latent_dim=latent_dim, channels=first_stage_channels, sample_size=image_size

@@ -1,0 +1,38 @@
+"""The sides of classifier-free guidance in a batch, for networks that act on one of them."""
+
+from typing import Any
+
+from hyperbrush.errors import UserError, unknown_name
+
+GUIDANCE = ("both", "conditional")
+
+
+def check_guidance(guidance: str, pipe_or_unet: Any) -> None:
+    """Refuse a side that does not exist, or that this pipeline's batches do not show.
+
+    Raises:
+        UserError: an unknown name; "conditional" on a bare UNet, or with sides in another order than (unconditional,
+            conditional).
+    """
+    if guidance not in GUIDANCE:
+        raise unknown_name("side of guidance", guidance, GUIDANCE)
+    if guidance == "both":
+        return
+    if not hasattr(pipe_or_unet, "unet"):
+        raise UserError(
+            "guidance='conditional' needs to know which rows of a batch are the conditional side, and a bare "
+            f"{type(pipe_or_unet).__name__} does not: attach to the pipeline, or to a LatentDiffusion"
+        )
+    kind = type(pipe_or_unet).__name__
+    if "Pix2Pix" in kind or hasattr(type(pipe_or_unet), "do_perturbed_attention_guidance"):
+        raise UserError(
+            f"guidance='conditional' cannot be told apart in {kind}, whose guidance has three sides: use 'both'"
+        )
+
+
+def unconditional_rows(pipe: Any, batch: int) -> int:
+    """How many rows of a UNet's batch, the first of it, are the unconditional side: 0 without guidance."""
+    rows = getattr(pipe, "rows_per_picture", None)  # of `LatentDiffusion`
+    if rows is None:
+        rows = 2 if getattr(pipe, "do_classifier_free_guidance", False) else 1
+    return batch // rows if rows > 1 and batch % rows == 0 else 0
