@@ -244,6 +244,16 @@ class TestChecks:
         for part in ("adamm", "stile", "Eulr", "layer_structure", "nope"):
             assert part in text
 
+    def test_near_schedules_are_told(self, workspace: Workspace) -> None:
+        for schedule in ("5e-5:100;5e-6:200", "0,00005:100", "5e-5:200,5e-6:100"):
+            values = {"name": "a", "data": "fluent-high-contrast", "training": {"schedule": schedule}}
+            said = problems(workspace, values)
+            assert len(said) == 1
+            assert "training.schedule" in said[0]
+        for schedule in ("5e-5：100，5e-6：200", "5e-5:100, 5e-6"):
+            values = {"name": "a", "data": "fluent-high-contrast", "training": {"schedule": schedule}}
+            assert problems(workspace, values) == []
+
     @pytest.mark.parametrize("path", ["/etc", "../x", "datasets/../../x", ".hyperbrush", "a\x00b"])
     def test_paths_out_of_the_workspace_are_refused(self, workspace: Workspace, path: str) -> None:
         with pytest.raises(UserError, match=r"outside of the workspace|is no path"):

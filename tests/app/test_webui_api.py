@@ -349,9 +349,14 @@ def test_a_network_is_made_and_trained(app: Any) -> None:
     folder.mkdir()
     for i in range(3):
         Image.new("RGB", (64, 64), (80 * i, 40, 200)).save(folder / f"square {i}.png")
-    asked = {"hypernetwork_name": "made", "data_root": "pictures", "steps": 2, "learn_rate": "1e-4:1, 1e-5"}
+    asked = {"hypernetwork_name": "made", "data_root": "pictures", "steps": 2, "learn_rate": "1e-4：1, 1e-5"}
     asked |= {"training_width": 64, "training_height": 64, "template_filename": "hypernetwork.txt"}
     assert "colour" in app.call("/sdapi/v1/train/hypernetwork", asked | {"colour": 1})["detail"]
+    for rate, said in (("1e-4:1;1e-5", "did you mean '1e-4:1, 1e-5'"), ("0,0001:1", "did you mean '0.0001:1'")):
+        refused = app.call("/sdapi/v1/train/hypernetwork", asked | {"learn_rate": rate})
+        assert refused["status"] == 400
+        assert "schedule" in str(refused["detail"])
+        assert said in str(refused["detail"])
     told = app.call("/sdapi/v1/train/hypernetwork", asked)
     assert told["info"] == "train hypernetwork complete: filename: made error: None"
     assert hb.load(app.root / "models/hypernetworks/made.safetensors").step == 2

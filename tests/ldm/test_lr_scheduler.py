@@ -16,6 +16,7 @@ from hyperbrush.ldm.lr_scheduler import (
     make_schedule,
     parse_piecewise,
 )
+from hyperbrush.ldm.piecewise import check_piecewise, piecewise_oddities
 
 REFERENCE = Path(os.environ.get("HYPERBRUSH_REFERENCE", "/work/shared/reference")) / "text.json"
 CONSTANT = {"constant", "constant_with_warmup"}
@@ -167,6 +168,85 @@ def test_piecewise_ends():
 def test_malformed_piecewise(text, message):
     with pytest.raises(UserError, match=message):
         parse_piecewise(text, 100)
+
+
+FULL_WIDTH = {
+    "５ｅ－５：１００，５ｅ－６：２００": "5e-5:100,5e-6:200",
+    "5e-5：100、5e-6：200": "5e-5:100,5e-6:200",
+    "５．５e−5∶100،1e–7": "5.5e-5:100,1e-7",
+    " 5e-5 :\t100 ,\u30005e-6: 200,, ": "5e-5:100,5e-6:200",
+    "+5e-5:+100": "5e-5:100",
+    "5E-5:100": "5e-5:100",
+}
+
+
+@pytest.mark.parametrize("text", FULL_WIDTH)
+def test_signs_of_other_keyboards_are_understood(text):
+    plain = FULL_WIDTH[text]
+    assert parse_piecewise(text, 500) == parse_piecewise(plain, 500)
+    assert walk(make_schedule(text, num_training_steps=500), 300) == walk(
+        make_schedule(plain, num_training_steps=500), 300
+    )
+    check_piecewise(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "meant"),
+    [
+        ("5e-5:100;5e-6:200", "holds a ';'", "5e-5:100, 5e-6:200"),
+        ("5e-5:100；5e-6:200", "holds a ';'", "5e-5:100, 5e-6:200"),
+        ("5e-5:100, 5e-6:200; 1e-7", "holds a ';'", "5e-5:100, 5e-6:200, 1e-7"),
+        ("0,00005:100; 0,000005:200", "holds a ';'", "0.00005:100, 0.000005:200"),
+        ("5e-5:100 5e-6:200", "two parts without a comma", "5e-5:100, 5e-6:200"),
+        ("5e-5:100\n5e-6", "is not a step", "5e-5:100, 5e-6"),
+        ("5,5e-5:100", "part '5' .* so '5e-5:100' would never be reached", "5.5e-5:100"),
+        ("0,00005:100", "part '0' .* no step to end at, so '00005:100' would never", "0.00005:100"),
+        ("0,00005:100,0,000005:200", "would never be reached", "0.00005:100, 0.000005:200"),
+        ("0,00005", "would never be reached", "0.00005"),
+        ("1e-4, 1e-5:100", "part '1e-4' .* so '1e-5:100' would never be reached", None),
+        ("1e-4:-1, 1e-5:100", "part '1e-4:-1' .* would never be reached", None),
+        ("5e-5 100, 1e-6", "part '5e-5 100' .* not a number", None),
+        ("5e-5=100", "'5e-5=100' is not a number", None),
+        ("5e-5:1e3", "'1e3' is not a step", None),
+        ("5e-5:-3", "positive, or -1", None),
+    ],
+)
+def test_near_schedules_are_refused_with_what_was_meant(text, message, meant):
+    refusals = []
+    for read in (parse_piecewise, make_schedule, check_piecewise):
+        with pytest.raises(UserError, match=message) as caught:
+            read(text)
+        refusals.append(str(caught.value))
+    assert all(("did you mean" in said) == (meant is not None) for said in refusals)
+    assert meant is None or all(said.endswith(f"did you mean {meant!r}?") for said in refusals)
+    if meant is not None:
+        check_piecewise(meant)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("5e-5:200, 5e-6:100", "part '5e-6:100' ends before it begins, at step 200"),
+        ("5e-5:100, 5e-6:100", "part '5e-6:100' ends before it begins, at step 100"),
+        ("1e-4:10:20", "part '1e-4:10:20' holds two ':'"),
+        ("1e-3:0, 1e-4:20", "part '1e-3:0' ends at step 0"),
+    ],
+)
+def test_what_the_webui_takes_but_nobody_means_is_told_and_no_setting(text, said, caplog):
+    assert [said in odd for odd in piecewise_oddities(text)] == [True]
+    make_schedule(text, num_training_steps=300)
+    assert said in caplog.text
+    with pytest.raises(UserError, match=said):
+        check_piecewise(text)
+
+
+def test_a_sound_schedule_is_told_nothing_about(caplog):
+    make_schedule("5e-5:100, 0:150, 5e-6:1000, 1e-7", num_training_steps=300)
+    assert not caplog.text
+    check_piecewise("0:100, 5e-6")
+    for nothing in ("0", "0:10, 0.0"):
+        with pytest.raises(UserError, match="nothing would be learnt"):
+            check_piecewise(nothing)
 
 
 def test_refusals():

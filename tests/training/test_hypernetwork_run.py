@@ -16,6 +16,7 @@ from hyperbrush.cli import train as cli_train
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks.formats.optimizer import read_optimizer, sidecar_of
 from hyperbrush.ldm.models import LatentDiffusion
+from hyperbrush.ldm.piecewise import parse_piecewise
 from hyperbrush.training.generator_run import configured_generator
 from hyperbrush.training.hypernetwork_config import PRESETS
 from hyperbrush.training.hypernetwork_run import (
@@ -78,11 +79,39 @@ def test_settings_come_from_presets_then_file_then_flags(tmp_path: Path) -> None
         (["training.timestep_range=[0.5, 0.2]"], "is empty"),
         (["filename_words=("], "filename_words"),
         (["size=[64]"], "size"),
+        (
+            ["schedule=5e-5:100;5e-6:200"],
+            "training.schedule: .*holds a ';'.* did you mean '5e-5:100, 5e-6:200'",
+        ),
+        (["schedule=0,00005:100"], "training.schedule: part '0' .*did you mean '0.00005:100'"),
+        (["schedule=5e-5:200,5e-6:100"], "training.schedule: .*part '5e-6:100' ends before it begins"),
+        (["schedule=5e-5:100 5e-6:200"], "without a comma"),
+        (["schedule=0:100"], "nothing would be learnt"),
+        (["learning_rate=5e-5:100, 5e-6:200"], "training.learning_rate: .*'schedule'"),
+        (["max_grad_norm=1:30;2"], "training.max_grad_norm: .*clip schedule '1:30;2' holds a ';'"),
     ],
 )
 def test_wrong_settings_are_one_error(settings: list[str], told: str) -> None:
     with pytest.raises(UserError, match=told):
         configured(name="x", data="a", settings=settings)
+
+
+def test_schedules_as_people_and_yaml_write_them(tmp_path: Path) -> None:
+    file = tmp_path / "ink.yaml"
+    for text in ("5e-5:100,5e-6:200", "５e-5：100，5e-6：200", "5e-5: 100, 5e-6 : 200"):
+        schedule = configured(name="x", data="a", settings=[f"schedule={text}"]).training.schedule
+        assert parse_piecewise(schedule) == [(5e-5, 100), (5e-6, 200)]
+        file.write_text(yaml.safe_dump({"data": "a", "training": {"schedule": text}}), encoding="utf-8")
+        assert configured(file).training.schedule == text
+    file.write_text("{data: a, training: {schedule: {5e-5: 100, 5e-6: 200}, max_grad_norm: 1:30}}")
+    training = configured(file).training
+    assert parse_piecewise(training.schedule) == [(5e-5, 100), (5e-6, 200)]
+    assert training.max_grad_norm == "1:30", "not YAML 1.1's ninety"
+    assert configured(name="x", data="a", settings=["max_grad_norm=1:30"]).training.max_grad_norm == "1:30"
+    assert configured(name="x", data="a", settings=["schedule=0.001"]).training.schedule == "0.001"
+    file.write_text("{data: a, training: {schedule: 5e-5:100;5e-6:200}}")
+    with pytest.raises(UserError, match="training.schedule: .*did you mean"):
+        configured(file)
 
 
 def test_every_setting_has_a_name_and_a_description() -> None:

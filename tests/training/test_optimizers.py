@@ -348,6 +348,11 @@ def test_clipping(clipping: Callable[..., Tensor], step: int, after: list) -> No
     assert grads(parameters) == after
 
 
+def test_a_clip_limit_of_other_keyboards() -> None:
+    limit = clip_schedule("３．５：１０，０．５")
+    assert [limit(step) for step in (0, 9, 10)] == [3.5, 3.5, 0.5]
+
+
 def test_clipping_tells_of_gradients_that_are_not_finite() -> None:
     parameters = gradients([float("nan")], [1.0])
     assert clip_schedule(None)(3) is None
@@ -362,6 +367,9 @@ def test_clipping_tells_of_gradients_that_are_not_finite() -> None:
         ("a", "'a' is not a number"),
         ("", "clip schedule '' is empty; write one like '1.0:100, 0.5'"),
         ("0:10, 1", "clip limit '0:10, 1' holds a 0"),
+        ("1.0:100; 0.5", "clip schedule '1.0:100; 0.5' holds a ';'.*did you mean '1.0:100, 0.5'"),
+        ("0,5:100", "write LIMIT:STEP, as '1.0:100', and decimals with a point; did you mean '0.5:100'"),
+        ("1.0:200, 0.5:100", "part '0.5:100' ends before it begins"),
         (-1.0, "a limit must be finite"),
         (float("nan"), "a limit must be finite"),
     ],

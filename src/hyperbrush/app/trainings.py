@@ -58,12 +58,14 @@ def problems(workspace: Workspace, settings: Mapping[str, Any], presets: str = "
     from pydantic import ValidationError
 
     from hyperbrush.app.trying import tried
+    from hyperbrush.ldm.util import wrong_settings
+    from hyperbrush.training.hypernetwork_run import HypernetworkRun
 
     try:
         config = run_config(workspace, settings, presets)
     except UserError as error:
         if isinstance(error.__cause__, ValidationError):
-            return list(dict.fromkeys(str(error).removeprefix("the configuration: ").split("; ")))
+            return list(dict.fromkeys(wrong_settings(HypernetworkRun, error.__cause__)))
         return [str(error)]
     return [*tried(config), *_taken(workspace, config), *_missing(config)]
 
@@ -219,8 +221,10 @@ def _is_half_made(run: Path) -> bool:
 
 
 def _missing(config: "HypernetworkRun") -> list[str]:
+    from hyperbrush.ldm.data.archives import is_source
+
     folders = (Path(folder.path) for folder in (*config.data, *config.validation))
-    return [f"there is no folder {path} with pictures to train on" for path in folders if not path.is_dir()]
+    return [f"there is no folder {path} with pictures to train on" for path in folders if not is_source(path)]
 
 
 def _named(workspace: Workspace, path: str) -> str:

@@ -36,7 +36,10 @@ def hyper_train(
         str, typer.Option(help="emoji (embedded, the default), a diffusers folder, a checkpoint or a hub id.")
     ] = "",
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--lr")] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option("--learning-rate", "--lr", help="Peak; by steps: -s schedule='5e-5:100, 5e-6:1000'."),
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Target pictures per step.")] = None,
     seed: Annotated[int | None, typer.Option(help="Everything random follows from it.")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="Of the previews; repeat for several.")] = None,

@@ -56,7 +56,10 @@ def train(
         ),
     ] = "",
     steps: Annotated[int | None, typer.Option(help="Optimizer steps; 20 epochs by default.")] = None,
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", "--lr")] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option("--learning-rate", "--lr", help="Peak; by steps: -s schedule='5e-5:100, 5e-6:1000'."),
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Pictures per step.")] = None,
     seed: Annotated[int | None, typer.Option(help="Everything random follows from it.")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="Of the previews; repeat for several.")] = None,

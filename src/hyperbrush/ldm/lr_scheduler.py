@@ -3,8 +3,8 @@
 Steps count from 0: the n-th optimizer step runs with ``schedule(n)``.
 """
 
+import logging
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,14 +14,22 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from hyperbrush.errors import UserError, unknown_name
+from hyperbrush.ldm.piecewise import OPEN_END as OPEN_END  # the door to both
+from hyperbrush.ldm.piecewise import (
+    RATES,
+    is_piecewise,
+    parse_piecewise,
+    piecewise_oddities,
+    piecewise_rate,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Schedule = Callable[[int], float]
 
-EXAMPLE = "5e-5:100, 5e-6:1000, 1e-7"
-OPEN_END = sys.maxsize  # the last step of a schedule that was given no number of steps
+log = logging.getLogger(__name__)
+EXAMPLE = RATES.example
 
 
 def constant_decay(done: int, total: int) -> float:
@@ -66,78 +74,6 @@ def warmup(step: int, num_warmup_steps: int) -> float:
     return min(1.0, step / num_warmup_steps) if num_warmup_steps else 1.0
 
 
-def parse_piecewise(text: str, max_steps: int | None = None) -> list[tuple[float, int]]:
-    """Read "5e-5:100, 5e-6:1000, 1e-7" as the webui reads it.
-
-    Each part is ``rate:until``, the rate of the steps below ``until``; ``rate:-1`` or a bare rate
-    holds until the end and hides what follows it.  As there, a part with more than one colon counts
-    as a bare rate, a part until step 0 is left out, a part whose end has already passed lasts one
-    step, and nothing goes beyond ``max_steps``.
-
-    Returns:
-        (rate, until_step) with growing ``until_step``.  The webui stops training at the last one,
-        which can lie before ``max_steps``.  Without ``max_steps`` an open end is `OPEN_END`.
-
-    Raises:
-        UserError: a malformed part, a rate that is negative or not finite, or no part at all.
-
-    >>> parse_piecewise("5e-5:100, 5e-6:1000, 1e-7", 2000)
-    [(5e-05, 100), (5e-06, 1000), (1e-07, 2000)]
-    """
-    limit = OPEN_END if max_steps is None else max_steps
-    if limit < 1:
-        raise UserError(f"a schedule needs at least one step; got max_steps={max_steps}")
-    parts = [_parse_part(part.strip(), text) for part in text.split(",") if part.strip()]
-    segments: list[tuple[float, int]] = []
-    end = 0
-    for rate, until in parts:
-        if until == 0:
-            continue
-        end = min(limit, max(end + 1, until)) if until > 0 else limit
-        segments.append((rate, end))
-        if end == limit:
-            break
-    if not segments:
-        raise UserError(f"learning-rate schedule {text!r} holds no rate; write one like {EXAMPLE!r}")
-    return segments
-
-
-def _parse_part(part: str, text: str) -> tuple[float, int]:
-    """One "rate:until" or "rate"; until is -1 for the end."""
-    rate_text, *until_text = part.split(":")
-    where = f"part {part!r} of learning-rate schedule {text!r}"
-    try:
-        rate = float(rate_text)
-    except ValueError:
-        raise UserError(
-            f"{where}: {rate_text.strip()!r} is not a number; write RATE:STEP, as '5e-5:100'"
-        ) from None
-    if not math.isfinite(rate) or rate < 0:
-        raise UserError(f"{where}: a rate must be finite and not negative; got {rate!r}")
-    if len(until_text) != 1:
-        return rate, -1
-    try:
-        until = int(until_text[0])
-    except ValueError:
-        raise UserError(
-            f"{where}: {until_text[0].strip()!r} is not a step; write RATE:STEP, as '5e-5:100', or RATE:-1"
-        ) from None
-    if until < -1:
-        raise UserError(f"{where}: the step must be positive, or -1 for the end; got {until}")
-    return rate, until
-
-
-def piecewise_rate(segments: Sequence[tuple[float, int]], step: int) -> float:
-    """Rate of a step under `parse_piecewise`'s segments; the last rate holds past the end."""
-    return next((rate for rate, until in segments if step < until), segments[-1][0])
-
-
-def is_piecewise(name: str | Schedule) -> bool:
-    """True for a string that is read by `parse_piecewise` rather than looked up by name."""
-    text = name.strip() if isinstance(name, str) else "constant"
-    return not text or text[0] in "0123456789.+-" or any(mark in text for mark in ":,")
-
-
 def make_schedule(
     name: str | Schedule = "cosine",
     *,
@@ -176,7 +112,10 @@ def make_schedule(
     if callable(name):
         shape = _checked(name)
     elif is_piecewise(name):
-        segments = parse_piecewise(name, num_training_steps)
+        text = str(name)
+        segments = parse_piecewise(text, num_training_steps)
+        for said in piecewise_oddities(text):
+            log.warning("learning-rate schedule %r: %s", text, said)
         return _schedule(lambda step: piecewise_rate(segments, step), 1.0, num_warmup_steps)
     else:
         shape = _decay(name.strip(), num_warmup_steps, num_training_steps, num_cycles, power, final_factor)

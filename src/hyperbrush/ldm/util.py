@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from hyperbrush.errors import UserError
 
+log = logging.getLogger(__name__)
 Config = TypeVar("Config", bound=BaseModel)
 
 
@@ -62,26 +64,83 @@ def load_config(model: type[Config], source: str | Path | dict[str, Any], **over
     try:
         return model.model_validate(given)
     except ValidationError as error:
-        raise UserError(f"{where}: " + "; ".join(_describe(model, e) for e in error.errors())) from error
+        raise UserError(f"{where}: " + "; ".join(wrong_settings(model, error))) from error
+
+
+def wrong_settings(model: type[BaseModel], error: ValidationError) -> list[str]:
+    """Each thing that is wrong with a model's values, in a line."""
+    return [_describe(model, e) for e in error.errors()]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML, but for 1:30, which is text and not YAML 1.1's sixty-based 90: "1:30" is a clip limit by steps."""
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        if kind is yaml.ScalarNode and implicit[0] and re.fullmatch(r"[-+]?[\d_.]+(:[\d_.]+)+", value):
+            return "tag:yaml.org,2002:str"
+        return super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+
+
+def parse_yaml(text: str) -> Any:
+    """A value written in YAML.
+
+    Raises:
+        yaml.YAMLError: broken text.
+
+    >>> parse_yaml("{limit: 1:30, rate: 0.5}")
+    {'limit': '1:30', 'rate': 0.5}
+    """
+    return yaml.load(text, _Loader)
+
+
+# Settings that name what is there already, a file or a folder, wherever in a YAML file they stand.
+PLACES = frozenset(
+    ["data", "validation", "path", "folders", "held_out", "first_stage", "start_from", "mask_folder", "templates", "model"]
+)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping (or nothing).
 
+    Files and folders it names (`PLACES`) are looked for from the current folder, else beside the file; ~ is the home
+    folder.
+
     Raises:
         UserError: missing file, broken YAML, or something else than a mapping.
     """
+    path = path.expanduser()
     if not path.is_file():
         raise UserError(f"config file {path} does not exist")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise UserError(f"{path} holds a {type(values).__name__}; expected a mapping of settings")
-    return values
+    found: dict[str, Any] = _placed(values, "", path)
+    return found
+
+
+def _placed(value: Any, key: str, file: Path) -> Any:
+    """A value of a YAML file with the places it names as they are found from here."""
+    if isinstance(value, dict):
+        return {name: _placed(inner, str(name), file) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_placed(inner, key, file) for inner in value]
+    if key not in PLACES or not isinstance(value, str) or not value or "\0" in value:
+        return value
+    if value.startswith("~"):
+        return str(Path(value).expanduser())
+    here, beside = Path(value), file.parent / value
+    if here.is_absolute() or not beside.exists():
+        return value
+    if not here.exists():
+        return str(beside)
+    if not here.samefile(beside):
+        log.warning("%s: %s is %s, not %s beside the file", file, key, here.absolute(), beside)
+    return value
 
 
 def _describe(model: type[BaseModel], error: Any) -> str:

@@ -9,21 +9,12 @@ import torch
 from torch import Tensor
 
 from hyperbrush.errors import UserError, unknown_name
-from hyperbrush.ldm.lr_scheduler import EXAMPLE as RATES
-from hyperbrush.ldm.lr_scheduler import parse_piecewise, piecewise_rate
+from hyperbrush.ldm.piecewise import Wording, check_piecewise, parse_piecewise, piecewise_rate
 
 Limit = Callable[[int], float | None]
 How = Literal["norm", "value"]
 
-EXAMPLE = "1.0:100, 0.5"
-WORDS = {  # of the errors about learning rates, which are written alike
-    RATES: EXAMPLE,
-    "learning-rate schedule": "clip schedule",
-    "holds no rate": "is empty",
-    "a rate must": "a limit must",
-    "RATE": "LIMIT",
-    "5e-5:100": "1.0:100",
-}
+WORDS = Wording("clip schedule", "limit", "1.0:100, 0.5", "is empty")
 
 
 def clip_schedule(limit: str | float | None) -> Limit:
@@ -33,7 +24,7 @@ def clip_schedule(limit: str | float | None) -> Limit:
         is read as a learning-rate string is (`parse_piecewise`); the last limit holds past its end.
 
     Raises:
-        UserError: a malformed string; a limit that is not above 0.
+        UserError: a malformed string; steps that do not grow; a limit that is not above 0.
 
     >>> limit = clip_schedule("1.0:100, 0.5")
     >>> limit(99), limit(100)
@@ -42,18 +33,13 @@ def clip_schedule(limit: str | float | None) -> Limit:
     if limit is None:
         return lambda step: None
     text = str(limit)
-    try:
-        segments = parse_piecewise(text)
-    except UserError as error:
-        said = str(error)
-        for theirs, ours in WORDS.items():
-            said = said.replace(theirs, ours)
-        raise UserError(said) from None
+    segments = parse_piecewise(text, None, WORDS)
     if any(value <= 0 for value, _ in segments):
         raise UserError(
             f"clip limit {text!r} holds a 0, which would stop all learning; expected numbers above 0, "
-            f"like {EXAMPLE!r}, or none at all for gradients as they are"
+            f"like {WORDS.example!r}, or none at all for gradients as they are"
         )
+    check_piecewise(text, WORDS)
     return lambda step: piecewise_rate(segments, step)
 
 

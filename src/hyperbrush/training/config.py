@@ -1,8 +1,19 @@
 """What a training can be told, validated at the edge."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+
+from hyperbrush.errors import UserError
+from hyperbrush.ldm.piecewise import check_piecewise, is_piecewise
 
 
 def with_trackers(values: Any) -> Any:
@@ -20,15 +31,49 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+def _one_rate(value: Any) -> Any:
+    if isinstance(value, str) and ":" in value:
+        raise UserError("one rate is expected; rates by steps are written in 'schedule'")
+    return value
+
+
+def _text(value: Any) -> Any:
+    """What YAML makes of "schedule: 0.001" and of "schedule: {5e-5: 100, 1e-6: -1}" as the text it was."""
+    if isinstance(value, dict):
+        return ", ".join(f"{rate}:{step}" for rate, step in value.items())
+    return str(value) if type(value) in (int, float) else value
+
+
+def _sound_schedule(value: str) -> str:
+    if is_piecewise(value):
+        check_piecewise(value)
+    return value
+
+
+def _sound_limit(value: float | str | None) -> float | str | None:
+    if isinstance(value, str) or (value is not None and not value > 0):
+        from hyperbrush.training.clipping import clip_schedule
+
+        clip_schedule(value)
+    return value
+
+
+Limit = Annotated[float | str | None, AfterValidator(_sound_limit)]  # of gradients
+Rate = Annotated[float, BeforeValidator(_one_rate)]  # a learning rate
+Schedule = Annotated[str, BeforeValidator(_text), AfterValidator(_sound_schedule)]  # of learning rates
+
+
 class OptimizerConfig(Strict):
     """Which optimizer (`optimizers.make_optimizer`), its rate over the steps, and clipping."""
 
     name: str = Field("adamw", description="see `optimizers.METHODS`, or a class of torch.optim")
     options: dict[str, Any] = Field({}, description="what else the optimizer's class takes")
-    learning_rate: float | None = Field(
+    learning_rate: Rate | None = Field(
         None, gt=0, description="peak learning rate; the optimizer's usual one by default (adamw: 1e-3)"
     )
-    schedule: str = Field("constant", description="constant, linear, cosine, …, or '5e-5:100, 5e-6:1000'")
+    schedule: Schedule = Field(
+        "constant", description="constant, linear, cosine, …, or '5e-5:100, 5e-6:1000'"
+    )
     warmup_steps: int = Field(0, ge=0, description="steps from 0 up to the learning rate")
     decay_from: float = Field(
         0.0, ge=0, lt=1, description="share of the steps before the schedule starts to fall"
@@ -42,17 +87,9 @@ class OptimizerConfig(Strict):
         None, gt=0, description="keeps its division from zero; its usual one by default"
     )
     clip: Literal["norm", "value"] = Field("norm", description="how gradients are clipped")
-    max_grad_norm: float | str | None = Field(
+    max_grad_norm: Limit = Field(
         1.0, description="what they are clipped to; a number, '1.0:100, 0.5' by steps, or null: never"
     )
-
-    @field_validator("max_grad_norm")
-    @classmethod
-    def _limits(cls, value: float | str | None) -> float | str | None:
-        from hyperbrush.training.clipping import clip_schedule
-
-        clip_schedule(value)
-        return value
 
     @property
     def rate(self) -> float:
@@ -129,6 +166,14 @@ class TrainerConfig(Strict):
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _at_home(value: str) -> str:
+    return str(Path(value).expanduser()) if value.startswith("~") else value
+
+
+# A file or folder; ~ is the home folder, also where no shell says so.
+Place = Annotated[str, AfterValidator(_at_home)]
 
 
 def _name(value: str) -> str:

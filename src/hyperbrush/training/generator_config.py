@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from hyperbrush.training.config import Share, Strict
+from hyperbrush.training.config import Rate, Share, Strict
 from hyperbrush.training.loop_settings import LoopSettings
 
 
@@ -32,7 +32,7 @@ class GeneratorNetwork(Strict):
 class GeneratorConfig(LoopSettings):
     """Settings of `HypernetworkTrainer` for a `Hypernetwork`, all with defaults."""
 
-    learning_rate: float | None = Field(
+    learning_rate: Rate | None = Field(
         3e-4, gt=0, description="peak rate; too high a one makes the weights the same for every condition"
     )
     batch_size: int = Field(32, ge=1, description="target pictures per optimizer step, over all processes")

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from hyperbrush.errors import unknown_name
+from hyperbrush.training.config import Rate
 from hyperbrush.training.loop_settings import LoopSettings
 from hyperbrush.training.pictures import PictureSettings
 
@@ -31,7 +32,7 @@ class HypernetworkConfig(PictureSettings, LoopSettings):
     blocks: list[str] | None = Field(
         None, description="parts of the UNet, such as mid, up, down.1; all by default"
     )
-    learning_rate: float | None = Field(
+    learning_rate: Rate | None = Field(
         None,
         gt=0,
         description="peak rate; by default adamw's falls with the model's width (2e-3 for the embedded model, "

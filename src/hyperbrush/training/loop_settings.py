@@ -5,13 +5,22 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from hyperbrush.ldm.util import load_config
-from hyperbrush.training.config import OptimizerConfig, Share, Strict, TrainerConfig, with_trackers
+from hyperbrush.training.config import (
+    Limit,
+    OptimizerConfig,
+    Rate,
+    Schedule,
+    Share,
+    Strict,
+    TrainerConfig,
+    with_trackers,
+)
 
 
 class LoopSettings(Strict):
     """How long, how fast, how often; see `Trainer`."""
 
-    learning_rate: float | None = Field(
+    learning_rate: Rate | None = Field(
         None, gt=0, description="peak rate; the optimizer's usual one by default (adamw: 1e-3)"
     )
     batch_size: int = Field(16, ge=1, description="pictures per optimizer step, over all processes")
@@ -22,7 +31,7 @@ class LoopSettings(Strict):
         description="adamw, adamw-8bit, prodigy, schedule-free, adafactor, d-adaptation, lion, muon, or a class of torch.optim",
     )
     optimizer_options: dict[str, Any] = Field({}, description="what else the optimizer's class takes")
-    schedule: str = Field(
+    schedule: Schedule = Field(
         "cosine", description="of the learning rate: constant, linear, cosine, …, or '5e-5:100, 5e-6:1000'"
     )
     warmup_steps: int = Field(10, ge=0, description="steps from 0 up to the learning rate")
@@ -38,7 +47,7 @@ class LoopSettings(Strict):
         None, gt=0, description="keeps its division from zero; its usual one by default"
     )
     clip: Literal["norm", "value"] = Field("norm", description="how gradients are clipped")
-    max_grad_norm: float | str | None = Field(
+    max_grad_norm: Limit = Field(
         1.0, description="what they are clipped to; a number, '1.0:100, 0.5' by steps, or null: never"
     )
     ema_decay: float | None = Field(0.98, ge=0, lt=1, description="decay of the weights' moving average")

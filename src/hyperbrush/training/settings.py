@@ -1,5 +1,6 @@
 """A run's settings from everywhere they are given: presets, a file, flags, KEY=VALUE texts."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,9 +10,10 @@ from pydantic import BaseModel
 
 from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.files import write_text
-from hyperbrush.ldm.util import load_config
+from hyperbrush.ldm.util import load_config, parse_yaml
 
 Run = TypeVar("Run", bound=BaseModel)
+BY_STEPS = re.compile(r"[-+\d.eE]+\s*:[-+\d.eE:;,\s]*")  # "5e-5: 100, 1e-6", in which YAML sees a mapping
 
 
 def from_everywhere(
@@ -47,7 +49,7 @@ def from_everywhere(
         if not separator:
             raise UserError(f"setting {text!r}: expected KEY=VALUE, such as loss=huber")
         try:
-            parsed = yaml.safe_load(value)
+            parsed: Any = value if BY_STEPS.fullmatch(value) else parse_yaml(value)
         except yaml.YAMLError as error:
             raise UserError(f"setting {text!r}: {value!r} is not valid YAML") from error
         for part in reversed(_full_name(model, key.strip())):
@@ -93,7 +95,7 @@ def names_of(model: type[BaseModel]) -> list[str]:
     fields = {name: field.annotation for name, field in model.model_fields.items() if name != "kind"}
     inner = {n: a for n, a in fields.items() if isinstance(a, type) and issubclass(a, BaseModel)}
     top = [name for name in fields if name not in inner]
-    return top + [f"{room}.{name}" for room, own in inner.items() for name in own.model_fields]
+    return top + [f"{room}.{name}" for room, own in inner.items() for name in names_of(own)]
 
 
 def _full_name(model: type[BaseModel], key: str) -> list[str]:
