@@ -26,6 +26,7 @@ from hyperbrush.hypernetworks import AttentionHypernetwork, attach, load
 from hyperbrush.hypernetworks.adapters import is_generated_file
 from hyperbrush.hypernetworks.affine import is_affine
 from hyperbrush.ldm.models import LatentDiffusion
+from hyperbrush.ldm.models.conditioning import any_conditions
 from hyperbrush.ldm.modules.attention_sites import attention_sites, find_attentions
 from hyperbrush.ldm.pictures import to_pictures
 
@@ -239,7 +240,9 @@ def _one_step(model: LatentDiffusion) -> Callable[[], Tensor]:
     """A UNet call with fixed inputs, as a step with guidance makes it."""
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(1, *model.latent_shape, generator=generator).repeat(2, 1, 1, 1)
-    conditions = model.conditions({"captions": ["", PROMPTS[0]]}) if model.conditioning == "text" else {}
+    conditions = any_conditions(model, 2)
+    if model.conditioning == "text":
+        conditions |= model.conditions({"captions": ["", PROMPTS[0]]})
     latents = latents.to(model.device, model.dtype)
     step = torch.full((2,), 500, device=model.device)
     return lambda: model.diffusion(latents, step, **conditions)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,6 +13,7 @@ from hyperbrush.ldm.data.cache import LatentCache
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.models.autoencoder import reconstruct
 from hyperbrush.ldm.modules.losses import psnr
+from hyperbrush.training.conditioned import with_missing
 from hyperbrush.training.ldm import make_batch, validation_losses
 
 
@@ -54,7 +56,9 @@ def evaluate_folder(
         torch.no_grad(),
         LatentCache(Path(scratch), "evaluate") as cache,
     ):
-        latents = cache_latents(data, opened.moments, cache)
+        latents: Any = cache_latents(data, opened.moments, cache)
+    if opened.inpaints:
+        latents = with_missing(latents, data, seed=0)
     without = validation_losses(opened, latents, limit=limit)
     yield f"denoising loss without a hypernetwork: {_spread(without)} ({count} pictures x {without.shape[1]} timesteps)"
     if hypernetwork:

@@ -45,7 +45,7 @@ def models(app: App) -> Path:
     folder = app.root / "models/stable-diffusion"
     diffusers_folder(folder / "first", context=768)
     diffusers_folder(folder / "deep/large", context=2048)
-    diffusers_folder(folder / "paint", context=768, channels=9)
+    diffusers_folder(folder / "paint", context=768, channels=8)
     sd1 = {
         "model.diffusion_model.input_blocks.0.0.weight": (320, 4, 3, 3),
         "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (320, 768),
@@ -68,7 +68,7 @@ def test_models_are_told_by_config_and_header(app: App, models: Path) -> None:
     assert found[at + "deep/large"]["kind"] == "sdxl"
     assert found[at + "old.safetensors"]["kind"] == "sd1"
     assert found[at + "old.safetensors"]["form"] == "file"
-    assert "9 channels" in found[at + "paint"]["error"]
+    assert "8 channels" in found[at + "paint"]["error"]
     assert "a LoRA" in found[at + "lora.safetensors"]["error"]
     assert "truncated or corrupt" in found[at + "cut.safetensors"]["error"]
     assert at + "first/unet/diffusion_pytorch_model.safetensors" not in found

@@ -240,9 +240,9 @@ def _of_folder(path: Path) -> dict[str, Any]:
         raise UserError("its unet/config.json is missing or damaged: fetch the folder again")
     if weights_file(path) is None:
         raise UserError("its UNet has no weights (unet/diffusion_pytorch_model.safetensors): fetch them")
-    if unet.get("in_channels") != 4:
+    if unet.get("in_channels") not in (4, 9):
         raise UserError(
-            f"its UNet takes {unet.get('in_channels')!r:.20} channels (an inpainting or other special model): expected 4"
+            f"its UNet takes {unet.get('in_channels')!r:.20} channels (a special model): expected 4, or 9 for inpainting"
         )
     conditioning = read_json(path / "hyperbrush.json").get("conditioning", "text")
     if conditioning != "text":

@@ -162,7 +162,9 @@ def as_model(pipe_or_model: Any) -> "LatentDiffusion":
             "the pipeline (or LatentDiffusion) it belongs to, or contexts"
         )
     config: Any = model.unet.config
-    if model.conditioning not in ("text", "none") or config.in_channels != config.out_channels:
+    if model.conditioning not in ("text", "none") or (
+        config.in_channels != config.out_channels and not model.inpaints
+    ):
         raise UserError(
             f"contexts are sampled from pictures drawn from text alone, but this model is conditioned by "
             f"{model.conditioning!r} and its UNet takes {config.in_channels} channels: hand over contexts"

@@ -339,6 +339,12 @@ def generator_objective(
             "training shows it latents alone: make it without vision, processor and image_width, or train it in a loop "
             "of your own (train_hypernetwork)"
         )
+    if model.conditioning != "text" or model.inpaints:
+        told = "masks" if model.inpaints else f"{model.conditioning!r}"
+        raise UserError(
+            f"weights are generated for models that read texts alone, and this one is told {told}: take another base "
+            "model (attention hypernetworks, hyperbrush train, can be trained on it)"
+        )
     if config.batch_size % config.pictures_per_style:
         raise UserError(
             f"batch_size {config.batch_size} cannot be cut into styles of {config.pictures_per_style} pictures; take a "

@@ -20,6 +20,7 @@ from hyperbrush.ldm.modules.diffusion import Loss
 from hyperbrush.ldm.util import load_config
 from hyperbrush.training.cached import Told, cached_latents, cached_texts
 from hyperbrush.training.caller import AccelerateStates, ModuleAsFound, generators_kept
+from hyperbrush.training.conditioned import with_missing
 from hyperbrush.training.generator import GeneratorObjective, generator_objective
 from hyperbrush.training.generator_config import GeneratorConfig
 from hyperbrush.training.generator_step import generated
@@ -225,6 +226,13 @@ class HypernetworkTrainer:
                 told=self.on_prepare,
             )
         assert data is not None
+        if opened.inpaints:
+            data = with_missing(data, train, c.seed, c.missing)
+            held = held and with_missing(held, held_out, c.seed, c.missing)
+        elif c.missing != "random":
+            raise UserError(
+                f"missing is {c.missing!r}, and this model is none for inpainting: its UNet reads no masks; leave it out"
+            )
         if texts is None:
             log.warning(
                 "%d different captions are too many to keep: each is encoded in its step", len(captions)

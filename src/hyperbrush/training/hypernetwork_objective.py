@@ -83,7 +83,8 @@ class HypernetworkObjective(Objective):
     @property
     def _encoders(self) -> list[torch.nn.Module]:
         m = self.model
-        return [e for e in (m.first_stage, m.text_encoder, m.text_encoder_2) if e is not None]
+        stage = None if m.inpaints else m.first_stage  # it encodes what is kept of a picture in each step
+        return [e for e in (stage, m.text_encoder, m.text_encoder_2) if e is not None]
 
     def place(self, device: torch.device) -> None:
         """Move the frozen model; encoders that have done their work stay in main memory."""

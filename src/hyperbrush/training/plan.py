@@ -165,6 +165,9 @@ class _Blanks:
     def __init__(self, model: LatentDiffusion, shape: tuple[int, int], count: int) -> None:
         factor = model.image_size // model.latent_shape[1]
         self.latent = torch.zeros(model.latent_shape[0], shape[0] // factor, shape[1] // factor)
+        self.beside = {}
+        if model.inpaints:
+            self.beside = {"image": torch.zeros(3, *shape), "inpaint_mask": torch.ones(1, *shape)}
         self.captions, self.paths, self.groups = [""] * count, ["blank"] * count, [shape] * count
 
     def __len__(self) -> int:
@@ -172,7 +175,8 @@ class _Blanks:
 
     def example(self, index: int, epoch: int) -> dict[str, Any]:
         """The one there is."""
-        return {"latent_mean": self.latent, "caption": self.caption(index, epoch), "path": self.paths[index]}
+        told = {"caption": self.caption(index, epoch), "path": self.paths[index]}
+        return {"latent_mean": self.latent, **told, **self.beside}
 
     def caption(self, index: int, epoch: int) -> str:
         """None."""

@@ -256,7 +256,7 @@ def test_what_cannot_be_opened_is_said(make_tiny: Maker, tmp_path: Path) -> None
     (tmp_path / "broken/model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     with pytest.raises(UserError, match="cannot open the model"):
         LatentDiffusion.from_pretrained(tmp_path / "broken")
-    with pytest.raises(UserError, match="needs a text condition and a KL first stage"):
+    with pytest.raises(UserError, match="needs a text condition and a first stage without a codebook"):
         make_tiny(conditioning="none").pipeline()
 
 

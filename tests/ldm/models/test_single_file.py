@@ -568,7 +568,7 @@ def test_config_of_another_architecture(tiny: Tiny, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("shape", "context", "message"),
     [
-        ((320, 9, 3, 3), 768, "an inpainting model"),
+        ((320, 8, 3, 3), 768, "an instruct-pix2pix model"),
         ((320, 4, 3, 3), 1280, "a context 1280 wide"),
         ((64, 4, 3, 3), 768, "its UNet is 64 channels wide"),
     ],
@@ -580,3 +580,22 @@ def test_unknown_architectures(shape: tuple[int, ...], context: int, message: st
     }
     with pytest.raises(UserError, match=message):
         single_file.architecture(fake(shapes))
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+def test_inpainting_checkpoints(kind: str, tiny: Tiny, tmp_path: Path) -> None:
+    """They are like the model they were made of but for the UNet's first layer, and open for inpainting."""
+    path, config, parts = tiny(kind)
+    state = load_file(path)
+    first = single_file.UNET + "input_blocks.0.0.weight"
+    state[first] = torch.cat([state[first], torch.randn(len(state[first]), 5, 3, 3)], dim=1)
+    save_file(state, tmp_path / "inpainting.safetensors")
+    pipe = open_single_file(tmp_path / "inpainting.safetensors", config=config)
+    assert type(pipe).__name__ == f"StableDiffusion{'XL' if kind == 'sdxl' else ''}InpaintPipeline"
+    assert torch.equal(pipe.unet.conv_in.weight, state[first])
+    assert torch.equal(pipe.unet.conv_out.weight, parts["unet"].conv_out.weight)
+    shapes = {
+        first: (320, 9, 3, 3),
+        single_file.UNET + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (320, 2048),
+    }
+    assert single_file.architecture(fake(shapes)) == "sdxl"

@@ -79,14 +79,15 @@ def downsampling(model: nn.Module) -> int:
 
 
 def moments(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """Unscaled latents of pictures as {"mean", "std"}: (batch, c, h, w) each; a VQ stage has std 0.
+    """Unscaled latents of pictures as {"mean", "std"}: (batch, c, h, w) each; std is 0 where the first stage has no
+    posterior, a codebook's and `AutoencoderTiny`.
 
     images: (batch, 3, H, W) in [-1, 1].
     """
-    if is_vq(model):
-        latents = model.encode(images).latents  # type: ignore[operator]
-        return {"mean": latents, "std": torch.zeros_like(latents)}
-    posterior = model.encode(images).latent_dist  # type: ignore[operator]
+    encoded = model.encode(images)  # type: ignore[operator]
+    if hasattr(encoded, "latents"):
+        return {"mean": encoded.latents, "std": torch.zeros_like(encoded.latents)}
+    posterior = encoded.latent_dist
     return {"mean": posterior.mean, "std": posterior.std}
 
 
@@ -129,14 +130,17 @@ def reconstruct(model: nn.Module, images: Tensor, noise: Tensor | None = None) -
 
     images: (batch, 3, H, W) in [-1, 1]; noise: standard normal of the latents' shape, which makes a
     KL stage decode a sample of its posterior (None decodes its mean).  Returns "reconstruction" and
-    either "mean" and "logvar" or the scalar "quantise".
+    either "mean" and "logvar", or the scalar "quantise" and the "codes" used, or (`AutoencoderTiny`) nothing else.
     """
     if is_vq(model):
         latents = model.encode(images).latents  # type: ignore[operator]
-        quantised, loss, _ = model.quantize(latents)  # type: ignore[operator]
+        quantised, loss, (_, _, codes) = model.quantize(latents)  # type: ignore[operator]
         decoded = model.decode(quantised, force_not_quantize=True).sample  # type: ignore[operator]
-        return {"reconstruction": decoded, "quantise": loss}
-    posterior = model.encode(images).latent_dist  # type: ignore[operator]
+        return {"reconstruction": decoded, "quantise": loss, "codes": codes}
+    encoded = model.encode(images)  # type: ignore[operator]
+    if hasattr(encoded, "latents"):
+        return {"reconstruction": model.decode(encoded.latents).sample}  # type: ignore[operator]
+    posterior = encoded.latent_dist
     latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise
     decoded = model.decode(latents).sample  # type: ignore[operator]
     return {"reconstruction": decoded, "mean": posterior.mean, "logvar": posterior.logvar}

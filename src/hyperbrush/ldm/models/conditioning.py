@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hyperbrush.errors import UserError
 from hyperbrush.ldm.models import text
+from hyperbrush.ldm.models.inpainting import all_missing, check_batch, masked_input
 
 if TYPE_CHECKING:
     from hyperbrush.ldm.models.latent_diffusion import LatentDiffusion
@@ -20,7 +21,8 @@ def conditions(
     model: "LatentDiffusion", batch: Mapping[str, Any], keep: Tensor | None = None
 ) -> dict[str, Tensor]:
     """Keyword arguments for `model.diffusion` out of a batch: `captions` or `embeddings` (with
-    `pooled_embeddings`), `class_labels`, or `condition_images` (already at the latents' size).
+    `pooled_embeddings`), `class_labels`, or `condition_images` (already at the latents' size); for an inpainting model
+    also `images` and `inpaint_masks`, see `inpainting.masked_input`.
 
     keep: (batch,) bool, False where the condition is dropped (empty text, the extra label, zeros).
 
@@ -29,7 +31,12 @@ def conditions(
     """
     dropped = None if keep is None else ~keep
     if model.conditioning == "text":
-        return _text(model, batch, dropped)
+        told = _text(model, batch, dropped)
+        if model.inpaints and "inpaint_masks" in batch:
+            check_batch(model, batch)
+            images, masks = _moved(model, batch["images"]), _moved(model, batch["inpaint_masks"])
+            told["concat"] = masked_input(model, images, masks)
+        return told
     needed = CONDITIONING[model.conditioning]
     if needed is not None and needed not in batch:
         raise UserError(
@@ -67,7 +74,24 @@ def unconditional_batch(model: "LatentDiffusion", images: Tensor) -> dict[str, A
         )
     if model.conditioning == "class":
         return {"images": images, "class_labels": torch.zeros(len(images), dtype=torch.long)}
-    return {"images": images, "captions": [""] * len(images)}
+    batch: dict[str, Any] = {"images": images, "captions": [""] * len(images)}
+    return batch | {"inpaint_masks": torch.ones_like(images[:, :1])} if model.inpaints else batch
+
+
+def any_conditions(model: "LatentDiffusion", count: int) -> dict[str, Tensor]:
+    """Some condition for pictures of the model's own size, to try its UNet with: empty texts, labels, grey pictures."""
+    channels, height, width = model.latent_shape
+    if model.conditioning == "class":
+        return conditions(model, {"class_labels": torch.arange(count) % model.null_label})
+    if model.conditioning == "image":
+        extra = int(model.unet.config.in_channels) - channels  # type: ignore[union-attr, arg-type]
+        return conditions(model, {"condition_images": torch.zeros(count, extra, height, width)})
+    if model.conditioning == "none":
+        return {}
+    told = model.text_conditions([""] * count)
+    if model.inpaints:
+        told["concat"] = all_missing(model, count, (model.image_size, model.image_size))
+    return told
 
 
 def text_conditions(model: "LatentDiffusion", captions: Sequence[str]) -> dict[str, Tensor]:

@@ -119,9 +119,18 @@ class DiffusionModel(nn.Module):
         latents: (batch, c, h, w); timesteps: (batch,) or a scalar; context: (batch, tokens, width);
         class_labels: (batch,); concat: (batch, extra, h, w); pooled: (batch, projection), the pooled
         text states of Stable Diffusion XL, which is also told the picture's size, uncropped.
+
+        Raises:
+            UserError: latents (and concat) of other channels than the UNet's.
         """
         if concat is not None:
             latents = torch.cat([latents, concat], dim=1)
+        expected = self.unet.config.in_channels  # type: ignore[union-attr]
+        if latents.shape[1] != expected:
+            raise UserError(
+                f"this UNet reads {expected} channels and got {latents.shape[1]}: a model that is told of a picture "
+                "(inpainting, conditioning 'image') needs it beside the latents"
+            )
         if context is None:
             width = int(self.unet.config.cross_attention_dim)  # type: ignore[union-attr, arg-type]
             context = latents.new_zeros(len(latents), 1, width)

@@ -9,6 +9,7 @@ from torch import Tensor
 from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.ldm.models import autoencoder, text
 from hyperbrush.ldm.models.conditioning import CONDITIONING
+from hyperbrush.ldm.models.inpainting import all_missing, masked_input
 from hyperbrush.ldm.models.prompted import Prompted, Telling
 
 if TYPE_CHECKING:
@@ -55,6 +56,9 @@ def draw_pictures(
     seeds = list(range(number)) if seeds is None else list(seeds)
     if len(seeds) != number:
         raise UserError(f"{len(seeds)} seeds for {number} pictures; give one for each")
+    if mask is not None and image is None:
+        raise UserError("a mask needs an image, of which it keeps a part")
+    beside: dict[str, Tensor] = {}  # of an inpainting model; filled below
     if prompted is None:
         told = model.conditions(condition) if condition or model.conditioning != "none" else {}
         if "concat" in told:
@@ -62,10 +66,10 @@ def draw_pictures(
         guided = guidance_scale != 1 and bool(told)
         if guided:
             told = _both_sides(_null_conditions(model, condition, null, number), told)
-        predict = _predict(model, lambda: told, guidance_scale if guided else None)
+        predict = _predict(model, lambda: told, guidance_scale if guided else None, beside)
         tell = on_step
     else:
-        predict, tell = _predict_prompted(model, prompted, guidance_scale, on_step)
+        predict, tell = _predict_prompted(model, prompted, guidance_scale, beside, on_step)
 
     scheduler = sampling.make_scheduler(sampler, model.diffusion.scheduler_config)
     before, was_training = model.scheduler, model.training
@@ -82,10 +86,13 @@ def draw_pictures(
             if mask is not None:
                 _check_mask(mask, image)
                 start["mask"] = torch.nn.functional.interpolate(mask, size=shape[1:], mode="area")
-        elif mask is not None:
-            raise UserError("a mask needs an image, of which it keeps a part")
         else:
             shape = map_shape(model, size)
+        if model.inpaints:
+            beside["concat"] = _told_of_mask(model, number, shape, image, mask)
+            start.pop("mask", None)  # the UNet keeps what is to be kept, as in diffusers
+            if image_strength == 1:  # from noise alone, as in diffusers
+                start = {}
         latents = sampling.sample(
             predict,
             scheduler,
@@ -119,19 +126,21 @@ def _predict(
     model: "LatentDiffusion",
     told: Callable[[], Mapping[str, Tensor]],
     scale: float | None,
+    beside: Mapping[str, Tensor],
     weights: Tensor | None = None,
 ) -> Predict:
     """The network, under guidance of a scale where one is given.
 
-    told: asked at each evaluation. weights: (parts, batch) of composed prompts, else one part of weight 1.
+    told: asked at each evaluation. beside: of the pictures, the same on all sides of guidance. weights: (parts, batch) of composed prompts, else one part of weight 1.
     """
     from hyperbrush.ldm import sampling
 
     def predict(latents: Tensor, timestep: Tensor) -> Tensor:
         rows = 1 if scale is None else 2 if weights is None else 1 + len(weights)
         model.rows_per_picture = rows
+        same = {key: torch.cat([value] * rows) for key, value in beside.items()}
         try:
-            predicted = model.diffusion(torch.cat([latents] * rows), timestep, **told())
+            predicted = model.diffusion(torch.cat([latents] * rows), timestep, **told(), **same)
         finally:
             model.rows_per_picture = 1
         if scale is None:
@@ -145,7 +154,11 @@ def _predict(
 
 
 def _predict_prompted(
-    model: "LatentDiffusion", prompted: Prompted, scale: float, on_step: OnStep | None
+    model: "LatentDiffusion",
+    prompted: Prompted,
+    scale: float,
+    beside: Mapping[str, Tensor],
+    on_step: OnStep | None,
 ) -> tuple[Predict, OnStep]:
     """The network told of prompts that change with the step, and what must be called after each step."""
     guided = prompted.guided(scale)
@@ -166,7 +179,21 @@ def _predict_prompted(
             on_step(step, steps, latents)
 
     weights = None if plain else prompted.weights.to(model.device)
-    return _predict(model, told, scale if guided else None, weights), tell
+    return _predict(model, told, scale if guided else None, beside, weights), tell
+
+
+def _told_of_mask(
+    model: "LatentDiffusion",
+    number: int,
+    shape: tuple[int, int, int],
+    image: Tensor | None,
+    mask: Tensor | None,
+) -> Tensor:
+    """What an inpainting model is told beside the latents: without a mask, that all is drawn anew."""
+    if image is None or mask is None:
+        factor = autoencoder.downsampling(model.first_stage)
+        return all_missing(model, number, (shape[1] * factor, shape[2] * factor))
+    return masked_input(model, image * 2 - 1, mask)
 
 
 def map_shape(model: "LatentDiffusion", size: tuple[int, int] | None) -> tuple[int, int, int]:

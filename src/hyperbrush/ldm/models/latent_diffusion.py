@@ -16,6 +16,7 @@ from hyperbrush.ldm.models.conditioning import (
     unconditional_batch,
 )
 from hyperbrush.ldm.models.diffusion_model import DiffusionModel, build_unet
+from hyperbrush.ldm.models.inpainting import check_batch, reads_masks
 from hyperbrush.ldm.models.process import schedule_of, scheduler_config
 from hyperbrush.ldm.modules.diffusion import (
     Loss,
@@ -132,6 +133,11 @@ class LatentDiffusion(nn.Module):
         found: nn.Module = self.first_stage.encoder  # type: ignore[assignment]
         found.encode = autoencoder.EncodeMethod(self.first_stage)  # type: ignore[assignment]
         return found
+
+    @property
+    def inpaints(self) -> bool:
+        """Whether the UNet reads a mask and the masked picture beside the latents; see `inpainting.masked_input`."""
+        return self.conditioning == "text" and reads_masks(self.unet)
 
     @property
     def device(self) -> torch.device:
@@ -314,11 +320,14 @@ class LatentDiffusion(nn.Module):
         """Denoising loss of each picture of a batch, (batch,) float32.
 
         batch: `images` (batch, 3, H, W) or `latents` or `latent_means`; `captions` or `embeddings` (or
-        the key of another conditioning, see `conditions`); optionally `masks` (batch, 1, h, w); and
+        the key of another conditioning, see `conditions`); of an inpainting model `images` always and `inpaint_masks`
+        (batch, 1, H, W), 1 where they are drawn anew; optionally `masks` (batch, 1, h, w); and
         optionally what `draw` returns, else it is drawn here from ``generator`` (the global one if
         None) with the settings in ``drawing``. weighting, loss: see `DiffusionModel.losses`.
         """
         generator = generator or torch.default_generator
+        if self.inpaints:
+            check_batch(self, batch)
         latents = self.latents_of(batch, generator if batch.get("sample_latents") else None)
         drawn = batch if "noise" in batch else self.draw(tuple(latents.shape), generator, **drawing)
         noise, timesteps = self._moved(drawn["noise"]), self._moved(drawn["timesteps"])
@@ -396,7 +405,9 @@ class LatentDiffusion(nn.Module):
             negative: what guidance moves away from, one text or one per picture.
             image: (batch, 3, H, W) in [0, 1], pictures to start from.
             image_strength: with `image`, the share of the steps that is run; 1 keeps next to nothing.
-            mask: with `image`, (batch, 1, H, W): 1 where it is drawn anew, 0 where it is kept, shares between.
+            mask: with `image`, (batch, 1, H, W): 1 where it is drawn anew, 0 where it is kept, shares between.  An
+                inpainting model is told of both, as in diffusers' StableDiffusionInpaintPipeline; without a mask it
+                draws all of the picture anew, as in the webui.
             size: (height, width) in pixels, the image's or the model's own by default.
             on_step: called with (step, steps, latents).
 

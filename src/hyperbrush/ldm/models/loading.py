@@ -11,10 +11,12 @@ from hyperbrush.assets import MODELS, model_folder
 from hyperbrush.errors import UserError
 from hyperbrush.files import atomic_folder, write_json
 from hyperbrush.ldm.models import text
+from hyperbrush.ldm.models.inpainting import check_channels
 
 if TYPE_CHECKING:
     from hyperbrush.ldm.models.latent_diffusion import LatentDiffusion
 
+FIRST_STAGES = ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL")  # of plain diffusers pipelines
 OWN_INDEX = "hyperbrush.json"  # what a diffusers folder cannot say: the kind of conditioning
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".bin")
 
@@ -78,11 +80,12 @@ def _from_folder(cls: "type[LatentDiffusion]", path: Path, dtype: torch.dtype) -
 
 
 def _from_own_folder(cls: "type[LatentDiffusion]", path: Path, dtype: torch.dtype) -> "LatentDiffusion":
-    from diffusers import AutoencoderKL, UNet2DConditionModel, VQModel
+    import diffusers
+    from diffusers import UNet2DConditionModel
     from safetensors import SafetensorError
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    classes = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel}
+    classes: dict[str, Any] = {name: getattr(diffusers, name) for name in (*FIRST_STAGES, "VQModel")}
     try:
         about = json.loads((path / OWN_INDEX).read_text(encoding="utf-8"))
         # Read in the precision of the file and cast after: diffusers' own casting is several times slower.
@@ -125,10 +128,12 @@ def from_pipeline(cls: "type[LatentDiffusion]", pipe: Any) -> "LatentDiffusion":
     """The parts of a diffusers Stable Diffusion pipeline as a `LatentDiffusion`.
 
     Raises:
-        UserError: the pipeline has no UNet of the kind used here (Flux and the like).
+        UserError: the pipeline has no UNet of the kind used here (Flux and the like), or one that is told of something
+            else than masks beside the latents (instruct-pix2pix and the like).
     """
     if not hasattr(pipe, "unet") or not hasattr(pipe, "vae"):
         raise UserError(f"{type(pipe).__name__} has no UNet and VAE; Stable Diffusion 1, 2 and XL do")
+    check_channels(pipe.unet)
     model = assemble(
         cls,
         pipe.vae,
@@ -171,25 +176,22 @@ def assemble(
 
 
 def pipeline(model: "LatentDiffusion") -> Any:
-    """The same modules in a `StableDiffusionPipeline`, or the XL one.
+    """The same modules in a `StableDiffusionPipeline`, or the XL one, or those for inpainting.
 
     Raises:
-        UserError: the model is not of Stable Diffusion's kind (text condition, KL first stage).
+        UserError: the model is not of Stable Diffusion's kind (text condition, a first stage without a codebook).
     """
-    from diffusers import (
-        AutoencoderKL,
-        DDIMScheduler,
-        StableDiffusionPipeline,
-        StableDiffusionXLPipeline,
-    )
+    import diffusers
+    from diffusers import DDIMScheduler
 
-    if model.conditioning != "text" or not isinstance(model.first_stage, AutoencoderKL):
+    if not _is_plain(model):
         raise UserError(
-            f"a Stable Diffusion pipeline needs a text condition and a KL first stage; this model has "
+            f"a Stable Diffusion pipeline needs a text condition and a first stage without a codebook; this model has "
             f"{model.conditioning!r} and {type(model.first_stage).__name__}"
         )
+    made: Any = getattr(diffusers, _pipeline_class(model))
     if model.text_encoder_2 is not None:
-        return StableDiffusionXLPipeline(
+        return made(
             vae=model.first_stage,
             text_encoder=model.text_encoder,
             text_encoder_2=model.text_encoder_2,
@@ -200,7 +202,7 @@ def pipeline(model: "LatentDiffusion") -> Any:
             force_zeros_for_empty_prompt=model.zero_empty_text,
             add_watermarker=False,
         )
-    return StableDiffusionPipeline(
+    return made(
         vae=model.first_stage,
         text_encoder=model.text_encoder,
         tokenizer=model.tokenizer,
@@ -213,11 +215,21 @@ def pipeline(model: "LatentDiffusion") -> Any:
     )
 
 
+def _is_plain(model: "LatentDiffusion") -> bool:
+    """Whether plain diffusers pipelines can draw with it."""
+    return model.conditioning == "text" and type(model.first_stage).__name__ in FIRST_STAGES
+
+
+def _pipeline_class(model: "LatentDiffusion") -> str:
+    size = "XL" if model.text_encoder_2 is not None else ""
+    return f"StableDiffusion{size}{'Inpaint' if model.inpaints else ''}Pipeline"
+
+
 def save_pretrained(model: "LatentDiffusion", folder: str | Path, dtype: torch.dtype | None = None) -> None:
     """Write the model as a diffusers folder, whole or not at all.
 
-    A text model with a KL first stage opens in plain `StableDiffusionPipeline.from_pretrained`, also
-    under older versions of transformers, in float32 unless it is told otherwise.  dtype: precision on disk, the
+    A text model without a codebook opens in plain `StableDiffusionPipeline.from_pretrained` (one for inpainting in
+    `StableDiffusionInpaintPipeline`), also under older versions of transformers, in float32 unless it is told otherwise.  dtype: precision on disk, the
     present one by default.
 
     Raises:
@@ -246,7 +258,7 @@ def plain_configs(folder: Path) -> None:
 
 
 def _write_parts(model: "LatentDiffusion", folder: Path, dtype: torch.dtype | None) -> None:
-    from diffusers import AutoencoderKL, DDIMScheduler
+    from diffusers import DDIMScheduler
 
     def write(module: nn.Module, name: str) -> None:
         own = next(module.parameters()).dtype
@@ -273,7 +285,7 @@ def _write_parts(model: "LatentDiffusion", folder: Path, dtype: torch.dtype | No
     write(model.first_stage, "vae")
     write(model.unet, "unet")
     index: dict[str, Any] = {
-        "_class_name": "StableDiffusionPipeline",
+        "_class_name": _pipeline_class(model) if _is_plain(model) else "LatentDiffusion",
         "_diffusers_version": "0.35.0",
         "feature_extractor": [None, None],
         "image_encoder": [None, None],
@@ -291,8 +303,6 @@ def _write_parts(model: "LatentDiffusion", folder: Path, dtype: torch.dtype | No
             "tokenizer": ["transformers", "CLIPTokenizer"],
         }
     DDIMScheduler.from_config(model.diffusion.scheduler_config).save_pretrained(folder / "scheduler")
-    if model.conditioning != "text" or not isinstance(model.first_stage, AutoencoderKL):
-        index["_class_name"] = "LatentDiffusion"
     write_json(folder / "model_index.json", dict(sorted(index.items())))
     about: dict[str, Any] = {
         "conditioning": model.conditioning,

@@ -16,6 +16,7 @@ from torch import Tensor
 from hyperbrush.assets import FOLDER
 from hyperbrush.assets.clip import END, clip_tokenizer
 from hyperbrush.errors import UserError
+from hyperbrush.ldm.models.inpainting import SPECIAL, reads_masks
 
 CONFIGS = FOLDER / "configs"
 KINDS = ("sd1", "sd2", "sd2-v", "sdxl")
@@ -79,7 +80,7 @@ def open_single_file(
             or one of "sd1", "sd2", "sd2-v", "sdxl". By default chosen by `architecture` and `prediction_type`.
 
     Returns:
-        a `StableDiffusionPipeline` or `StableDiffusionXLPipeline` without safety checker.
+        a `StableDiffusionPipeline` or `StableDiffusionXLPipeline` without safety checker, or the ones for inpainting.
 
     Raises:
         UserError: not a whole Stable Diffusion checkpoint, of an unknown architecture, or unlike ``config``.
@@ -173,7 +174,8 @@ def looks_like(shapes: Mapping[str, tuple[int, ...]]) -> str:
 def architecture(checkpoint: Checkpoint) -> str:
     """One of "sd1", "sd2", "sdxl", by the shapes of the UNet's tensors.
 
-    They differ in the width of the context: 768 (CLIP ViT-L), 1024 (OpenCLIP ViT-H), 2048 (ViT-L and bigG).
+    They differ in the width of the context: 768 (CLIP ViT-L), 1024 (OpenCLIP ViT-H), 2048 (ViT-L and bigG); a UNet for
+    inpainting takes 9 channels instead of 4.
 
     Raises:
         UserError: none of them; ``config`` can describe it.
@@ -190,14 +192,11 @@ def architecture(checkpoint: Checkpoint) -> str:
     )
     kind = {768: "sd1", 1024: "sd2", 2048: "sdxl"}.get(context)
     found = f"its UNet is {width} channels wide, takes {channels} channels and a context {context} wide"
-    if channels in (5, 7, 8, 9):
-        variant = {5: "a depth-to-image", 7: "an upscaling", 8: "an instruct-pix2pix", 9: "an inpainting"}[
-            channels
-        ]
-        found = f"it is {variant} model ({channels} input channels, expected 4)"
+    if channels - 4 in SPECIAL:
+        found = f"it is {SPECIAL[channels - 4]} model ({channels} input channels, expected 4, or 9 for inpainting)"
     elif kind and any(name.startswith("edm_") for name in shapes):
         found = "it is trained with the EDM process (as Playground 2.5), expected DDPM's"
-    elif kind and (width, channels) == (320, 4):
+    elif kind and width == 320 and channels in (4, 9):
         return kind
     raise UserError(
         f"{checkpoint.path} is not Stable Diffusion 1, 2 or XL base: {found}. "
@@ -234,7 +233,7 @@ def _pipeline(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype, process:
     texts = {
         "StableDiffusionPipeline": ["text_encoder"],
         "StableDiffusionXLPipeline": ["text_encoder", "text_encoder_2"],
-    }.get(str(name))
+    }.get(str(name).replace("InpaintPipeline", "Pipeline"))
     if texts is None:
         raise UserError(
             f"{folder} describes a {name}; expected StableDiffusionPipeline or StableDiffusionXLPipeline"
@@ -257,12 +256,13 @@ def _pipeline(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype, process:
                 f"{folder}: {tokenizer} has {len(parts[tokenizer])} tokens, "
                 f"{text} only {encoder.config.vocab_size}"
             )
+    kind = "InpaintPipeline" if reads_masks(parts["unet"]) else "Pipeline"
     if len(texts) == 2:
         empty = index.get("force_zeros_for_empty_prompt", True)
-        return diffusers.StableDiffusionXLPipeline(
+        return getattr(diffusers, f"StableDiffusionXL{kind}")(
             **parts, force_zeros_for_empty_prompt=empty, add_watermarker=False
         )
-    return diffusers.StableDiffusionPipeline(
+    return getattr(diffusers, f"StableDiffusion{kind}")(
         **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
     )
 
@@ -276,6 +276,9 @@ def _diffusers_part(cls: Any, checkpoint: Checkpoint, prefix: str, folder: Path,
     state = {name: checkpoint.tensor(name) for name in checkpoint.shapes if name.startswith(prefix)}
     if not state:
         raise _lacks(checkpoint, f"it has no {folder.name} (tensors named {prefix}*)")
+    read = checkpoint.shapes.get(UNET + "input_blocks.0.0.weight", (0, 0))[1]
+    if prefix == UNET and read == 2 * config.get("out_channels", 4) + 1:
+        config["in_channels"] = read  # an inpainting model is else like the one it was made of
     convert = convert_ldm_unet_checkpoint if prefix == UNET else convert_ldm_vae_checkpoint
     with _refuse_config(folder), init_empty_weights():
         model = cls.from_config(config)
