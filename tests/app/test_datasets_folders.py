@@ -8,8 +8,10 @@ from PIL import Image
 
 from hyperbrush.app import picture_bin
 from hyperbrush.app.datasets import Added, Datasets
+from hyperbrush.app.uploads import ACCEPT, FORMATS
 from hyperbrush.app.workspace import Workspace
 from hyperbrush.errors import UserError
+from hyperbrush.ldm.data import pictures, scan
 
 
 def png(colour: object, kind: str = "PNG", mode: str = "RGB") -> bytes:
@@ -105,3 +107,92 @@ def test_a_mask_goes_to_the_bin_and_comes_back_with_its_picture(datasets: Datase
     picture_bin.restore(datasets, item.id)
     assert shown(datasets) == {"a/1.png": ("red", RED), "b/1.png": ("1", BLUE)}
     assert (datasets.folder("set") / "a/1.mask.png").read_bytes() == WHITE
+
+
+def encoded(kind: str) -> bytes:
+    made, picture = io.BytesIO(), Image.new("RGB", (16, 16), "red")
+    if kind == "MPO":
+        picture.save(made, "MPO", save_all=True, append_images=[Image.new("RGB", (16, 16), "blue")])
+    elif kind in ("HEIF", "JXL"):
+        pytest.importorskip("pillow_heif").register_heif_opener()
+        pytest.importorskip("pillow_jxl")
+        picture.save(made, kind)
+    else:
+        picture.save(made, kind)
+    return made.getvalue()
+
+
+@pytest.mark.parametrize("kind", [k for k in FORMATS if k not in ("PNG", "JPEG")])
+def test_what_the_library_reads_is_taken(kind: str, datasets: Datasets) -> None:
+    content = encoded(kind)
+    done = put(datasets, ("a b.picture", content), ("a b.txt", b"red"))  # its name says nothing, its bytes do
+    assert done.added == [f"a b{pictures.FORMATS[kind]}"]
+    assert shown(datasets) == {done.added[0]: ("red", content)}
+    assert datasets.thumbnail("set", 0, 128).is_file()
+
+
+def test_its_formats_are_the_librarys() -> None:
+    assert set(FORMATS) == set(pictures.FORMATS)
+    wanted = {suffix for suffix in ACCEPT.split(",") if suffix.startswith(".")}
+    browsers_know = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+    assert wanted | browsers_know == {*pictures.SUFFIXES, *pictures.EXTRA}
+
+
+def test_a_reason_is_for_a_person(datasets: Datasets) -> None:
+    with pytest.raises(
+        UserError, match=r"a.png: a.png cannot be read as a picture \(not a picture Pillow"
+    ) as said:
+        put(datasets, ("a.png", b"rubbish"))
+    assert "BytesIO" not in str(said.value)
+
+
+def test_captions_of_other_programs_come_along(datasets: Datasets) -> None:
+    rows = '{"file_name": "one.png", "text": ["first", "second"]}\n{"file_name": "gone.png", "text": "x"}\n'
+    done = put(
+        datasets,
+        ("10_cat/1.png", RED), ("10_cat/1.caption", b"a cat,\n sitting"), ("10_cat/2.png", BLUE),
+        ("10_cat/metadata.csv", b"file_name,text\n2.png,from csv\n"),
+        ("one.png", WHITE), ("metadata.jsonl", rows.encode()),
+    )  # fmt: skip
+    assert [r["reason"] for r in done.refused] == ["line 2: there is no picture 'gone.png'"]
+    folder = datasets.folder("set")
+    found = {p.name: (p.caption, p.source, p.several) for p in datasets.pictures("set")[1]}
+    assert found == {
+        "10_cat/1.png": ("a cat, sitting", "text", ("a cat,", "sitting")),
+        "10_cat/2.png": ("from csv", "metadata", ()),
+        "one.png": ("first", "metadata", ("first", "second")),
+    }
+    trained = {
+        i.path.relative_to(folder).as_posix(): i.written for i in scan(folder, caption_lines=True).items
+    }
+    assert trained == {
+        "10_cat/1.png": ("a cat,", "sitting"),
+        "10_cat/2.png": ("from csv",),
+        "one.png": ("first", "second"),
+    }
+    datasets.write_caption("set", 1, "changed")
+    assert {p.name: p.caption for p in datasets.pictures("set")[1]}["10_cat/2.png"] == "changed"
+
+
+def test_folders_that_were_put_there_are_read_and_written_as_they_train(datasets: Datasets) -> None:
+    folder = datasets.folder("set")
+    for name in ("a", "b", "c", "d"):
+        (folder / f"{name}.png").write_bytes(RED)
+    (folder / "a.caption").write_text("from caption")
+    (folder / "metadata.csv").write_text("file_name,text\nb.png,from csv\n")
+    (folder / "c.json").write_text('{"caption": "from json"}')
+
+    def both() -> dict[str, str]:
+        app = {p.name: p.caption for p in datasets.pictures("set")[1]}
+        assert app == {i.path.name: i.caption for i in scan(folder).items}
+        return app
+
+    assert both() == {"a.png": "from caption", "b.png": "from csv", "c.png": "from json", "d.png": "d"}
+    for index, name in enumerate("abcd"):
+        datasets.write_caption("set", index, f"new {name}")
+    assert both() == {f"{name}.png": f"new {name}" for name in "abcd"}
+    assert (folder / "a.caption").read_text() == "new a\n"
+    gone = picture_bin.put(datasets, "set", 2)  # with its JSON
+    assert not list(folder.glob("c.*"))
+    picture_bin.restore(datasets, gone.id)
+    assert both()["c.png"] == "new c"

@@ -267,7 +267,8 @@ def test_masks(tmp_path: Path) -> None:
     clear.putalpha(90)
     clear.save(tmp_path / "clear.png")
     assert kinds(preflight(tmp_path, size=64)) == {"transparent": ["clear.png"]}
-    assert kinds(preflight(tmp_path, size=64, masks=Masks("alpha"))) == {}
+    opaque = {"unmasked": ["p0.png", "p1.png", "p2.png"]}  # which is told, as they count everywhere
+    assert kinds(preflight(tmp_path, size=64, masks=Masks("alpha"))) == opaque
 
 
 def test_progress_and_folders(tmp_path: Path) -> None:
@@ -283,3 +284,16 @@ def test_progress_and_folders(tmp_path: Path) -> None:
         preflight([])
     with pytest.raises(UserError, match="there is no folder"):
         preflight(tmp_path / "c")
+
+
+def test_files_that_are_not_read_are_a_warning_and_set_nothing_aside(tmp_path: Path) -> None:
+    for index in range(2):
+        scene(index).save(tmp_path / f"a{index}.png")
+        (tmp_path / f"a{index}.txt").write_text(f"scene {index}")
+    (tmp_path / "lost.txt").write_text("x")
+    (tmp_path / "clip.mp4").write_bytes(b"x")
+    report = preflight(tmp_path, size=64)
+    assert kinds(report) == {"unread": ["clip.mp4", "lost.txt"]}
+    assert (report.usable, report.found, report.set_aside) == (2, 2, ())
+    assert "warning: 2 files are not read" in report.text()
+    assert "lost.txt: a caption of no picture; there is none named lost" in report.text()

@@ -22,40 +22,69 @@ class Caption:
         text: the caption.
         source: metadata, text or filename.
         problem: why what is written cannot be used; training leaves the picture out.
+        several: all captions of a row, or lines of a text, where there are several.
     """
 
     text: str
     source: str
     problem: str = ""
+    several: tuple[str, ...] = ()
 
 
 def read(folder: Path, wanted: Sequence[Path], pictures: Sequence[Path]) -> list[Caption]:
     """Captions of the wanted among all pictures of a folder."""
-    from hyperbrush.ldm.data.captions import CaptionError, caption_from_name, caption_from_text, read_metadata
+    from hyperbrush.ldm.data.captions import CaptionError, caption_from_name
 
-    rows = list(folder.rglob(METADATA))
-    metadata = read_metadata(folder, rows, (place(folder, path) for path in pictures)) if rows else None
+    metadata = _metadata(folder, pictures)
     found = []
     for path in wanted:
         name, text = place(folder, path), text_of(path)
-        if metadata is not None and name in metadata.bad:
+        if name in metadata.bad:
             found.append(Caption("", "metadata", f"its row in {METADATA} cannot be used"))
-        elif metadata is not None and name in metadata.captions:
-            found.append(Caption(metadata.captions[name], "metadata"))
-        elif text is None:
-            found.append(Caption(caption_from_name(path), "filename"))
-        else:
-            try:
-                found.append(Caption(caption_from_text(text), "text"))
-            except CaptionError as error:
-                found.append(Caption("", "text", str(error)))
+            continue
+        try:
+            source, said = "filename", (caption_from_name(path),)
+            if name in metadata.captions:
+                source, said = "metadata", metadata.alternatives[name]
+            elif (read_text := _said_beside(path, text)) is not None:
+                source, said = read_text
+        except CaptionError as error:
+            found.append(Caption("", "text", str(error)))
+            continue
+        shown = " ".join(said) if source == "text" else said[0]
+        found.append(Caption(shown, source, several=said if len(said) > 1 else ()))
     return found
+
+
+def _metadata(folder: Path, pictures: Sequence[Path]) -> Any:
+    """What the files of metadata in a folder say of pictures; of one, those above it alone are looked at."""
+    from hyperbrush.ldm.data.captions import METADATA as NAMES
+    from hyperbrush.ldm.data.captions import read_metadata
+
+    if len(pictures) == 1:
+        above = [p for p in pictures[0].parents if p == folder or folder in p.parents]
+        rows = [p / name for p in above for name in NAMES if (p / name).is_file()]
+    else:
+        rows = [path for name in NAMES for path in folder.rglob(name)]
+    return read_metadata(folder, rows, (place(folder, path) for path in pictures) if rows else ())
+
+
+def _said_beside(path: Path, text: Path | None) -> tuple[str, tuple[str, ...]] | None:
+    """The source and captions of a picture's own text or JSON file; None where it has none."""
+    from hyperbrush.ldm.data.captions import captions_from_json, captions_from_lines
+
+    if text is not None:
+        return "text", captions_from_lines(text)
+    object_ = path.with_suffix(".json")
+    said = captions_from_json(object_) if object_.is_file() else ()
+    return ("metadata", said) if said else None
 
 
 def write(folder: Path, path: Path, caption: str) -> None:
     """Write a picture's caption: into its row of a metadata.jsonl where it has one, else into NAME.txt.
 
-    Of several captions in a row it is the first; the others stay.
+    Of several captions in a row it is the first; the others stay. A row of a metadata.csv or .parquet stays as it is,
+    and one in a metadata.jsonl beside the picture, which counts before it, is written.
 
     Raises:
         UserError: too long, or it cannot be written.
@@ -69,8 +98,55 @@ def write(folder: Path, path: Path, caption: str) -> None:
         others = row[key][1:] if isinstance(row.get(key), list) else []
         return {**row, key: [text, *others] if others else text}
 
-    if not _in_rows(folder, path, told):
+    if _in_rows(folder, path, told):
+        return
+    if (said := _metadata(folder, [path]).alternatives.get(place(folder, path))) is not None:
+        write_rows(folder, {path: (text, *said[1:])})
+    else:
         write_text(text_of(path) or path.with_suffix(".txt"), text + "\n")
+
+
+def write_lines(folder: Path, path: Path, lines: Sequence[str]) -> None:
+    """Write a picture's text as it was given, in lines; as `write` where one has its caption elsewhere.
+
+    Raises:
+        UserError: as `write`.
+    """
+    kept = [line for line in (" ".join(line.split()) for line in lines) if line]
+    text = text_of(path) or path.with_suffix(".txt")
+    if len(kept) < 2 or _metadata(folder, [path]).alternatives:
+        write(folder, path, " ".join(kept))
+        return
+    if sum(map(len, kept)) > LONGEST or any("\0" in line for line in kept):
+        raise UserError(f"captions of more than {LONGEST} characters, or with zero bytes")
+    write_text(text, "\n".join(kept) + "\n")
+
+
+def write_rows(folder: Path, said: Mapping[Path, Sequence[str]]) -> None:
+    """Write rows of pictures' captions, in place of those they have, into a metadata.jsonl beside each.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    by_folder: dict[Path, dict[str, Sequence[str]]] = {}
+    for path, texts in said.items():
+        by_folder.setdefault(path.parent, {})[place(path.parent, path)] = texts
+    for parent, rows in by_folder.items():
+        file = parent / METADATA
+        before = file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n") if file.is_file() else []
+        lines = [line for line in before if line.strip() and _about(line) not in rows]
+        for name, texts in rows.items():
+            row = {"file_name": name, "text": texts[0] if len(texts) == 1 else list(texts)}
+            lines.append(json.dumps(row, ensure_ascii=False).encode())
+        with atomic_path(file) as temporary:
+            temporary.write_bytes(b"\n".join([*lines, b""]))
+
+
+def _about(line: bytes) -> str:
+    """The picture that a line of metadata.jsonl is about, relative to the file."""
+    from hyperbrush.ldm.data.captions import nfc
+
+    return posixpath.normpath(nfc(str(_row(line).get("file_name", ""))).replace("\\", "/"))
 
 
 def without_row(folder: Path, path: Path) -> bool:
@@ -90,15 +166,15 @@ def place(folder: Path, path: Path) -> str:
 
 
 def text_of(path: Path) -> Path | None:
-    """The text file of a picture's name; None where there is none."""
-    from hyperbrush.ldm.data.captions import nfc
+    """The text file of a picture's name (.txt, else .caption); None where there is none."""
+    from hyperbrush.ldm.data.captions import TEXTS, nfc
 
     plain = path.with_suffix(".txt")
     if plain.is_file():
         return plain
     stem = nfc(path.stem)
-    same = (p for p in path.parent.iterdir() if p.suffix.lower() == ".txt" and nfc(p.stem) == stem)
-    return next(same, None)
+    same = [p for p in path.parent.iterdir() if p.suffix.lower() in TEXTS and nfc(p.stem) == stem]
+    return min(same, key=lambda one: TEXTS.index(one.suffix.lower()), default=None)
 
 
 def _in_rows(

@@ -1,10 +1,10 @@
 """Training pictures: the folders in the workspace's `datasets`, what is put into them and taken out."""
 
 import glob
-import io
 import os
 import re
 import shutil
+import tempfile
 import threading
 import unicodedata
 from collections.abc import Iterable
@@ -23,14 +23,16 @@ EXAMPLE = "fluent-high-contrast"
 MOST_PICTURES = 20_000  # in a dataset
 MOST_TEXT = 256 << 10  # bytes of a caption's file
 LONGEST_NAME = 100
-SUFFIX = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "BMP": ".bmp", "GIF": ".gif"}
 
 writing = threading.Lock()  # names are chosen and taken one at a time
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture of a dataset: its place in the listing, file name, caption (see `captions.Caption`), bytes."""
+    """One picture of a dataset: its place in the listing, file name, caption (see `captions.Caption`), bytes.
+
+    several: its captions where it has several; mask: bytes of its mask file, 0 without one.
+    """
 
     index: int
     name: str
@@ -39,6 +41,8 @@ class Picture:
     problem: str
     bytes: int
     changed: int
+    several: tuple[str, ...] = ()
+    mask: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -136,8 +140,9 @@ class Datasets:
         Raises:
             NotThere: there is no such dataset.
         """
-        from hyperbrush.ldm.data.pictures import SUFFIXES
+        from hyperbrush.ldm.data.pictures import suffixes
 
+        read = suffixes()
         folder, found, seen = self.folder(name), [], set()
         for where, folders, names in os.walk(folder, followlinks=True):
             if (real := os.path.realpath(where)) in seen:  # a link back up would never end
@@ -146,7 +151,7 @@ class Datasets:
             seen.add(real)
             folders[:] = [f for f in folders if not f.startswith(".")]
             shown = [
-                Path(where, n) for n in names if not n.startswith(".") and Path(n).suffix.lower() in SUFFIXES
+                Path(where, n) for n in names if not n.startswith(".") and Path(n).suffix.lower() in read
             ]
             stems = {p.stem for p in shown}
             found += [
@@ -163,6 +168,7 @@ class Datasets:
         folder, files = self.folder(name), self.files(name)
         wanted = files[start : None if count is None else start + count]
         read = captions.read(folder, wanted, files)
+        masks = _masks_in({path.parent for path in wanted})
         found = []
         for index, (path, caption) in enumerate(zip(wanted, read, strict=True), start):
             stat = path.stat()
@@ -176,6 +182,8 @@ class Datasets:
                     caption.problem,
                     stat.st_size,
                     stat.st_mtime_ns,
+                    caption.several,
+                    masks.get((path.parent, path.stem), 0),
                 )
             )
         return len(files), found
@@ -200,7 +208,8 @@ class Datasets:
         return files[index]
 
     def add(self, name: str, files: Iterable[tuple[str, IO[bytes]]]) -> Added:
-        """Put pictures into a dataset, with captions (NAME.txt) and masks (NAME.mask.png) of their names.
+        """Put pictures into a dataset, with captions (NAME.txt, .caption) and masks (NAME.mask.png) of their names, and
+        captions in files of metadata (metadata.jsonl, .csv, .parquet).
 
         Folders in the names are kept, so that pictures of one name keep their own captions and masks. What could
         belong to several pictures is refused.
@@ -211,17 +220,20 @@ class Datasets:
         """
         folder, done = self.folder(name), Added()
         beside: list[tuple[PurePosixPath, IO[bytes]]] = []  # masks and captions, once the pictures are there
+        rows: list[tuple[PurePosixPath, IO[bytes]]] = []
         came: dict[PurePosixPath, list[tuple[PurePosixPath, Path]]] = {}
         with writing:
             present = self.files(name)
             for given, file in files:
                 shown = _place(given)
-                if shown.suffix.lower() == ".txt" or shown.stem.endswith(".mask"):
+                if shown.name in ("metadata.jsonl", "metadata.csv", "metadata.parquet"):
+                    rows.append((shown, file))
+                elif _is_text(shown) or shown.stem.endswith(".mask"):
                     beside.append((shown, file))
                 else:
                     self._add_picture(folder, present, shown, file, came, done)
-            for shown, file in sorted(beside, key=lambda one: one[0].suffix.lower() == ".txt"):
-                is_text = shown.suffix.lower() == ".txt"
+            for shown, file in sorted(beside, key=lambda one: _is_text(one[0])):
+                is_text = _is_text(shown)
                 if not is_text and not _owners(folder, present, shown, came):
                     self._add_picture(folder, present, shown, file, came, done)  # a picture of such a name
                     continue
@@ -238,6 +250,8 @@ class Datasets:
                     done.captions += len(pictures) if is_text else 0
                 except UserError as error:
                     done.refused.append({"name": str(shown), "reason": str(error)})
+            if rows:
+                _add_rows(folder, present, rows, came, done)
         if done.refused and not (done.added or done.present or done.captions):
             raise UserError("; ".join(f"{r['name']}: {r['reason']}" for r in done.refused[:5]))
         return done
@@ -294,12 +308,13 @@ class Datasets:
 
 def _suffix(content: bytes, name: str) -> str:
     """The suffix of a picture's true format; it is decoded once, within the limits."""
-    from PIL import Image
+    from hyperbrush.ldm.data.pictures import FORMATS as SUFFIX
+    from hyperbrush.ldm.data.pictures import open_bytes
 
     if len(content) > MOST_BYTES:
         raise UserError(f"it has more than {MOST_BYTES >> 20} MiB")
     open_picture(content, name)
-    with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+    with open_bytes(content, FORMATS) as picture:
         return SUFFIX[str(picture.format)]
 
 
@@ -314,7 +329,7 @@ def _place(given: str) -> PurePosixPath:
 
 
 def _is_text(shown: PurePosixPath) -> bool:
-    return shown.suffix.lower() == ".txt"
+    return shown.suffix.lower() in (".txt", ".caption")
 
 
 def _key(shown: PurePosixPath) -> PurePosixPath:
@@ -378,14 +393,66 @@ def _write_text(folder: Path, picture: Path, file: IO[bytes]) -> None:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"the caption is not UTF-8 (byte {error.start}); save the file as UTF-8") from error
-    captions.write(folder, picture, text)
+    captions.write_lines(folder, picture, text.splitlines())
+
+
+def _add_rows(
+    folder: Path,
+    present: list[Path],
+    files: list[tuple[PurePosixPath, IO[bytes]]],
+    came: dict[PurePosixPath, list[tuple[PurePosixPath, Path]]],
+    done: Added,
+) -> None:
+    """Write the captions of files of metadata that came, for pictures that came along or are there."""
+    from hyperbrush.ldm.data.captions import nfc, read_metadata
+
+    pictures = {captions.place(folder, path): path for path in present}
+    pictures |= {nfc(str(shown)): path for some in came.values() for shown, path in some}
+    with tempfile.TemporaryDirectory() as temporary:
+        root, names = Path(temporary), {}
+        for shown, file in files:
+            content = file.read(MOST_BYTES + 1)
+            if len(content) > MOST_BYTES:
+                done.refused.append(
+                    {"name": str(shown), "reason": f"it has more than {MOST_BYTES >> 20} MiB"}
+                )
+                continue
+            path = root / shown
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+            names[path] = str(shown)
+        try:
+            found = read_metadata(root, names, pictures)
+        except UserError as error:
+            done.refused += [{"name": name, "reason": str(error)} for name in names.values()]
+            return
+        done.refused += [{"name": names[path], "reason": reason} for path, reason in found.problems]
+    captions.write_rows(folder, {pictures[name]: said for name, said in found.alternatives.items()})
+    done.captions += len(found.alternatives)
+
+
+def _masks_in(folders: Iterable[Path]) -> dict[tuple[Path, str], int]:
+    """Bytes of the mask of each picture, by its folder and stem."""
+    found: dict[tuple[Path, str], int] = {}
+    for folder in folders:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                stem = Path(entry.name).stem
+                if stem.endswith(".mask"):
+                    found[folder, stem.removesuffix(".mask")] = entry.stat().st_size
+    return found
+
+
+def _masks(picture: Path) -> list[Path]:
+    """The mask files of a picture: one, as it should be."""
+    return list(picture.parent.glob(glob.escape(f"{picture.stem}.mask") + ".*"))
 
 
 def _write_mask(folder: Path, picture: Path, file: IO[bytes]) -> list[str]:
     """Put a mask beside its picture; its place where it is new."""
     content = file.read(MOST_BYTES + 1)
     path = picture.with_name(f"{picture.stem}.mask{_suffix(content, 'the mask')}")
-    before = [p for p in picture.parent.glob(glob.escape(f"{picture.stem}.mask") + ".*")]
+    before = _masks(picture)
     if any(p.read_bytes() == content for p in before):
         return []
     if before:

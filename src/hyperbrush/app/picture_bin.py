@@ -55,7 +55,9 @@ def put(datasets: Datasets, name: str, index: int, expected: str = "") -> Binned
         )
         # A mask left behind would be a training picture of its own.
         masks = [] if shared else path.parent.glob(glob.escape(f"{path.stem}.mask") + ".*")
-        own = [path, *([] if text is None else [text]), *sorted(masks)]
+        object_ = path.with_suffix(".json")
+        beside = [one for one in (text, object_) if one is not None and one.is_file() and not shared]
+        own = [path, *beside, *sorted(masks)]
         try:
             write_json(where / ABOUT, {"dataset": name, "picture": shown})
             if text is None and caption.source == "metadata":

@@ -1,7 +1,6 @@
 """Pictures that come from outside: limited in bytes, pixels and number, decoded once, kept as PNG under a random name."""
 
 import contextlib
-import io
 import re
 import secrets
 import struct
@@ -33,7 +32,13 @@ _DAMAGED = (
     struct.error,
     MemoryError,
 )
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+# Those of `ldm.data.pictures.FORMATS`, which is not loaded before it is needed: what trains can be put in.
+FORMATS = (
+    *("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "JPEG2000", "ICO", "PPM", "TGA"),
+    *("HEIF", "JXL"),
+)
+# For a page's file chooser: browsers do not know all of them as pictures.
+ACCEPT = "image/*,.avif,.jp2,.j2k,.jpx,.tga,.ico,.ppm,.pgm,.pbm,.pnm,.heic,.heif,.hif,.jxl"
 
 
 class _Few:
@@ -66,12 +71,12 @@ def open_picture(content: bytes, name: str = "the picture") -> "Image":
     """
     from PIL import Image
 
-    from hyperbrush.ldm.data.pictures import explain, upright
+    from hyperbrush.ldm.data.pictures import explain, open_bytes, upright
 
     if len(content) > MOST_BYTES:
         raise UserError(f"{name} has more than {MOST_BYTES >> 20} MiB, which is the most")
     try:
-        with decoding, Image.open(io.BytesIO(content), formats=FORMATS) as picture:
+        with decoding, open_bytes(content, FORMATS) as picture:
             if picture.width * picture.height > MOST_PIXELS:
                 raise UserError(
                     f"{name} has {picture.width}×{picture.height} pixels; 40 million are the most"
@@ -80,9 +85,8 @@ def open_picture(content: bytes, name: str = "the picture") -> "Image":
     except UserError:
         raise
     except (*_DAMAGED, Image.DecompressionBombError) as error:
-        kinds = ", ".join(FORMATS)
         raise UserError(
-            f"{name} cannot be read as a picture ({explain(error):.120}); expected {kinds}"
+            f"{name} cannot be read as a picture ({explain(error):.160}); expected PNG, JPEG, WebP, TIFF, …"
         ) from error
 
 

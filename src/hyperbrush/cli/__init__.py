@@ -44,6 +44,19 @@ def _common(
         logging.getLogger("hyperbrush").setLevel(logging.WARNING)  # a damaged checkpoint passed over, say
 
 
+def _at_home(arguments: list[str]) -> list[str]:
+    """Arguments with ~ as the home folder in options' values, also where no shell has done so: --data=~/pictures."""
+    from pathlib import Path
+
+    found = []
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+        if value.startswith("~/") and (equals or before.startswith("-")):
+            argument = f"{option}{equals}{Path(value).expanduser()}"
+        found.append(argument)
+    return found
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run a command: status 0, 2 for what the user can mend (one line), 1 for a bug."""
     import os
@@ -60,7 +73,8 @@ def main(arguments: list[str] | None = None) -> None:
     # Pillow's are about single pictures that they do not name; the preflight does.
     warnings.filterwarnings("ignore", module="PIL")
     try:
-        result: Any = app(args=arguments, standalone_mode=False)
+        given = sys.argv[1:] if arguments is None else arguments
+        result: Any = app(args=_at_home(given), standalone_mode=False)
     except UserError as error:
         print(f"hyperbrush: {error}", file=sys.stderr)
         sys.exit(2)

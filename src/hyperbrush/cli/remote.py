@@ -4,7 +4,8 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -117,10 +118,17 @@ def train(config: "HypernetworkRun", given: Mapping[str, Any], server: Server, *
     from hyperbrush import console
 
     settings = dict(given)
+    training = config.training
+    folder = training.mask_folder if training.masks == "files" else None
     for key in ("data", "validation"):
         if key in settings:
-            folders = [dict(folder) for folder in settings[key]]
-            settings[key] = [{**f, "path": dataset(server, str(f["path"]))} for f in folders]
+            folders = [dict(one) for one in settings[key]]
+            settings[key] = [
+                {**f, "path": dataset(server, str(f["path"]), training.captions, mask_folder=folder)}
+                for f in folders
+            ]
+    if folder is not None:  # there they lie beside their pictures
+        settings["training"] = {k: v for k, v in settings["training"].items() if k != "mask_folder"}
     request = {"settings": settings}
     if dry_run:
         job = follow(server, server.ask("POST", "/plans", json=request)["id"], config.name)
@@ -137,24 +145,30 @@ def train(config: "HypernetworkRun", given: Mapping[str, Any], server: Server, *
     console.done(str(job["result"].get("summary", "")))
 
 
-def dataset(server: Server, path: str) -> str:
+def dataset(server: Server, path: str, captions: str = "auto", *, mask_folder: str | None = None) -> str:
     """The name there of a folder: a local one is sent first, unless the same is there already.
+
+    Folders in it, captions and masks are kept as they are.
+
+    captions: where they come from, see `scan`.
+    mask_folder: where its masks are; beside the pictures by default.
 
     Raises:
         UserError: neither is there.
     """
     from hyperbrush import console
+    from hyperbrush.ldm.data.archives import is_source
 
     there = {found["name"] for found in server.ask("GET", "/datasets")}
-    local = Path(path)
-    if not local.is_dir():
+    local = Path(path).expanduser()
+    if not is_source(local):
         if path not in there and not Path(path).parts[1:]:
             raise UserError(
                 f"there is no folder {path!r} here and no dataset of that name at {server.url}; it has: "
                 f"{', '.join(sorted(there)) or 'none'}"
             )
         return path
-    files = _files(local)
+    files = _files(local, captions, mask_folder)
     name = local.resolve().name
     if name in there:
         if _same(server, name, files):
@@ -171,45 +185,85 @@ def dataset(server: Server, path: str) -> str:
             said = server.ask(
                 "POST",
                 f"/datasets/{quote(name, safe='')}/pictures",
-                files=[("files", (n, content)) for picture in part for n, content in picture()],
+                files=[("files", one) for one in _sent(part)],
             )
             sent += len(said["added"])
             for refused in said["refused"]:
                 console.note(f"{refused['name']} was not taken: {refused['reason']}")
             bar.advance(task, len(part))
-    console.note(f"{sent} pictures of {path} are there as the dataset {name!r}")
+    console.note(f"{sent} pictures and masks of {path} are there as the dataset {name!r}")
     return name
 
 
+@dataclass(frozen=True)
 class _Picture:
-    """A local picture as it is sent: its name there, and its caption where that is written down."""
+    """A local picture as it is sent: its place there, where its captions are, the captions, its mask."""
 
-    def __init__(self, name: str, path: Path, caption: str | None) -> None:
-        self.name, self.path, self.caption = name, path, caption
-        self.size = path.stat().st_size
+    name: str
+    path: Path
+    source: str
+    captions: tuple[str, ...]
+    mask: Path | None
+    size: int
+    mask_size: int
 
-    def __call__(self) -> list[tuple[str, bytes]]:
-        found = [(self.name, self.path.read_bytes())]
-        if self.caption is not None:
-            found.append((f"{Path(self.name).stem}.txt", self.caption.encode()))
-        return found
+    @property
+    def stem(self) -> str:
+        return PurePosixPath(self.name).with_suffix("").as_posix()
+
+    @property
+    def said(self) -> tuple[str, ...] | None:
+        """Captions as they are sent, where the name does not say them."""
+        return None if self.source in ("filename", "none") else self.captions
 
 
-def _files(folder: Path) -> list[_Picture]:
-    """The usable pictures of a folder, each with a name of its own."""
-    from hyperbrush.ldm.data.scan import scan
+def _sent(part: list[_Picture]) -> Iterator[tuple[str, bytes]]:
+    """Files of some pictures: themselves, masks and texts of their names, rows of the metadata."""
+    from hyperbrush.ldm.data.archives import content_of
 
-    found, taken = [], set()
-    for item in scan(folder).items:
-        place = item.path.relative_to(folder)
-        nested = len(place.parts) > 1
-        name = "-".join(place.parts)
-        number = 2
-        while Path(name).stem.casefold() in taken:
-            name, number = f"{'-'.join(place.with_suffix('').parts)}-{number}{place.suffix}", number + 1
-        taken.add(Path(name).stem.casefold())
-        named = item.source == "filename" and not nested and name == place.name
-        found.append(_Picture(name, item.path, None if named else item.caption))
+    rows = []
+    for picture in part:
+        yield picture.name, content_of(picture.path)
+        if picture.mask is not None:
+            yield f"{picture.stem}.mask{picture.mask.suffix}", content_of(picture.mask)
+        if picture.source == "text":
+            yield f"{picture.stem}.txt", "\n".join(picture.captions).encode()
+        elif picture.said is not None:
+            rows.append({"file_name": picture.name, "text": list(picture.captions)})
+    if rows:
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+        yield "metadata.jsonl", "\n".join(lines).encode()
+
+
+def _files(folder: Path, captions: str, mask_folder: str | None) -> list[_Picture]:
+    """The usable pictures of a folder."""
+    from hyperbrush import console
+    from hyperbrush.app.datasets import plain_name
+    from hyperbrush.ldm.data.archives import content_of
+    from hyperbrush.ldm.data.masks import Masks, find_masks
+    from hyperbrush.ldm.data.scan import Scan, scan
+
+    looked = scan(folder, captions, caption_lines=True, exclude=mask_folder)
+    items, masks, bad = find_masks(Masks("files", mask_folder, needed=False), looked.folder, looked.items)
+    if problems := (*looked.problems, *bad):
+        told = Scan(looked.folder, (), problems)
+        console.note(f"{len(problems)} files of {folder} are not sent:\n{told.report(5)}")
+
+    def bytes_of(path: Path) -> int:
+        return path.stat().st_size if path.is_file() else len(content_of(path))
+
+    found = []
+    for item, mask in zip(items, masks, strict=True):
+        place = item.path.relative_to(looked.folder).as_posix()
+        if item.path.suffix == ".row":  # of a table, whose pictures have no names
+            place = place.removesuffix(".row") + ".png"
+        source = item.source
+        try:
+            plain_name(item.path.name, "picture")
+        except UserError:  # it will be another there, and no caption any more
+            source = "text" if source == "filename" else source
+        mask_size = 0 if mask is None else bytes_of(mask)
+        found.append(_Picture(place, item.path, source, item.written, mask, bytes_of(item.path), mask_size))
     if not found:
         raise UserError(f"there is no usable picture in {folder}")
     return found
@@ -218,7 +272,8 @@ def _files(folder: Path) -> list[_Picture]:
 def _parts(files: list[_Picture]) -> Iterator[list[_Picture]]:
     part: list[_Picture] = []
     for picture in files:
-        if part and (len(part) >= PART_FILES or sum(p.size for p in part) + picture.size > PART_BYTES):
+        size = sum(p.size + p.mask_size for p in part) + picture.size + picture.mask_size
+        if part and (len(part) >= PART_FILES or size > PART_BYTES):
             yield part
             part = []
         part.append(picture)
@@ -227,15 +282,16 @@ def _parts(files: list[_Picture]) -> Iterator[list[_Picture]]:
 
 
 def _same(server: Server, name: str, files: list[_Picture]) -> bool:
-    """Whether a dataset there has just these pictures and captions."""
-    here = {Path(picture.name).stem: (picture.size, picture.caption) for picture in files}
-    there: dict[str, tuple[int, str | None]] = {}
+    """Whether a dataset there has just these pictures, captions and masks."""
+    here = {p.stem: (p.size, p.said, p.mask_size) for p in files}
+    there: dict[str, tuple[int, tuple[str, ...] | None, int]] = {}
     while True:
         path = f"/datasets/{quote(name, safe='')}"
         said = server.ask("GET", path, params={"start": len(there), "count": 1000})
         for p in said["pictures"]:
-            caption = None if p["source"] == "filename" else p["caption"]
-            there[Path(p["name"]).stem] = (p["bytes"], caption)
+            captions = None if p["source"] == "filename" else tuple(p.get("several") or [p["caption"]])
+            stem = PurePosixPath(p["name"]).with_suffix("").as_posix()
+            there[stem] = p["bytes"], captions, p.get("mask", 0)
         if len(there) >= said["count"] or not said["pictures"]:
             return here == there
 

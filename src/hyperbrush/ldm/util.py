@@ -139,7 +139,7 @@ def _placed(value: Any, key: str, file: Path) -> Any:
     if not here.exists():
         return str(beside)
     if not here.samefile(beside):
-        log.warning("%s: %s is %s, not %s beside the file", file, key, here.absolute(), beside)
+        log.warning("%s: %s: %s is %s, not %s beside the file", file, key, value, here.absolute(), beside)
     return value
 
 

@@ -9,6 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from hyperbrush.ldm.data.archives import content_of
+from hyperbrush.stopping import may_stop_here
+
 SIDE = 64  # pixels; what is hashed is this large at most
 COLOURS = 8  # places a side at which colours are compared
 COLOUR_LIMIT = (
@@ -47,7 +50,7 @@ def fingerprint(image: Image.Image, path: Path) -> Fingerprint:
     bits = np.stack([phash(one, hash_size=8).hash.reshape(-1) for one in both])
     small = [one.resize((COLOURS, COLOURS), Image.Resampling.BOX) for one in both]
     colours = np.stack([np.asarray(one, np.float32).reshape(-1) for one in small])
-    return Fingerprint(bits, colours, hashlib.sha256(path.read_bytes()).digest())
+    return Fingerprint(bits, colours, hashlib.sha256(content_of(path)).digest())
 
 
 def alike(ones: Sequence[Fingerprint], others: Sequence[Fingerprint] | None, distance: int) -> list[Pair]:
@@ -64,6 +67,7 @@ def alike(ones: Sequence[Fingerprint], others: Sequence[Fingerprint] | None, dis
     for mirrored in (0, 1):
         columns = _signs(others, mirrored)
         for start in range(0, len(ones), _ROWS):
+            may_stop_here()
             # Of signs ±1 the product counts equal bits less different ones.
             distances = (64 - signs[start : start + _ROWS] @ columns.T) / 2
             for row, column in np.argwhere(distances <= distance):

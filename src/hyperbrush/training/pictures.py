@@ -1,7 +1,9 @@
 """The pictures and captions of a training, from settings to datasets."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,12 +21,14 @@ from hyperbrush.ldm.data import (
     Part,
     Selection,
     read_templates,
+    repeats_by_name,
     split,
 )
 from hyperbrush.ldm.data.captioning import check_append
 from hyperbrush.ldm.data.examples import CaptionedExamples
+from hyperbrush.ldm.data.mixture import MOST_REPEATS
 from hyperbrush.ldm.util import keyed_seed
-from hyperbrush.training.config import Share, Strict
+from hyperbrush.training.config import Place, Share, Strict
 
 Size = int | tuple[int, int]  # a side, or (height, width), in pixels
 Pictures = ImageFolder | Selection | Mixture
@@ -43,8 +47,14 @@ class FolderConfig(Strict):
     def _path(cls, value: Any) -> Any:
         return {"path": str(value)} if isinstance(value, str | Path) else value
 
-    path: str = Field(description="the folder; captions beside the pictures")
-    repeats: int = Field(1, ge=1, description="times each picture counts in an epoch")
+    path: Place = Field(
+        description="the folder, captions beside the pictures; or one .tar (WebDataset), .parquet or .arrow"
+    )
+    repeats: int | None = Field(
+        None,
+        ge=1,
+        description="times each picture counts in an epoch; by default 10 in folders in it named '10_cat', else 1",
+    )
     share: float | None = Field(
         None, gt=0, description="its part of all examples, in place of repeats; for all folders or none"
     )
@@ -64,7 +74,8 @@ class CaptionSettings(Strict):
     """Where captions come from and what is done to them; `ldm.data.scan` and `Captioning` have the details."""
 
     captions: Literal["auto", "metadata", "text", "filename", "none"] = Field(
-        "auto", description="metadata.jsonl, else NAME.txt, else the file name; or one of them alone"
+        "auto",
+        description="metadata.jsonl (.csv, .parquet), else NAME.txt (.caption), else the file name; or one of them alone",
     )
     caption_lines: bool = Field(
         False, description="each line of a NAME.txt is a caption of its own, one is drawn each time"
@@ -142,14 +153,35 @@ class PictureSettings(CaptionSettings):
     )
     crop_variants: int = Field(4, ge=1, description="random crops of a picture that are kept as latents")
     flip: Share = Field(0.5, description="share of mirrored pictures")
+    jitter: Share = Field(
+        0.0,
+        description="brightness, contrast and saturation change by this share at most, anew each time; 0.1 is usual. Pictures "
+        "are then encoded in each step",
+    )
+    rotate: float = Field(
+        0.0,
+        ge=0,
+        le=180,
+        description="degrees a picture is turned by at most, either way, anew each time; as jitter",
+    )
     background: str = Field("white", description="colour behind transparent pictures")
     masks: Literal["none", "alpha", "files"] = Field(
         "none", description="weights of the loss: the pictures' transparency, or NAME.mask.png files"
     )
-    mask_folder: str | None = Field(None, description="masks of the pictures' names in a folder of their own")
+    mask_folder: Place | None = Field(
+        None, description="masks of the pictures' names in a folder of their own"
+    )
     mask_floor: Share = Field(0.0, description="weight where the mask is black")
     latent_sampling: Literal["deterministic", "once", "random"] = Field(
         "deterministic", description="the posterior's mean, one draw for good, or a new draw each time"
+    )
+    classes: Literal["folders", "captions"] = Field(
+        "folders",
+        description="of models conditioned by classes: the folders in a folder of pictures, or the captions",
+    )
+    condition_folder: Place | None = Field(
+        None,
+        description="of models conditioned by pictures: these, of the same names; by default the pictures themselves, small",
     )
     validation_share: Share = Field(0.1, description="share of the pictures held out where none are given")
 
@@ -195,12 +227,19 @@ def folders_of(source: Any) -> list[FolderConfig] | None:
 
 
 def open_pictures(
-    source: Any, settings: PictureSettings, *, size: Size, downscale: int, multiple: int, seed: int
+    source: Any,
+    settings: PictureSettings,
+    *,
+    size: Size,
+    downscale: int,
+    multiple: int,
+    seed: int,
+    held_out: bool = False,
 ) -> ImageFolder | Mixture:
     """Folders as a dataset, unusable pictures set aside; an `ImageFolder` or `Mixture` passes through.
 
     size, downscale, multiple: of the model: its side in pixels, pixels for each place of its latent map, what sides
-    of pictures must be multiples of.
+    of pictures must be multiples of. held_out: to judge by, where no mask is needed and names say no repeats.
 
     Raises:
         UserError: neither; a folder without a usable picture; a setting that makes no sense.
@@ -212,7 +251,15 @@ def open_pictures(
         raise UserError(
             f"dataset: expected a folder, several, or an ImageFolder, got {type(source).__name__}"
         )
-    found = as_mixture(folders, settings, size=size, downscale=downscale, multiple=multiple, seed=seed)
+    found = as_mixture(
+        folders,
+        settings,
+        size=size,
+        downscale=downscale,
+        multiple=multiple,
+        seed=seed,
+        held_out=held_out,
+    )
     only = found.parts[0]
     if len(found.parts) > 1 or only.repeats != 1 or only.loss_weight != 1:
         return found
@@ -229,36 +276,76 @@ def as_mixture(
     multiple: int,
     seed: int,
     on_problem: Literal["raise", "skip"] = "skip",
+    held_out: bool = False,
 ) -> Mixture:
-    """Folders as a mixture, whatever their number; see `open_pictures`."""
-    return Mixture(
-        [
-            Part(
-                ImageFolder(
-                    folder.path,
-                    size=size,
-                    crop=settings.crop,
-                    crop_variants=settings.crop_variants if settings.crop == "random" else None,
-                    flip=settings.flip,
-                    buckets=settings.shapes(size, multiple),
-                    background=settings.background,
-                    seed=seed if len(folders) == 1 else keyed_seed(seed, folder.path),
-                    captions=settings.captions,
-                    file_names=settings.file_names(),
-                    caption_lines=settings.caption_lines,
-                    captioning=settings.captioning(folder.caption_suffix, folder.append),
-                    masks=settings.mask_settings(downscale),
-                    on_problem=on_problem,
-                ),
-                folder.repeats,
-                folder.share,
-                folder.loss_weight,
-                folder.keep_prior,
-            )
-            for folder in folders
-        ],
-        seed,
-    )
+    """Folders as a mixture, whatever their number; see `open_pictures`.
+
+    With masks, one folder at least has some; pictures without any count everywhere.
+    """
+    masks = settings.mask_settings(downscale)
+    if masks is not None and (held_out or len(folders) > 1):
+        masks = replace(masks, needed=False)
+    opened = [
+        ImageFolder(
+            folder.path,
+            size=size,
+            crop=settings.crop,
+            crop_variants=settings.crop_variants if settings.crop == "random" else None,
+            flip=settings.flip,
+            jitter=settings.jitter,
+            rotate=settings.rotate,
+            buckets=settings.shapes(size, multiple),
+            background=settings.background,
+            seed=seed if len(folders) == 1 else keyed_seed(seed, folder.path),
+            captions=settings.captions,
+            file_names=settings.file_names(),
+            caption_lines=settings.caption_lines,
+            captioning=settings.captioning(folder.caption_suffix, folder.append),
+            masks=masks,
+            on_problem=on_problem,
+        )
+        for folder in folders
+    ]
+    if masks is not None and not held_out and not any(file for data in opened for file in data.mask_files):
+        raise no_masks(masks, [folder.path for folder in folders])
+    parts = [
+        part
+        for folder, data in zip(folders, opened, strict=True)
+        for part in _parts(folder, data, by_name=not held_out)
+    ]
+    return Mixture(parts, seed)
+
+
+def no_masks(masks: Masks, folders: Sequence[str | Path]) -> UserError:
+    """What to say where no picture of several folders has a mask."""
+    wanted = "is transparent anywhere" if masks.source == "alpha" else "has a mask file"
+    return UserError(f'masks="{masks.source}", but no picture of {", ".join(map(str, folders))} {wanted}')
+
+
+def _parts(folder: FolderConfig, data: ImageFolder, *, by_name: bool) -> list[Part]:
+    """A folder as parts of a mixture: one, or one for each number of repeats that names of folders in it say."""
+
+    def part(examples: CaptionedExamples, repeats: int) -> Part:
+        return Part(examples, repeats, folder.share, folder.loss_weight, folder.keep_prior)
+
+    if folder.repeats is not None or folder.share is not None or not by_name:
+        return [part(data, folder.repeats or 1)]
+    found = repeats_by_name(data)
+    if len(found) == 1:
+        return [part(data, repeats) for repeats in found]
+    return [part(Selection(data, indices), repeats) for repeats, indices in sorted(found.items())]
+
+
+def named_repeats(folders: Sequence[FolderConfig]) -> list[tuple[Path, int]]:
+    """Folders whose names say how often their pictures count, with that number; see `repeats_by_name`."""
+    found = []
+    for folder in folders:
+        if folder.repeats is None and folder.share is None and Path(folder.path).is_dir():
+            for path in sorted(Path(folder.path).glob("*_*")):
+                number = re.match(r"(\d+)_", path.name)
+                if number and path.is_dir() and 2 <= int(number[1]) <= MOST_REPEATS:
+                    found.append((path, int(number[1])))
+    return found
 
 
 def hold_out(data: ImageFolder | Mixture, share: float, seed: int) -> tuple[Pictures, Pictures | None]:
@@ -270,4 +357,6 @@ def hold_out(data: ImageFolder | Mixture, share: float, seed: int) -> tuple[Pict
 
 def without_chance(data: CaptionedExamples) -> CaptionedExamples:
     """Pictures of a folder always alike; see `ImageFolder.without_chance`."""
+    if isinstance(data, Selection):
+        return Selection(without_chance(data.data), data.indices)
     return data.without_chance() if isinstance(data, ImageFolder) else data

@@ -1,7 +1,7 @@
 """What is wrong, odd or worth knowing about training pictures, found before the first step."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ from hyperbrush.ldm.data.augment import Crop
 from hyperbrush.ldm.data.buckets import Buckets, OriginalSizes
 from hyperbrush.ldm.data.captioning import Captioning
 from hyperbrush.ldm.data.captions import FileNames
-from hyperbrush.ldm.data.masks import Masks, find_masks
+from hyperbrush.ldm.data.masks import ORPHAN, Masks, find_masks
 from hyperbrush.ldm.data.scan import Item, Problem, scan
 from hyperbrush.training.findings import Finding, Note, captions_of, shapes_of, words_of
 from hyperbrush.training.likeness import SIDE, Fingerprint, alike, fingerprint
+from hyperbrush.training.pictures import no_masks
 
 Folders = str | Path | Sequence[str | Path]
 
@@ -129,6 +130,7 @@ def preflight(
         *(words_of(finished, tokenizer) if tokenizer is not None else ()),
         *shapes_of(items, shapes, crop, batch_size),
         _transparent(items, masks),
+        _unmasked(looked),
     ]
     table = {one: shapes.count(one) for one in sorted(set(shapes))}
     order = ("error", "warning", "note")
@@ -143,6 +145,7 @@ class _Looked:
     problems: list[Problem]
     prints: dict[Path, Fingerprint]
     found: int
+    unmasked: list[Path]
 
 
 def _look(
@@ -157,8 +160,10 @@ def _look(
     given = [folders] if isinstance(folders, str | Path) else list(folders)
     if not given:
         raise UserError("no folder to look at; expected one or more")
-    total = _Looked(tuple(map(Path, given)), [], [], {}, 0)
+    total = _Looked(tuple(Path(folder).expanduser() for folder in given), [], [], {}, 0, [])
     counted = 0
+    if masks is not None and len(given) > 1:
+        masks = replace(masks, needed=False)
 
     def look(path: Path) -> pictures.Look:
         found, small = pictures.look(path, SIDE)
@@ -185,11 +190,15 @@ def _look(
         )
         items, problems = seen.items, list(seen.problems)
         if masks is not None and items:
-            items, _, bad_masks = find_masks(masks, folder, items)
+            items, files, bad_masks = find_masks(masks, folder, items)
             problems += bad_masks
+            total.unmasked += [item.path for item, file in zip(items, files, strict=True) if file is None]
         total.items += items
         total.problems += problems
         total.found += counted
+    bad = any(problem.kind == "mask" and problem.reason != ORPHAN for problem in total.problems)
+    if masks is not None and not masks.needed and len(total.unmasked) == len(total.items) and not bad:
+        raise no_masks(masks, given)
     return total
 
 
@@ -201,13 +210,18 @@ UNUSABLE = {
         "mend the files named, or their pictures are left out",
     ),
     "mask": ("bad_masks", "masks cannot be used", "mend the files named, or their pictures are left out"),
+    "unread": (
+        "unread",
+        "files are not read",
+        "those that are pictures or captions of some want another name or format; the others may stay",
+    ),
 }
 
 
 def _unusable(problems: Sequence[Problem]) -> Iterator[Finding | None]:
     for kind, (name, what, advice) in UNUSABLE.items():
         notes = [Note((p.path,), p.reason) for p in problems if p.kind == kind]
-        yield Finding.of(name, "error", notes, what, advice)
+        yield Finding.of(name, "warning" if kind == "unread" else "error", notes, what, advice)
 
 
 def _duplicates(looked: _Looked, distance: int) -> Finding | None:
@@ -252,3 +266,14 @@ def _transparent(items: Sequence[Item], masks: Masks | None) -> Finding | None:
         'they are shown on the background (white by default); to train on what is seen alone, masks "alpha"'
     )
     return Finding.of("transparent", "note", notes, "pictures are transparent in places", advice)
+
+
+def _unmasked(looked: _Looked) -> Finding | None:
+    notes = [Note((path,), "") for path in looked.unmasked]
+    return Finding.of(
+        "unmasked",
+        "note",
+        notes,
+        "pictures have no mask and count everywhere",
+        "nothing to do, if that is meant",
+    )

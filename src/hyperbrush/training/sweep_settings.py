@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.files import write_text
 from hyperbrush.hypernetworks import AttentionHypernetwork
+from hyperbrush.ldm.data.archives import is_source
 from hyperbrush.ldm.modules.diffusion import WEIGHTINGS, sample_timesteps
 from hyperbrush.ldm.util import keyed_generator, keyed_seed, load_config, read_yaml
 from hyperbrush.training.config import Strict
@@ -245,7 +246,7 @@ def _bare(error: UserError) -> str:
 def _problems(config: HypernetworkRun) -> Iterator[str]:
     t, network = config.training, config.network
     for folder in (*config.data, *config.validation):
-        if not Path(folder.path).is_dir():
+        if not is_source(folder.path):
             yield f"there is no folder {folder.path}: expected one with pictures"
     if config.start_from and not Path(config.start_from).is_file():
         yield f"there is no file {config.start_from} to start from"

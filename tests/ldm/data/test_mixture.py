@@ -204,7 +204,7 @@ def test_errors(folders):
         ("loss_weight is -1", lambda: Part(a, loss_weight=-1)),
         ("the share held out is 1", lambda: split(a, 1)),
         ("all parts keep the prior", lambda: split(Mixture([Part(a, keep_prior=True)]), 0.5)),
-        ("part 1 is a Selection", lambda: split(Mixture([Part(Selection(a, [0, 1]))]), 0.5)),
+        ("part 1 is a Mixture", lambda: split(Mixture([Part(Mixture([Part(a)]))]), 0.5)),
         ("no examples", lambda: Selection(a, [])),
         ("there is no example 6 among 6", lambda: Selection(a, [0, 6])),
     ):

@@ -21,6 +21,19 @@ KINDS = {
     ".avif": "avif",
     ".tif": "tiff",
     ".tiff": "tiff",
+    ".jp2": "jp2",
+    ".j2k": "jp2",
+    ".jpx": "jpx",
+    ".ico": "x-icon",
+    ".tga": "x-tga",
+    ".ppm": "x-portable-pixmap",
+    ".pgm": "x-portable-graymap",
+    ".pbm": "x-portable-bitmap",
+    ".pnm": "x-portable-anymap",
+    ".heic": "heic",
+    ".heif": "heif",
+    ".hif": "heif",
+    ".jxl": "jxl",
 }
 
 
@@ -66,8 +79,8 @@ def add(router: APIRouter, site: Site) -> None:
 
     @router.post("/datasets/{name}/pictures", status_code=201)
     def put(name: str, files: Annotated[list[UploadFile], File(max_length=1000)]) -> dict[str, Any]:
-        """Add pictures (32 MiB and 40 million pixels each at most) with .txt captions and .mask.png masks of
-        their names, folders included (10_cat/1.png, 10_cat/1.txt).
+        """Add pictures (32 MiB and 40 million pixels each at most) with .txt or .caption captions and .mask.png masks
+        of their names, folders included (10_cat/1.png, 10_cat/1.txt), and captions in metadata.jsonl, .csv or .parquet.
         """
         return datasets.add(name, ((file.filename or "picture", file.file) for file in files)).as_dict()
 

@@ -13,7 +13,7 @@ from hyperbrush.app.uploads import MOST_BYTES
 KEPT = {"Cache-Control": "private, max-age=31536000, immutable"}
 PNG: dict[int | str, Any] = {200: {"content": {"image/png": {}}}}
 Picture = Annotated[
-    UploadFile, File(description="PNG, JPEG, WebP, BMP or GIF, at most 32 MiB and 40 million pixels")
+    UploadFile, File(description="PNG, JPEG, WebP, TIFF, …, at most 32 MiB and 40 million pixels")
 ]
 
 

@@ -16,7 +16,7 @@ from hyperbrush.app.pages.networks_files import drop_zone
 from hyperbrush.app.pages.styles_result import StyleResult
 from hyperbrush.app.requests import StyleRequest, checked
 from hyperbrush.app.site import Site
-from hyperbrush.app.uploads import MOST_BYTES
+from hyperbrush.app.uploads import ACCEPT, MOST_BYTES
 from hyperbrush.errors import UserError
 
 MOST = 16
@@ -68,7 +68,7 @@ class StylesPage:
                 "/api/v1/uploads",
                 self._uploaded,
                 key="file",
-                accept="image/png,image/jpeg,image/webp,image/bmp,image/gif",
+                accept=ACCEPT,
                 most=MOST_BYTES,
                 too_large=t("styles.too_large"),
                 multiple=True,

@@ -14,9 +14,10 @@ from hyperbrush.app.drafts import Draft
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.pages.frame import refusals, title_of
 from hyperbrush.app.pages.networks_threads import in_thread
+from hyperbrush.app.uploads import ACCEPT
 
 AT_ONCE = 24  # pictures of a page
-ACCEPTED = "image/png,image/jpeg,image/webp,image/bmp,image/gif,.txt"
+ACCEPTED = f"{ACCEPT},.txt,.caption,.jsonl,.csv"
 
 
 class Pictures:
@@ -227,9 +228,12 @@ def _opens(path: Any) -> bool:
     from PIL import Image
 
     from hyperbrush.app.uploads import FORMATS, MOST_BYTES, MOST_PIXELS
+    from hyperbrush.ldm.data.pictures import open_bytes
 
     try:
-        with Image.open(path, formats=FORMATS) as picture:
-            return picture.width * picture.height <= MOST_PIXELS and path.stat().st_size <= MOST_BYTES
+        if path.stat().st_size > MOST_BYTES:
+            return False
+        with open_bytes(path.read_bytes(), FORMATS) as picture:
+            return picture.width * picture.height <= MOST_PIXELS
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return False

@@ -8,7 +8,7 @@ from hyperbrush.ldm.data.examples import CaptionedExamples, Selection
 from hyperbrush.ldm.data.folder import ImageFolder
 from hyperbrush.ldm.data.latents import LatentDataset, cache_latents
 from hyperbrush.ldm.data.masks import Masks
-from hyperbrush.ldm.data.mixture import Mixture, Part, folders_by_name, split
+from hyperbrush.ldm.data.mixture import Mixture, Part, folders_by_name, repeats_by_name, split
 from hyperbrush.ldm.data.order import BatchOrder, collate
 from hyperbrush.ldm.data.scan import Item, Problem, Scan, scan
 from hyperbrush.ldm.data.templates import read_templates
@@ -38,6 +38,7 @@ __all__ = [
     "content_key",
     "folders_by_name",
     "read_templates",
+    "repeats_by_name",
     "scan",
     "split",
 ]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hyperbrush.errors import UserError
 from hyperbrush.files import atomic_path, clear_parts
+from hyperbrush.ldm.data.archives import content_of
 
 _FORMAT = "hyperbrush cache 1"
 
@@ -29,7 +30,7 @@ def content_key(path_or_bytes: str | Path | bytes, settings: Mapping[str, Any]) 
 
 
 def content_digest(path_or_bytes: str | Path | bytes) -> bytes:
-    """SHA-256 of a file's content (or bytes): read once for several keys.
+    """SHA-256 of a file's content (or bytes), inside archives too: read once for several keys.
 
     Raises:
         UserError: the file cannot be read.
@@ -38,7 +39,7 @@ def content_digest(path_or_bytes: str | Path | bytes) -> bytes:
         content = path_or_bytes
     else:
         try:
-            content = Path(path_or_bytes).read_bytes()
+            content = content_of(path_or_bytes)
         except OSError as error:
             raise UserError(f"cannot read {path_or_bytes}: {error.strerror or error}") from error
     return hashlib.sha256(content).digest()

@@ -1,18 +1,23 @@
-"""Where a picture's caption comes from: ``metadata.jsonl``, a same-stem ``.txt``, the file name."""
+"""Where a picture's caption comes from: a file of metadata, a text file of the same name, the file name."""
 
+import csv
+import io
 import json
 import posixpath
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hyperbrush.errors import UserError
-from hyperbrush.ldm.data.pictures import SUFFIXES
+from hyperbrush.ldm.data.archives import METADATA_TABLE, content_of, metadata_rows
+from hyperbrush.ldm.data.pictures import suffixes
 
 SOURCES = ("auto", "metadata", "text", "filename", "none")
+METADATA = (METADATA_TABLE, "metadata.csv", "metadata.jsonl")  # in one folder, the last of these counts
+TEXTS = (".txt", ".caption")  # of a picture's name; the first of these counts
 
 
 class CaptionError(ValueError):
@@ -21,7 +26,7 @@ class CaptionError(ValueError):
 
 @dataclass
 class Metadata:
-    """What a folder's ``metadata.jsonl`` files say.
+    """What a folder's files of metadata say.
 
     captions: by picture, its path relative to the folder, posix, NFC; the first where a row has several.
     alternatives: in the same way all captions of a row, the first included.
@@ -102,9 +107,24 @@ def captions_from_lines(path: Path) -> tuple[str, ...]:
     return tuple(filter(None, lines)) or ("",)
 
 
+def captions_from_json(path: Path) -> tuple[str, ...]:
+    """Captions in a JSON object beside a picture, as img2dataset writes it: "text" or "caption", one or a list.
+
+    Empty where it has none: other programs keep other things of a picture there.
+
+    Raises:
+        CaptionError: the file cannot be read.
+    """
+    try:
+        row = json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
+        raise CaptionError(f"not JSON: {error}") from error
+    return _captions(row) if isinstance(row, dict) and {"text", "caption"} & row.keys() else ()
+
+
 def _text(path: Path) -> str:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = content_of(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise CaptionError(
             f"the caption is not UTF-8 (byte {error.start}); save the file as UTF-8"
@@ -117,46 +137,77 @@ def _text(path: Path) -> str:
 
 
 def read_metadata(folder: Path, files: Iterable[Path], pictures: Iterable[str]) -> Metadata:
-    """Read ``metadata.jsonl`` files as the Hugging Face imagefolder layout has them.
+    """Read files of metadata as the Hugging Face imagefolder layout has them: `METADATA`.
 
-    Each line is an object with ``file_name``, relative to the metadata file's folder, and ``text``
-    (or ``caption``): a string, or a list of several captions. A metadata file nearer to a picture beats one further up.
+    Each row has ``file_name``, relative to the file's folder, and ``text`` (or ``caption``): a string, or, but in a
+    CSV file, a list of several captions. A file nearer to a picture beats one further up.
 
     folder: what paths are relative to.
     pictures: every picture's path relative to the folder, posix, NFC.
+
+    Raises:
+        UserError: a Parquet file asks for an extra that is not installed.
     """
     known = set(pictures)
     found = Metadata()
-    for file in sorted(files, key=lambda f: (len(f.parts), f.as_posix())):
-        try:
-            lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-        except OSError as error:
-            found.problems.append((file, f"cannot be read: {error.strerror or error}"))
-            continue
+    for file in sorted(files, key=lambda f: (len(f.parts), METADATA.index(f.name), f.as_posix())):
         base = nfc(file.parent.relative_to(folder).as_posix())
-        first_line: dict[str, int] = {}
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
+        first_line: dict[str, str] = {}
+        for number, row in _rows(file, found.problems):
             try:
-                name, row = _row(line, base, known)
+                if isinstance(row, CaptionError):
+                    raise row
+                name = _named(row, base, known)
             except CaptionError as error:
-                found.problems.append((file, f"line {number}: {error}"))
+                found.problems.append((file, f"{number}: {error}"))
                 continue
             try:
                 if name in first_line:
-                    raise CaptionError(f"a second row for {name!r}, after line {first_line[name]}")
+                    raise CaptionError(f"a second row for {name!r}, after {first_line[name]}")
                 first_line[name] = number
                 found.alternatives[name] = said = _captions(row)
                 found.captions[name] = said[0]
                 found.bad.discard(name)
             except CaptionError as error:
-                found.problems.append((file, f"line {number}: {error}"))
+                found.problems.append((file, f"{number}: {error}"))
                 found.bad.add(name)
     return found
 
 
-def _row(line: bytes, base: str, known: set[str]) -> tuple[str, dict[str, Any]]:
+def _rows(
+    file: Path, problems: list[tuple[Path, str]]
+) -> Iterator[tuple[str, dict[str, Any] | CaptionError]]:
+    """Rows of a file of metadata, or why one cannot be read, and how a person finds it."""
+    try:
+        if file.name == METADATA_TABLE:
+            yield from ((f"row {number}", row) for number, row in enumerate(metadata_rows(file), start=1))
+            return
+        content = content_of(file).removeprefix(b"\xef\xbb\xbf")
+    except OSError as error:
+        problems.append((file, f"cannot be read: {error.strerror or error}"))
+        return
+    if file.name == "metadata.csv":
+        try:
+            lines = csv.DictReader(io.StringIO(content.decode("utf-8"), newline=""), strict=True)
+            # A row with more cells than the head has them under None.
+            yield from (
+                (f"line {lines.line_num}", {str(k): v for k, v in row.items() if v is not None})
+                for row in lines
+            )
+        except UnicodeDecodeError as error:
+            problems.append((file, f"not UTF-8 (byte {error.start}); save the file as UTF-8"))
+        except csv.Error as error:
+            problems.append((file, f"no CSV file that can be read: {error}"))
+        return
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if line.strip():
+            try:
+                yield f"line {number}", _row(line)
+            except CaptionError as error:
+                yield f"line {number}", error
+
+
+def _row(line: bytes) -> dict[str, Any]:
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -165,15 +216,20 @@ def _row(line: bytes, base: str, known: set[str]) -> tuple[str, dict[str, Any]]:
         raise CaptionError(f"not JSON: {error}") from error
     if not isinstance(row, dict):
         raise CaptionError(f"is a JSON {type(row).__name__}; expected an object with file_name")
+    return row
+
+
+def _named(row: dict[str, Any], base: str, known: set[str]) -> str:
+    """The picture that a row is about."""
     written = row.get("file_name")
     if not isinstance(written, str) or not written:
         raise CaptionError(f"file_name is {written!r}; expected a path relative to this file")
     for spelling in (written, written.replace("\\", "/")):
         name = posixpath.normpath(posixpath.join(base, nfc(spelling)))
         if name in known:
-            return name, row
-    if Path(written).suffix.lower() not in SUFFIXES:
-        raise CaptionError(f"{written!r} is not a picture; expected one of {' '.join(SUFFIXES)}")
+            return name
+    if Path(written).suffix.lower() not in suffixes():
+        raise CaptionError(f"{written!r} is not a picture; expected one of {' '.join(suffixes())}")
     raise CaptionError(f"there is no picture {written!r}")
 
 

@@ -1,6 +1,7 @@
 """A folder of captioned pictures as a dataset; an example depends on (seed, epoch, index) alone."""
 
 import copy
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from hyperbrush.ldm.data.captions import FileNames
 from hyperbrush.ldm.data.masks import Masks, coverage, find_masks, read_mask
 from hyperbrush.ldm.data.scan import Problem, Scan, scan
 
+log = logging.getLogger(__name__)
 Fitted = tuple[augment.Pixels, augment.Pixels | None]  # a picture (h, w, 3) and its mask (h, w)
 
 
@@ -34,14 +36,15 @@ class ImageFolder(Dataset[dict[str, Any]]):
     jitter: brightness, contrast and saturation are each scaled by 1 ± jitter at most, in [0, 1].
     rotate: largest angle in degrees, either way, in [0, 180].
     transform: called last with the picture (RGB, at its final size) and a generator keyed by
-        (seed, epoch, index); gives a picture of the same size. It does not see the mask.
+        (seed, epoch, index); gives a picture of the same size. It does not see the mask. Transforms that take the
+        picture alone, such as torchvision's, go into ``augment.Seeded``.
     buckets: aspect-ratio buckets or original sizes; ``groups`` says which picture is in which.
     background: colour behind transparent pictures and rotated corners.
     captions, file_names, caption_lines: as in ``scan``.
     captioning: what is done to captions: one of several, templates, shuffled tags.
     masks: where pictures count; examples then have ``mask``. Rotated corners count nowhere.
-    on_problem: "raise" names every unusable file in one error; "skip" leaves those out and keeps
-        ``problems``.
+    on_problem: "raise" names every unusable file in one error, and logs those that are not read at all; "skip"
+        leaves both out and keeps ``problems``.
     memory_limit: bytes of decoded, resized pictures kept in memory; 0 keeps none.
     progress: called with (pictures looked at, pictures in all) while the folder is scanned.
 
@@ -108,9 +111,14 @@ class ImageFolder(Dataset[dict[str, Any]]):
         if masks and items:
             items, self.mask_files, bad_masks = find_masks(masks, found.folder, items)
             problems += tuple(bad_masks)
-        if not items or (problems and on_problem == "raise"):
-            report = Scan(found.folder, items, problems).report()
+        wrong = tuple(p for p in problems if p.kind != "unread")
+        if not items or (wrong and on_problem == "raise"):
+            report = Scan(found.folder, items, wrong or problems).report()
             raise UserError(_problem_report(len(items), report, folder))
+        if on_problem == "raise" and (unread := found.unread).problems:
+            log.warning(
+                "%d files in %s are not read:\n%s", len(unread.problems), found.folder, unread.report(5)
+            )
         self.problems: tuple[Problem, ...] = problems
         self.captions = [item.caption for item in items]
         self.alternatives = [item.written for item in items]

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.ldm.data import pictures
+from hyperbrush.ldm.data.archives import content_of, files_in, is_source
 from hyperbrush.ldm.data.augment import Pixels
 from hyperbrush.ldm.data.captions import nfc
 from hyperbrush.ldm.data.scan import Item, Problem
 
 SOURCES = ("alpha", "files")
+ORPHAN = "a mask of no usable picture"
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Masks:
     normalise: each example's weights are divided by their mean, as the webui does, so that a small
         mask teaches as much as a large one. ``LatentDiffusion.losses`` does this by itself: leave it
         off there.
+    needed: refuse a folder without any mask. Without, as for one folder of several, its pictures count everywhere.
 
     Raises:
         UserError: an unknown source, a folder with "alpha", a number out of range.
@@ -41,6 +44,7 @@ class Masks:
     downscale: int = 8
     floor: float = 0.0
     normalise: bool = False
+    needed: bool = True
 
     def __post_init__(self) -> None:
         if self.source not in SOURCES:
@@ -79,10 +83,10 @@ def find_masks(
     A mask that cannot be read, or is black all over, sets its picture aside.
 
     Raises:
-        UserError: the folder of masks is missing; not a single picture has a mask.
+        UserError: the folder of masks is missing; not a single picture has a mask, and one is ``needed``.
     """
     if masks.source == "alpha":
-        if not any(item.transparent for item in items):
+        if masks.needed and not any(item.transparent for item in items):
             raise UserError(
                 f'masks="alpha", but no picture in {folder} is transparent anywhere; save them with an '
                 'alpha channel, or give mask files (source "files")'
@@ -102,14 +106,12 @@ def find_masks(
             kept.append(item)
             found.append(path)
     where = masks.folder if masks.folder is not None else folder
-    if not any(found) and not problems:
+    if masks.needed and not any(found) and not problems:
         example = _name(items[0].path, folder) + (".png" if masks.folder is not None else ".mask.png")
         raise UserError(f"no picture has a mask in {where}; expected files such as {example}")
-    problems += [
-        Problem(path, "a mask of no usable picture", "mask")
-        for name, path in files.items()
-        if name not in names
-    ]
+    # A folder of masks for several folders of pictures has those of the others too.
+    alone = masks.needed or masks.folder is None
+    problems += [Problem(path, ORPHAN, "mask") for name, path in files.items() if alone and name not in names]
     return tuple(kept), found, problems
 
 
@@ -120,7 +122,7 @@ def read_mask(path: Path, source: str, size: tuple[int, int]) -> Image.Image:
         UserError: it cannot be read (any more).
     """
     try:
-        content = path.read_bytes()
+        content = content_of(path)
         image = pictures.decode_alpha(content) if source == "alpha" else _grey(content)
     except Exception as error:  # Pillow's decoders raise anything on a broken file
         raise UserError(f"cannot read the mask {path}: {pictures.explain(error)}") from error
@@ -147,7 +149,7 @@ def _grey(content: bytes) -> Image.Image:
 
 def _unusable(path: Path) -> str | None:
     try:
-        image = _grey(path.read_bytes())
+        image = _grey(content_of(path))
     except Exception as error:  # noqa: BLE001 (Pillow's decoders raise anything on a broken file)
         return pictures.explain(error)
     return "it is black all over, so nothing would count" if image.getextrema()[1] == 0 else None
@@ -155,16 +157,15 @@ def _unusable(path: Path) -> str | None:
 
 def _mask_files(masks: Masks, folder: Path) -> dict[str, Path]:
     """Mask files by the name of their picture, relative to the folder, without its ending."""
-    root = folder if masks.folder is None else Path(masks.folder)
-    if not root.is_dir():
+    root = folder if masks.folder is None else Path(masks.folder).expanduser()
+    read = pictures.suffixes()
+    if not is_source(root):
         raise UserError(f"there is no folder of masks {root}")
     ending = "" if masks.folder is not None else ".mask"
     return {
         _name(path, root).removesuffix(ending): path
-        for path in sorted(root.rglob("*"))
-        if path.suffix.lower() in pictures.SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
-        and path.stem.endswith(ending)
+        for path in sorted(files_in(root))
+        if path.suffix.lower() in read and path.stem.endswith(ending)
     }
 
 

@@ -157,7 +157,7 @@ def split(
 
     Raises:
         UserError: a share out of range; a dataset of one picture; only prior pictures; a part that is
-            no ``ImageFolder``.
+            no ``ImageFolder`` nor a ``Selection`` of one.
     """
     if not 0 < share < 1:
         raise UserError(f"the share held out is {share}; expected a number between 0 and 1")
@@ -167,9 +167,13 @@ def split(
             if part.keep_prior:
                 train.append(part)
                 continue
-            if not isinstance(part.data, ImageFolder):
-                raise UserError(f"part {number + 1} is a {type(part.data).__name__}; expected an ImageFolder")
-            rest, out = _cut(part.data, share, seed, number)
+            own = part.data
+            if not isinstance(own, ImageFolder | Selection):
+                raise UserError(f"part {number + 1} is a {type(own).__name__}; expected an ImageFolder")
+            if len(own) < 2 and len(data.parts) > 1 and isinstance(own, Selection):
+                train.append(part)  # a folder's only picture of so many repeats
+                continue
+            rest, out = _cut(own, share, seed, number)
             train.append(replace(part, data=rest))
             held.append(Part(out))
         if not held:
@@ -193,13 +197,32 @@ def folders_by_name(folder: str | Path) -> list[tuple[Path, int]]:
     return found
 
 
-def _cut(data: ImageFolder, share: float, seed: int, number: int) -> tuple[Selection, Selection]:
+MOST_REPEATS = 999  # what is more, as in 2023_holiday, is no repeats
+
+
+def repeats_by_name(data: ImageFolder) -> dict[int, list[int]]:
+    """Numbers of a folder's examples by repeats: as the folder in it says, ``10_red cat`` (sd-scripts), else one."""
+    found: dict[int, list[int]] = {}
+    for index, path in enumerate(data.paths):
+        first, *inside = Path(path).relative_to(data.folder).parts
+        number = re.match(r"(\d+)_", first) if inside else None
+        repeats = int(number[1]) if number and 1 <= int(number[1]) <= MOST_REPEATS else 1
+        found.setdefault(repeats, []).append(index)
+    return found
+
+
+def _cut(data: ImageFolder | Selection, share: float, seed: int, number: int) -> tuple[Selection, Selection]:
+    whole = data.data if isinstance(data, Selection) else data
+    if not isinstance(whole, ImageFolder):
+        raise UserError(f"a selection of a {type(whole).__name__}; expected one of an ImageFolder")
     if len(data) < 2:
-        raise UserError(f"{data.folder} has one usable picture; expected 2 or more to hold one out")
+        raise UserError(f"{whole.folder} has one usable picture; expected 2 or more to hold one out")
+    indices = data.indices if isinstance(data, Selection) else range(len(data))
     key = ("split", number) if number else ("split",)
     order = torch.randperm(len(data), generator=keyed_generator(seed, *key)).tolist()
     held = min(len(data) - 1, max(1, round(share * len(data))))
-    return Selection(data, sorted(order[held:])), Selection(data.without_chance(), sorted(order[:held]))
+    kept, out = ([indices[i] for i in sorted(some)] for some in (order[held:], order[:held]))
+    return Selection(whole, kept), Selection(whole.without_chance(), out)
 
 
 def _stretches(part: int, groups: Sequence[tuple[int, int]], factor: float) -> list[_Stretch]:

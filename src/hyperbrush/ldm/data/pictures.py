@@ -1,21 +1,131 @@
 """One picture file to one RGB picture: really decoded, upright, on a plain background."""
 
+import functools
 import io
 import struct
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from hyperbrush.errors import UserError
+from hyperbrush.ldm.data.archives import content_of
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"),
     *(".jp2", ".j2k", ".jpx", ".tga", ".ico", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
-# Pictures that are not read: named, never passed over in silence.
-UNREAD = (".heic", ".heif", ".hif", ".jxl", ".svg", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".psd")
+# Those that an extra reads: suffix → (name, module that reads them).
+EXTRA = {
+    ".heic": ("HEIC", "pillow_heif"),
+    ".heif": ("HEIC", "pillow_heif"),
+    ".hif": ("HEIC", "pillow_heif"),
+    ".jxl": ("JPEG XL", "pillow_jxl"),
+}
+INSTALL = "pip install 'hyperbrush[pictures]'"
+# Pillow's names of the formats of these suffixes (a photograph with two JPEGs inside is MPO to it), and the suffix of each.
+FORMATS = {
+    "PNG": ".png",
+    "JPEG": ".jpg",
+    "MPO": ".jpg",
+    "WEBP": ".webp",
+    "BMP": ".bmp",
+    "GIF": ".gif",
+    "TIFF": ".tiff",
+    "AVIF": ".avif",
+    "JPEG2000": ".jp2",
+    "ICO": ".ico",
+    "PPM": ".ppm",
+    "TGA": ".tga",
+    "HEIF": ".heic",
+    "JXL": ".jxl",
+}
+
+
+def suffixes() -> tuple[str, ...]:
+    """Endings of the files that are read here and now: `SUFFIXES`, and those of extras that are installed."""
+    return SUFFIXES + tuple(suffix for suffix, (_, module) in EXTRA.items() if _installed(module))
+
+
+def why_unread(path: Path, content: bytes) -> str:
+    """Why a file whose name does not end in one of `suffixes` is not read.
+
+    content: its first bytes, a few thousand at least.
+    """
+    suffix = path.suffix.lower()
+    if suffix in EXTRA:
+        return f"{EXTRA[suffix][0]} is read with an extra: {INSTALL}"
+    if suffix in (".gz", ".tgz", ".bz2", ".xz", ".zip", ".7z", ".rar"):
+        return "of archives plain .tar files alone are read; unpack it"
+    kind = _kind(content)
+    if kind in FORMATS:
+        return f"it holds a {kind} picture, but is not named as one: give its name the ending {FORMATS[kind]}"
+    ending = f"{suffix} files are" if suffix else "a file without an ending is"
+    return f"{ending} not read; if it is a picture, save it as PNG, JPEG or WebP"
+
+
+@functools.cache
+def _installed(module: str) -> bool:
+    return find_spec(module) is not None
+
+
+@functools.cache
+def _register_extras() -> None:
+    """Let Pillow read what extras read; they are loaded when the first file asks for one."""
+    if _installed("pillow_heif"):
+        import_module("pillow_heif").register_heif_opener()
+    if _installed("pillow_jxl"):
+        import_module("pillow_jxl")
+
+
+def _kind(content: bytes) -> str:
+    """Pillow's name of what bytes begin, by marks that nothing else has; "" for anything else."""
+    if extra := _kind_of_extra(content):
+        return extra
+    # These two cannot be opened by their first bytes.
+    if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
+        return "WEBP"
+    if content[4:12] == b"ftypavif":
+        return "AVIF"
+    try:
+        with Image.open(io.BytesIO(content), formats=_SURE) as image:
+            return str(image.format)
+    except Exception:  # noqa: BLE001 (Pillow's decoders raise anything)
+        return ""
+
+
+_SURE = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "JPEG2000")
+
+
+def _kind_of_extra(content: bytes) -> str:
+    """HEIF or JXL, which extras read, by the first bytes; "" for anything else."""
+    heic = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1")
+    if content[4:8] == b"ftyp" and content[8:12] in heic and b"avif" not in content[:64]:
+        return "HEIF"
+    return "JXL" if content.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")) else ""
+
+
+def open_bytes(content: bytes, formats: tuple[str, ...] | None = None) -> Image.Image:
+    """`Image.open` of a file's bytes, with the extras; only its head is read yet.
+
+    formats: as for ``upright``.
+
+    Raises:
+        Exception: as ``decode``.
+    """
+    if kind := _kind_of_extra(content):
+        _register_extras()
+        name, module = EXTRA[FORMATS[kind]]
+        if not _installed(module):
+            raise ValueError(f"it is a picture in {name}, which is read with an extra: {INSTALL}")
+        formats = None if formats is None else tuple(f for f in formats if f == kind)
+    elif formats is not None:
+        # Names Pillow does not open by: those of extras that are not loaded, and what it finds in opening a JPEG.
+        formats = tuple(f for f in formats if f not in ("HEIF", "JXL", "MPO"))
+    return Image.open(io.BytesIO(content), formats=formats)
 
 
 def background_colour(background: str) -> tuple[int, int, int]:
@@ -63,7 +173,7 @@ def upright(content: bytes, formats: tuple[str, ...] | None = None) -> Image.Ima
     """
     if not content:
         raise ValueError("the file is empty (0 bytes)")
-    image: Image.Image = Image.open(io.BytesIO(content), formats=formats)
+    image = open_bytes(content, formats)
     image.load()
     ImageOps.exif_transpose(image, in_place=True)
     return image
@@ -145,14 +255,18 @@ def look(path: Path, small: int = 0) -> tuple[Look, Image.Image | None]:
     Raises:
         Exception: whatever Pillow or the disk raises; ``explain`` puts it in words.
     """
-    content = path.read_bytes()
+    return look_at(content_of(path), small)
+
+
+def look_at(content: bytes, small: int = 0) -> tuple[Look, Image.Image | None]:
+    """As ``look``, of a picture file's bytes."""
     if not content:
         raise ValueError("the file is empty (0 bytes)")
     # A PNG's checksums are looked at by verify alone, its pixels by load alone.
-    with Image.open(io.BytesIO(content)) as image:
+    with open_bytes(content) as image:
         width, height = image.size
         image.verify()
-    picture: Image.Image = Image.open(io.BytesIO(content))
+    picture = open_bytes(content)
     if small:
         picture.draft(None, (small, small))  # a JPEG, still read to its last byte, at 1/2 to 1/8
     picture.load()
@@ -185,7 +299,7 @@ def read(path: Path, background: tuple[int, int, int]) -> Image.Image:
         UserError: it cannot be read (any more: a scan reads every picture before).
     """
     try:
-        return decode(path.read_bytes(), background)
+        return decode(content_of(path), background)
     except Exception as error:  # Pillow's decoders raise anything on a broken file
         raise UserError(f"cannot read the picture {path}: {explain(error)}") from error
 

@@ -1,7 +1,7 @@
 """Everything a folder holds, looked at before training starts: usable pictures and problems."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,17 +9,26 @@ from typing import Literal
 
 from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.ldm.data import pictures
+from hyperbrush.ldm.data.archives import TABLES, content_of, files_in, is_archive, rows_of
 from hyperbrush.ldm.data.captions import (
+    METADATA,
     SOURCES,
+    TEXTS,
     CaptionError,
     FileNames,
     Metadata,
     caption_from_name,
     caption_from_text,
+    captions_from_json,
     captions_from_lines,
     nfc,
     read_metadata,
 )
+from hyperbrush.stopping import may_stop_here
+
+# What lies in a folder beside pictures and is no picture: files of a generator's styles (`training.styles`).
+# and of Hugging Face's datasets.
+BESIDE = ("style.txt", "adapter.safetensors", "lora.safetensors", "dataset_info.json", "state.json")
 
 
 @dataclass(frozen=True)
@@ -45,11 +54,14 @@ class Item:
 
 @dataclass(frozen=True)
 class Problem:
-    """One file that cannot be used, and why; ``kind`` says what of a picture fails."""
+    """One file that cannot be used, and why; ``kind`` says what of a picture fails.
+
+    "unread" files are no pictures, as far as their names tell: they are told, and stop nothing.
+    """
 
     path: Path
     reason: str
-    kind: Literal["picture", "caption", "mask"] = "picture"
+    kind: Literal["picture", "caption", "mask", "unread"] = "picture"
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,11 @@ class Scan:
     folder: Path
     items: tuple[Item, ...]
     problems: tuple[Problem, ...]
+
+    @property
+    def unread(self) -> "Scan":
+        """The same with those files as problems that are not read at all, such as films and captions of no picture."""
+        return Scan(self.folder, self.items, tuple(p for p in self.problems if p.kind == "unread"))
 
     def report(self, limit: int = 20) -> str:
         """Problems, one a line: the first ``limit`` in full, then a count; empty if none."""
@@ -86,10 +103,14 @@ def scan(
     """Find every picture under a folder, decode it, find its caption; name everything that fails.
 
     Nested folders and links to folders are followed; names that begin with a dot are passed over,
-    and so is ``NAME.mask.png`` beside a picture NAME.
+    and so is ``NAME.mask.png`` beside a picture NAME. Tars are looked into as if they were folders, and tables
+    (Parquet, Arrow) have a picture and its caption in each row. Files that are none of this are named.
 
-    captions: "auto" takes ``metadata.jsonl``, else a same-stem ``.txt``, else the file name;
-        "metadata", "text" or "filename" take that one alone; "none" leaves captions empty.
+    folder: also one tar or table.
+    captions: "auto" takes a file of metadata (``metadata.jsonl``, ``.csv`` or ``.parquet``), else a text of the
+        picture's name (``.txt`` or ``.caption``), else a ``.json`` of its name with "text" or "caption", else the
+        file name; "metadata" (the ``.json`` is some), "text" or "filename" take that one alone; "none" leaves
+        captions empty.
     progress: called with (pictures done, pictures in all).
     file_names: how a file name becomes a caption.
     caption_lines: each line of a ``.txt`` is a caption of its own; otherwise its lines are joined.
@@ -97,44 +118,55 @@ def scan(
     look: called in threads with each path in place of ``pictures.look``, to learn more on the way.
 
     Raises:
-        UserError: the folder is missing, is no folder or holds no picture; unknown ``captions``.
+        UserError: the folder is missing, is no folder or holds no picture; unknown ``captions``; an extra is missing.
     """
     if captions not in SOURCES:
         raise unknown_name("source of captions", captions, SOURCES)
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if not folder.exists():
         raise UserError(f"there is no folder {folder}; expected a folder of pictures")
-    if not folder.is_dir():
-        raise UserError(f"{folder} is a file; expected a folder of pictures")
+    if not folder.is_dir() and not is_archive(folder):
+        raise UserError(f"{folder} is a file; expected a folder of pictures, a .tar or a .parquet")
     problems: list[Problem] = []
-    files = [p for p in _files(folder, problems) if exclude is None or Path(exclude) not in p.parents]
-    shown = [p for p in files if p.suffix.lower() in pictures.SUFFIXES]
-    unread = [p for p in files if p.suffix.lower() in pictures.UNREAD]
-    problems += [
-        Problem(p, f"{p.suffix.lower()} files are not read; save it as PNG, JPEG or WebP") for p in unread
-    ]
+    listed = files_in(folder, lambda path, reason: problems.append(Problem(path, reason)))
+    files = [p for p in listed if exclude is None or Path(exclude).expanduser() not in p.parents]
+    read = pictures.suffixes()
+    shown = [p for p in files if p.suffix.lower() in read]
+    tables = [p for p in files if p.suffix.lower() in TABLES and is_archive(p)]
     stems = {(p.parent, nfc(p.stem)) for p in shown}
     found = sorted(
         (nfc(p.relative_to(folder).as_posix()), p)
         for p in shown
         if not (p.stem.endswith(".mask") and (p.parent, nfc(p.stem).removesuffix(".mask")) in stems)
     )
-    if not found:
-        raise UserError(
-            f"no picture in {folder} or the folders in it; looked for {' '.join(pictures.SUFFIXES)}"
-            + (f"; {len(unread)} files such as {unread[0].name} are not read" if unread else "")
-        )
-    texts = {(p.parent, nfc(p.stem)): p for p in files if p.suffix.lower() == ".txt"}
+    texts: dict[tuple[Path, str], Path] = {}
+    for path in sorted((p for p in files if p.suffix.lower() in TEXTS), key=_text_order):
+        texts.setdefault((path.parent, nfc(path.stem)), path)
+    objects = {(p.parent, nfc(p.stem)): p for p in files if p.suffix.lower() == ".json"}
     metadata = Metadata()
     if captions in ("auto", "metadata"):
-        rows = [p for p in files if p.name == "metadata.jsonl"]
+        rows = [p for p in files if p.name in METADATA]
         metadata = read_metadata(folder, rows, (name for name, _ in found))
         problems += [Problem(path, reason, "caption") for path, reason in metadata.problems]
+    for table in tables:
+        for row in rows_of(table):
+            name = nfc(row.path.relative_to(folder).as_posix())
+            found.append((name, row.path))
+            if row.captions is not None and captions in ("auto", "metadata"):
+                metadata.alternatives[name] = row.captions
+    problems += _unread(files, stems, texts, {*read, *TABLES})
+    if not found:
+        told = Scan(folder, (), tuple(problems)).report(3)
+        raise UserError(
+            f"no picture in {folder} or the folders in it; looked for {' '.join(read)}, .tar and .parquet"
+            + (f"; {len(problems)} files are not read:\n{told}" if told else "")
+        )
     items = []
     # Pillow decodes without the interpreter's lock, so threads are enough.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         looks = pool.map(lambda path: _look_or_reason(path, look), (path for _, path in found))
         for done, ((name, path), seen) in enumerate(zip(found, looks, strict=True), start=1):
+            _stop_here(pool)
             if progress is not None:
                 progress(done, len(found))
             if isinstance(seen, str):
@@ -142,11 +174,12 @@ def scan(
                 continue
             if name in metadata.bad:  # a problem already named
                 continue
-            text = texts.get((path.parent, nfc(path.stem)))
+            key = path.parent, nfc(path.stem)
+            text, object_ = texts.get(key), objects.get(key)
             try:
-                source, said = _captions(captions, name, path, text, metadata, caption_lines)
+                source, said = _captions(captions, name, path, text, object_, metadata, caption_lines)
             except CaptionError as error:
-                problems.append(Problem(text or path, str(error), "caption"))
+                problems.append(Problem(text or object_ or path, str(error), "caption"))
                 continue
             if source == "filename" and file_names is not None:
                 said = (file_names.caption(path),)
@@ -155,18 +188,48 @@ def scan(
     return Scan(folder, tuple(items), tuple(problems))
 
 
-def _files(folder: Path, problems: list[Problem]) -> Iterator[Path]:
-    def unreadable(error: OSError) -> None:
-        problems.append(Problem(Path(error.filename), f"cannot be listed: {error.strerror}"))
+def _stop_here(pool: ThreadPoolExecutor) -> None:
+    """As `may_stop_here`; what the threads have not begun is not waited for."""
+    try:
+        may_stop_here()
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
 
-    seen: set[str] = set()
-    for where, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
-        if (real := os.path.realpath(where)) in seen:  # a link back up would never end
-            folders.clear()
+
+def _text_order(path: Path) -> tuple[int, Path]:
+    return TEXTS.index(path.suffix.lower()), path
+
+
+def _unread(
+    files: list[Path], shown: set[tuple[Path, str]], texts: dict[tuple[Path, str], Path], read: set[str]
+) -> list[Problem]:
+    """Files that are neither pictures nor anything of a picture, and why they are not read; shown: pictures' names."""
+    beside = {(path.parent, nfc(path.stem)) for path in files if path.suffix.lower() not in TEXTS}
+    found = []
+    for path in files:
+        suffix, key = path.suffix.lower(), (path.parent, nfc(path.stem))
+        if suffix in read or path.name in METADATA or path.name in BESIDE:
             continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(where, name) for name in sorted(names) if not name.startswith("."))
+        if suffix == ".json" and key in shown:
+            continue  # a caption, or what another program keeps of its picture
+        if suffix not in TEXTS:
+            found.append(Problem(path, pictures.why_unread(path, _begin(path)), "unread"))
+        elif key not in beside:
+            found.append(Problem(path, f"a caption of no picture; there is none named {path.stem}", "unread"))
+        elif texts[key] != path:
+            found.append(Problem(path, f"not read beside {texts[key].name}", "unread"))
+    return found
+
+
+def _begin(path: Path) -> bytes:
+    try:
+        if path.is_file():
+            with path.open("rb") as file:
+                return file.read(4096)
+        return content_of(path)[:4096]
+    except OSError:
+        return b""
 
 
 def _look_or_reason(path: Path, look: Callable[[Path], pictures.Look] | None) -> pictures.Look | str:
@@ -181,15 +244,25 @@ def _look_or_reason(path: Path, look: Callable[[Path], pictures.Look] | None) ->
 
 
 def _captions(
-    source: str, name: str, path: Path, text: Path | None, metadata: Metadata, lines: bool
+    source: str,
+    name: str,
+    path: Path,
+    text: Path | None,
+    object_: Path | None,
+    metadata: Metadata,
+    lines: bool,
 ) -> tuple[str, tuple[str, ...]]:
     """Where one picture's captions are, and the captions."""
     if source in ("auto", "metadata") and name in metadata.alternatives:
         return "metadata", metadata.alternatives[name]
-    if source == "metadata":
-        raise CaptionError("no metadata.jsonl has a row for it")
     if source in ("auto", "text") and text is not None:
         return "text", captions_from_lines(text) if lines else (caption_from_text(text),)
+    if source in ("auto", "metadata") and object_ is not None and (said := captions_from_json(object_)):
+        return "metadata", said
+    if source == "metadata":
+        raise CaptionError("no metadata.jsonl has a row for it, nor a metadata.csv or metadata.parquet")
     if source == "text":
-        raise CaptionError(f"no caption; expected {path.stem}.txt beside it")
+        raise CaptionError(f"no caption; expected {path.stem}.txt (or .caption) beside it")
+    if source != "none" and path.suffix == ".row":
+        raise CaptionError("its table has no column text or caption, and a row has no name to take for one")
     return ("none", ("",)) if source == "none" else ("filename", (caption_from_name(path),))
