@@ -1,24 +1,18 @@
-"""The command line as a person uses it: real processes, exit statuses, one-line errors."""
+"""The command line as a person uses it: real processes (see `forked`), exit statuses, one-line errors."""
 
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
+from forked import hyperbrush
 from PIL import Image
 
 from hyperbrush.assets import style_folder
-
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-
-
-def hyperbrush(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "hyperbrush", *map(str, words)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=ENVIRONMENT, check=False)
 
 
 @pytest.fixture
@@ -133,7 +127,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_prints_the_command_to_resume(tmp_path: Pa
         "--batch-size",
         "2",
     ]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    process = forked.start(command, cwd=tmp_path, stderr=forked.PIPE)
     metrics = tmp_path / "runs/mine/metrics.jsonl"
     for _ in range(600):
         if metrics.is_file() and metrics.stat().st_size:

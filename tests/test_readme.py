@@ -1,14 +1,13 @@
 """The README's commands run as written (demos and trainings with fewer steps); its translations keep step with it."""
 
-import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -42,8 +41,7 @@ def desk(tmp_path: Path) -> Path:
 
 def run(*command: str, cwd: Path) -> str:
     """A command with this Python's hyperbrush."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment, check=False)
+    done = forked.run(command, cwd=cwd)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

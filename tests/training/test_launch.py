@@ -1,11 +1,11 @@
 """Several processes of one command: signals reach each of them, and their ends are told apart."""
 
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 
 PARENT = """
@@ -35,10 +35,10 @@ sys.exit(130)
 """
 
 
-def start(place: Path, mode: str) -> subprocess.Popen[bytes]:
+def start(place: Path, mode: str) -> forked.Process:
     (place / "child.py").write_text(CHILD)
     command = [sys.executable, "-c", PARENT, str(place / "child.py"), str(place), mode]
-    return subprocess.Popen(command, start_new_session=True)
+    return forked.start(command, start_new_session=True)
 
 
 def wait_for(*paths: Path) -> None:

@@ -3,10 +3,10 @@
 import os
 import signal
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 from hyperbrush.errors import UserError
@@ -22,8 +22,8 @@ with run_lock(sys.argv[1]):
 """
 
 
-def hold(run: Path) -> subprocess.Popen[str]:
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(run)], stdout=subprocess.PIPE, text=True)
+def hold(run: Path) -> forked.Process:
+    process = forked.start([sys.executable, "-c", HOLD, run], stdout=forked.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     return process
