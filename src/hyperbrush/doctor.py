@@ -301,13 +301,15 @@ def _pictures(
     steps: int,
     seed: int,
 ) -> tuple[Image.Image, list[Finding]]:
+    prompts, told = _subjects(model, prompts)
+
     def draw(hypernetwork: AttentionHypernetwork | None) -> Tensor:
         seeds = [seed + i for i in range(len(prompts))]
         if hypernetwork is None:
-            return model.sample(list(prompts), seeds=seeds, steps=steps)
+            return model.sample(**told, seeds=seeds, steps=steps)
         with attach(model, hypernetwork) as attached:
-            attached.rows_per_picture = 2
-            return model.sample(list(prompts), seeds=seeds, steps=steps)
+            attached.rows_per_picture = 1 if model.conditioning == "none" else 2
+            return model.sample(**told, seeds=seeds, steps=steps)
 
     begin = time.perf_counter()
     drawn = [draw(hypernetwork) for _, hypernetwork in columns]
@@ -329,6 +331,22 @@ def _pictures(
             sound=again or model.device.type != "cpu",
         ),
     ]
+
+
+def _subjects(model: LatentDiffusion, prompts: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """What the pictures are of, and how `LatentDiffusion.sample` is told: for models without prompts as many classes,
+    grey pictures to be told of, or seeds.
+    """
+    count = len(prompts)
+    if model.conditioning == "text":
+        return list(prompts), {"captions": list(prompts)}
+    if model.conditioning == "class":
+        labels = [number % model.null_label for number in range(count)]
+        names = model.class_names or [f"class {number}" for number in range(model.null_label)]
+        return [names[label] for label in labels], {"class_labels": torch.tensor(labels)}
+    if model.conditioning == "image":
+        return ["grey"] * count, {"condition_images": any_conditions(model, count)["concat"].cpu()}
+    return [f"picture {number + 1}" for number in range(count)], {"count": count}
 
 
 def _cell(text: str) -> str:

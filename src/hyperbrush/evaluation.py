@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from hyperbrush.errors import unknown_name
 from hyperbrush.hypernetworks import HypernetworkLibrary, attach
 from hyperbrush.hypernetworks.adapters import load
 from hyperbrush.ldm.data import ImageFolder, cache_latents
@@ -13,7 +14,7 @@ from hyperbrush.ldm.data.cache import LatentCache
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.models.autoencoder import reconstruct
 from hyperbrush.ldm.modules.losses import psnr
-from hyperbrush.training.conditioned import with_missing
+from hyperbrush.training.conditioned import conditioned
 from hyperbrush.training.ldm import make_batch, validation_losses
 
 
@@ -37,14 +38,19 @@ def evaluate_folder(
     hypernetwork: str = "",
     library: str | Path = "models/hypernetworks",
     limit: int = 256,
+    classes: str = "folders",
+    condition_folder: str | Path | None = None,
 ) -> Iterator[str]:
     """Lines of a report: PSNR of the first stage, denoising loss without and with a hypernetwork.
 
+    classes, condition_folder: of models that are told classes or pictures, see `training.conditioned.conditioned`.
     hypernetwork: a file of either kind (attention hypernetwork or generated weights), or a name in the library.
 
     Raises:
         UserError: see `ImageFolder`, `LatentDiffusion.from_pretrained`, `attach`.
     """
+    if classes not in ("folders", "captions"):
+        raise unknown_name("source of classes", classes, ("folders", "captions"))
     opened = LatentDiffusion.from_pretrained(model)
     data = ImageFolder(folder, size=opened.image_size).without_chance()
     count = min(limit, len(data))
@@ -57,8 +63,7 @@ def evaluate_folder(
         LatentCache(Path(scratch), "evaluate") as cache,
     ):
         latents: Any = cache_latents(data, opened.moments, cache)
-    if opened.inpaints:
-        latents = with_missing(latents, data, seed=0)
+    latents = conditioned(opened, latents, data, classes=classes, condition_folder=condition_folder)
     without = validation_losses(opened, latents, limit=limit)
     yield f"denoising loss without a hypernetwork: {_spread(without)} ({count} pictures x {without.shape[1]} timesteps)"
     if hypernetwork:

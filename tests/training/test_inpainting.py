@@ -139,7 +139,7 @@ def test_masks_of_ones_own(
     assert torch.equal(batch["inpaint_masks"][0, 0], expected)
     assert batch["masks"].shape == (4, 1, 16, 16)  # they weigh the loss too
     objective.close()
-    with pytest.raises(UserError, match=r"there are none: expected training\.masks 'alpha' or 'files'"):
+    with pytest.raises(UserError, match=r"there are none: expected masks 'alpha' or 'files'"):
         HypernetworkTrainer(network(painter), SETTINGS | {"missing": "masks"}, run=tmp_path / "a").objective(
             painter, pictures
         )

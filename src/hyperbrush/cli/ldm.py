@@ -76,11 +76,23 @@ def ldm_train(
 @ldm.command("sample")
 def ldm_sample(
     prompts: Annotated[
-        list[str] | None, typer.Argument(help="One picture each; none for unconditional models.")
+        list[str] | None, typer.Argument(help="One picture each; none for models that read no text.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Grid to write.")] = Path("sample.png"),
     model: Model = "emoji",
-    count: Annotated[int, typer.Option(help="Pictures without prompts.")] = 4,
+    class_: Annotated[
+        list[str] | None,
+        typer.Option("--class", help="Class of pictures, by name or number; repeat for several. In turn by default."),
+    ] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(help="Picture that a model conditioned by pictures is told of; repeat for several."),
+    ] = None,
+    hypernetwork: Annotated[
+        Path | None, typer.Option(help="Attach this file's hypernetwork; --strength says how strongly.")
+    ] = None,
+    strength: Annotated[float, typer.Option(help="Of the hypernetwork.")] = 1.0,
+    count: Annotated[int, typer.Option(help="Pictures without prompts; of each --class or --image.")] = 4,
     seed: Seed = 0,
     steps: Steps = 25,
     sampler: Sampler = "DPM++ 2M Karras",
@@ -89,25 +101,28 @@ def ldm_sample(
     precision: Precision = "auto",
 ) -> None:
     """Sample a grid of pictures from a latent diffusion model."""
+    from contextlib import nullcontext
+
     from hyperbrush import console
     from hyperbrush.files import atomic_path
+    from hyperbrush.generation.subjects import subjects
+    from hyperbrush.hypernetworks import attach
+    from hyperbrush.hypernetworks.adapters import load
     from hyperbrush.ldm.models import LatentDiffusion
     from hyperbrush.ldm.models.device import place, placement
     from hyperbrush.ldm.pictures import grid, to_pictures
 
+    if hypernetwork is None and strength != 1:
+        raise UserError(f"--strength {strength:g} is a hypernetwork's: give --hypernetwork FILE, or leave it out")
+    network = None if hypernetwork is None else load(hypernetwork)
     opened = place(LatentDiffusion.from_pretrained(model), placement(device, precision))
-    captions = list(prompts) if prompts else ([""] * count if opened.conditioning == "text" else None)
-    number = len(captions) if captions else count
+    told = subjects(opened, prompts=prompts or (), classes=class_ or (), images=image or (), count=count)
+    number = told["count"] if "count" in told else len(next(iter(told.values())))
     seeds = [(seed or 0) + i for i in range(number)]
-    with console.sampling_bar(steps) as on_step:
+    scope = nullcontext() if network is None else attach(opened, [(network, strength)])
+    with scope, console.sampling_bar(steps) as on_step:
         images = opened.sample(
-            captions,
-            count=number,
-            seeds=seeds,
-            steps=steps,
-            sampler=sampler,
-            guidance_scale=cfg,
-            on_step=on_step,
+            **told, seeds=seeds, steps=steps, sampler=sampler, guidance_scale=cfg, on_step=on_step
         )
     with atomic_path(out) as temporary:
         grid(to_pictures(images), columns=min(8, number)).save(temporary)

@@ -366,12 +366,24 @@ def evaluate(
     hypernetwork: Annotated[str, typer.Option(help="Name or file to compare with the bare model.")] = "",
     hypernetworks: Networks = DEFAULT_NETWORKS,
     limit: Annotated[int, typer.Option(help="Pictures at most.")] = 256,
+    classes: Annotated[
+        str, typer.Option(help="Of models told classes: folders in the folder, or captions.")
+    ] = "folders",
+    condition_folder: Annotated[
+        Path | None, typer.Option(help="Of models told pictures: such of the same names; else small ones.")
+    ] = None,
 ) -> None:
     """Denoising loss on held-out pictures, and the first stage's PSNR, over one fixed grid."""
     from hyperbrush import console
     from hyperbrush.evaluation import evaluate_folder
 
     for line in evaluate_folder(
-        data, model=model, hypernetwork=hypernetwork, library=hypernetworks, limit=limit
+        data,
+        model=model,
+        hypernetwork=hypernetwork,
+        library=hypernetworks,
+        limit=limit,
+        classes=classes,
+        condition_folder=condition_folder,
     ):
         console.done(line)

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hyperbrush.ldm.data import LatentCache, cache_latents, cache_texts
+from hyperbrush.errors import UserError
+from hyperbrush.ldm.data import ImageFolder, LatentCache, Mixture, Selection, cache_latents, cache_texts
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.training.checkpoint import digest
 from hyperbrush.training.pictures import Pictures
@@ -29,17 +31,50 @@ def cached_latents(
 ) -> list[Pictures | None]:
     """The same datasets with latents for pictures; None stays None.
 
+    Pictures that jitter, rotation or a transform of one's own show another way each time stay pictures, which each step
+    encodes.
+
     Raises:
-        UserError: see `ldm.data.cache_latents`.
+        UserError: see `ldm.data.cache_latents`; draws from the posterior of pictures that stay such.
     """
+    for data in parts:
+        if data is not None and repaints(data):
+            check_posterior(posterior)
     progress = None if told is None else lambda done, of: told("pictures", done, of)
     with LatentCache(folder, digest(dict(model.first_stage.state_dict()))) as cache:
         return [
             None
             if data is None
+            else data
+            if repaints(data)
             else cache_latents(data, model.moments, cache, progress=progress, posterior=posterior)  # type: ignore[call-overload]
             for data in parts
         ]
+
+
+def repaints(data: Any) -> bool:
+    """Whether a dataset's pictures are others each time, so that they cannot be encoded once."""
+    if isinstance(data, Mixture):
+        return any(repaints(part.data) for part in data.parts)
+    if isinstance(data, Selection):
+        return repaints(data.data)
+    if not isinstance(data, ImageFolder):
+        return False
+    anywhere = data.crop == "random" and data.crop_variants is None
+    return anywhere or bool(data.jitter or data.rotate or data.transform)
+
+
+def check_posterior(posterior: str) -> None:
+    """Refuse draws from the posterior of pictures that are encoded in each step.
+
+    Raises:
+        UserError: it is not the mean.
+    """
+    if posterior != "deterministic":
+        raise UserError(
+            f"latent_sampling {posterior!r} is of latents that are kept, and pictures that jitter, rotation or a transform "
+            "shows another way each time are encoded in each step by their mean: leave one of them out"
+        )
 
 
 def cached_texts(

@@ -20,7 +20,7 @@ from hyperbrush.ldm.modules.diffusion import Loss
 from hyperbrush.ldm.util import load_config
 from hyperbrush.training.cached import Told, cached_latents, cached_texts
 from hyperbrush.training.caller import AccelerateStates, ModuleAsFound, generators_kept
-from hyperbrush.training.conditioned import with_missing
+from hyperbrush.training.conditioned import conditioned
 from hyperbrush.training.generator import GeneratorObjective, generator_objective
 from hyperbrush.training.generator_config import GeneratorConfig
 from hyperbrush.training.generator_step import generated
@@ -46,6 +46,7 @@ class HypernetworkTrainer:
         run: folder of the run, runs/NAME by default.
         loss, compute: a loss or a whole objective of one's own, see `HypernetworkObjective` and `GeneratorObjective`.
         optimizer_factory: makes an optimizer of parameter groups, instead of the config's.
+        learning_rate: from the steps made to the rate of the next, instead of the config's schedule, see `Trainer`.
         optimizer_state: to begin with, such as `read_optimizer` finds beside a file.
         on_progress, should_stop: see `Trainer`.
         on_prepare: called with (what, done, in all) while pictures and captions are encoded.
@@ -63,6 +64,7 @@ class HypernetworkTrainer:
         loss: Loss | None = None,
         compute: Compute | None = None,
         optimizer_factory: OptimizerFactory | None = None,
+        learning_rate: Callable[[int], float] | None = None,
         optimizer_state: OptimizerState | None = None,
         on_progress: Callable[[Progress], None] | None = None,
         should_stop: Callable[[], bool] = lambda: False,
@@ -84,6 +86,7 @@ class HypernetworkTrainer:
         self.run = Path(run) if run is not None else Path("runs") / hypernetwork.name
         self.loss, self.compute = loss, compute
         self.optimizer_factory, self.optimizer_state = optimizer_factory, optimizer_state
+        self.learning_rate = learning_rate
         self.on_progress, self.should_stop, self.on_prepare = on_progress, should_stop, on_prepare
         self.optimizer: torch.optim.Optimizer | None = None  # after a training
 
@@ -126,6 +129,7 @@ class HypernetworkTrainer:
                 on_progress=self.on_progress,
                 should_stop=self.should_stop,
                 optimizer_factory=self.optimizer_factory,
+                learning_rate=self.learning_rate,
             )
             if self.optimizer_state is not None and not resume:
                 self._begin_with(trainer.optimizer, self.optimizer_state)
@@ -217,6 +221,8 @@ class HypernetworkTrainer:
             captions += [held_out.caption(i, 0) for i in range(len(held_out))]
         cache = self.run / "cache"
         with PartialState().main_process_first():  # the others find all of it encoded
+            texts = None
+        if opened.conditioning == "text":
             texts = cached_texts(opened, captions, cache / "texts", self.on_prepare)
             data, held = cached_latents(
                 opened,
@@ -226,14 +232,13 @@ class HypernetworkTrainer:
                 told=self.on_prepare,
             )
         assert data is not None
-        if opened.inpaints:
-            data = with_missing(data, train, c.seed, c.missing)
-            held = held and with_missing(held, held_out, c.seed, c.missing)
-        elif c.missing != "random":
-            raise UserError(
-                f"missing is {c.missing!r}, and this model is none for inpainting: its UNet reads no masks; leave it out"
-            )
-        if texts is None:
+        about: dict[str, Any] = {
+            "seed": c.seed,
+            "missing": c.missing,
+            "classes": c.classes,
+            "condition_folder": c.condition_folder,
+        }
+        if texts is None and opened.conditioning == "text":
             log.warning(
                 "%d different captions are too many to keep: each is encoded in its step", len(captions)
             )
@@ -241,8 +246,8 @@ class HypernetworkTrainer:
             opened,
             self.hypernetwork,
             c,
-            data,
-            held_out=held,
+            conditioned(opened, data, train, **about),
+            held_out=held and held_out and conditioned(opened, held, held_out, **about),
             texts=texts,
             loss=self.loss,
             compute=self.compute,

@@ -41,11 +41,6 @@ class HypernetworkConfig(PictureSettings, LoopSettings):
     validation_pictures: int = Field(
         256, ge=1, description="held-out pictures that a validation looks at, at most; evenly spread"
     )
-    missing: Literal["random", "masks"] = Field(
-        "random",
-        description="what an inpainting model is to draw anew: a rectangle or an ellipse at random each time, or where the "
-        "pictures' own masks (training.masks) are white",
-    )
     timestep_sampling: str = Field(
         "stratified", description="stratified (spread evenly over each batch), uniform or logit_normal"
     )

@@ -17,9 +17,10 @@ from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.modules.diffusion import Loss
 from hyperbrush.ldm.util import keyed_generator
 from hyperbrush.training.cached import FORMS, Texts
+from hyperbrush.training.conditioned import shown_conditions
 from hyperbrush.training.contact_sheet import save_previews
 from hyperbrush.training.hypernetwork_config import HypernetworkConfig
-from hyperbrush.training.ldm import make_batch, validation_losses
+from hyperbrush.training.ldm import latent_shape, make_batch, validation_losses
 from hyperbrush.training.objectives import Objective
 
 # (model with the network attached, batch) → the loss to minimise, or several terms with "loss" among them.
@@ -35,7 +36,7 @@ class HypernetworkObjective(Objective):
         model: frozen here.
         hypernetwork: what is trained: an attention hypernetwork, or generated weights to be tuned.
         config: settings; of them, what concerns the loss, the draws and the previews.
-        data, held_out: examples with "latent_mean" and "caption", see `cached_latents`.
+        data, held_out: examples with "latent_mean" (or "image") and "caption", see `cached_latents` and `conditioned`.
         texts: what the UNet is told of every caption and of the empty text; None: encode in each step.
         loss: error of each element, (prediction, target) → the same shape; the config's by default.
         compute: the whole loss of a batch, in place of the denoising loss.
@@ -62,6 +63,7 @@ class HypernetworkObjective(Objective):
             model.unet, [(acting, 1.0)], attn=tuple(config.target_layers), blocks=config.blocks
         )
         self.data, self.texts = data, texts
+        self.encodes = "image" in data.example(0, 0)  # pictures, or the masked ones of an inpainting model, in each step
         self.held_out = held_out and _spread(held_out, config.validation_pictures)
         self.loss, self.compute = loss or config.loss, compute
         self.order = BatchOrder(data.groups, config.batch_size, config.seed)
@@ -83,7 +85,7 @@ class HypernetworkObjective(Objective):
     @property
     def _encoders(self) -> list[torch.nn.Module]:
         m = self.model
-        stage = None if m.inpaints else m.first_stage  # it encodes what is kept of a picture in each step
+        stage = None if self.encodes else m.first_stage
         return [e for e in (stage, m.text_encoder, m.text_encoder_2) if e is not None]
 
     def place(self, device: torch.device) -> None:
@@ -115,11 +117,13 @@ class HypernetworkObjective(Objective):
         batch = make_batch(self.data, self.order.pairs(step))
         generator = keyed_generator(self.config.seed, "noise", step)
         drawn = self.model.draw(
-            tuple(batch["latent_means"].shape),
+            latent_shape(self.model, batch, batch_size),
             generator,
             condition_dropout=self.config.condition_dropout,
             **self.drawing,
         )
+        if self.model.conditioning != "text":
+            return batch | drawn
         keep = drawn.pop("keep").tolist()
         captions = [c if k else "" for c, k in zip(batch["captions"], keep, strict=True)]
         batch |= drawn | {"captions": captions}
@@ -170,8 +174,9 @@ class HypernetworkObjective(Objective):
         from hyperbrush.ldm.pictures import to_pictures
 
         c = self.config
-        if not c.prompts:
+        if not c.prompts and self.model.conditioning == "text":
             return None
+        names, told = shown_conditions(self.model, c.prompts, self.held_out or self.data, most=4)
         settings: dict[str, Any] = {
             "steps": c.preview_steps,
             "sampler": c.preview_sampler,
@@ -179,9 +184,9 @@ class HypernetworkObjective(Objective):
             "negative": c.preview_negative,
         }
         with self._with_encoders():
-            seeds = [c.preview_seed + number for number in range(len(c.prompts))]
-            made = to_pictures(self.model.sample(c.prompts, seeds=seeds, **settings))
-        return save_previews(run, step, made, c.prompts, seeds, **settings)
+            seeds = [c.preview_seed + number for number in range(len(names))]
+            made = to_pictures(self.model.sample(**told, seeds=seeds, **settings))
+        return save_previews(run, step, made, names, seeds, **settings)
 
     def save(self, folder: Path) -> Path:
         """Write folder/NAME.safetensors."""

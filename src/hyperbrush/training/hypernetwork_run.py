@@ -136,6 +136,7 @@ class Result:
     best_loss: float
     best_step: int
     report: Path
+    conditioning: str = "text"  # of its model
 
     def summary(self) -> str:
         """A few lines for a person."""
@@ -150,6 +151,9 @@ class Result:
 
     def command(self) -> str:
         """A command that draws with it."""
+        if self.conditioning != "text":
+            of = {"class": "--class 0 ", "image": "--image PICTURE "}.get(self.conditioning, "")
+            return f"hyperbrush ldm sample {of}--model {self.config.model} --hypernetwork {self.file}"
         prompt = (self.config.training.prompts or ["cat face"])[0]
         return (
             f'hyperbrush generate "{prompt} <hypernet:{self.config.name}:1>" '
@@ -278,14 +282,14 @@ def train_run(
             held=True,
             on_begin=(lambda: write_settings(config, run)) if changed else (lambda: None),
         )
-        result = _result(config, run, trained)
+        result = _result(config, run, trained, opened.conditioning)
         network.step = before + result.best_step
         if is_main():
             _keep(network, trainer, trained, result)
         return result
 
 
-def _result(config: HypernetworkRun, run: Path, trained: Path) -> Result:
+def _result(config: HypernetworkRun, run: Path, trained: Path, conditioning: str) -> Result:
     """What the run's figures say."""
     rows = [row for row in read(run / "metrics.jsonl") if "loss" in row]
     best = min((r for r in rows if "validation_loss" in r), key=lambda r: r["validation_loss"], default={})
@@ -299,6 +303,7 @@ def _result(config: HypernetworkRun, run: Path, trained: Path) -> Result:
         best.get("validation_loss", math.inf),
         int(best.get("step", rows[-1]["step"])),
         run / "report.html",
+        conditioning,
     )
 
 

@@ -19,6 +19,7 @@ from hyperbrush.ldm.modules.losses import (
     psnr,
 )
 from hyperbrush.ldm.util import keyed_generator
+from hyperbrush.training.conditioned import shown_conditions
 from hyperbrush.training.objectives import Objective
 
 if TYPE_CHECKING:
@@ -38,6 +39,15 @@ class Examples(Protocol):
 def make_batch(data: Examples, pairs: Sequence[tuple[int, int]]) -> dict[str, Any]:
     """Examples of (epoch, index) as one batch, keys in the plural: images, captions, paths, …"""
     return {f"{k}s": v for k, v in collate([data.example(i, epoch) for epoch, i in pairs]).items()}
+
+
+def latent_shape(model: LatentDiffusion, batch: Mapping[str, Any], count: int) -> tuple[int, ...]:
+    """(count, c, h, w) of a batch's latents, also of those that its pictures will have."""
+    for key in ("latents", "latent_means"):
+        if key in batch:
+            return (count, *batch[key].shape[1:])
+    factor = downsampling(model.first_stage)
+    return (count, model.latent_shape[0], *(side // factor for side in batch["images"].shape[-2:]))
 
 
 def order_of(data: Examples, batch_size: int, seed: int) -> BatchOrder:
@@ -202,15 +212,8 @@ class DenoisingObjective(Objective):
         if self.order is None:
             self.order = order_of(self.data, batch_size, self.seed)
         batch = make_batch(self.data, self.order.pairs(step))
-        shape = self._latent_shape(batch, batch_size)
+        shape = latent_shape(self.model, batch, batch_size)
         return batch | self.model.draw(shape, keyed_generator(self.seed, "noise", step), **self.drawing)
-
-    def _latent_shape(self, batch: Mapping[str, Any], count: int) -> tuple[int, ...]:
-        for key in ("latents", "latent_means"):
-            if key in batch:
-                return (count, *batch[key].shape[1:])
-        factor = downsampling(self.model.first_stage)
-        return (count, self.model.latent_shape[0], *(side // factor for side in batch["images"].shape[-2:]))
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """The mean weighted loss."""
@@ -226,13 +229,15 @@ class DenoisingObjective(Objective):
         return {"loss": float(validation_losses(self.model, self.held_out, limit=pictures).mean())}
 
     def preview(self) -> "Image | None":
-        """One picture a prompt, fixed seeds."""
+        """One picture a prompt (a class, a picture to be told of, or a seed), fixed seeds."""
         from hyperbrush.ldm.pictures import grid, to_pictures
 
-        if not self.prompts:
+        examples: Any = self.held_out or self.data
+        names, told = shown_conditions(self.model, self.prompts, examples)
+        if not names:
             return None
-        made = self.model.sample(self.prompts, guidance_scale=self.guidance_scale, steps=20)
-        return grid(to_pictures(made), columns=min(8, len(self.prompts)))
+        made = self.model.sample(**told, guidance_scale=self.guidance_scale, steps=20)
+        return grid(to_pictures(made), columns=min(8, len(names)))
 
     def save(self, folder: Path) -> Path:
         """`save_pretrained` into folder/model."""

@@ -175,6 +175,11 @@ class PictureSettings(CaptionSettings):
     latent_sampling: Literal["deterministic", "once", "random"] = Field(
         "deterministic", description="the posterior's mean, one draw for good, or a new draw each time"
     )
+    missing: Literal["random", "masks"] = Field(
+        "random",
+        description="what an inpainting model is to draw anew: a rectangle or an ellipse at random each time, or where the "
+        "pictures' own masks are white",
+    )
     classes: Literal["folders", "captions"] = Field(
         "folders",
         description="of models conditioned by classes: the folders in a folder of pictures, or the captions",

@@ -168,6 +168,10 @@ class _Blanks:
         self.beside = {}
         if model.inpaints:
             self.beside = {"image": torch.zeros(3, *shape), "inpaint_mask": torch.ones(1, *shape)}
+        elif model.conditioning == "class":
+            self.beside = {"class_label": torch.tensor(0)}
+        elif model.conditioning == "image":
+            self.beside = {"condition_image": torch.zeros(3, *self.latent.shape[1:])}
         self.captions, self.paths, self.groups = [""] * count, ["blank"] * count, [shape] * count
 
     def __len__(self) -> int:
@@ -195,8 +199,10 @@ def _trial_objective(
 ) -> HypernetworkObjective:
     """An objective on blanks of the largest shape."""
     model.to(join()).requires_grad_(False)
-    with torch.no_grad():
-        texts = {"": {FORMS[key]: value[0].cpu() for key, value in model.text_conditions([""]).items()}}
+    texts = None
+    if model.conditioning == "text":
+        with torch.no_grad():
+            texts = {"": {FORMS[key]: value[0].cpu() for key, value in model.text_conditions([""]).items()}}
     data = _Blanks(model, shape, config.batch_size)
     return HypernetworkObjective(model, network, config, data, texts=texts)
 

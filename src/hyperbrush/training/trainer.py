@@ -27,7 +27,7 @@ from hyperbrush.training.processes import join, on_main, share_from_main, worst
 from hyperbrush.training.progress import Interrupted as Interrupted
 from hyperbrush.training.progress import NotFinite
 from hyperbrush.training.progress import Progress as Progress
-from hyperbrush.training.rates import RateSchedule
+from hyperbrush.training.rates import OwnRate, RateSchedule
 from hyperbrush.training.recovery import good_steps, last_good
 from hyperbrush.training.run_folder import made_with, opened_run
 from hyperbrush.training.state import BackOff, State
@@ -55,6 +55,7 @@ class Trainer:
         on_progress: called after each step, on the main process.
         should_stop: asked after each step; True on any process saves and raises `Interrupted` on all.
         optimizer_factory: makes an optimizer of parameter groups, instead of the config's.
+        learning_rate: from the steps made to the rate of the next, instead of the config's schedule, see `OwnRate`.
 
     Raises:
         UserError: nothing is trainable; the batch cannot be cut into its parts; FSDP or the like.
@@ -69,7 +70,9 @@ class Trainer:
         on_progress: Callable[[Progress], None] | None = None,
         should_stop: Callable[[], bool] = lambda: False,
         optimizer_factory: OptimizerFactory | None = None,
+        learning_rate: Callable[[int], float] | None = None,
     ) -> None:
+        self.own_rate = None if learning_rate is None else OwnRate(learning_rate)
         self.objective, self.config, self.run = objective, config, Path(run)
         self.folder = self.run / "checkpoints"
         self.on_progress, self.should_stop = on_progress, should_stop
@@ -103,7 +106,7 @@ class Trainer:
         make = optimizer_factory or partial(configured, settings, scales=self.scales)
         optimizer = make(groups)
         self.scales = rate_scales(optimizer, self.scales)
-        self.rate = RateSchedule(settings, config.steps)
+        self.rate: Callable[[int], float] = self.own_rate or RateSchedule(settings, config.steps)
         self.clip = Clipping(settings.clip, settings.max_grad_norm)
         objective.place(self.accelerator.device)
         # "evaluation": not wrapped in DDP, since `MicroBatches` averages the gradients itself; after DDP's
@@ -209,6 +212,8 @@ class Trainer:
                 f"{self.state.judge.without_better} validations; to go on all the same, give a higher patience, "
                 "or null (-s patience=null)"
             )
+        if self.own_rate is not None:  # a function of the step alone, whatever the plan
+            return
         before = RateSchedule(OptimizerConfig.model_validate(plan["optimizer"]), plan["steps"])
         odd = next((step for step in range(found.step) if before(step) != self.rate(step)), None)
         if odd is not None:

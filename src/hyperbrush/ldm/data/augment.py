@@ -1,5 +1,6 @@
 """What happens to a picture on its way to a shape: resize, crop, flip, rotation, colour jitter."""
 
+import random
 from collections.abc import Callable
 from typing import Literal
 
@@ -116,6 +117,31 @@ def recolour(image: Image.Image, brightness: float, contrast: float, saturation:
     image = ImageEnhance.Brightness(image).enhance(brightness)
     image = ImageEnhance.Contrast(image).enhance(contrast)
     return ImageEnhance.Color(image).enhance(saturation)
+
+
+class Seeded:
+    """A transform that draws from the global generators, such as torchvision's v2, as one that `ImageFolder` takes: what
+    it draws depends on (seed, epoch, index) alone, and the generators of Python, NumPy and torch stay as they were.
+
+    transform: called with a picture (RGB), gives a picture.
+    """
+
+    def __init__(self, transform: Callable[[Image.Image], Image.Image]) -> None:
+        self.transform = transform
+
+    def __call__(self, image: Image.Image, generator: torch.Generator) -> Image.Image:
+        """The transformed picture."""
+        seed = int(torch.randint(2**31, (), generator=generator))
+        state, numbers = random.getstate(), np.random.get_state()
+        with torch.random.fork_rng(devices=[]):
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+            try:
+                return self.transform(image)
+            finally:
+                random.setstate(state)
+                np.random.set_state(numbers)
 
 
 def to_tensor(pixels: Pixels) -> torch.Tensor:

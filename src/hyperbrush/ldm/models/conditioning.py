@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hyperbrush.errors import UserError
+from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.ldm.models import text
 from hyperbrush.ldm.models.inpainting import all_missing, check_batch, masked_input
+from hyperbrush.ldm.modules.attention_sites import WITHOUT_CONTEXT
 
 if TYPE_CHECKING:
     from hyperbrush.ldm.models.latent_diffusion import LatentDiffusion
@@ -76,6 +77,35 @@ def unconditional_batch(model: "LatentDiffusion", images: Tensor) -> dict[str, A
         return {"images": images, "class_labels": torch.zeros(len(images), dtype=torch.long)}
     batch: dict[str, Any] = {"images": images, "captions": [""] * len(images)}
     return batch | {"inpaint_masks": torch.ones_like(images[:, :1])} if model.inpaints else batch
+
+
+def check_names(names: Sequence[str]) -> Sequence[str]:
+    """Class names, each once and none empty.
+
+    Raises:
+        UserError: they are not.
+    """
+    if not names or not all(names) or len(set(names)) != len(names):
+        raise UserError(f"class names must differ and not be empty, got {list(names)!r:.200}")
+    return names
+
+
+def label_of(model: "LatentDiffusion", name: str) -> int:
+    """See `LatentDiffusion.label_of`."""
+    if model.conditioning != "class":
+        raise UserError(f"this model is conditioned by {model.conditioning!r} and knows no classes")
+    names = model.class_names or [str(number) for number in range(model.null_label)]
+    if name in names:
+        return names.index(name)
+    if name.isdecimal() and int(name) < len(names):
+        return int(name)
+    raise unknown_name("class", name, names)
+
+
+def told_text(unet: Any, conditioning: str) -> None:
+    """Mark a UNet that is told no text, so that hypernetworks leave its cross-attentions alone."""
+    if conditioning != "text":
+        setattr(unet, WITHOUT_CONTEXT, True)
 
 
 def any_conditions(model: "LatentDiffusion", count: int) -> dict[str, Tensor]:

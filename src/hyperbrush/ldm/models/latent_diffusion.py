@@ -11,8 +11,11 @@ from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.ldm.models import autoencoder, drawing, text
 from hyperbrush.ldm.models.conditioning import (
     CONDITIONING,
+    check_names,
     conditions,
+    label_of,
     text_conditions,
+    told_text,
     unconditional_batch,
 )
 from hyperbrush.ldm.models.diffusion_model import DiffusionModel, build_unet
@@ -43,10 +46,13 @@ class LatentDiffusion(nn.Module):
         channels: widths of the UNet's levels.
         first_stage_channels: widths of the first stage's levels; each after the first halves the map.
         first_stage: "kl", "vq", or a ready module.
-        conditioning: "text" (cross-attention), "none", "class" (needs `num_classes`) or "image"
+        conditioning: "text" (cross-attention), "none", "class" (needs `num_classes` or `class_names`) or "image"
             (a picture of `image_channels` channels joined to the latents).
+        class_names: what the labels 0, 1, … stand for.
         text_width, text_layers: of a fresh text encoder.
-        schedule, prediction, zero_terminal_snr: the process; see `ldm.modules.diffusion`.
+        schedule, prediction, zero_terminal_snr: the process; see `ldm.modules.diffusion`. schedule: a name, the betas of
+            all steps, or a function of the share of the process, 0 to 1, to the signal's share of the variance.
+        dropout: of the UNet, while it is trained.
         scale_factor: latents are multiplied by it before diffusion; see `measure_scale`.
         unet, text_encoder, tokenizer: ready parts; the default tokenizer is the embedded model's.
     """
@@ -66,10 +72,11 @@ class LatentDiffusion(nn.Module):
         first_stage: str | nn.Module = "kl",
         conditioning: str = "text",
         num_classes: int | None = None,
+        class_names: Sequence[str] | None = None,
         image_channels: int = 4,
         text_width: int = 256,
         text_layers: int = 4,
-        schedule: str = "scaled_linear",
+        schedule: str | Sequence[float] | Callable[[float], float] = "scaled_linear",
         train_timesteps: int = 1000,
         prediction: str = "v_prediction",
         zero_terminal_snr: bool = False,
@@ -82,8 +89,15 @@ class LatentDiffusion(nn.Module):
         super().__init__()
         if conditioning not in CONDITIONING:
             raise unknown_name("conditioning", conditioning, CONDITIONING)
+        if class_names is not None:
+            num_classes = len(check_names(class_names)) if num_classes is None else num_classes
+            if conditioning != "class" or num_classes != len(class_names):
+                raise UserError(
+                    f"{len(class_names)} class_names for conditioning={conditioning!r} with {num_classes} classes"
+                )
         if conditioning == "class" and not num_classes:
             raise UserError("conditioning='class' needs num_classes, the number of labels")
+        self.class_names = None if class_names is None else list(class_names)
         self.conditioning = conditioning
         # While guidance is sampled: its sides, the unconditional one first in the batch.
         self.rows_per_picture = 1
@@ -119,6 +133,7 @@ class LatentDiffusion(nn.Module):
         self.diffusion = DiffusionModel(
             unet, schedule_of(config), prediction, config, autoencoder.downsampling(self.first_stage)
         )
+        told_text(self.unet, conditioning)
         self.scale_factor = scale_factor
         self.known_words: frozenset[str] | None = None  # of the captions it was trained on, if known
 
@@ -270,6 +285,14 @@ class LatentDiffusion(nn.Module):
         """Keyword arguments for `diffusion` out of a batch: see `ldm.models.conditioning.conditions`."""
         return conditions(self, batch, keep)
 
+    def label_of(self, name: str) -> int:
+        """A class's label, by its name or by its number as text.
+
+        Raises:
+            UserError: the model has no such class, or knows none.
+        """
+        return label_of(self, name)
+
     @property
     def null_label(self) -> int:
         """The class label that means none."""
@@ -372,7 +395,7 @@ class LatentDiffusion(nn.Module):
         sampler: str = "DPM++ 2M Karras",
         guidance_scale: float = 4.0,
         negative: str | Sequence[str] = "",
-        class_labels: Tensor | None = None,
+        class_labels: Tensor | Sequence[int | str] | None = None,
         condition_images: Tensor | None = None,
         embeddings: Tensor | None = None,
         negative_embeddings: Tensor | None = None,
@@ -392,7 +415,7 @@ class LatentDiffusion(nn.Module):
 
         Args:
             captions, class_labels, condition_images: the condition, one per picture; a single text
-                is one picture.
+                is one picture. class_labels: numbers, or names of `class_names`.
             embeddings: text states (batch, tokens, width) in place of captions.
             negative_embeddings: those of the negative texts, in place of `negative`; the two may differ
                 in length (`text.same_length`).
@@ -415,6 +438,8 @@ class LatentDiffusion(nn.Module):
             UserError: unknown sampler; a size the model cannot make; lengths that disagree; a condition
                 this model does not read.
         """
+        if class_labels is not None and not isinstance(class_labels, Tensor):
+            class_labels = torch.tensor([self.label_of(str(one)) for one in class_labels])
         condition = {
             "captions": [captions] if isinstance(captions, str) else captions,
             "class_labels": class_labels,

@@ -11,6 +11,7 @@ from hyperbrush.assets import MODELS, model_folder
 from hyperbrush.errors import UserError
 from hyperbrush.files import atomic_folder, write_json
 from hyperbrush.ldm.models import text
+from hyperbrush.ldm.models.conditioning import told_text
 from hyperbrush.ldm.models.inpainting import check_channels
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ def _from_own_folder(cls: "type[LatentDiffusion]", path: Path, dtype: torch.dtyp
     model = assemble(cls, first, unet, encoder, tokenizer, process, about["conditioning"])
     if "words" in about:
         model.known_words = frozenset(about["words"])
+    model.class_names = about.get("classes")
     return model.to(dtype=dtype).eval()
 
 
@@ -169,7 +171,8 @@ def assemble(
     model.first_stage = first
     model.text_encoder, model.tokenizer = text_encoder, tokenizer
     prediction = process.get("prediction_type", "epsilon")
-    model.text_encoder_2 = model.tokenizer_2 = model.known_words = None
+    model.text_encoder_2 = model.tokenizer_2 = model.known_words = model.class_names = None
+    told_text(unet, conditioning)
     model.zero_empty_text = False
     model.diffusion = DiffusionModel(unet, schedule_of(process), prediction, process, downsampling(first))
     return model
@@ -308,6 +311,8 @@ def _write_parts(model: "LatentDiffusion", folder: Path, dtype: torch.dtype | No
         "conditioning": model.conditioning,
         "first_stage": type(model.first_stage).__name__,
     }
+    if model.class_names is not None:
+        about["classes"] = model.class_names
     if model.known_words is not None:
         about["words"] = sorted(model.known_words)
     write_json(folder / OWN_INDEX, about)

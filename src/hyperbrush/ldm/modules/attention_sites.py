@@ -10,6 +10,8 @@ import torch
 from hyperbrush.errors import UserError, unknown_name
 
 KINDS = ("attn1", "attn2")
+# Attribute of a UNet that is told no text: its attn2 read one empty token, where a network would have nothing to read.
+WITHOUT_CONTEXT = "hyperbrush_without_context"
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 # Wrappers (PEFT, DDP, compile) put names before the UNet's own, hence more than "^".
 _PATH = re.compile(r"(?:^|\.)((?P<part>down_blocks|mid_block|up_blocks)\.(?:.+\.)?(?P<kind>attn[12]))$")
@@ -59,7 +61,7 @@ def attention_sites(
     unet: also one wrapped by PEFT, DDP or torch.compile, with LoRA layers or other wrappers at its
     projections, with any attention processor. Paths are always the bare UNet's.
     kinds, blocks: keep only these; blocks are "down.1", "mid", "up.2", or "down" and "up" for all
-        of them.
+        of them. Of a `LatentDiffusion` that is told no text there are self-attentions alone.
 
     Raises:
         UserError: no attention, several UNets at once, or an unknown kind or block.
@@ -84,6 +86,13 @@ def find_attentions(
         depth = depths.setdefault(path.rpartition(".")[0], len(depths))
         pairs.append((_site(path, depth, module), module))
     _check_names(kinds, blocks, {site.block for site, _ in pairs})
+    if any(getattr(module, WITHOUT_CONTEXT, False) for module in unet.modules()):
+        if "attn1" not in kinds:
+            raise UserError(
+                "this model is told no text, so that its cross-attentions (attn2) have nothing to read: expected attn1, "
+                "or both"
+            )
+        kinds = ("attn1",)
     return [
         (site, module)
         for site, module in pairs
