@@ -16,7 +16,7 @@ from hyperbrush.training.generator_config import GeneratorConfig, GeneratorNetwo
 from hyperbrush.training.generator_run import GeneratorRun
 from hyperbrush.training.hypernetwork_config import PRESETS, HypernetworkConfig
 from hyperbrush.training.hypernetwork_run import HypernetworkRun, NetworkConfig
-from hyperbrush.training.ldm_run import (
+from hyperbrush.training.ldm_config import (
     DataConfig,
     DiffusionRun,
     FirstStageConfig,

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import signal
 import threading
 import time
@@ -20,6 +21,7 @@ from rich.progress import (
 )
 
 if TYPE_CHECKING:
+    from hyperbrush.training.trainer import Interrupted
     from hyperbrush.training.trainer import Progress as Step
 
 # No markup and no :codes: what is shown holds people's names and commands to be copied.
@@ -30,6 +32,15 @@ err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=
 def note(text: str) -> None:
     """A remark beside the result, on stderr."""
     err.print(text, style="yellow")
+
+
+def stopped(training: "Interrupted", command: str) -> None:
+    """How a training goes on that was stopped; command: that of its kind, which has --resume."""
+    if training.step is None:
+        note("stopped before the first step; the same command goes on from there")
+    else:
+        again = f"{command} --resume {shlex.quote(str(training.run))}"
+        note(f"stopped after step {training.step}; go on with: {again}")
 
 
 def done(text: str) -> None:
@@ -104,7 +115,7 @@ def training_bar(name: str) -> "Iterator[Callable[[Step], None]]":
 
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """First Ctrl-C or SIGTERM: the yielded function turns true; the second Ctrl-C stops at once.
+    """First Ctrl-C or SIGTERM: the yielded function turns true; the second Ctrl-C is a KeyboardInterrupt.
 
     A launcher (torchrun, accelerate) passes on the Ctrl-C that its processes have had from the terminal:
     what comes within a second is the first one again.  Outside the main thread no signal arrives, and
@@ -117,7 +128,7 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
         now = time.monotonic()
         if asked is None:
             asked = now
-            err.print("stopping after this step; once more to stop at once", style="yellow")
+            err.print("stopping; once more to stop at once", style="yellow")
         elif number == signal.SIGINT and not ("TORCHELASTIC_RUN_ID" in os.environ and now - asked < 1):
             raise KeyboardInterrupt
 

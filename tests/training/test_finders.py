@@ -5,21 +5,20 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from toys import SETTINGS, Regression
 
 from hyperbrush.errors import UserError
 from hyperbrush.ldm.util import load_config
 from hyperbrush.training import TrainerConfig
-from hyperbrush.training.finders import LrCurve, find_batch_size, find_learning_rate
+from hyperbrush.training.finders import find_batch_size
 from hyperbrush.training.memory import PeakMemory, free_memory
 from hyperbrush.training.optimizers import make_optimizer
 
@@ -70,160 +69,42 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-FINDERS: list[Callable[..., Any]] = [
-    lambda o, **more: find_learning_rate(o, config(), steps=20, **more),
-    lambda o, **more: find_batch_size(o, config(), limit=6, **more),
-]
-
-
-@pytest.mark.parametrize("find", FINDERS, ids=["rate", "batch"])
 @pytest.mark.parametrize("name", ["adamw", "schedule-free", "prodigy"])
-def test_everything_is_put_back_to_the_bit(find: Callable[..., Any], name: str) -> None:
+def test_everything_is_put_back_to_the_bit(name: str) -> None:
+    def find(**more: Any) -> None:
+        find_batch_size(objective, config(), limit=6, **more)
+
     objective = Counted()
     before = everything(objective)
-    find(objective, optimizer_factory=lambda groups: make_optimizer(name, groups))
+    find(optimizer_factory=lambda groups: make_optimizer(name, groups))
     assert same(before, everything(objective))
     objective.forward = None  # type: ignore[assignment]
     with pytest.raises(TypeError):
-        find(objective)
+        find()
     assert same(before, everything(objective))
     with torch.no_grad():
         next(objective.parameters()).add_(1)
     assert not same(before, everything(objective))
 
 
-def test_the_suggested_rate_learns_and_one_far_above_does_not() -> None:
-    seen: list[tuple[int, int, float]] = []
-    curve = find_learning_rate(
-        Regression(), config(), high=10.0, steps=60, on_progress=lambda *told: seen.append(told)
-    )
-    assert 2e-3 < curve.suggestion < curve.lowest < 1.0
-    assert curve.suggestion <= curve.lowest / 3
-    assert "risen 3fold" in curve.ended
-    assert [told[0] for told in seen] == list(range(1, len(curve.losses) + 1))
-    assert [told[2] for told in seen] == list(curve.losses)
-    ratios = np.diff(np.log(curve.rates))
-    assert np.allclose(ratios, ratios[0])
-    assert f"learning rate {curve.suggestion:.1e}" in str(curve)
-    again = find_learning_rate(Regression(), config(), high=10.0, steps=60)
-    assert again == curve
-
-
-def test_settings_reach_the_sweep() -> None:
-    base = find_learning_rate(Regression(), config(), steps=15)
-    for change in (
-        {"batch_size": 4},
-        {"seed": 1},
-        {"mixed_precision": "bf16"},
-        {"optimizer": {"betas": [0.5, 0.5]}},
-        {"optimizer": {"max_grad_norm": 1e-6, "eps": 1e-3}},
-    ):
-        assert find_learning_rate(Regression(), config(**change), steps=15).losses != base.losses, change
-    assert find_learning_rate(Regression(), config(), steps=15, probe=3).start != base.start
-    assert find_learning_rate(Regression(), config(), steps=15, low=1e-4).rates[0] == 1e-4
-    parts = find_learning_rate(Regression(dropout=0.0), config(gradient_accumulation=2), steps=15)
-    whole = find_learning_rate(Regression(dropout=0.0), config(), steps=15)
-    assert np.allclose(parts.losses[0], whole.losses[0], rtol=1e-4)
-
-    class Scaled(Regression):
-        def parameter_groups(self) -> list[dict[str, Any]]:
-            return [{**group, "scale": 0.1} for group in super().parameter_groups()]
-
-    assert find_learning_rate(Scaled(), config(), steps=15).losses != base.losses
-
-
-def curve(losses: list[float], start: float = 10.0) -> LrCurve:
-    return LrCurve(tuple(10.0 ** (i / 10 - 6) for i in range(len(losses))), tuple(losses), start, "40 steps")
-
-
-def test_the_suggestion_is_where_the_loss_falls_most() -> None:
-    falling = [10.0] * 15 + [9.8, 9.0, 7.0, 5.0, 4.0, 3.6, 3.4, 3.3, 3.25, 3.2, 3.2, 3.2] + [6.0, 20.0, 30.0]
-    found = curve(falling)
-    assert found.rates[16] <= found.suggestion <= found.rates[20]
-    assert found.rates[23] <= found.lowest <= found.rates[27]
-    spike = list(falling)
-    spike[5] = 1.0  # one lucky step says nothing
-    assert curve(spike).suggestion == found.suggestion
-
-
-@pytest.mark.parametrize(
-    "losses", [[10.0] * 30, [10.0 + 0.1 * i for i in range(30)], [10 - 0.001 * i for i in range(30)]]
-)
-def test_without_a_descent_nothing_is_suggested(losses: list[float]) -> None:
-    found = curve(losses)
-    assert found.suggestion is None
-    assert found.lowest is None
-    assert "no learning rate from 1.0e-06 to 7.9e-04 brought the loss down from 10 (40 steps)" in str(found)
-    assert found.picture() is not None
-
-
-def test_the_picture(tmp_path: Path) -> None:
-    falling = curve([10.0] * 10 + [8.0, 5.0, 3.0, 2.0, 1.5, 1.4, 1.4, 1.4, 200.0, 300.0])
-    svg = falling.save(tmp_path / "rate.svg").read_text()
-    assert "suggested" in svg
-    assert "learning rate" in svg
-    with Image.open(falling.save(tmp_path / "rate.png")) as picture:
-        assert picture.size == (1440, 600)
-        assert len(picture.getcolors(1 << 20)) > 10
-    with pytest.raises(UserError, match=r"rate.pdf; expected a name in .svg or .png"):
-        falling.save(tmp_path / "rate.pdf")
-
-
 class Fragile(Regression):
-    """Its loss cannot be computed from a rate, a size or a device's memory on."""
+    """Its loss cannot be computed from a size on."""
 
-    def __init__(self, *, nan_from: float = 0.0, most: int = 0, error: Exception | None = None) -> None:
+    def __init__(self, *, most: int = 0, error: Exception) -> None:
         super().__init__(dropout=0.0)
-        self.nan_from, self.most, self.error = nan_from, most, error
+        self.most, self.error = most, error
         self.sizes: list[int] = []
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         self.sizes.append(len(batch["x"]))
-        if self.error is not None and len(batch["x"]) > self.most:
+        if len(batch["x"]) > self.most:
             raise self.error
-        moved = (self.network[0].weight.detach() - Regression().network[0].weight.detach()).abs().max()
-        terms = super().forward(batch)
-        return {"loss": terms["loss"] * (float("nan") if self.nan_from and moved > self.nan_from else 1.0)}
-
-
-def test_nan_ends_the_sweep() -> None:
-    found = find_learning_rate(Fragile(nan_from=1e-2), config(), high=10.0, steps=40)
-    assert "where the loss became nan" in found.ended
-    assert 5 < len(found.losses) < 40
-    with pytest.raises(UserError, match="not finite after one step at 10"):
-        find_learning_rate(Fragile(nan_from=1e-2), config(), low=10.0, high=100.0)
-    broken = Fragile(nan_from=-1.0)
-    with pytest.raises(UserError, match="the loss is nan before the first step"):
-        find_learning_rate(broken, config())
-
-
-def test_memory_that_is_short_in_the_sweep_only_makes_smaller_parts() -> None:
-    tight = Fragile(most=4, error=torch.OutOfMemoryError("CUDA out of memory"))
-    found = find_learning_rate(tight, config(), steps=10)
-    assert np.allclose(found.losses, find_learning_rate(Fragile(), config(), steps=10).losses, rtol=1e-3)
-    with pytest.raises(UserError, match="out of memory with one picture at a time"):
-        find_learning_rate(Fragile(error=torch.OutOfMemoryError("CUDA")), config(), steps=10)
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"low": 1e-3, "high": 1e-4}, "a sweep of 100 steps from 0.001 to 0.0001; expected 10 or more"),
-        ({"low": 0.0}, "from a rate above 0"),
-        ({"steps": 3}, "a sweep of 3 steps"),
-        ({"probe": 0}, "probe is 0"),
-        ({"high": float("inf")}, "a sweep of"),
-    ],
-)
-def test_wrong_sweeps(settings: dict, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        find_learning_rate(Regression(), config(), **settings)
+        return super().forward(batch)
 
 
 def test_nothing_to_train() -> None:
-    for find in (find_learning_rate, find_batch_size):
-        with pytest.raises(UserError, match="nothing is trainable"):
-            find(Regression().requires_grad_(False), config())
+    with pytest.raises(UserError, match="nothing is trainable"):
+        find_batch_size(Regression().requires_grad_(False), config())
 
 
 ERRORS = [

@@ -10,7 +10,7 @@ import pytest
 
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.training import checkpoint as checkpoints
-from hyperbrush.training.ldm_run import Run, read_config
+from hyperbrush.training.ldm_config import Run, read_config
 from hyperbrush.training.ldm_training import train_ldm
 from hyperbrush.training.metrics import read
 

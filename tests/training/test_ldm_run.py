@@ -12,7 +12,8 @@ from PIL import Image
 from hyperbrush.errors import UserError
 from hyperbrush.ldm.models import LatentDiffusion, text
 from hyperbrush.training import Trainer
-from hyperbrush.training.ldm_run import build, captions_of, open_folders, read_config
+from hyperbrush.training.ldm_config import read_config
+from hyperbrush.training.ldm_run import build, captions_of, open_folders
 from hyperbrush.training.objectives import Objective, trained_tensors
 
 TRAINING: dict[str, Any] = {
@@ -79,10 +80,15 @@ def test_captions_follow_their_settings(pictures: Path, tmp_path: Path) -> None:
     assert all("anna" in caption for caption in told | held)
 
 
-@pytest.mark.parametrize("wrong", [{"perceptual": 1.0}, {"l1": -1.0}, {"l1": 0, "mse": 0}], ids=str)
+@pytest.mark.parametrize(
+    "wrong",
+    [{"lpips": 1.0}, {"l1": -1.0}, {"l1": 0, "mse": 0}, {"adversarial_adaptive": True}],
+    ids=str,
+)
 def test_a_loss_that_cannot_work_is_refused(pictures: Path, wrong: dict) -> None:
     with pytest.raises(
-        UserError, match=r"unknown setting 'loss.perceptual'|loss.l1: |one of l1, mse and log_mse"
+        UserError,
+        match=r"unknown setting 'loss.lpips'|loss.l1: |one of l1, mse and log_mse|adversarial_weight, which is 0",
     ):
         read_config(values(pictures, loss=wrong))
 

@@ -117,7 +117,7 @@ def test_the_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
     assert process.stdout.readline() == "in a step\n"
     process.send_signal(signal.SIGINT)
     assert process.stderr is not None
-    assert "stopping after this step; once more to stop at once" in process.stderr.readline()
+    assert "stopping; once more to stop at once" in process.stderr.readline()
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[1]

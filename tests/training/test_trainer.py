@@ -22,8 +22,10 @@ from hyperbrush.ldm.util import load_config
 from hyperbrush.training import Interrupted, Progress, Trainer, TrainerConfig
 from hyperbrush.training import checkpoint as checkpoints
 from hyperbrush.training.generator_run import configured_generator
-from hyperbrush.training.ldm import DenoisingObjective, FirstStageObjective
-from hyperbrush.training.ldm_run import build, read_config, save_config
+from hyperbrush.training.ldm import DenoisingObjective
+from hyperbrush.training.ldm_config import read_config, save_config
+from hyperbrush.training.ldm_first_stage import FirstStageObjective
+from hyperbrush.training.ldm_run import build
 from hyperbrush.training.metrics import Metrics, read
 from hyperbrush.training.objectives import Objective, trained_tensors
 

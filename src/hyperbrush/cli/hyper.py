@@ -1,6 +1,5 @@
 """`hyperbrush hyper train` and `hyper generate`: hypernetworks that generate weights."""
 
-import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -115,8 +114,7 @@ def hyper_train(
             )
         except Interrupted as stopped:
             if is_main():
-                again = f"hyperbrush hyper train --resume {shlex.quote(str(folder))}"
-                console.note(f"stopped after step {stopped.step}; go on with: {again}")
+                console.stopped(stopped, "hyperbrush hyper train")
             raise typer.Exit(130) from None
     if is_main():
         console.done(result.summary())

@@ -1,35 +1,54 @@
 """`hyperbrush ldm train` and `ldm sample`: latent diffusion models."""
 
-import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hyperbrush.cli.options import Device, Guidance, Model, Precision, Sampler, Seed, Steps
 from hyperbrush.errors import UserError
 
+if TYPE_CHECKING:
+    from hyperbrush.training.ldm_config import Run
+
 ldm = typer.Typer(no_args_is_help=True, help="Latent diffusion models: train one, sample from one.")
 
 
 @ldm.command("train")
 def ldm_train(
-    config: Annotated[Path | None, typer.Argument(help="YAML file; recipes/emoji has two.")] = None,
+    config: Annotated[
+        Path | None, typer.Argument(help="YAML file; flags win over it. recipes/emoji has two.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option("--learning-rate", "--lr", help="Peak; by steps: -s schedule='5e-5:100, 5e-6:1000'."),
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Pictures per step.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Everything random follows from it.")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="Of a diffusion model's previews; repeat for several.")
+    ] = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", "-s", help="Any other setting, as KEY=VALUE: -s crop=random -s validation_share=0.1."
+        ),
+    ] = None,
     run: Annotated[Path | None, typer.Option(help="Run folder; runs/CONFIG by default.")] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Run folder to go on with; --steps N for longer.")
+        Path | None, typer.Option(help="Run folder to go on with; --steps, --lr, --prompt may change.")
     ] = None,
     at: Annotated[
         int | None, typer.Option(help="Step to resume at; the newest checkpoint by default.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Instead of the config's.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show pictures, steps, memory and time; train nothing.")
+    ] = False,
     processes: Annotated[int, typer.Option(help="Train with so many processes on this machine.")] = 1,
 ) -> None:
     """Train a first stage or a diffusion model from a config."""
-    from hyperbrush import console
-    from hyperbrush.training.ldm_training import settings_of, settings_to_go_on, train_ldm
-    from hyperbrush.training.processes import is_main
-    from hyperbrush.training.trainer import Interrupted
+    from hyperbrush.training.ldm_training import settings_of, settings_to_go_on
 
     if (config is None) == (resume is None):
         raise UserError("give a config file, or --resume RUN")
@@ -41,33 +60,57 @@ def ldm_train(
         )
     if resume is not None and run is not None:
         raise UserError("--resume names the run's folder; leave --run out")
-    if processes > 1:
+    if processes > 1 and not dry_run:
         from hyperbrush.training.launch import launch
 
         raise typer.Exit(launch(processes))
-    changed = False
+    numbers = {"steps": steps, "batch_size": batch_size, "seed": seed}
+    training = numbers | ({} if learning_rate is None else {"optimizer": {"learning_rate": learning_rate}})
+    given = {"settings": setting or (), "training": training, "prompts": prompt}
     if resume is not None:
         folder = resume
-        settings, changed = settings_to_go_on(resume, at=at, steps=steps)
+        settings, changed = settings_to_go_on(resume, at=at, **given)
     else:
         assert config is not None
-        folder = run or Path("runs") / config.stem
-        settings = settings_of(config, steps=steps)
-    with console.stop_on_signal() as should_stop, console.training_bar(settings.kind) as told:
+        folder, changed = run or Path("runs") / config.stem, False
+        settings = settings_of(config, **given)
+    if dry_run:
+        from hyperbrush import console
+        from hyperbrush.training.ldm_plan import plan_ldm
+        from hyperbrush.training.run_folder import step_to_go_on_from
+
+        done = step_to_go_on_from(folder, at) if resume is not None else 0
+        console.done(plan_ldm(settings, done=done).text())
+        return
+    _train(settings, folder, resume=resume is not None, at=at, changed=changed)
+
+
+def _train(config: "Run", run: Path, *, resume: bool, at: int | None, changed: bool) -> None:
+    from hyperbrush import console
+    from hyperbrush.training.ldm_training import train_ldm
+    from hyperbrush.training.processes import is_main
+    from hyperbrush.training.trainer import Interrupted
+
+    with (
+        console.stop_on_signal() as should_stop,
+        console.preparing_bar() as prepared,
+        console.training_bar(config.kind) as told,
+    ):
         try:
             saved = train_ldm(
-                settings,
-                folder,
-                resume=resume is not None,
+                config,
+                run,
+                resume=resume,
                 at=at,
                 changed=changed,
+                on_report=lambda report: console.note(report.text(limit=4)) if report.findings else None,
+                on_prepare=prepared,
                 on_progress=told,
                 should_stop=should_stop,
             )
         except Interrupted as stopped:
             if is_main():
-                again = f"hyperbrush ldm train --resume {shlex.quote(str(folder))}"
-                console.note(f"stopped after step {stopped.step}; go on with: {again}")
+                console.stopped(stopped, "hyperbrush ldm train")
             raise typer.Exit(130) from None
     if is_main():
         console.done(f"{saved}")
@@ -82,7 +125,9 @@ def ldm_sample(
     model: Model = "emoji",
     class_: Annotated[
         list[str] | None,
-        typer.Option("--class", help="Class of pictures, by name or number; repeat for several. In turn by default."),
+        typer.Option(
+            "--class", help="Class of pictures, by name or number; repeat for several. In turn by default."
+        ),
     ] = None,
     image: Annotated[
         list[Path] | None,
@@ -113,7 +158,9 @@ def ldm_sample(
     from hyperbrush.ldm.pictures import grid, to_pictures
 
     if hypernetwork is None and strength != 1:
-        raise UserError(f"--strength {strength:g} is a hypernetwork's: give --hypernetwork FILE, or leave it out")
+        raise UserError(
+            f"--strength {strength:g} is a hypernetwork's: give --hypernetwork FILE, or leave it out"
+        )
     network = None if hypernetwork is None else load(hypernetwork)
     opened = place(LatentDiffusion.from_pretrained(model), placement(device, precision))
     told = subjects(opened, prompts=prompts or (), classes=class_ or (), images=image or (), count=count)

@@ -83,9 +83,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show pictures, steps, memory and time; train nothing.")
     ] = False,
-    find_lr: Annotated[
-        bool, typer.Option("--find-lr", help="Try ever higher learning rates, suggest one; train nothing.")
-    ] = False,
+    find_lr: Annotated[bool, typer.Option("--find-lr", hidden=True)] = False,
     find_batch_size: Annotated[
         bool, typer.Option("--find-batch-size", help="The most pictures at once that fit; train nothing.")
     ] = False,
@@ -101,6 +99,11 @@ def train(
     """Train a hypernetwork on a folder of pictures."""
     from hyperbrush.training.hypernetwork_run import HypernetworkRun, configured
 
+    if find_lr:
+        raise UserError(
+            "--find-lr is no more, since its rates did worse than the default: leave the rate to the default or to "
+            "-s optimizer=prodigy, or compare some by `hyperbrush sweep` (docs/sweeps.md)"
+        )
     if processes < 1:
         raise UserError(f"--processes {processes}; expected 1 or more")
     if at is not None and resume is None:
@@ -113,7 +116,6 @@ def train(
             "--at": at,
             "--run": run,
             "--hypernetworks": hypernetworks,
-            "--find-lr": find_lr,
             "--find-batch-size": find_batch_size,
             "--processes": processes > 1,
         }
@@ -121,7 +123,7 @@ def train(
             raise UserError(
                 f"{', '.join(used)} cannot be used with --server: leave it out, or see the run's page"
             )
-    trying = dry_run or find_lr or find_batch_size
+    trying = dry_run or find_batch_size
     if processes > 1 and not trying:
         from hyperbrush.training.launch import launch
 
@@ -144,7 +146,6 @@ def train(
                 str(config): config,
                 "--preset": preset,
                 "--run": run,
-                "--find-lr": find_lr,
                 "--find-batch-size": find_batch_size,
             },
             settings=setting or (),
@@ -183,7 +184,7 @@ def train(
         return
     folder = run or Path("runs") / settings.name
     if trying:
-        _try_out(settings, folder, dry_run=dry_run, rate=find_lr, batch=find_batch_size)
+        _try_out(settings, folder, dry_run=dry_run, batch=find_batch_size)
         return
     _train(settings, folder)
 
@@ -220,9 +221,7 @@ def _train(
             )
         except Interrupted as stopped:
             if is_main():
-                console.note(
-                    f"stopped after step {stopped.step}; go on with: hyperbrush train --resume {shlex.quote(str(run))}"
-                )
+                console.stopped(stopped, "hyperbrush train")
             raise typer.Exit(130) from None
     if is_main():
         console.done(result.summary())
@@ -233,27 +232,18 @@ def _try_out(
     run: Path,
     *,
     dry_run: bool,
-    rate: bool = False,
     batch: bool = False,
     resume: bool = False,
     at: int | None = None,
 ) -> None:
-    """What a training would be: its plan, a learning rate, a batch size."""
+    """What a training would be: its plan, a batch size."""
     from hyperbrush import console
-    from hyperbrush.training.plan import plan, suggest_batch_size, suggest_learning_rate
+    from hyperbrush.training.plan import plan, suggest_batch_size
 
     if dry_run:
-        from hyperbrush.training import checkpoint
+        from hyperbrush.training.run_folder import step_to_go_on_from
 
-        there = checkpoint.steps(run / "checkpoints") if resume else []
-        if resume and not (there if at is None else at in there):
-            raise UserError(f"{run} holds no checkpoint to resume from" + (f" at step {at}" if there else ""))
-        console.done(plan(config, done=(at or there[-1]) if there else 0).text())
-    if rate:
-        with console.preparing_bar() as prepared:
-            curve = suggest_learning_rate(config, run, prepared)
-        console.done(str(curve))
-        console.done(str(curve.save(run / "learning_rate.png")))
+        console.done(plan(config, done=step_to_go_on_from(run, at) if resume else 0).text())
     if batch:
         with console.preparing_bar() as prepared:
             size = suggest_batch_size(config, run, prepared)
@@ -352,9 +342,7 @@ def demo(
                     out, steps=steps or 150, seed=seed, on_progress=told, should_stop=should_stop
                 ).summary()
         except Interrupted as stopped:
-            console.note(
-                f"stopped after step {stopped.step}; go on with: hyperbrush train --resume {shlex.quote(str(stopped.run))}"
-            )
+            console.stopped(stopped, "hyperbrush train")
             raise typer.Exit(130) from None
     console.done(summary)
 

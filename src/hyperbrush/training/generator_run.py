@@ -16,11 +16,11 @@ from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.util import keyed_seed, read_yaml
 from hyperbrush.training.cached import Told
 from hyperbrush.training.caller import AccelerateStates, generators_kept
-from hyperbrush.training.config import Strict, TrainedName
+from hyperbrush.training.config import Place, Strict, TrainedName
 from hyperbrush.training.generator_config import GeneratorConfig, GeneratorNetwork
 from hyperbrush.training.hypernetwork import HypernetworkTrainer
 from hyperbrush.training.metrics import read
-from hyperbrush.training.processes import is_main
+from hyperbrush.training.processes import is_main, prepared
 from hyperbrush.training.report import report_run
 from hyperbrush.training.run_folder import opened_run
 from hyperbrush.training.settings import from_everywhere, write_settings
@@ -32,12 +32,12 @@ class GeneratorRun(Strict):
 
     kind: Literal["generator"] = Field("generator", description="what the file is for")
     name: TrainedName = Field(description="no slashes, colons or angle brackets")
-    data: str = Field(description="a folder with one folder of pictures for each style")
-    validation: str | None = Field(
+    data: Place = Field(description="a folder with one folder of pictures for each style")
+    validation: Place | None = Field(
         None, description="the same, styles held out; else validation_share of the styles"
     )
-    model: str = Field("emoji", description="emoji, a diffusers folder, a single-file checkpoint or a hub id")
-    generators: str = Field("models/generators", description="folder the finished file goes to")
+    model: Place = Field("emoji", description="emoji, a diffusers folder, a single-file checkpoint or a hub id")
+    generators: Place = Field("models/generators", description="folder the finished file goes to")
     network: GeneratorNetwork = GeneratorNetwork()
     training: GeneratorConfig = GeneratorConfig()
 
@@ -118,7 +118,7 @@ def train_generator(
             raise UserError(f"there is no folder {folder}: expected one with a folder for each style")
     check_place(config.generators, "generators")
     with AccelerateStates().entered(), generators_kept(), opened_run(run, resume=resume, at=at):
-        opened = model or LatentDiffusion.from_pretrained(config.model)
+        opened = model or prepared(run, lambda: LatentDiffusion.from_pretrained(config.model), should_stop)
         torch.manual_seed(keyed_seed(config.training.seed, "initialisation"))
         network = config.network.model_dump()
         target = TargetNetwork(opened, tuple(config.network.target_layers))

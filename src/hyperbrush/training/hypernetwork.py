@@ -28,7 +28,7 @@ from hyperbrush.training.hypernetwork_config import HypernetworkConfig, usual_ra
 from hyperbrush.training.hypernetwork_objective import Compute, HypernetworkObjective
 from hyperbrush.training.optimizers import resolve, restore_moments
 from hyperbrush.training.pictures import Pictures, hold_out, open_pictures, without_chance
-from hyperbrush.training.processes import join
+from hyperbrush.training.processes import join, main_first, prepared
 from hyperbrush.training.run_folder import opened_run
 from hyperbrush.training.trainer import OptimizerFactory, Progress, Trainer
 
@@ -105,8 +105,10 @@ class HypernetworkTrainer:
 
         Args:
             model: a `LatentDiffusion` or a diffusers pipeline.
-            dataset: a folder of captioned pictures, several, an `ImageFolder` or a `Mixture`; for a `Hypernetwork` a
-                folder with one folder of pictures for each style.
+            dataset: a folder of captioned pictures, a tar or a table, several of these, an `ImageFolder`, a `Mixture`, or
+                a dataset of your own (torch's, Hugging Face's, a list of mappings, a stream: see `PictureRows`); for a
+                `Hypernetwork` a folder with one folder of pictures for each style, or a mapping of their names to any
+                of these.
             validation: the same, held out; else `validation_share` of the pictures (or styles).
             resume: go on from the run's newest checkpoint, or from the one ``at`` a step.
             held, on_begin: see `Trainer.train`.
@@ -119,7 +121,7 @@ class HypernetworkTrainer:
             stack.enter_context(generators_kept())
             if not held:
                 stack.enter_context(opened_run(self.run, resume=resume, at=at))
-            objective = self.objective(model, dataset, validation)
+            objective = prepared(self.run, lambda: self._open(model, dataset, validation), self.should_stop)
             stack.callback(self.hypernetwork.eval)
             stack.callback(objective.close)
             trainer = Trainer(
@@ -167,6 +169,11 @@ class HypernetworkTrainer:
         Raises:
             UserError: whatever is wrong with the pictures or the model.
         """
+        return main_first(lambda: self._open(model, dataset, validation))
+
+    def _open(
+        self, model: Any, dataset: Any, validation: Any
+    ) -> "HypernetworkObjective | GeneratorObjective":
         opened = model if isinstance(model, LatentDiffusion) else from_pipeline(LatentDiffusion, model)
         found = ModuleAsFound(opened)
         try:
@@ -211,8 +218,6 @@ class HypernetworkTrainer:
     def _of_one_style(
         self, opened: LatentDiffusion, c: HypernetworkConfig, dataset: Any, validation: Any
     ) -> HypernetworkObjective:
-        from accelerate import PartialState
-
         assert isinstance(self.hypernetwork, AttentionHypernetwork | TunedWeights)
         train, held_out = pictures_of(opened, c, dataset, validation)
         order = BatchOrder(train.groups, c.batch_size, c.seed)
@@ -220,17 +225,16 @@ class HypernetworkTrainer:
         if held_out is not None:
             captions += [held_out.caption(i, 0) for i in range(len(held_out))]
         cache = self.run / "cache"
-        with PartialState().main_process_first():  # the others find all of it encoded
-            texts = None
+        texts = None
         if opened.conditioning == "text":
             texts = cached_texts(opened, captions, cache / "texts", self.on_prepare)
-            data, held = cached_latents(
-                opened,
-                (train, held_out),
-                cache / "latents",
-                posterior=c.latent_sampling,
-                told=self.on_prepare,
-            )
+        data, held = cached_latents(
+            opened,
+            (train, held_out),
+            cache / "latents",
+            posterior=c.latent_sampling,
+            told=self.on_prepare,
+        )
         assert data is not None
         about: dict[str, Any] = {
             "seed": c.seed,
@@ -287,7 +291,7 @@ def pictures_of(
     data = open_pictures(dataset, config, **about)
     if validation is None:
         return hold_out(data, config.validation_share, config.seed)
-    held = open_pictures(validation, config, **about)
+    held = open_pictures(validation, config, **about, held_out=True)
     if isinstance(held, ImageFolder):
         return data, held.without_chance()
     return data, held.over(without_chance)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,17 +15,19 @@ from hyperbrush.hypernetworks import AttentionHypernetwork
 from hyperbrush.hypernetworks.adapters import load
 from hyperbrush.hypernetworks.formats.optimizer import OptimizerState, read_optimizer, write_optimizer
 from hyperbrush.hypernetworks.generator import GeneratedWeights, TunedWeights
+from hyperbrush.ldm.data.archives import is_source
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.util import keyed_seed, load_config, read_yaml
 from hyperbrush.training.cached import Told
 from hyperbrush.training.caller import AccelerateStates, generators_kept
-from hyperbrush.training.config import Strict, TrainedName
+from hyperbrush.training.config import Place, Strict, TrainedName
+from hyperbrush.training.findings import Finding, Note
 from hyperbrush.training.hypernetwork import HypernetworkTrainer
 from hyperbrush.training.hypernetwork_config import HypernetworkConfig, preset
 from hyperbrush.training.metrics import read
-from hyperbrush.training.pictures import FolderConfig
+from hyperbrush.training.pictures import FolderConfig, named_repeats
 from hyperbrush.training.preflight import Preflight, preflight
-from hyperbrush.training.processes import is_main
+from hyperbrush.training.processes import is_main, prepared
 from hyperbrush.training.report import report_run
 from hyperbrush.training.run_folder import opened_run
 from hyperbrush.training.settings import from_everywhere, names_of, read_settings, write_settings
@@ -64,15 +66,17 @@ class HypernetworkRun(Strict):
     validation: list[FolderConfig] = Field(
         [], description="folders held out; else validation_share of the data"
     )
-    model: str = Field("emoji", description="emoji, a diffusers folder, a single-file checkpoint or a hub id")
-    start_from: str = Field(
+    model: Place = Field(
+        "emoji", description="emoji, a diffusers folder, a single-file checkpoint or a hub id"
+    )
+    start_from: Place = Field(
         "",
         description="a file to go on from: a hypernetwork, with its .optim where that is beside it, or generated weights",
     )
     tune_rank: int | None = Field(
         None, ge=1, description="rank that generated weights are expanded to, which gives tuning room"
     )
-    hypernetworks: str = Field("models/hypernetworks", description="folder the finished file goes to")
+    hypernetworks: Place = Field("models/hypernetworks", description="folder the finished file goes to")
     save_optimizer: bool = Field(
         False, description="write the optimizer's state beside the file (.optim), as the webui can"
     )
@@ -173,7 +177,7 @@ def look_over(
     t = config.training
     named = t if t.trigger else t.model_copy(update={"trigger": config.name})
     size = t.size or model.image_size
-    return preflight(
+    report = preflight(
         [f.path for f in config.data],
         validation=[f.path for f in config.validation] or None,
         size=size,
@@ -188,6 +192,14 @@ def look_over(
         batch_size=t.batch_size,
         progress=progress,
     )
+    repeats = Finding.of(
+        "repeats",
+        "note",
+        [Note((path,), f"each picture counts {times} times") for path, times in named_repeats(config.data)],
+        "folders have repeats in their names",
+        "as sd-scripts reads them; with repeats: 1 for the folder above, the names say nothing",
+    )
+    return replace(report, findings=(*report.findings, repeats)) if repeats else report
 
 
 @generators_kept()
@@ -250,19 +262,23 @@ def train_run(
         Interrupted: `should_stop` said so; the run can be resumed.
     """
     for folder in (*config.data, *config.validation):
-        if not Path(folder.path).is_dir():  # before the model is opened
+        if not is_source(folder.path):  # before the model is opened
             raise UserError(f"there is no folder {folder.path}: expected one with pictures to train on")
     check_place(config.hypernetworks, "--hypernetworks")
     with AccelerateStates().entered(), generators_kept(), opened_run(run, resume=resume, at=at):
-        opened = model or LatentDiffusion.from_pretrained(config.model)
-        if is_main() and not resume:
-            told = None if on_prepare is None else _named(on_prepare, "looking at")
-            report = look_over(config, opened, told)
-            write_settings(config, run)
-            write_json(run / "preflight.json", report.as_dict())
-            if on_report is not None:
-                on_report(report)
-        network, optimizer_state = open_network(config, opened)
+
+        def begin() -> tuple[LatentDiffusion, Any, OptimizerState | None]:
+            opened = model or LatentDiffusion.from_pretrained(config.model)
+            if is_main() and not resume:
+                told = None if on_prepare is None else _named(on_prepare, "looking at")
+                report = look_over(config, opened, told)
+                write_settings(config, run)
+                write_json(run / "preflight.json", report.as_dict())
+                if on_report is not None:
+                    on_report(report)
+            return opened, *open_network(config, opened)
+
+        opened, network, optimizer_state = prepared(run, begin, should_stop)
         before = int(network.step or 0)
         trainer = HypernetworkTrainer(
             network,

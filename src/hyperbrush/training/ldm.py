@@ -1,24 +1,17 @@
-"""Objectives for a latent diffusion model: the first stage, and the diffusion model on its latents."""
+"""The objective of a latent diffusion model on its first stage's latents, and batches for all objectives."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hyperbrush.files import atomic_folder
-from hyperbrush.ldm.data import BatchOrder, collate
+from hyperbrush.ldm.data import BatchOrder
 from hyperbrush.ldm.models import LatentDiffusion
-from hyperbrush.ldm.models.autoencoder import downsampling, is_vq, reconstruct
-from hyperbrush.ldm.models.loading import plain_configs
-from hyperbrush.ldm.modules.losses import (
-    FirstStageLoss,
-    PatchDiscriminator,
-    hinge_discriminator_loss,
-    psnr,
-)
+from hyperbrush.ldm.models.autoencoder import downsampling
 from hyperbrush.ldm.util import keyed_generator
+from hyperbrush.training.ahead import Ahead, Examples, as_batch
 from hyperbrush.training.conditioned import shown_conditions
 from hyperbrush.training.objectives import Objective
 
@@ -26,19 +19,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-class Examples(Protocol):
-    """A dataset: `example(index, epoch)` is a function of its arguments (and the dataset's seed)."""
-
-    def __len__(self) -> int: ...
-
-    def example(self, index: int, epoch: int) -> dict[str, Any]:
-        """One training example."""
-        ...
-
-
 def make_batch(data: Examples, pairs: Sequence[tuple[int, int]]) -> dict[str, Any]:
     """Examples of (epoch, index) as one batch, keys in the plural: images, captions, paths, …"""
-    return {f"{k}s": v for k, v in collate([data.example(i, epoch) for epoch, i in pairs]).items()}
+    return as_batch([data.example(i, epoch) for epoch, i in pairs])
 
 
 def latent_shape(model: LatentDiffusion, batch: Mapping[str, Any], count: int) -> tuple[int, ...]:
@@ -54,105 +37,6 @@ def order_of(data: Examples, batch_size: int, seed: int) -> BatchOrder:
     """Batches of a dataset; pictures of different shapes (``groups``) never meet in one."""
     groups = getattr(data, "groups", None)
     return BatchOrder(len(data) if groups is None else groups, batch_size, seed)
-
-
-class FirstStageObjective(Objective):
-    """Train an autoencoder on pictures (Rombach et al. 2022, appendix G).
-
-    With an adversarial weight the discriminator learns in the same step and from the same optimizer:
-    each side sees the other's parameters as constants.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        loss: FirstStageLoss,
-        data: Examples,
-        *,
-        held_out: Examples | None = None,
-        seed: int = 0,
-        sample_posterior: bool = True,
-    ) -> None:
-        super().__init__()
-        self.model, self.terms = model, loss
-        self.discriminator = PatchDiscriminator() if loss.adversarial_weight else None
-        self.data, self.held_out, self.seed = data, held_out, seed
-        self.sample_posterior = sample_posterior and not is_vq(model)
-        self.order: BatchOrder | None = None
-
-    def batch(self, step: int, batch_size: int) -> dict[str, Any]:
-        """Pictures, and the noise of the posterior's sample."""
-        if self.order is None:
-            self.order = order_of(self.data, batch_size, self.seed)
-        batch = make_batch(self.data, self.order.pairs(step))
-        batch["step"] = step
-        if self.sample_posterior:
-            factor = downsampling(self.model)
-            height, width = (side // factor for side in batch["images"].shape[-2:])
-            config: Any = self.model.config
-            shape = (batch_size, config.latent_channels, height, width)
-            batch["noise"] = torch.randn(shape, generator=keyed_generator(self.seed, "posterior", step))
-        return batch
-
-    def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Loss terms."""
-        device = next(self.model.parameters()).device
-        pictures = batch["images"].to(device)
-        noise = batch["noise"].to(device) if "noise" in batch else None
-        found = {k: v.float() for k, v in reconstruct(self.model, pictures, noise).items()}
-        reconstruction = found.pop("reconstruction")
-        adversarial = self.terms.adversarial(batch["step"])
-        fake = self._frozen_discriminator(reconstruction) if adversarial else None
-        terms = self.terms.terms(pictures, reconstruction, fake_logits=fake, **found)
-        if self.discriminator is not None:
-            logits = self.discriminator(torch.cat([pictures, reconstruction.detach()]))
-            real, false = logits.float().chunk(2)
-            # Before its start the discriminator stays in the graph, so that every process has its gradients.
-            terms["discriminator"] = hinge_discriminator_loss(real, false) * float(adversarial)
-        total = torch.stack([v.float() for v in terms.values()]).sum()
-        return {"loss": total, **terms}
-
-    def _frozen_discriminator(self, reconstruction: Tensor) -> Tensor:
-        assert self.discriminator is not None
-        constants = {k: v.detach() for k, v in self.discriminator.named_parameters()}
-        logits: Tensor = torch.func.functional_call(self.discriminator, constants, (reconstruction,))
-        return logits.float()
-
-    def validate(self) -> dict[str, float]:
-        """Mean of per-picture PSNR in dB on the held-out pictures; "loss" is its negative."""
-        if self.held_out is None:
-            return {}
-        found = torch.cat([psnr(a, b) for a, b in self._pairs(range(len(self.held_out)))])
-        return {"psnr": float(found.mean()), "loss": -float(found.mean())}
-
-    def _pairs(self, indices: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-        assert self.held_out is not None
-        device = next(self.model.parameters()).device
-        found = []
-        for start in range(0, len(indices), 64):
-            batch = make_batch(self.held_out, [(0, i) for i in indices[start : start + 64]])["images"].to(
-                device
-            )
-            made = reconstruct(self.model, batch)["reconstruction"]
-            found.append(((made.float() / 2 + 0.5).clamp(0, 1), batch / 2 + 0.5))
-        return found
-
-    def preview(self) -> "Image | None":
-        """Eight held-out pictures above their reconstructions."""
-        from hyperbrush.ldm.pictures import grid, to_pictures
-
-        if self.held_out is None:
-            return None
-        count = min(8, len(self.held_out))
-        [(made, true)] = self._pairs(range(0, len(self.held_out), len(self.held_out) // count))[:1]
-        return grid(to_pictures(torch.cat([true[:count], made[:count]])), columns=count)
-
-    def save(self, folder: Path) -> Path:
-        """`save_pretrained` into folder/first_stage."""
-        with atomic_folder(folder / "first_stage") as temporary:
-            self.model.save_pretrained(temporary)  # type: ignore[operator]
-            plain_configs(temporary)
-        return folder / "first_stage"
 
 
 class DenoisingObjective(Objective):
@@ -187,6 +71,7 @@ class DenoisingObjective(Objective):
         super().__init__()
         self.model = model
         self.data, self.held_out, self.seed = data, held_out, seed
+        self.ahead = Ahead(data)
         self.weighting, self.prompts, self.guidance_scale = weighting, list(prompts), guidance_scale
         self.text_scale = text_learning_rate_scale
         self.drawing: dict[str, Any] = {
@@ -200,8 +85,8 @@ class DenoisingObjective(Objective):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The text encoder may learn at a rate of its own."""
-        encoder = self.model.text_encoder
-        text = [p for p in encoder.parameters() if p.requires_grad] if encoder is not None else []
+        encoders = (self.model.text_encoder, self.model.text_encoder_2)
+        text = [p for e in encoders if e is not None for p in e.parameters() if p.requires_grad]
         chosen = set(map(id, text))
         rest = [p for p in self.parameters() if p.requires_grad and id(p) not in chosen]
         groups: list[dict[str, Any]] = [{"params": rest}] if rest else []
@@ -211,7 +96,7 @@ class DenoisingObjective(Objective):
         """Examples with this step's noise, timesteps and dropped conditions."""
         if self.order is None:
             self.order = order_of(self.data, batch_size, self.seed)
-        batch = make_batch(self.data, self.order.pairs(step))
+        batch = self.ahead.batch(self.order, step)
         shape = latent_shape(self.model, batch, batch_size)
         return batch | self.model.draw(shape, keyed_generator(self.seed, "noise", step), **self.drawing)
 

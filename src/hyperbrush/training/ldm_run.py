@@ -1,168 +1,158 @@
-"""`hyperbrush ldm train CONFIG`: configs of a first stage or a diffusion model, from folders to a run."""
+"""From a config of `hyperbrush ldm train` to data, networks and objective."""
 
 import hashlib
 import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import yaml
-from pydantic import Field, TypeAdapter, model_validator
+from torch import nn
 
-from hyperbrush.errors import UserError, unknown_name
-from hyperbrush.files import atomic_folder, read_json, write_json, write_text
-from hyperbrush.ldm.data import LatentCache, Mixture, cache_latents
+from hyperbrush.errors import UserError
+from hyperbrush.files import atomic_folder, read_json, write_json
+from hyperbrush.ldm.data import LatentCache, Mixture, cache_latents, split
 from hyperbrush.ldm.models import LatentDiffusion, first_stage
 from hyperbrush.ldm.models.autoencoder import downsampling
 from hyperbrush.ldm.modules.losses import FirstStageLoss
-from hyperbrush.ldm.util import keyed_seed, load_config, read_yaml
+from hyperbrush.ldm.modules.perceptual import perceptual_loss
+from hyperbrush.ldm.util import keyed_seed
+from hyperbrush.training.cached import Told, check_posterior, repaints
 from hyperbrush.training.caller import generators_kept
 from hyperbrush.training.checkpoint import digest
-from hyperbrush.training.config import Share, Strict, TrainerConfig
-from hyperbrush.training.ldm import DenoisingObjective, FirstStageObjective
+from hyperbrush.training.conditioned import CONDITION_CHANNELS, class_names_of, conditioned
+from hyperbrush.training.ldm import DenoisingObjective
+from hyperbrush.training.ldm_config import DataConfig, DiffusionRun, FirstStageRun, Run, TextConfig
+from hyperbrush.training.ldm_config import read_config as read_config
+from hyperbrush.training.ldm_first_stage import FirstStageObjective
 from hyperbrush.training.objectives import Objective
-from hyperbrush.training.pictures import (
-    CaptionSettings,
-    FolderConfig,
-    PictureSettings,
-    as_mixture,
-    without_chance,
-)
+from hyperbrush.training.pictures import as_mixture, without_chance
+from hyperbrush.training.preflight import Preflight, preflight
+from hyperbrush.training.processes import join
 
 SCALE = "scale.json"  # in a run folder
+CLASSES = "classes.json"  # in a run folder
 MADE_FROM = "made_from.txt"  # in a run's tokenizer: the digest of what it was trained on
 
 
-class DataConfig(CaptionSettings):
-    """Where the pictures are, and what is done to their captions; all are brought to `size`."""
+@dataclass(frozen=True)
+class Opened:
+    """What a run goes on from, opened, and what it asks of pictures.
 
-    folders: list[FolderConfig] = Field(min_length=1, description="folders of pictures, see above")
-    held_out: list[FolderConfig] = Field([], description="folders to validate on")
-    size: int = Field(64, ge=8, description="side in pixels")
-    flip: Share = Field(0.0, description="share of mirrored pictures")
-    cache: str = Field("", description="folder for cached latents; the run's own by default")
+    stage: the trained first stage, or model: the whole one; of a run from scratch neither.
+    downscale: pixels for each place of the latent map; unit: what sides of pictures are multiples of.
+    """
+
+    downscale: int
+    unit: int
+    stage: nn.Module | None = None
+    model: LatentDiffusion | None = None
 
 
-class FirstStageConfig(Strict):
-    """An autoencoder from scratch."""
+@generators_kept()
+def open_origin(config: Run) -> Opened:
+    """What a run goes on from.
 
-    type: Literal["kl", "vq"] = Field("kl", description="continuous latents, or those of a codebook")
-    latent_dim: int = Field(4, ge=1, description="channels of the latents")
-    channels: list[int] = Field(
-        [16, 48, 96], description="of each level; each further one halves the picture"
+    Raises:
+        UserError: it is not there; a size that the networks cannot halve as often as they do.
+    """
+    if isinstance(config, FirstStageRun):
+        found = Opened(1, 2 ** (len(config.model.channels) - 1))
+    elif config.start_from:
+        model = LatentDiffusion.from_pretrained(config.start_from)
+        found = Opened(downsampling(model.first_stage), model.size_unit, model=model)
+    else:
+        stage = _trained_stage(config)
+        factor = downsampling(stage)
+        found = Opened(factor, factor * 2 ** (len(config.unet.channels) - 1), stage)
+    _check_size(config, found.unit)
+    return found
+
+
+def _trained_stage(config: DiffusionRun) -> nn.Module:
+    from diffusers import AutoencoderKL, VQModel
+
+    if not config.first_stage:
+        raise UserError(
+            "a diffusion run needs 'first_stage' (a trained autoencoder's folder) or 'start_from'"
+        )
+    folder = Path(config.first_stage)
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"first_stage: {folder} holds no trained autoencoder (no config.json); train it first"
+        )
+    is_vq = "VQModel" in (folder / "config.json").read_text(encoding="utf-8")
+    made: nn.Module = (VQModel if is_vq else AutoencoderKL).from_pretrained(folder, low_cpu_mem_usage=False)
+    return made
+
+
+def _check_size(config: Run, unit: int) -> None:
+    size, what = config.data.size, "the first stage" if isinstance(config, FirstStageRun) else "the model"
+    sides = (size, size) if isinstance(size, int) else size
+    if config.data.buckets != "original" and any(side % unit for side in sides):
+        near = [max(1, round(side / unit)) * unit for side in sides]
+        raise UserError(
+            f"data.size is {size}; {what} halves pictures until {unit} pixels are one: expected a multiple of {unit}, "
+            f"such as {near[0] if isinstance(size, int) else near}"
+        )
+
+
+def open_folders(
+    data: DataConfig, held_out: bool, seed: int, *, downscale: int = 1, multiple: int = 1
+) -> Mixture:
+    """The folders of a config, to train on or held out; see `as_mixture`."""
+    found = as_mixture(
+        data.held_out if held_out else data.folders,
+        data,
+        size=data.size,
+        downscale=downscale,
+        multiple=multiple,
+        seed=seed,
+        on_problem=data.on_problem,
+        held_out=held_out,
     )
-    layers_per_block: int = Field(1, ge=1, description="residual blocks a level")
-    mid_attention: bool = Field(False, description="attention at the smallest level")
-    codebook: int = Field(1024, ge=2, description="entries of a vq codebook")
-
-
-class LossConfig(Strict):
-    """Weights of the first stage's loss; see `FirstStageLoss`."""
-
-    l1: float = Field(1.0, ge=0, description="weight of the absolute error")
-    mse: float = Field(1.0, ge=0, description="weight of the squared error")
-    gradient: float = Field(1.0, ge=0, description="weight of the error of neighbouring differences: edges")
-    log_mse: float = Field(0.0, ge=0, description="weight of log(squared error): the fine end")
-    kl: float = Field(1e-3, ge=0, description="weight of the distance to a normal distribution")
-    quantise: float = Field(1.0, ge=0, description="weight of the codebook's loss")
-    adversarial_weight: float = Field(0.0, ge=0, description="weight of a patch discriminator; 0: none")
-    adversarial_start: int = Field(0, ge=0, description="step at which it begins")
-
-    @model_validator(mode="after")
-    def _reconstructs(self) -> "LossConfig":
-        if not (self.l1 or self.mse or self.log_mse):
-            raise ValueError("one of l1, mse and log_mse must be above 0, or nothing asks for the picture")
-        return self
-
-
-class FirstStageRun(Strict):
-    """`kind: first_stage`."""
-
-    kind: Literal["first_stage"] = Field(description="what the file is for")
-    data: DataConfig
-    model: FirstStageConfig = FirstStageConfig()
-    loss: LossConfig = LossConfig()
-    training: TrainerConfig = TrainerConfig()
-
-
-class TextConfig(Strict):
-    """A CLIP text model from scratch, its tokenizer trained on the captions."""
-
-    width: int = Field(128, ge=8, description="of the text states")
-    layers: int = Field(3, ge=1, description="transformer layers")
-    num_heads: int = Field(4, ge=1, description="attention heads")
-    vocabulary: int = Field(4096, ge=600, description="tokens learnt from the captions")
-    max_length: int = Field(77, ge=8, description="tokens of a caption at most")
-
-
-class UNetConfig(Strict):
-    """A UNet from scratch; attention stands where the latent map is as wide as listed."""
-
-    channels: list[int] = Field([64, 128, 192], description="of each level")
-    attention_resolutions: list[int] = Field(
-        [8, 4], description="sides of the latent maps that have attention"
-    )
-    num_heads: int = Field(4, ge=1, description="attention heads")
-    layers_per_block: int = Field(2, ge=1, description="residual blocks a level")
-
-
-class ProcessConfig(Strict):
-    """The diffusion process and what is asked of it."""
-
-    schedule: str = Field("scaled_linear", description="of the noise: scaled_linear, linear, cosine, …")
-    prediction: str = Field("v_prediction", description="epsilon, v_prediction or sample")
-    zero_terminal_snr: bool = Field(False, description="let the last step be noise alone")
-    weighting: str = Field("none", description="of timesteps: none, min_snr, debiased")
-    timestep_sampling: str = Field("uniform", description="uniform, stratified or logit_normal")
-    condition_dropout: Share = Field(0.1, description="share of pictures trained without their caption")
-    offset_noise: float = Field(0.0, ge=0, description="noise of the whole picture; 0: none")
-    perturbation: float = Field(0.0, ge=0, description="noise added to the input alone; 0: none")
-
-
-class DiffusionRun(Strict):
-    """`kind: diffusion`: a UNet and text encoder on a trained first stage, or on from another model."""
-
-    kind: Literal["diffusion"] = Field(description="what the file is for")
-    data: DataConfig
-    first_stage: str = Field("", description="folder of the trained first stage")
-    start_from: str = Field("", description="go on from a whole model instead (emoji, folder, file)")
-    text: TextConfig = TextConfig()
-    unet: UNetConfig = UNetConfig()
-    process: ProcessConfig = ProcessConfig()
-    prompts: list[str] = Field([], description="of the previews")
-    guidance_scale: float = Field(4.0, description="of the previews")
-    training: TrainerConfig = TrainerConfig()
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> "DiffusionRun":
-        fresh = {"first_stage": self.first_stage, "text": self.text, "unet": self.unet}
-        fields = type(self).model_fields
-        set_too = [name for name, value in fresh.items() if value != fields[name].default]
-        process = ProcessConfig()
-        set_too += [
-            f"process.{name}"
-            for name in ("schedule", "prediction", "zero_terminal_snr")
-            if getattr(self.process, name) != getattr(process, name)
-        ]
-        if self.start_from and set_too:
-            raise ValueError(f"start_from brings its own {', '.join(set_too)}; leave that out")
-        return self
-
-
-Run = FirstStageRun | DiffusionRun
-KINDS = {"first_stage": FirstStageRun, "diffusion": DiffusionRun}
-
-
-def open_folders(data: DataConfig, held_out: bool, seed: int) -> Mixture:
-    """The folders of a config, to train on or held out."""
-    captions = {name: getattr(data, name) for name in CaptionSettings.model_fields}
-    pictures = PictureSettings(size=data.size, flip=data.flip, **captions)
-    folders = data.held_out if held_out else data.folders
-    about = {"size": data.size, "downscale": 1, "multiple": 1, "seed": seed}
-    found = as_mixture(folders, pictures, **about, on_problem="raise")
     return found.over(without_chance) if held_out else found
+
+
+def open_data(config: Run, opened: Opened) -> tuple[Mixture, Mixture | None]:
+    """Pictures to train on, and held out.
+
+    Raises:
+        UserError: whatever is wrong with them.
+    """
+    data, seed = config.data, config.training.seed
+    about = {"downscale": opened.downscale, "multiple": opened.unit}
+    train = open_folders(data, False, seed, **about)
+    if data.held_out:
+        return train, open_folders(data, True, seed, **about)
+    if not data.validation_share or len(train) < 10:  # of fewer none can be spared
+        return train, None
+    rest, held = split(train, data.validation_share, seed)
+    assert isinstance(rest, Mixture)
+    assert isinstance(held, Mixture)
+    return rest, held
+
+
+def look_over(config: Run, opened: Opened, told: Callable[[int, int], None] | None = None) -> Preflight:
+    """The preflight of a run's pictures, as its training will see them."""
+    data = config.data
+    return preflight(
+        [folder.path for folder in data.folders],
+        validation=[folder.path for folder in data.held_out] or None,
+        size=data.size,
+        buckets=data.shapes(data.size, opened.unit),
+        crop=data.crop,
+        captions=data.captions,
+        file_names=data.file_names(),
+        caption_lines=data.caption_lines,
+        captioning=data.captioning(),
+        masks=data.mask_settings(opened.downscale),
+        tokenizer=opened.model.tokenizer if opened.model is not None else None,
+        batch_size=config.training.batch_size,
+        progress=told,
+    )
 
 
 def captions_of(data: Mixture) -> list[str]:
@@ -170,85 +160,117 @@ def captions_of(data: Mixture) -> list[str]:
     return list(dict.fromkeys(caption for i in range(len(data)) for caption in data.variants(i)))
 
 
-def cached(
-    data: Mixture, model: LatentDiffusion, folder: Path, progress: Callable[[int, int], None] | None
-) -> Mixture:
-    """Latents for pictures, encoded once and kept in ``folder``."""
-    with LatentCache(folder, digest(dict(model.first_stage.state_dict()))) as cache:
-        return cache_latents(data, model.moments, cache, progress=progress)
-
-
-def read_config(source: str | Path | dict[str, Any], **overrides: Any) -> Run:
-    """Validate a config; its `kind` says which.
-
-    Raises:
-        UserError: see `load_config`.
-    """
-    values = source if isinstance(source, dict) else read_yaml(Path(source))
-    kind = values.get("kind")
-    if kind not in KINDS:
-        raise unknown_name("kind of training (first line 'kind: …')", str(kind), KINDS)
-    model: Any = KINDS[kind]
-    return TypeAdapter(Run).validate_python(load_config(model, source, **overrides))
-
-
 @generators_kept()
 def build(
-    config: Run, run: Path, progress: Callable[[int, int], None] | None = None, *, resume: bool = False
+    config: Run,
+    run: Path,
+    told: Told | None = None,
+    *,
+    resume: bool = False,
+    opened: Opened | None = None,
 ) -> Objective:
     """Data, networks and objective of a run; pictures are checked before anything is computed.
 
+    told: called with (what is encoded, done, in all).
     resume: tokenizer and scale factor are those the run began with, whatever pictures came or went.
+    opened: of `open_origin`, where that was called already.
 
     Raises:
         UserError: whatever is wrong with them; a size that the networks cannot halve as often as they do.
     """
-    data, seed = config.data, config.training.seed
-    train = open_folders(data, False, seed)
-    held_out = open_folders(data, True, seed) if data.held_out else None
-    torch.manual_seed(keyed_seed(seed, "initialisation"))
+    opened = opened or open_origin(config)
+    train, held_out = open_data(config, opened)
     if isinstance(config, FirstStageRun):
-        m = config.model
-        _check_size(data.size, 2 ** (len(m.channels) - 1), "the first stage")
-        stage = first_stage(
-            m.type,
-            latent_dim=m.latent_dim,
-            channels=m.channels,
-            layers_per_block=m.layers_per_block,
-            mid_attention=m.mid_attention,
-            codebook=m.codebook,
-            sample_size=data.size,
-        )
-        if config.training.channels_last:
-            stage = stage.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if config.training.gradient_checkpointing:
-            if m.type == "vq":
-                raise UserError("gradient_checkpointing: diffusers' VQ autoencoder has none; leave it out")
-            stage.enable_gradient_checkpointing()  # type: ignore[operator]
-        return FirstStageObjective(
-            stage, FirstStageLoss(**config.loss.model_dump()), train, held_out=held_out, seed=seed
-        )
-    model = _diffusion_model(config, train, run, resume)
-    _check_size(data.size, model.size_unit, "the model")
-    words = re.findall(r"[^\W_]+", " ".join(captions_of(train)).casefold())
-    model.known_words = (model.known_words or frozenset()) | frozenset(words)
+        return first_stage_objective(config, train, held_out)
+    model = diffusion_model(config, opened, train, run, resume)
+    model.first_stage.to(join())
     if not config.start_from:
         _scale(model, train, run / SCALE, resume)
-    cache = Path(data.cache) if data.cache else run / "cache"
-    train = cached(train, model, cache, progress)
+    shown, shown_held_out = train, held_out
+    cache = Path(config.data.cache) if config.data.cache else run / "cache"
+    posterior = config.data.latent_sampling
+    train = cached(train, model, cache, told, posterior=posterior)
     if held_out is not None:
-        held_out = cached(held_out, model, cache, progress)
+        held_out = cached(held_out, model, cache, told)
+    about: dict[str, Any] = {
+        "seed": config.training.seed,
+        "missing": config.data.missing,
+        "classes": config.data.classes,
+        "condition_folder": config.data.condition_folder,
+    }
+    told_train: Any = conditioned(model, train, shown, **about)
+    told_held_out = held_out and shown_held_out and conditioned(model, held_out, shown_held_out, **about)
+    return denoising_objective(config, model, told_train, told_held_out)
+
+
+def cached(
+    data: Mixture,
+    model: LatentDiffusion,
+    folder: Path,
+    told: Told | None,
+    *,
+    posterior: Any = "deterministic",
+) -> Mixture:
+    """Latents for pictures, encoded once and kept in ``folder``."""
+    if repaints(data):
+        check_posterior(posterior)
+        return data
+    progress = None if told is None else lambda done, of: told("pictures", done, of)
+    with LatentCache(folder, digest(dict(model.first_stage.state_dict()))) as cache:
+        return cache_latents(data, model.moments, cache, progress=progress, posterior=posterior)
+
+
+def first_stage_objective(
+    config: FirstStageRun, train: Mixture, held_out: Mixture | None
+) -> FirstStageObjective:
+    """A fresh autoencoder and what it learns."""
+    m, training, seed = config.model, config.training, config.training.seed
+    torch.manual_seed(keyed_seed(seed, "initialisation"))
+    stage = first_stage(
+        m.type,
+        latent_dim=m.latent_dim,
+        channels=m.channels,
+        layers_per_block=m.layers_per_block,
+        mid_attention=m.mid_attention,
+        codebook=m.codebook,
+        sample_size=config.data.size if isinstance(config.data.size, int) else max(config.data.size),
+    )
+    if training.channels_last:
+        stage = stage.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if training.gradient_checkpointing:
+        if m.type == "vq":
+            raise UserError("gradient_checkpointing: diffusers' VQ autoencoder has none; leave it out")
+        stage.enable_gradient_checkpointing()  # type: ignore[operator]
+    weights = config.loss.model_dump()
+    network, weight = weights.pop("perceptual_network"), weights.pop("perceptual")
+    loss = FirstStageLoss(
+        **weights, perceptual_weight=weight, perceptual=perceptual_loss(network) if weight else None
+    )
+    return FirstStageObjective(stage, loss, train, held_out=held_out, seed=seed, revive_every=m.revive_every)
+
+
+def denoising_objective(
+    config: DiffusionRun, model: LatentDiffusion, train: Any, held_out: Any
+) -> DenoisingObjective:
+    """A model and what it learns: its UNet, and its text encoder unless that has a rate of 0."""
+    p, training = config.process, config.training
     model.first_stage.requires_grad_(False)
-    if config.training.gradient_checkpointing:
+    scale = 1.0
+    if config.text_learning_rate is not None:
+        if model.text_encoder is None:
+            raise UserError("text_learning_rate: the model has no text encoder; leave it out")
+        scale = config.text_learning_rate / training.optimizer.rate
+        for encoder in filter(None, (model.text_encoder, model.text_encoder_2)):
+            encoder.requires_grad_(scale > 0)
+    if training.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()  # type: ignore[operator]
-    if config.training.channels_last:
+    if training.channels_last:
         model.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    p = config.process
     return DenoisingObjective(
         model,
         train,
         held_out=held_out,
-        seed=seed,
+        seed=training.seed,
         weighting=p.weighting,
         condition_dropout=p.condition_dropout,
         offset_noise=p.offset_noise,
@@ -256,16 +278,8 @@ def build(
         timestep_sampling=p.timestep_sampling,
         prompts=config.prompts,
         guidance_scale=config.guidance_scale,
+        text_learning_rate_scale=scale,
     )
-
-
-def _check_size(size: int, unit: int, what: str) -> None:
-    if size % unit:
-        near = max(1, round(size / unit)) * unit
-        raise UserError(
-            f"data.size is {size}; {what} halves pictures until {unit} pixels are one: expected a multiple of {unit}, "
-            f"such as {near}"
-        )
 
 
 def _scale(model: LatentDiffusion, train: Mixture, file: Path, resume: bool) -> None:
@@ -274,47 +288,67 @@ def _scale(model: LatentDiffusion, train: Mixture, file: Path, resume: bool) -> 
         model.scale_factor = kept
         return
     every = range(0, len(train), max(1, len(train) // 512))
-    batches = (every[start : start + 32] for start in range(0, len(every), 32))
+    shapes: dict[tuple[int, int], list[int]] = {}
+    for i in every:
+        shapes.setdefault(train.groups[i], []).append(i)
+    batches = (own[k : k + 32] for own in shapes.values() for k in range(0, len(own), 32))
     model.measure_scale(torch.stack([train.example(i, 0)["image"] for i in batch]) for batch in batches)
     write_json(file, {"scale_factor": float(model.scale_factor)})
 
 
-def _diffusion_model(config: DiffusionRun, train: Mixture, run: Path, resume: bool) -> LatentDiffusion:
-    if config.start_from:
-        return LatentDiffusion.from_pretrained(config.start_from)
-    if not config.first_stage:
-        raise UserError(
-            "a diffusion run needs 'first_stage' (a trained autoencoder's folder) or 'start_from'"
-        )
-    from diffusers import AutoencoderKL, VQModel
+def diffusion_model(
+    config: DiffusionRun, opened: Opened, train: Mixture, run: Path, resume: bool
+) -> LatentDiffusion:
+    """The whole model to go on with, or a UNet and text encoder from scratch on the trained first stage."""
+    model = opened.model if opened.model is not None else _fresh_model(config, opened, train, run, resume)
+    if model.conditioning != "text":
+        return model
+    words = re.findall(r"[^\W_]+", " ".join(captions_of(train)).casefold())
+    model.known_words = (model.known_words or frozenset()) | frozenset(words)
+    return model
 
+
+def _fresh_model(
+    config: DiffusionRun, opened: Opened, train: Mixture, run: Path, resume: bool
+) -> LatentDiffusion:
     from hyperbrush.ldm.models.text import build_text_encoder
 
-    folder = Path(config.first_stage)
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            f"first_stage: {folder} holds no trained autoencoder (no config.json); train it first"
-        )
-    is_vq = "VQModel" in (folder / "config.json").read_text(encoding="utf-8")
-    stage = (VQModel if is_vq else AutoencoderKL).from_pretrained(folder, low_cpu_mem_usage=False)
     t, u, p = config.text, config.unet, config.process
-    _check_size(config.data.size, downsampling(stage) * 2 ** (len(u.channels) - 1), "the model")
-    tokenizer = _tokenizer(t, captions_of(train), run / "tokenizer", resume)
-    encoder = build_text_encoder(tokenizer, width=t.width, layers=t.layers, num_heads=t.num_heads)
+    stage: Any = opened.stage
+    torch.manual_seed(keyed_seed(config.training.seed, "initialisation"))
+    kind: dict[str, Any] = {"conditioning": config.conditioning}
+    if config.conditioning == "text":
+        tokenizer = _tokenizer(t, captions_of(train), run / "tokenizer", resume)
+        encoder = build_text_encoder(tokenizer, width=t.width, layers=t.layers, num_heads=t.num_heads)
+        kind |= {"tokenizer": tokenizer, "text_encoder": encoder}
+    elif config.conditioning == "class":
+        kind["class_names"] = _class_names(train, config.data.classes, run / CLASSES, resume)
+    elif config.conditioning == "image":
+        kind["image_channels"] = CONDITION_CHANNELS
+    size = config.data.size
     return LatentDiffusion(
         stage.config.latent_channels,
         u.attention_resolutions,
         u.num_heads,
-        image_size=config.data.size,
+        image_size=size if isinstance(size, int) else max(size),
         channels=u.channels,
         layers_per_block=u.layers_per_block,
         first_stage=stage,
-        text_encoder=encoder,
-        tokenizer=tokenizer,
+        dropout=u.dropout,
         schedule=p.schedule,
         prediction=p.prediction,
         zero_terminal_snr=p.zero_terminal_snr,
+        **kind,
     )
+
+
+def _class_names(train: Mixture, classes: str, file: Path, resume: bool) -> list[str]:
+    """The classes that a run begins with, kept there: their numbers must not move when pictures come or go."""
+    if resume and (kept := read_json(file).get("classes")):
+        return list(kept)
+    names = class_names_of(train, classes)
+    write_json(file, {"classes": names})
+    return names
 
 
 def _tokenizer(config: TextConfig, captions: list[str], folder: Path, resume: bool) -> Any:
@@ -336,8 +370,3 @@ def _tokenizer(config: TextConfig, captions: list[str], folder: Path, resume: bo
             made.save_pretrained(temporary)
             (temporary / MADE_FROM).write_text(of, encoding="utf-8")
     return CLIPTokenizer.from_pretrained(folder)
-
-
-def save_config(config: Run, run: Path) -> None:
-    """Write config.yaml into the run folder, defaults included: what `--resume` reads."""
-    write_text(run / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))

@@ -1,37 +1,52 @@
 """`hyperbrush ldm train`: a run of a first stage or a diffusion model, from its config to the finished folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from hyperbrush.files import write_json
 from hyperbrush.ldm.util import read_yaml
+from hyperbrush.training.cached import Told
 from hyperbrush.training.caller import AccelerateStates, generators_kept
 from hyperbrush.training.going_on import resumed
-from hyperbrush.training.ldm_run import Run, build, read_config, save_config
-from hyperbrush.training.processes import is_main
+from hyperbrush.training.ldm_config import Run, kind_of, save_config
+from hyperbrush.training.ldm_run import build, look_over, open_origin
+from hyperbrush.training.objectives import Objective
+from hyperbrush.training.preflight import Preflight
+from hyperbrush.training.processes import is_main, prepared
 from hyperbrush.training.progress import Progress
 from hyperbrush.training.run_folder import opened_run
 from hyperbrush.training.settings import from_everywhere
 from hyperbrush.training.trainer import Trainer
 
 
-def settings_of(source: Path, *, steps: int | None = None) -> Run:
-    """A config's settings; steps in place of its own.
+def settings_of(
+    source: Path, *, settings: Sequence[str] = (), training: Mapping[str, Any] | None = None, **given: Any
+) -> Run:
+    """A config's settings; those given win over it, see `from_everywhere`.
 
     Raises:
-        UserError: see `read_config`.
+        UserError: whatever is wrong with any of them.
     """
-    kind = type(read_config(source))
-    return from_everywhere(kind, None, read_yaml(source), training={"steps": steps})
+    values = read_yaml(source)
+    return from_everywhere(kind_of(values), None, values, settings=settings, training=training, **given)
 
 
-def settings_to_go_on(run: Path, *, at: int | None = None, steps: int | None = None) -> tuple[Run, bool]:
+def settings_to_go_on(
+    run: Path,
+    *,
+    at: int | None = None,
+    settings: Sequence[str] = (),
+    training: Mapping[str, Any] | None = None,
+    **given: Any,
+) -> tuple[Run, bool]:
     """The settings of a run that goes on, and whether they differ from those it has; see `resumed`.
 
     Raises:
         UserError: see `resumed`.
     """
-    kind = type(read_config(run / "config.yaml"))
-    return resumed(kind, run, at=at, training={"steps": steps})
+    kind = kind_of(read_yaml(run / "config.yaml"))
+    return resumed(kind, run, at=at, settings=settings, training=training, **given)
 
 
 def train_ldm(
@@ -41,6 +56,8 @@ def train_ldm(
     resume: bool = False,
     at: int | None = None,
     changed: bool = False,
+    on_report: Callable[[Preflight], None] | None = None,
+    on_prepare: Told | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Path:
@@ -50,22 +67,33 @@ def train_ldm(
         config, run: what and where.
         resume, at: see `Trainer.train`.
         changed: these settings take the place of those in the run that goes on.
-        on_progress, should_stop: see `Trainer`.
+        on_report: told the preflight's report, before anything is encoded.
+        on_prepare: called with (what, done, in all) while pictures are looked at and encoded.
+        on_progress, should_stop: see `Trainer`; before the first step a stop is obeyed at once.
 
     Raises:
         UserError: whatever is wrong with data, models or settings; another training is there.
         Interrupted: `should_stop` said so; the run can be resumed.
     """
-    from accelerate import PartialState
+    told = on_prepare or (lambda what, done, of: None)
+    reports: list[Preflight] = []
+
+    def begin() -> Objective:
+        opened = open_origin(config)
+        if is_main() and not resume:
+            reports.append(look_over(config, opened, lambda done, of: told("looking at", done, of)))
+            if on_report is not None:
+                on_report(reports[0])
+        return build(config, run, told if is_main() else None, resume=resume, opened=opened)
 
     def keep() -> None:
         if changed or not resume:
             save_config(config, run)
 
     with AccelerateStates().entered(), generators_kept(), opened_run(run, resume=resume, at=at):
-        with PartialState().main_process_first():  # the others find all of it encoded
-            objective = build(config, run, resume=resume)
-        if is_main() and not resume:
+        objective = prepared(run, begin, should_stop)
+        if reports:
             save_config(config, run)
+            write_json(run / "preflight.json", reports[0].as_dict())
         trainer = Trainer(objective, config.training, run, on_progress=on_progress, should_stop=should_stop)
         return trainer.train(resume=resume, at=at, held=True, on_begin=keep)

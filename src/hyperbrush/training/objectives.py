@@ -26,6 +26,13 @@ class Objective(nn.Module, ABC):
     def place(self, device: torch.device) -> None:
         """Move what is not a submodule (a frozen model) to the device of the training."""
 
+    def before_step(self, step: int, batch_size: int) -> str | None:
+        """Change weights otherwise than by a gradient, as a function of them and the step; says what was done.
+
+        None: nothing was changed.
+        """
+        return None
+
     @abstractmethod
     def batch(self, step: int, batch_size: int) -> dict[str, Any]:
         """The whole batch of one optimizer step, with all that is random in it: a pure function of step."""

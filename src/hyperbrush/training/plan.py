@@ -13,10 +13,12 @@ import torch
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks import AttentionHypernetwork
 from hyperbrush.hypernetworks.generator import TunedWeights
+from hyperbrush.ldm.data.archives import is_source
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.training.cached import FORMS, Told
 from hyperbrush.training.caller import AccelerateStates, ModuleAsFound
-from hyperbrush.training.finders import LrCurve, find_batch_size, find_learning_rate
+from hyperbrush.training.config import TrainerConfig
+from hyperbrush.training.finders import find_batch_size
 from hyperbrush.training.hypernetwork import HypernetworkTrainer, pictures_of
 from hyperbrush.training.hypernetwork_config import HypernetworkConfig
 from hyperbrush.training.hypernetwork_objective import HypernetworkObjective
@@ -92,7 +94,7 @@ def plan(config: HypernetworkRun, model: LatentDiffusion | None = None, *, done:
         UserError: as `train_run`, before the first step.
     """
     for folder in (*config.data, *config.validation):
-        if not Path(folder.path).is_dir():
+        if not is_source(folder.path):
             raise UserError(f"there is no folder {folder.path}: expected one with pictures to train on")
     opened = model or LatentDiffusion.from_pretrained(config.model)
     report = look_over(config, opened)
@@ -109,7 +111,7 @@ def plan(config: HypernetworkRun, model: LatentDiffusion | None = None, *, done:
     with AccelerateStates().entered():
         objective = _trial_objective(network, t, opened, max(shapes, key=math.prod))
         try:
-            seconds, memory = _timed(objective, t)
+            seconds, memory = timed(objective, t.trainer(1))
         finally:
             objective.close()
             found.restore()
@@ -127,14 +129,6 @@ def plan(config: HypernetworkRun, model: LatentDiffusion | None = None, *, done:
         tuple(advice(t.optimizer, t.learning_rate, t.schedule)),
         done,
     )
-
-
-def suggest_learning_rate(config: HypernetworkRun, run: Path, told: Told | None = None) -> LrCurve:
-    """Try ever higher rates on a run's own pictures; see `find_learning_rate`. Encoded pictures are kept in ``run``."""
-    with _opened(config, run, told) as (objective, trainer):
-        progress = None if told is None else lambda step, steps, _loss: told("learning rates", step, steps)
-        settings = trainer.config.trainer(len(objective.data))
-        return find_learning_rate(objective, settings, on_progress=progress)
 
 
 def suggest_batch_size(config: HypernetworkRun, run: Path, told: Told | None = None) -> int:
@@ -159,7 +153,7 @@ def _opened(
             objective.close()
 
 
-class _Blanks:
+class Blanks:
     """As many examples as a batch has, of one shape and without a caption: what a step costs, they cost."""
 
     def __init__(self, model: LatentDiffusion, shape: tuple[int, int], count: int) -> None:
@@ -203,13 +197,12 @@ def _trial_objective(
     if model.conditioning == "text":
         with torch.no_grad():
             texts = {"": {FORMS[key]: value[0].cpu() for key, value in model.text_conditions([""]).items()}}
-    data = _Blanks(model, shape, config.batch_size)
+    data = Blanks(model, shape, config.batch_size)
     return HypernetworkObjective(model, network, config, data, texts=texts)
 
 
-def _timed(objective: Objective, settings: HypernetworkConfig) -> tuple[float, int | None]:
+def timed(objective: Objective, config: TrainerConfig) -> tuple[float, int | None]:
     """Seconds of a step and the bytes it takes."""
-    config = settings.trainer(1)
     with trial(objective, config) as accelerator:
         trained: list[torch.Tensor] = [p for p in objective.parameters() if p.requires_grad]
         micro = MicroBatches(accelerator, objective, trained, config.batch_size, config.gradient_accumulation)

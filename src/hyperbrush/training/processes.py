@@ -6,12 +6,15 @@ same order; none of them is called inside code that only one process runs.
 
 import os
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from hyperbrush.errors import UserError
+from hyperbrush.stopping import stoppable
+from hyperbrush.training.progress import Interrupted
 
 if TYPE_CHECKING:
     from accelerate import Accelerator, PartialState
@@ -61,27 +64,67 @@ def on_main(accelerator: "Accelerator | PartialState", work: "Callable[[], T]") 
     So that a full disk on the main process ends all of them instead of leaving the others waiting.
 
     Raises:
-        UserError: what ``work`` raised, on all processes; RuntimeError for other errors of the main one.
+        UserError, Interrupted: what ``work`` raised, on all processes; RuntimeError for other errors of the main one.
     """
     if accelerator.num_processes == 1:
         return work()
     from accelerate.utils import broadcast_object_list
 
-    outcome: list[tuple[T | None, str | None, bool]] = [(None, None, False)]
+    outcome: list[tuple[T | None, Callable[..., Exception] | None, tuple[Any, ...]]] = [(None, None, ())]
     failed: Exception | None = None
     if accelerator.is_main_process:
         try:
-            outcome[0] = (work(), None, False)
+            outcome[0] = (work(), None, ())
+        except Interrupted as stopped:
+            failed = stopped
+            outcome[0] = (None, Interrupted, (stopped.run, stopped.step))
         except Exception as error:  # noqa: BLE001 - raised below, after the others know
             failed = error
-            outcome[0] = (None, str(error) or type(error).__name__, isinstance(error, UserError))
+            said = str(error) or type(error).__name__
+            mendable = isinstance(error, UserError)
+            told = (UserError, (said,)) if mendable else (RuntimeError, (f"the main process failed: {said}",))
+            outcome[0] = (None, *told)
     broadcast_object_list(outcome)
-    result, problem, mendable = outcome[0]
+    result, problem, about = outcome[0]
     if failed is not None:
         raise failed
     if problem is not None:
-        raise UserError(problem) if mendable else RuntimeError(f"the main process failed: {problem}")
+        raise problem(*about)
     return result  # type: ignore[return-value]
+
+
+def main_first(work: Callable[[], T]) -> T:
+    """``work`` of the main process, then of the others, who find its files; each has its own result.
+
+    Raises:
+        UserError, Interrupted: see `on_main`; what the others' own ``work`` raises.
+    """
+    from accelerate import PartialState
+
+    made: list[T] = []
+    on_main(PartialState(), lambda: made.append(work()))
+    return made[0] if made else work()
+
+
+def prepared(run: str | Path, work: Callable[[], T], should_stop: Callable[[], bool]) -> T:
+    """What comes before the first step, the main process first; that one obeys a stop at once, and so do all.
+
+    Raises:
+        UserError: see `main_first`.
+        Interrupted: ``should_stop`` said so; caches hold what was encoded, in whole batches.
+    """
+
+    def ask() -> None:
+        if should_stop():
+            raise Interrupted(Path(run), None)
+
+    def on_this() -> T:
+        if not is_main():  # what the main process made is there, and all begin the first step together
+            return work()
+        with stoppable(ask):
+            return work()
+
+    return main_first(on_this)
 
 
 def worst(accelerator: "Accelerator", state: int) -> int:

@@ -23,10 +23,13 @@ class Progress:
 
 
 class Interrupted(Exception):
-    """The training was asked to stop; its state is on disk."""
+    """The training was asked to stop; its state is on disk.
 
-    def __init__(self, run: Path, step: int) -> None:
-        super().__init__(f"stopped after step {step}")
+    step: the last one made; None: it was still preparing its first one, and what is encoded is kept.
+    """
+
+    def __init__(self, run: Path, step: int | None) -> None:
+        super().__init__("stopped before the first step" if step is None else f"stopped after step {step}")
         self.run, self.step = run, step
 
 

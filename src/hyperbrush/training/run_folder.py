@@ -40,6 +40,18 @@ def opened_run(run: str | Path, *, resume: bool = False, at: int | None = None) 
         yield
 
 
+def step_to_go_on_from(run: Path, at: int | None = None) -> int:
+    """The step of the checkpoint that a training goes on from.
+
+    Raises:
+        UserError: there is none, or none at that step.
+    """
+    there = checkpoints.steps(run / "checkpoints")
+    if not there or (at is not None and at not in there):
+        raise UserError(f"{run} holds no checkpoint to resume from" + (f" at step {at}" if there else ""))
+    return at if at is not None else there[-1]
+
+
 def begin_anew(run: str | Path) -> None:
     """Take a run folder away, for a new training in its place.
 

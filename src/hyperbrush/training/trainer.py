@@ -269,6 +269,9 @@ class Trainer:
         config, accelerator, step = self.config, self.accelerator, self.state.step
         for group, scale in zip(self.optimizer.param_groups, self.scales, strict=True):
             group["lr"] = rate * scale
+        if said := self.objective.before_step(step, config.batch_size):
+            share_from_main(self.accelerator, self.trained)
+            self._note("renewed", said, step=step + 1)
         # Dropout and the like draw from the global generator: key it too.
         seed = keyed_seed(config.seed, "global", step, accelerator.process_index)
         before = self.micro.size

@@ -9,6 +9,7 @@ from hyperbrush.errors import UserError
 from hyperbrush.ldm.data.cache import LatentCache, content_key
 from hyperbrush.ldm.data.examples import CaptionedExamples
 from hyperbrush.ldm.data.order import BatchOrder
+from hyperbrush.stopping import may_stop_here
 
 
 def cache_texts(
@@ -33,6 +34,7 @@ def cache_texts(
     missing: dict[str, str] = {}
     ordered = list(dict.fromkeys(texts))
     for text in ordered:
+        may_stop_here()
         key = content_key(text.encode(), {"kind": "text"})
         if found := cache.get(key):
             contexts[text] = found["context"]

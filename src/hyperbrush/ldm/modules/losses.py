@@ -40,13 +40,25 @@ def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
+def adaptive_weight(rest: Tensor, adversarial: Tensor, last: Tensor) -> Tensor:
+    """Equation 7 of Esser et al. (2021, VQGAN): what makes the adversarial gradient as long as the rest's.
+
+    rest, adversarial: scalars; last: the weight of the decoder's last layer, where both are compared.  From 0 to 1e4.
+    """
+    one, other = (
+        torch.autograd.grad(term, last, retain_graph=True)[0].norm() for term in (rest, adversarial)
+    )
+    return (one / (other + 1e-4)).clamp(0, 1e4).detach()
+
+
 @dataclass(frozen=True)
 class FirstStageLoss:
     """Weighted sum of the first stage's terms; a weight of 0 leaves a term out.
 
     ``perceptual`` is any function (a, b) -> scalar, LPIPS for one, given by the caller since its
     weights need a download.  The adversarial term starts at step ``adversarial_start``, after the
-    picture is roughly there (Esser et al. 2021, section 4.1).
+    picture is roughly there (Esser et al. 2021, section 4.1); adaptive, its weight is multiplied by
+    `adaptive_weight`.
 
     Raises:
         UserError: a perceptual weight without a function.
@@ -61,6 +73,7 @@ class FirstStageLoss:
     perceptual_weight: float = 0.0
     adversarial_weight: float = 0.0
     adversarial_start: int = 0
+    adversarial_adaptive: bool = False
     perceptual: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
