@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import re
 import signal
 import subprocess
@@ -12,6 +11,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import yaml
 from PIL import Image
@@ -363,12 +363,8 @@ class TestTrainings:
 
 
 class TestCommandLine:
-    def run(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "hyperbrush", "train", *arguments]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.run(
-            command, capture_output=True, text=True, timeout=180, env=environment, **options
-        )
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return forked.run([sys.executable, "-m", "hyperbrush", "train", *arguments], timeout=180)
 
     def tiny(self) -> list[str]:
         return [part for key, value in TINY.items() for part in ("-s", f"{key}={value}")]
@@ -383,13 +379,73 @@ class TestCommandLine:
         assert done.returncode == 0, done.stderr
         assert "cli-run.safetensors  (2 steps" in done.stdout
         assert "step 2/2" in done.stderr
-        assert shown(app, "cli-local") == {"a.png": "red", "deep-a.png": "a"}
+        assert shown(app, "cli-local") == {"a.png": "red", "deep/a.png": "a"}
         plan = self.run(
             "--data", str(folder), "--name", "cli-plan", *self.tiny(), "--server", app.url, "--dry-run"
         )
         assert "2 to train on" in plan.stdout, plan.stderr
         names = {d["name"] for d in app.call("/api/v1/datasets")}
         assert "cli-local-2" not in names, "the same pictures are not sent twice"
+
+    def test_folders_captions_and_masks_are_sent_as_they_are(self, app: Any, tmp_path: Path) -> None:
+        import tarfile
+
+        from hyperbrush.cli import remote
+        from hyperbrush.ldm.data import Masks, scan
+        from hyperbrush.ldm.data.masks import find_masks
+
+        folder = tmp_path / "sent"
+        for name, colour in (("10_cat/1", "red"), ("10_cat/2", "blue"), ("3_dog/1", "green"), ("row", "red")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / f"{name}.png").write_bytes(png(colour))
+        (folder / "10_cat/1.caption").write_text("a cat,\nsitting")
+        (folder / "3_dog/1.txt").write_text("a dog")
+        (folder / "metadata.jsonl").write_text('{"file_name": "row.png", "text": ["one", "two"]}')
+        (folder / "10_cat/1.mask.png").write_bytes(png("white"))
+        with tarfile.open(tmp_path / "sent.tar", "w") as tar:
+            tar.add(folder, ".")
+        aside = tmp_path / "aside"
+        (aside / "3_dog").mkdir(parents=True)
+        (aside / "3_dog/1.png").write_bytes(png("white"))
+
+        def all_of(place: Path, masks: Path | None = None) -> Any:
+            found = scan(place, caption_lines=True)
+            items, files, _ = find_masks(Masks("files", masks, needed=False), place, found.items)
+            return {
+                item.path.relative_to(place).with_suffix("").as_posix(): (
+                    item.path.relative_to(place).suffix and item.written,
+                    None if file is None else file.read_bytes(),
+                )
+                for item, file in zip(items, files, strict=True)
+            }
+
+        server = remote.Server(app.url)
+        name = remote.dataset(server, str(folder))
+        there = app.root / "datasets" / name
+        assert all_of(there) == all_of(folder)
+        assert all_of(there)["10_cat/1"] == (("a cat,", "sitting"), png("white"))
+        assert remote.dataset(server, str(folder)) == name  # nothing new is sent
+        assert remote.dataset(server, str(tmp_path / "sent.tar")) != name
+        assert {k: v[0] for k, v in all_of(app.root / "datasets/sent.tar").items()} == {
+            k: v[0] for k, v in all_of(folder).items()
+        }
+        other = remote.dataset(server, str(folder), mask_folder=str(aside))
+        assert other == f"{name}-2"
+        masks = {k: v[1] for k, v in all_of(app.root / "datasets" / other).items() if v[1]}
+        assert masks == {"3_dog/1": png("white")}
+
+    def test_it_trains_there_with_masks_of_a_folder_that_is_here(self, app: Any, tmp_path: Path) -> None:
+        for i, colour in enumerate(("red", "blue", "green", "white")):
+            for place in ("masked", "masks"):
+                (tmp_path / place).mkdir(exist_ok=True)
+                (tmp_path / place / f"{i}.png").write_bytes(png(colour if place == "masked" else "white"))
+        done = self.run(
+            *("--data", str(tmp_path / "masked"), "--name", "cli-masks", *self.tiny(), "-s", "masks=files"),
+            *("-s", f"mask_folder={tmp_path / 'masks'}", "--server", app.url),
+        )
+        assert done.returncode == 0, done.stderr
+        assert "8 pictures and masks of" in done.stderr
+        assert (app.root / "datasets/masked/3.mask.png").is_file()
 
     @pytest.mark.parametrize(
         ("arguments", "said"),

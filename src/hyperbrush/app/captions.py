@@ -43,7 +43,8 @@ def read(folder: Path, wanted: Sequence[Path], pictures: Sequence[Path]) -> list
             found.append(Caption("", "metadata", f"its row in {METADATA} cannot be used"))
             continue
         try:
-            source, said = "filename", (caption_from_name(path),)
+            source = "filename"
+            said: tuple[str, ...] = (caption_from_name(path),)
             if name in metadata.captions:
                 source, said = "metadata", metadata.alternatives[name]
             elif (read_text := _said_beside(path, text)) is not None:

@@ -95,7 +95,19 @@ def parse_yaml(text: str) -> Any:
 
 # Settings that name what is there already, a file or a folder, wherever in a YAML file they stand.
 PLACES = frozenset(
-    ["data", "validation", "path", "folders", "held_out", "first_stage", "start_from", "mask_folder", "templates", "model"]
+    [
+        "data",
+        "validation",
+        "path",
+        "folders",
+        "held_out",
+        "first_stage",
+        "start_from",
+        "mask_folder",
+        "condition_folder",
+        "templates",
+        "model",
+    ]
 )
 
 

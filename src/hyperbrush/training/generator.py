@@ -326,7 +326,7 @@ def generator_objective(
 ) -> GeneratorObjective:
     """Styles opened and encoded, the hypernetwork bound.
 
-    dataset, validation: a folder of one folder a style, or a list of `Style`.
+    dataset, validation: a folder of one folder a style, a mapping of styles (see `open_styles`), or a list of `Style`.
     loss, compute: see `GeneratorObjective`.
 
     Raises:

@@ -16,11 +16,12 @@ from hyperbrush.ldm.data.examples import Selection
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.modules.diffusion import Loss
 from hyperbrush.ldm.util import keyed_generator
+from hyperbrush.training.ahead import Ahead
 from hyperbrush.training.cached import FORMS, Texts
 from hyperbrush.training.conditioned import shown_conditions
 from hyperbrush.training.contact_sheet import save_previews
 from hyperbrush.training.hypernetwork_config import HypernetworkConfig
-from hyperbrush.training.ldm import latent_shape, make_batch, validation_losses
+from hyperbrush.training.ldm import latent_shape, validation_losses
 from hyperbrush.training.objectives import Objective
 
 # (model with the network attached, batch) → the loss to minimise, or several terms with "loss" among them.
@@ -63,7 +64,10 @@ class HypernetworkObjective(Objective):
             model.unet, [(acting, 1.0)], attn=tuple(config.target_layers), blocks=config.blocks
         )
         self.data, self.texts = data, texts
-        self.encodes = "image" in data.example(0, 0)  # pictures, or the masked ones of an inpainting model, in each step
+        self.ahead = Ahead(data)
+        self.encodes = "image" in data.example(
+            0, 0
+        )  # pictures, or the masked ones of an inpainting model, in each step
         self.held_out = held_out and _spread(held_out, config.validation_pictures)
         self.loss, self.compute = loss or config.loss, compute
         self.order = BatchOrder(data.groups, config.batch_size, config.seed)
@@ -114,7 +118,7 @@ class HypernetworkObjective(Objective):
         """Latents and text states, with this step's noise and timesteps."""
         if batch_size != self.order.batch_size:  # of a finder
             self.order = BatchOrder(self.data.groups, batch_size, self.config.seed)
-        batch = make_batch(self.data, self.order.pairs(step))
+        batch = self.ahead.batch(self.order, step)
         generator = keyed_generator(self.config.seed, "noise", step)
         drawn = self.model.draw(
             latent_shape(self.model, batch, batch_size),

@@ -1,5 +1,6 @@
 """The pictures and captions of a training, from settings to datasets."""
 
+import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,8 @@ from hyperbrush.ldm.data import (
     Mixture,
     OriginalSizes,
     Part,
+    PictureRows,
+    Scan,
     Selection,
     read_templates,
     repeats_by_name,
@@ -27,9 +30,11 @@ from hyperbrush.ldm.data import (
 from hyperbrush.ldm.data.captioning import check_append
 from hyperbrush.ldm.data.examples import CaptionedExamples
 from hyperbrush.ldm.data.mixture import MOST_REPEATS
+from hyperbrush.ldm.data.rows import is_rows
 from hyperbrush.ldm.util import keyed_seed
 from hyperbrush.training.config import Place, Share, Strict
 
+log = logging.getLogger(__name__)
 Size = int | tuple[int, int]  # a side, or (height, width), in pixels
 Pictures = ImageFolder | Selection | Mixture
 
@@ -241,7 +246,8 @@ def open_pictures(
     seed: int,
     held_out: bool = False,
 ) -> ImageFolder | Mixture:
-    """Folders as a dataset, unusable pictures set aside; an `ImageFolder` or `Mixture` passes through.
+    """Folders, or a dataset of one's own (see `PictureRows`), as a dataset, unusable pictures set aside; an `ImageFolder`
+    or `Mixture` passes through.
 
     size, downscale, multiple: of the model: its side in pixels, pixels for each place of its latent map, what sides
     of pictures must be multiples of. held_out: to judge by, where no mask is needed and names say no repeats.
@@ -253,9 +259,25 @@ def open_pictures(
         return source
     folders = folders_of(source)
     if folders is None:
-        raise UserError(
-            f"dataset: expected a folder, several, or an ImageFolder, got {type(source).__name__}"
+        if not is_rows(source) and not isinstance(source, Mapping):
+            raise UserError(
+                "dataset: expected a folder, several, or an ImageFolder, or a dataset of your own (see PictureRows), got "
+                f"{type(source).__name__}"
+            )
+        masks = settings.mask_settings(downscale)
+        rows = PictureRows(
+            source,
+            **_options(settings, size, multiple),
+            seed=seed,
+            captions=settings.captions,
+            captioning=settings.captioning(),
+            masks=replace(masks, needed=False) if masks is not None and held_out else masks,
+            on_problem="skip",
         )
+        if rows.problems:
+            report = Scan(rows.folder, (), rows.problems).report(5)
+            log.warning("%d examples are left out:\n%s", len(rows.problems), report)
+        return rows
     found = as_mixture(
         folders,
         settings,
@@ -293,18 +315,9 @@ def as_mixture(
     opened = [
         ImageFolder(
             folder.path,
-            size=size,
-            crop=settings.crop,
-            crop_variants=settings.crop_variants if settings.crop == "random" else None,
-            flip=settings.flip,
-            jitter=settings.jitter,
-            rotate=settings.rotate,
-            buckets=settings.shapes(size, multiple),
-            background=settings.background,
+            **_options(settings, size, multiple),
             seed=seed if len(folders) == 1 else keyed_seed(seed, folder.path),
             captions=settings.captions,
-            file_names=settings.file_names(),
-            caption_lines=settings.caption_lines,
             captioning=settings.captioning(folder.caption_suffix, folder.append),
             masks=masks,
             on_problem=on_problem,
@@ -319,6 +332,22 @@ def as_mixture(
         for part in _parts(folder, data, by_name=not held_out)
     ]
     return Mixture(parts, seed)
+
+
+def _options(settings: PictureSettings, size: Size, multiple: int) -> dict[str, Any]:
+    """What is done to pictures and captions, whatever they come from."""
+    return {
+        "size": size,
+        "crop": settings.crop,
+        "crop_variants": settings.crop_variants if settings.crop == "random" else None,
+        "flip": settings.flip,
+        "jitter": settings.jitter,
+        "rotate": settings.rotate,
+        "buckets": settings.shapes(size, multiple),
+        "background": settings.background,
+        "file_names": settings.file_names(),
+        "caption_lines": settings.caption_lines,
+    }
 
 
 def no_masks(masks: Masks, folders: Sequence[str | Path]) -> UserError:

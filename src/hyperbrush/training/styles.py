@@ -1,15 +1,17 @@
 """Many styles to learn a generator from: folders of pictures, encoded once, and the batches drawn from them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks.generator import GeneratedWeights
-from hyperbrush.ldm.data import ImageFolder, LatentCache, cache_latents
+from hyperbrush.ldm.data import ImageFolder, LatentCache, PictureRows, cache_latents
+from hyperbrush.ldm.data.archives import content_of, is_source
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.util import keyed_generator
 from hyperbrush.training.cached import Told
@@ -46,44 +48,90 @@ class Style:
 
 
 def open_styles(
-    folder: str | Path,
+    source: str | Path | Mapping[str, Any],
     model: LatentDiffusion,
     cache: Path,
     *,
     adapters: bool = False,
     told: Told | None = None,
 ) -> list[Style]:
-    """Each subfolder as a style: its pictures (captions as for training), or references/ and targets/ in it.
+    """Each subfolder, tar or table as a style: its pictures (captions as for training), or references/ and targets/ in it.
 
+    source: a folder of these, or a mapping of styles' names to their pictures: a folder, tar or table, or a dataset of
+        one's own (see `PictureRows`), or a mapping of "references" and "targets" to such.
     adapters: read each style's adapter.safetensors or lora.safetensors too.
 
     Raises:
         UserError: no such folder, no styles in it, a style of fewer than two pictures; adapters are wanted and one
             is missing.
     """
-    root = Path(folder)
-    found = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    if not isinstance(source, str | Path | Mapping):
+        raise UserError(
+            f"styles: expected a folder of styles or a mapping of names to pictures, got {type(source).__name__}"
+        )
+    found = dict(source) if isinstance(source, Mapping) else _named_styles(Path(source).expanduser())
     if not found:
-        raise UserError(f"{root} has no folders in it: expected one folder of pictures for each style")
+        raise UserError("no styles: expected a mapping of names to pictures with one or more in it")
     styles = []
     with LatentCache(cache, digest(dict(model.first_stage.state_dict()))) as kept:
-        for number, path in enumerate(found):
-            parts = [path / "references", path / "targets"] if (path / "references").is_dir() else [path]
-            data = [ImageFolder(part, size=model.image_size) for part in parts]
+        for number, (name, pictures) in enumerate(found.items()):
+            parts = _parts(pictures)
+            data = [_opened(part, name, model.image_size) for part in parts]
             latents = [_latents(model, one, kept) for one in data]
             said = tuple(captions for one in data for captions in one.alternatives)
             references = len(latents[0]) if len(parts) == 2 else len(latents[0]) // 2
             if len(said) < 2:
+                where = pictures if isinstance(pictures, str | Path) else f"style {name!r}"
                 raise UserError(
-                    f"{path} has {len(said)} picture; a style needs two: one to look at, one to draw"
+                    f"{where} has {len(said)} picture; a style needs two: one to look at, one to draw"
                 )
-            about = (path / ABOUT).read_text(encoding="utf-8").strip() if (path / ABOUT).is_file() else ""
-            adapter = _adapter(path) if adapters else None
+            folder = Path(pictures) if isinstance(pictures, str | Path) else None
+            if adapters and folder is None:
+                raise UserError(
+                    f"style {name!r} is no folder, so it has no adapter to reconstruct: take objective 'denoising'"
+                )
+            adapter = _adapter(folder) if adapters and folder is not None else None
             first = tuple(captions[0] for captions in said)
-            styles.append(Style(path.name, torch.cat(latents), first, references, about, adapter, said))
+            about = "" if folder is None else _about(folder)
+            styles.append(Style(name, torch.cat(latents), first, references, about, adapter, said))
             if told is not None:
                 told("styles", number + 1, len(found))
     return styles
+
+
+def _named_styles(root: Path) -> dict[str, Path]:
+    found = sorted(path for path in root.iterdir() if is_source(path)) if root.is_dir() else []
+    if not found:
+        raise UserError(f"{root} has no folders in it: expected one folder of pictures for each style")
+    return {path.name: path for path in found}
+
+
+def _parts(pictures: Any) -> list[Any]:
+    """A style's pictures, or its references and its targets."""
+    if isinstance(pictures, Mapping):
+        if set(pictures) != {"references", "targets"}:
+            raise UserError(
+                f"a style is a mapping of {', '.join(map(str, pictures))[:200]}; expected references and targets"
+            )
+        return [pictures["references"], pictures["targets"]]
+    if isinstance(pictures, str | Path) and (Path(pictures) / "references").is_dir():
+        return [Path(pictures) / "references", Path(pictures) / "targets"]
+    return [pictures]
+
+
+def _opened(part: Any, name: str, size: int) -> ImageFolder:
+    if isinstance(part, ImageFolder):
+        return part
+    if isinstance(part, str | Path):
+        return ImageFolder(part, size=size)
+    return PictureRows(part, size=size, name=name)
+
+
+def _about(path: Path) -> str:
+    try:
+        return content_of(path / ABOUT).decode("utf-8").strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
 
 
 def _latents(model: LatentDiffusion, data: ImageFolder, cache: LatentCache) -> Tensor:

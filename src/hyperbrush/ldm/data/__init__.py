@@ -10,6 +10,7 @@ from hyperbrush.ldm.data.latents import LatentDataset, cache_latents
 from hyperbrush.ldm.data.masks import Masks
 from hyperbrush.ldm.data.mixture import Mixture, Part, folders_by_name, repeats_by_name, split
 from hyperbrush.ldm.data.order import BatchOrder, collate
+from hyperbrush.ldm.data.rows import PictureRows
 from hyperbrush.ldm.data.scan import Item, Problem, Scan, scan
 from hyperbrush.ldm.data.templates import read_templates
 from hyperbrush.ldm.data.texts import cache_texts, captions_seen
@@ -28,6 +29,7 @@ __all__ = [
     "Mixture",
     "OriginalSizes",
     "Part",
+    "PictureRows",
     "Problem",
     "Scan",
     "Selection",

@@ -2,7 +2,8 @@
 
 import copy
 import logging
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,12 +15,14 @@ from torch.utils.data import Dataset
 from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.ldm.data import augment, pictures
 from hyperbrush.ldm.data.buckets import Buckets, OriginalSizes
+from hyperbrush.ldm.data.cache import content_digest
 from hyperbrush.ldm.data.captioning import Captioning
 from hyperbrush.ldm.data.captions import FileNames
 from hyperbrush.ldm.data.masks import Masks, coverage, find_masks, read_mask
 from hyperbrush.ldm.data.scan import Problem, Scan, scan
 
 log = logging.getLogger(__name__)
+_counting = threading.Lock()
 Fitted = tuple[augment.Pixels, augment.Pixels | None]  # a picture (h, w, 3) and its mask (h, w)
 
 
@@ -102,15 +105,14 @@ class ImageFolder(Dataset[dict[str, Any]]):
         self.background = pictures.background_colour(background)
         self.captioning, self.masks = captioning or Captioning(), masks
         self.slack = buckets.slack if buckets else 0
-        exclude = masks.folder if masks else None
-        found = scan(
-            folder, captions, progress, file_names=file_names, caption_lines=caption_lines, exclude=exclude
-        )
+        how = {
+            "captions": captions,
+            "file_names": file_names,
+            "caption_lines": caption_lines,
+            "progress": progress,
+        }
+        found, self.mask_files = self._found(folder, how)
         self.folder, items, problems = found.folder, found.items, found.problems
-        self.mask_files: list[Path | None] = [None] * len(items)
-        if masks and items:
-            items, self.mask_files, bad_masks = find_masks(masks, found.folder, items)
-            problems += tuple(bad_masks)
         wrong = tuple(p for p in problems if p.kind != "unread")
         if not items or (wrong and on_problem == "raise"):
             report = Scan(found.folder, items, wrong or problems).report()
@@ -129,6 +131,32 @@ class ImageFolder(Dataset[dict[str, Any]]):
             masks.check_shapes(self.groups)
         self._memory: dict[int, Fitted] = {}
         self._memory_left = memory_limit
+
+    def _found(self, folder: str | Path, how: Mapping[str, Any]) -> tuple[Scan, list[Path | None]]:
+        """What there is, and the mask file of each item; how: of ``scan``."""
+        masks = self.masks
+        found = scan(folder, exclude=masks.folder if masks else None, **how)
+        if not masks or not found.items:
+            return found, [None] * len(found.items)
+        items, files, bad = find_masks(masks, found.folder, found.items)
+        return Scan(found.folder, items, (*found.problems, *bad)), files
+
+    def digest(self, index: int) -> bytes:
+        """SHA-256 of the content of an example's picture.
+
+        Raises:
+            UserError: it has become unreadable.
+        """
+        return content_digest(self.paths[index])
+
+    def mask_digest(self, index: int) -> bytes:
+        """SHA-256 of the content of an example's mask; of nothing where it has none.
+
+        Raises:
+            UserError: it has become unreadable.
+        """
+        path = self.mask_files[index]
+        return content_digest(b"" if path is None else str(path))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -216,22 +244,34 @@ class ImageFolder(Dataset[dict[str, Any]]):
         """Everything before chance comes in, from memory where it is there."""
         if (kept := self._memory.get(index)) is not None:
             return kept
-        path, shape = Path(self.paths[index]), self.groups[index]
-        image = pictures.read(path, self.background)
+        shape = self.groups[index]
+        image = self._picture(index)
         pixels = np.array(augment.fit(image, shape, self.crop, slack=self.slack))
         found: Fitted = pixels, self._mask(index, image.size)
         # What came first stays: an epoch visits all, so evicting would only trade one for another.
         size = sum(part.nbytes for part in found if part is not None)
-        if size <= self._memory_left:
-            self._memory[index] = found
-            self._memory_left -= size
+        with _counting:  # threads decode ahead of the step
+            if size <= self._memory_left and index not in self._memory:
+                self._memory[index] = found
+                self._memory_left -= size
         return found
+
+    def _picture(self, index: int) -> Image.Image:
+        """A picture as it is, RGB."""
+        return pictures.read(Path(self.paths[index]), self.background)
+
+    def _read_mask(self, index: int, size: tuple[int, int]) -> Image.Image:
+        """A mask as it is, grey, of its picture's size (width, height)."""
+        path = self.mask_files[index]
+        assert self.masks is not None
+        assert path is not None
+        return read_mask(path, self.masks.source, size)
 
     def _mask(self, index: int, size: tuple[int, int]) -> augment.Pixels | None:
         if self.masks is None:
             return None
-        path, linear = self.mask_files[index], Image.Resampling.BILINEAR
-        image = Image.new("L", size, 255) if path is None else read_mask(path, self.masks.source, size)
+        linear, none = Image.Resampling.BILINEAR, self.mask_files[index] is None
+        image = Image.new("L", size, 255) if none else self._read_mask(index, size)
         fitted = augment.fit(image, self.groups[index], self.crop, slack=self.slack, resampling=linear)
         return np.array(fitted)
 

@@ -9,11 +9,12 @@ from torch.utils.data import Dataset
 
 from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.ldm.data.augment import view
-from hyperbrush.ldm.data.cache import LatentCache, content_digest, key_of
+from hyperbrush.ldm.data.cache import LatentCache, key_of
 from hyperbrush.ldm.data.examples import Selection
 from hyperbrush.ldm.data.folder import ImageFolder
 from hyperbrush.ldm.data.mixture import Mixture
 from hyperbrush.ldm.util import keyed_generator
+from hyperbrush.stopping import may_stop_here
 
 Encode = Callable[[Tensor], Mapping[str, Tensor]]
 Posterior = Literal["deterministic", "once", "random"]
@@ -192,7 +193,8 @@ def _cached(
     missing: dict[tuple[int, int], list[tuple[str, int, View]]] = {}
     keys: dict[int, list[str]] = {}
     for index in indices:
-        digest = content_digest(dataset.paths[index])
+        may_stop_here()
+        digest = dataset.digest(index)
         keys[index] = [key_of(digest, _settings(dataset, index, seen)) for seen in views(dataset)]
         for key, seen in zip(keys[index], views(dataset), strict=True):
             if key in entries:
@@ -207,6 +209,7 @@ def _cached(
         for start in range(0, len(wanted), batch_size):
             batch = wanted[start : start + batch_size]
             images = [dataset.picture(i, flipped=side, variant=crop) for _, i, (crop, side) in batch]
+            may_stop_here()
             with torch.no_grad():
                 encoded = encode(torch.stack(images))
             paths = [dataset.paths[index] for _, index, _ in batch]
@@ -228,8 +231,8 @@ def _cached(
 def _masks(dataset: ImageFolder, index: int, cache: LatentCache) -> list[Tensor]:
     """Coverage of one example's mask in every view, from the cache or put there."""
     assert dataset.masks is not None
-    path = dataset.mask_files[index]
-    digest = content_digest(b"" if path is None else str(path))
+    may_stop_here()
+    digest = dataset.mask_digest(index)
     found = []
     for crop, side in views(dataset):
         settings = _settings(dataset, index, (crop, side)) | {
