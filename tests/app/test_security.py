@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from PIL import Image
 
@@ -296,7 +297,7 @@ def test_tls_files_are_used(own_app: Callable[..., Any], tmp_path: Path) -> None
 def served(root: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     """`hyperbrush serve`, where it is to refuse."""
     command = [sys.executable, "-m", "hyperbrush", "serve", "--no-open", "--port", "0", "--folder", str(root)]
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60)
+    return forked.run([*command, *arguments], timeout=60)
 
 
 @pytest.mark.parametrize(

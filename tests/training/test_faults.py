@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from toys import Regression, train, weights
@@ -136,12 +137,8 @@ except UserError as error:
 
 def test_the_system_really_refuses_to_write(tmp_path: Path) -> None:
     """A limit on file sizes, half of a checkpoint: the system's own error out of safetensors' own writer."""
-    said = subprocess.run(
-        [sys.executable, "-c", FULL, str(tmp_path / "run"), str(Path(__file__).parent)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    command = [sys.executable, "-c", FULL, tmp_path / "run", Path(__file__).parent]
+    said = forked.run(command, timeout=120)
     assert "cannot write" in said.stdout, said.stderr
     assert "File too large" in said.stdout
     assert checkpoints.steps(tmp_path / "run/checkpoints") == [2]
