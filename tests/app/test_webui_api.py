@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from running import until
 
 import hyperbrush as hb
+from hyperbrush.app.api import webui_requests
 from hyperbrush.generation import generate
 
 
@@ -182,10 +184,14 @@ def test_prompt_editing_and_the_tags_left_out(app: Any) -> None:
     assert drawn({"images": [bare]}).tobytes() == drawn({"images": [plain]}).tobytes()
 
 
-def coded(picture: Image.Image) -> str:
+def content(picture: Image.Image) -> bytes:
     out = io.BytesIO()
     picture.save(out, "PNG")
-    return base64.b64encode(out.getvalue()).decode()
+    return out.getvalue()
+
+
+def coded(picture: Image.Image) -> str:
+    return base64.b64encode(content(picture)).decode()
 
 
 MASK = coded(Image.new("L", (64, 64), 255))
@@ -222,6 +228,32 @@ def test_img2img_and_masks(app: Any) -> None:
     assert masked.tobytes() != other.tobytes()
 
 
+def test_masked_content_may_be_filled_from_what_surrounds_it() -> None:
+    """Left red, right blue, a white hole between: each side of it is filled from its own surroundings."""
+    picture, hole = Image.new("RGB", (64, 64), "red"), Image.new("L", (64, 64), 0)
+    picture.paste("blue", (32, 0, 64, 64))
+    picture.paste("white", (16, 16, 48, 48))
+    hole.paste(255, (16, 16, 48, 48))
+    filled = Image.open(io.BytesIO(webui_requests._filled(content(picture), content(hole))))
+    assert filled.getpixel((4, 32)) == (255, 0, 0)
+    assert filled.getpixel((60, 32)) == (0, 0, 255)
+    left, right = filled.getpixel((18, 32)), filled.getpixel((45, 32))
+    assert left[0] > 200 > 60 > left[2]
+    assert right[2] > 200 > 60 > right[0]
+    assert max(left[1], right[1]) < 10  # nothing of the white
+
+
+def test_models_are_unloaded_and_read_again(app: Any) -> None:
+    asked = {"prompt": "cat", "steps": 1, "seed": 1, "width": 64, "height": 64}
+    first = app.call("/sdapi/v1/txt2img", asked)["images"]
+    before = app.call("/api/v1/workers")[0]
+    assert app.call("/sdapi/v1/unload-checkpoint", {}) == {}
+    until(lambda: app.call("/api/v1/workers")[0]["pid"] not in (None, before["pid"]))
+    assert app.call("/sdapi/v1/reload-checkpoint", {}) == {}
+    assert app.call("/sdapi/v1/txt2img", asked)["images"] == first
+    assert app.call("/sdapi/v1/lycos") == app.call("/sdapi/v1/loras")
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -229,7 +261,7 @@ def test_img2img_and_masks(app: Any) -> None:
         ({"init_images": ["http://example.org/a.png"]}, "not fetched"),
         ({"init_images": ["nonsense!"]}, "base64"),
         ({"denoising_strength": 0}, "denoising_strength"),
-        ({"inpainting_fill": 0, "mask": MASK}, "inpainting_fill"),
+        ({"inpainting_fill": 2, "mask": MASK}, "inpainting_fill"),
         ({"inpaint_full_res": True, "mask": MASK}, "inpaint_full_res"),
         ({"resize_mode": 1}, "resize_mode"),
         ({"s_noise": 0.5}, "s_noise"),
@@ -352,7 +384,10 @@ def test_a_network_is_made_and_trained(app: Any) -> None:
     asked = {"hypernetwork_name": "made", "data_root": "pictures", "steps": 2, "learn_rate": "1e-4：1, 1e-5"}
     asked |= {"training_width": 64, "training_height": 64, "template_filename": "hypernetwork.txt"}
     assert "colour" in app.call("/sdapi/v1/train/hypernetwork", asked | {"colour": 1})["detail"]
-    for rate, said in (("1e-4:1;1e-5", "did you mean '1e-4:1, 1e-5'"), ("0,0001:1", "did you mean '0.0001:1'")):
+    for rate, said in (
+        ("1e-4:1;1e-5", "did you mean '1e-4:1, 1e-5'"),
+        ("0,0001:1", "did you mean '0.0001:1'"),
+    ):
         refused = app.call("/sdapi/v1/train/hypernetwork", asked | {"learn_rate": rate})
         assert refused["status"] == 400
         assert "schedule" in str(refused["detail"])

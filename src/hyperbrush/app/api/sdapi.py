@@ -90,6 +90,21 @@ def _add_lists(router: APIRouter, site: Site) -> None:
         """LoRA files that prompts can name."""
         return webui_lists.loras(site)
 
+    router.add_api_route("/lycos", loras, methods=["GET"], name="lycos")  # one kind to newer webuis
+
+    @router.post("/unload-checkpoint")
+    def unload() -> dict[str, Any]:
+        """Free the models' memory."""
+        if any(job.state == "running" for job in site.jobs.open()):
+            raise UserError("a job is running with the model: wait until it is done, or interrupt it")
+        choices.restart(site, site.device)
+        return {}
+
+    @router.post("/reload-checkpoint")
+    def reload() -> dict[str, Any]:
+        """A model is read with the first picture that needs it: nothing needs to be done."""
+        return {}
+
     @router.get("/extra-networks")
     def extra_networks(
         page: str | None = None, name: str | None = None, filename: str | None = None, hash: str | None = None

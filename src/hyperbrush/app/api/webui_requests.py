@@ -38,7 +38,7 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "mask_blur": (4,),
     "mask_blur_x": (4,),
     "mask_blur_y": (4,),
-    "inpainting_fill": (1,),
+    "inpainting_fill": (0, 1),
     "inpaint_full_res": (False, 0),
     "initial_noise_multiplier": (1,),
     "latent_mask": (),
@@ -234,13 +234,41 @@ def _start(site: Site, request: Img2Img) -> dict[str, Any]:
     strength = 0.75 if request.denoising_strength is None else request.denoising_strength
     if strength == 0:
         raise UserError("denoising_strength = 0 draws nothing: send more than 0, up to 1")
-    found: dict[str, Any] = {
-        "image": site.uploads.keep(content_of(request.init_images[0], "init_images"), "init_images"),
-        "image_strength": strength,
-    }
+    image = content_of(request.init_images[0], "init_images")
+    found: dict[str, Any] = {"image_strength": strength}
     if request.mask:
-        found["mask"] = site.uploads.keep(_mask(request), "mask")
-    return found
+        mask = _mask(request)
+        found["mask"] = site.uploads.keep(mask, "mask")
+        if (request.model_extra or {}).get("inpainting_fill") == 0:
+            image = _filled(image, mask)
+    return found | {"image": site.uploads.keep(image, "init_images")}
+
+
+# Radii of the blurs a hole is filled with, coarse to fine, and how often each is laid over (modules/masking.py, fill).
+FILLS = ((256, 1), (64, 1), (16, 2), (4, 4), (2, 2), (0, 1))
+
+
+def _filled(image: bytes, mask: bytes) -> bytes:
+    """A picture (PNG) whose masked part is made of what surrounds it, as the webui's masked content "fill"."""
+    import io
+
+    from PIL import Image, ImageFilter, ImageOps
+
+    from hyperbrush.app.uploads import open_picture
+    from hyperbrush.ldm.data.pictures import opened
+
+    picture = opened(open_picture(image, "init_images"), "init_images")
+    hole = opened(open_picture(mask, "mask"), "mask", mask=True).resize(picture.size)
+    around = Image.new("RGBa", picture.size)
+    around.paste(picture.convert("RGBA").convert("RGBa"), mask=ImageOps.invert(hole))
+    filled = Image.new("RGBA", picture.size)
+    for radius, times in FILLS:
+        blurred = around.filter(ImageFilter.GaussianBlur(radius)).convert("RGBA")
+        for _ in range(times):
+            filled.alpha_composite(blurred)
+    out = io.BytesIO()
+    filled.convert("RGB").save(out, "PNG")
+    return out.getvalue()
 
 
 def _mask(request: Img2Img) -> bytes:
