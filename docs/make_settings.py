@@ -32,7 +32,7 @@ PAGE = Path(__file__).with_name("settings.md")
 ROOMS = {
     "Hypernetworks": "`hyperbrush train CONFIG.yaml`, or `-s KEY=VALUE` with the whole name or its last part.",
     "Generators of weights": "`hyperbrush hyper train CONFIG.yaml`, or `-s KEY=VALUE`.",
-    "Latent diffusion models": "`hyperbrush ldm train CONFIG.yaml`.",
+    "Latent diffusion models": "`hyperbrush ldm train CONFIG.yaml`, or `-s KEY=VALUE`.",
 }
 MODELS: dict[str, list[tuple[str, type[BaseModel], str]]] = {
     "Hypernetworks": [

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hyperbrush.errors import UserError
 from hyperbrush.ldm.data import ImageFolder
-from hyperbrush.ldm.models import first_stage
+from hyperbrush.ldm.models import LatentDiffusion, first_stage
 from hyperbrush.ldm.modules.codebook import perplexity, revive
 from hyperbrush.ldm.modules.losses import FirstStageLoss, adaptive_weight
 from hyperbrush.ldm.modules.perceptual import perceptual_loss
@@ -121,6 +121,29 @@ def test_plain_diffusers_opens_its_folder(pictures: Path, tmp_path: Path) -> Non
         assert torch.equal(opened(images).sample, objective.model(images).sample)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"first_stage": "vq"}, {"conditioning": "none"}, {"conditioning": "class", "num_classes": 2}],
+    ids=str,
+)
+def test_pipelines_refuse_what_they_cannot_draw_with_and_say_why(
+    settings: dict[str, Any], make_tiny: Any, tmp_path: Path
+) -> None:
+    """Opened, such a model failed in the last step of a picture, or drew something else."""
+    from diffusers import DiffusionPipeline, StableDiffusionPipeline
+
+    made = make_tiny(**settings)
+    made.save_pretrained(tmp_path / "model")
+    for cls in (StableDiffusionPipeline, DiffusionPipeline):
+        with pytest.raises(
+            UserError, match="no Stable Diffusion pipeline of diffusers draws with such: open"
+        ):
+            cls.from_pretrained(tmp_path / "model")
+    again = LatentDiffusion.from_pretrained(tmp_path / "model")
+    assert type(again.first_stage) is type(made.first_stage)
+    assert again.conditioning == made.conditioning
+
+
 def stage_objective(pictures: Path, **loss: Any) -> FirstStageObjective:
     torch.manual_seed(0)
     data = ImageFolder(pictures, size=32)
@@ -198,7 +221,9 @@ def test_without_its_package_or_weights(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "lpips", None)
-    with pytest.raises(UserError, match=r"needs the package lpips, .* pip install 'hyperbrush\[perceptual\]'"):
+    with pytest.raises(
+        UserError, match=r"needs the package lpips, .* pip install 'hyperbrush\[perceptual\]'"
+    ):
         build(read_config(values(pictures, loss={"perceptual": 1.0})), tmp_path)
 
     def no_network(**_: Any) -> None:

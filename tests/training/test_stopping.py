@@ -218,3 +218,36 @@ def test_a_signal_while_encoding(
     assert "Traceback" not in said
     assert not (tmp_path / "runs/own/running.json").exists()
     assert not list((tmp_path / "runs/own").rglob(".*part*"))
+
+
+TWO = """
+import sys
+from hyperbrush.training.launch import run_together
+sys.exit(run_together([sys.executable, "-c", *sys.argv[1:]], 2))
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_parent_of_two_while_one_encodes(
+    many: Path, make_tiny: Callable[..., LatentDiffusion], tmp_path: Path
+) -> None:
+    """The other one waits meanwhile, and learns of it."""
+    make_tiny().save_pretrained(tmp_path / "model")
+    command = ["train", "--data", "many", "--name", "ink", "--model", "model", "--steps", "3"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", TWO, SLOW, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "encoding\n", process.communicate()[1]
+    process.send_signal(signal.SIGTERM)
+    out, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert out == ""
+    assert said.count("stopped before the first step; the same command goes on from there") == 1
+    assert "Traceback" not in said
+    assert not (tmp_path / "runs/ink/running.json").exists()

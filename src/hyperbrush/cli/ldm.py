@@ -1,7 +1,7 @@
 """`hyperbrush ldm train` and `ldm sample`: latent diffusion models."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -66,7 +66,7 @@ def ldm_train(
         raise typer.Exit(launch(processes))
     numbers = {"steps": steps, "batch_size": batch_size, "seed": seed}
     training = numbers | ({} if learning_rate is None else {"optimizer": {"learning_rate": learning_rate}})
-    given = {"settings": setting or (), "training": training, "prompts": prompt}
+    given: dict[str, Any] = {"settings": setting or (), "training": training, "prompts": prompt}
     if resume is not None:
         folder = resume
         settings, changed = settings_to_go_on(resume, at=at, **given)

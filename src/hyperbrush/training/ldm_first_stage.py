@@ -108,7 +108,7 @@ class FirstStageObjective(Objective):
             terms["discriminator"] = hinge_discriminator_loss(real, false) * float(adversarial)
         total = torch.stack([v.float() for v in terms.values()]).sum()
         if codes is not None:
-            told["codebook_used"] = torch.tensor(len(codes.unique()) / self._entries(), device=device)
+            told["codebook_used"] = torch.tensor(len(torch.unique(codes)) / self._entries(), device=device)
         return {"loss": total, **terms, **told}
 
     def _frozen_discriminator(self, reconstruction: Tensor) -> Tensor:
@@ -125,21 +125,25 @@ class FirstStageObjective(Objective):
         """Revive a codebook's unused entries: a function of weights and step, so that a resume is exact."""
         if not self.revive_every or step == 0 or step % self.revive_every:
             return None
-        device = next(self.model.parameters()).device
+        device, order = next(self.model.parameters()).device, order_of(self.data, batch_size, self.seed)
         latents: list[Tensor] = []
         looked = 0
         for before in range(step - 1, max(-1, step - 1 - self.revive_every), -1):
-            for pictures in self.batch(before, batch_size)["images"].split(16):
+            images = make_batch(self.data, order.pairs(before))[
+                "images"
+            ]  # past `ahead`, which has the next ones
+            for pictures in torch.split(images, 16):
                 latents.append(self.model.encode(pictures.to(device)).latents.float())  # type: ignore[operator]
                 looked += latents[-1][:, 0].numel()
             if looked >= LOOKED_AT * self._entries():
                 break
         generator = keyed_generator(self.seed, "revive", step)
-        count = revive(self.model.quantize, latents, generator)  # type: ignore[arg-type]
+        count = revive(self.model.quantize, latents, generator)
         if not count:
             return None
         return f"{count} of {self._entries()} entries of the codebook were used by no picture and begin anew"
 
+    @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Mean of per-picture PSNR in dB on the held-out pictures; "loss" is its negative.
 

@@ -29,7 +29,8 @@ def settings_of(
         UserError: whatever is wrong with any of them.
     """
     values = read_yaml(source)
-    return from_everywhere(kind_of(values), None, values, settings=settings, training=training, **given)
+    found: Run = from_everywhere(kind_of(values), None, values, settings=settings, training=training, **given)
+    return found
 
 
 def settings_to_go_on(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hyperbrush.ldm.models.latent_diffusion import LatentDiffusion
 
 FIRST_STAGES = ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL")  # of plain diffusers pipelines
+NOT_PLAIN = "hyperbrush.ldm.models.opens_here_alone"  # where diffusers looks for the first stage then
 OWN_INDEX = "hyperbrush.json"  # what a diffusers folder cannot say: the kind of conditioning
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".bin")
 
@@ -288,7 +289,7 @@ def _write_parts(model: "LatentDiffusion", folder: Path, dtype: torch.dtype | No
     write(model.first_stage, "vae")
     write(model.unet, "unet")
     index: dict[str, Any] = {
-        "_class_name": _pipeline_class(model) if _is_plain(model) else "LatentDiffusion",
+        "_class_name": _pipeline_class(model),
         "_diffusers_version": "0.35.0",
         "feature_extractor": [None, None],
         "image_encoder": [None, None],
@@ -296,7 +297,7 @@ def _write_parts(model: "LatentDiffusion", folder: Path, dtype: torch.dtype | No
         "safety_checker": [None, None],
         "scheduler": ["diffusers", "DDIMScheduler"],
         "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", type(model.first_stage).__name__],
+        "vae": ["diffusers" if _is_plain(model) else NOT_PLAIN, type(model.first_stage).__name__],
     }
     if model.text_encoder is not None:
         write(model.text_encoder, "text_encoder")

@@ -23,7 +23,7 @@ def revive(quantizer: Any, latents: Sequence[Tensor], generator: torch.Generator
     weight = quantizer.embedding.weight
     flat = torch.cat([z.permute(0, 2, 3, 1).reshape(-1, weight.shape[1]) for z in latents]).to(weight)
     uses = torch.zeros(len(weight), dtype=torch.long, device=weight.device)
-    for part in flat.split(8192):
+    for part in torch.split(flat, 8192):
         uses += torch.cdist(part, weight).argmin(dim=1).bincount(minlength=len(weight))
     unused = (uses == 0).nonzero().flatten()
     if len(unused):

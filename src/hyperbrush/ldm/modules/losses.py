@@ -48,7 +48,8 @@ def adaptive_weight(rest: Tensor, adversarial: Tensor, last: Tensor) -> Tensor:
     one, other = (
         torch.autograd.grad(term, last, retain_graph=True)[0].norm() for term in (rest, adversarial)
     )
-    return (one / (other + 1e-4)).clamp(0, 1e4).detach()
+    factor: Tensor = (one / (other + 1e-4)).clamp(0, 1e4).detach()
+    return factor
 
 
 @dataclass(frozen=True)
