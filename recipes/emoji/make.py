@@ -129,8 +129,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("steps", nargs="*", choices=[*ALL_STEPS, []], default=list(STEPS))
-    for step in parser.parse_args().steps:
+    parser.add_argument(
+        "steps", nargs="*", metavar="STEP", help=f"of {', '.join(ALL_STEPS)}; all but the last"
+    )
+    steps = parser.parse_args().steps or STEPS
+    if unknown := [step for step in steps if step not in ALL_STEPS]:
+        parser.error(f"there is no step {unknown[0]!r}; there are {', '.join(ALL_STEPS)}")
+    for step in steps:
         print(f"== {step}", flush=True)
         if step == "icons":
             run(HERE / "icons.py", WORK)

@@ -28,6 +28,7 @@ from hyperbrush import console
 from hyperbrush.assets import style_folder
 from hyperbrush.cli import main
 from hyperbrush.errors import UserError
+from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.training import checkpoint as checkpoints
 from hyperbrush.training.progress import Progress
 from hyperbrush.training.sweep import begin, outcome_of, same_threads, work, worker_environment
@@ -39,9 +40,12 @@ TrialState = pytest.importorskip("optuna").trial.TrialState
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Eight pictures to train on and two held out."""
-    found = {}
+def data(
+    tmp_path_factory: pytest.TempPathFactory, make_tiny: Callable[..., LatentDiffusion]
+) -> dict[str, str]:
+    """Eight pictures to train on, two held out, and a small model of the embedded one's pictures."""
+    found = {"model": str(tmp_path_factory.mktemp("model"))}
+    make_tiny(image_size=64, attention_resolutions=[16]).save_pretrained(found["model"])
     files = sorted((style_folder() / "validation").glob("*.png"))
     for name, chosen in (("data", files[:8]), ("validation", files[8:10])):
         folder = tmp_path_factory.mktemp(name)
@@ -314,7 +318,8 @@ def test_two_workers_one_of_them_killed(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     sweep = {"list": [{"learning_rate": 1e-3}, {"learning_rate": 3e-3}], "heartbeat": 1}
-    path = write(sweep, training={"max_steps": 12, "batch_size": 1, "validate_every": 12})
+    training = {"max_steps": 12, "batch_size": 1, "validate_every": 12}
+    path = write(sweep, training=training, model="emoji")  # slow enough to be killed on the way
     alone, folder = begin(path, tmp_path / "alone"), begin(path, tmp_path / "sweep")
     assert work(alone)
 
