@@ -206,6 +206,14 @@ def test_classes_that_are_not_there(world: Path, trained: Callable[[str], Path],
         read_config(onward | {"data": {"size": 32, "folders": [str(world / "held")]}}), tmp_path / "good"
     )
     assert good.batch(0, 2)["class_labels"].shape == (2,)
+    from hyperbrush.ldm.data import PictureRows
+    from hyperbrush.training.conditioned import conditioned
+
+    told = LatentDiffusion.from_pretrained(trained("image") / "model")
+    rows = PictureRows([{"image": Image.new("RGB", (32, 32)), "text": "a"}] * 2, size=32)
+    with pytest.raises(UserError, match="condition_folder is for folders of pictures, .* is a PictureRows"):
+        conditioned(told, rows, rows, condition_folder=world / "lines")
+    assert conditioned(told, rows, rows).example(0, 0)["condition_image"].shape == (3, 16, 16)
     lines = {"size": 32, "folders": [str(world / "pictures")], "condition_folder": str(world / "held")}
     with pytest.raises(UserError, match="20 of 20 pictures in .* have none of their name"):
         build(read_config(values(world, "image", data=lines)), tmp_path / "lines")
@@ -295,6 +303,11 @@ def test_hypernetworks_act_on_self_attention_alone(
         attention_sites(model.unet, ("attn2",))
     settings = {"target_layers": ["attn2"], "max_steps": 1, "batch_size": 2}
     with pytest.raises(UserError, match=r"told no text"):
+        HypernetworkTrainer(network, settings, run=tmp_path / "no").objective(model, world / "pictures")
+    settings = {"prompts": ["star"], "max_steps": 1, "batch_size": 2}
+    with pytest.raises(
+        UserError, match="unknown class 'star'" if kind == "class" else "which reads none: leave them out"
+    ):
         HypernetworkTrainer(network, settings, run=tmp_path / "no").objective(model, world / "pictures")
     out = tmp_path / "s.png"
     how = f"--image {world / 'held' / 'circle' / '11.png'}" if kind == "image" else ""

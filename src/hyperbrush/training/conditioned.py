@@ -242,6 +242,11 @@ def _of_folder(data: Any, source: Path) -> Any:
     }
 
     def other(folder: ImageFolder) -> ImageFolder:
+        if type(folder) is not ImageFolder:
+            raise UserError(
+                f"condition_folder is for folders of pictures, and {folder.folder} is a {type(folder).__name__}: "
+                "write its pictures into a folder"
+            )
         names = [str(Path(path).relative_to(folder.folder).with_suffix("")) for path in folder.paths]
         if lacking := [name for name in names if name not in found]:
             raise UserError(
@@ -255,6 +260,21 @@ def _of_folder(data: Any, source: Path) -> Any:
     return over_folders(data, other)
 
 
+def check_wanted(model: LatentDiffusion, wanted: Sequence[str]) -> None:
+    """See that a model can draw what previews are asked for, before the first step.
+
+    Raises:
+        UserError: an unknown class; names for a model that reads none.
+    """
+    if model.conditioning == "class":
+        for name in wanted:
+            model.label_of(name)
+    elif wanted and model.conditioning != "text":
+        raise UserError(
+            f"prompts {list(wanted)!r:.80} for a model conditioned by {model.conditioning!r}, which reads none: leave them out"
+        )
+
+
 def shown_conditions(
     model: LatentDiffusion, wanted: Sequence[str], examples: CaptionedExamples | None, most: int = 8
 ) -> tuple[list[str], dict[str, Any]]:
@@ -264,18 +284,15 @@ def shown_conditions(
         empty, and these take the first examples'.
 
     Raises:
-        UserError: an unknown class; names for a model that reads none.
+        UserError: as `check_wanted`.
     """
+    check_wanted(model, wanted)
     if model.conditioning == "text":
         return list(wanted), {"captions": list(wanted)}
     if model.conditioning == "class":
         known = model.class_names or [str(number) for number in range(model.null_label)]
         names = list(wanted) or known[:most]
         return names, {"class_labels": [model.label_of(name) for name in names]}
-    if wanted:
-        raise UserError(
-            f"prompts {list(wanted)!r:.80} for a model conditioned by {model.conditioning!r}, which reads none: leave them out"
-        )
     if model.conditioning == "none":
         return [f"seed {number}" for number in range(most // 2)], {"count": most // 2}
     if examples is None:

@@ -340,9 +340,9 @@ def generator_objective(
             "of your own (train_hypernetwork)"
         )
     if model.conditioning != "text" or model.inpaints:
-        told = "masks" if model.inpaints else f"{model.conditioning!r}"
+        kind = "masks" if model.inpaints else f"{model.conditioning!r}"
         raise UserError(
-            f"weights are generated for models that read texts alone, and this one is told {told}: take another base "
+            f"weights are generated for models that read texts alone, and this one is told {kind}: take another base "
             "model (attention hypernetworks, hyperbrush train, can be trained on it)"
         )
     if config.batch_size % config.pictures_per_style:

@@ -18,7 +18,7 @@ from hyperbrush.ldm.modules.diffusion import Loss
 from hyperbrush.ldm.util import keyed_generator
 from hyperbrush.training.ahead import Ahead
 from hyperbrush.training.cached import FORMS, Texts
-from hyperbrush.training.conditioned import shown_conditions
+from hyperbrush.training.conditioned import check_wanted, shown_conditions
 from hyperbrush.training.contact_sheet import save_previews
 from hyperbrush.training.hypernetwork_config import HypernetworkConfig
 from hyperbrush.training.ldm import latent_shape, validation_losses
@@ -56,6 +56,7 @@ class HypernetworkObjective(Objective):
         compute: Compute | None = None,
     ) -> None:
         super().__init__()
+        check_wanted(model, config.prompts)
         model.requires_grad_(False).eval()
         self._model = (model,)  # in a tuple, out of torch's sight
         self.hypernetwork, self.config = hypernetwork, config

@@ -12,7 +12,7 @@ from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.models.autoencoder import downsampling
 from hyperbrush.ldm.util import keyed_generator
 from hyperbrush.training.ahead import Ahead, Examples, as_batch
-from hyperbrush.training.conditioned import shown_conditions
+from hyperbrush.training.conditioned import check_wanted, shown_conditions
 from hyperbrush.training.objectives import Objective
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ class DenoisingObjective(Objective):
         text_learning_rate_scale: float = 1.0,
     ) -> None:
         super().__init__()
+        check_wanted(model, prompts)
         self.model = model
         self.data, self.held_out, self.seed = data, held_out, seed
         self.ahead = Ahead(data)
