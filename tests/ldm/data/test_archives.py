@@ -129,7 +129,9 @@ def test_broken_and_compressed_tars_are_named(tmp_path):
     (tmp_path / "cut").mkdir()
     cut = write_tar(tmp_path / "cut/d.tar", {"0.png": png(0), "1.png": png(1)})
     cut.write_bytes(cut.read_bytes()[:1200])
-    with pytest.raises(UserError, match=r"1 files are not read:\n  d.tar: is no tar archive that can be read"):
+    with pytest.raises(
+        UserError, match=r"1 files are not read:\n  d.tar: is no tar archive that can be read"
+    ):
         ImageFolder(tmp_path / "cut")
 
 
