@@ -67,13 +67,15 @@ def test_repeats_of_sd_scripts(tmp_path: Path, tiny: LatentDiffusion) -> None:
 
 
 def test_pictures_are_held_out_of_each_number_of_repeats(tmp_path: Path, tiny: LatentDiffusion) -> None:
-    root = kohya(tmp_path / "k", ("5_a", 4), ("2_b", 4), ("3_c", 1))
+    root = kohya(tmp_path / "k", ("5_a", 5), ("2_b", 4), ("3_c", 1))
     train, held = opened(tiny, root, validation_share=0.25)
     assert held is not None
     assert seen(held) == {"5_a": 1, "2_b": 1}
-    assert seen(train) == {"5_a": 15, "2_b": 6, "3_c": 3}
+    assert seen(train) == {"5_a": 20, "2_b": 6, "3_c": 3}
     assert not set(train.paths) & set(held.paths)
     assert all(isinstance(part.data, Selection) for part in train.parts)
+    few = kohya(tmp_path / "few", ("10_a", 3))  # too few to hold one out, whatever their repeats
+    assert [len(few) if few else few for few in opened(tiny, few, validation_share=0.25)] == [30, None]
 
 
 def test_repeats_are_told_kept_and_resumed(tmp_path: Path, tiny: LatentDiffusion) -> None:

@@ -384,7 +384,8 @@ def named_repeats(folders: Sequence[FolderConfig]) -> list[tuple[Path, int]]:
 
 def hold_out(data: ImageFolder | Mixture, share: float, seed: int) -> tuple[Pictures, Pictures | None]:
     """Training and held-out pictures; nothing is held out of fewer than ten, or with a share of 0."""
-    if share == 0 or len(data) < 10:
+    pictures = sum(len(part.data) for part in data.parts) if isinstance(data, Mixture) else len(data)
+    if share == 0 or pictures < 10:  # whatever their repeats
         return data, None
     return split(data, share, seed)
 
