@@ -207,4 +207,4 @@ def test_a_picture_that_vanishes_is_named(
         train(objective, tmp_path / "run", on_progress=remove, batch_size=4)
     found = checkpoints.latest(tmp_path / "run/checkpoints")
     assert found is not None
-    assert found.step == 2
+    assert found.step in (2, 4)  # the next two batches may have been decoded before

@@ -27,40 +27,43 @@ def as_batch(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 class Ahead:
-    """The batches of a dataset by step: those of the next steps are decoded while this one is computed.
+    """The batches of datasets by step: those of the next steps are decoded while this one is computed.
 
     An example is a function of (seed, epoch, index), so it does not matter when and where it is made. What is in
     memory (latents) is taken as it is, and so are pictures with a ``transform``: that may draw from global generators.
     """
 
-    def __init__(self, data: Examples) -> None:
-        self.data = data
-        folders = _folders(data)
-        self.threads = bool(folders) and all(folder.transform is None for folder in folders)
+    def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
-        self._order: BatchOrder | None = None
+        self._of: tuple[Examples, BatchOrder] | None = None
         self._coming: dict[int, list[Future[dict[str, Any]]]] = {}
 
-    def batch(self, order: BatchOrder, step: int) -> dict[str, Any]:
+    def batch(self, data: Examples, order: BatchOrder, step: int) -> dict[str, Any]:
         """The batch of a step.
 
         Raises:
             UserError: a picture has become unreadable.
         """
-        if not self.threads:
-            return as_batch([self.data.example(index, epoch) for epoch, index in order.pairs(step)])
+        if not decodes(data):
+            return as_batch([data.example(index, epoch) for epoch, index in order.pairs(step)])
         if self._pool is None:
             workers = min(MOST_THREADS, os.cpu_count() or 1)
             self._pool = ThreadPoolExecutor(workers, thread_name_prefix="pictures")
+        if self._of is None or data is not self._of[0] or order is not self._of[1]:
+            self._of, self._coming = (data, order), {}
         wanted = range(step, step + 1 + AHEAD)
-        if order is not self._order:
-            self._order, self._coming = order, {}
-        self._coming = {at: self._coming.get(at) or self._begin(order, at) for at in wanted}
+        self._coming = {at: self._coming.get(at) or self._begin(data, order, at) for at in wanted}
         return as_batch([future.result() for future in self._coming.pop(step)])
 
-    def _begin(self, order: BatchOrder, step: int) -> list[Future[dict[str, Any]]]:
+    def _begin(self, data: Examples, order: BatchOrder, step: int) -> list[Future[dict[str, Any]]]:
         assert self._pool is not None
-        return [self._pool.submit(self.data.example, index, epoch) for epoch, index in order.pairs(step)]
+        return [self._pool.submit(data.example, index, epoch) for epoch, index in order.pairs(step)]
+
+
+def decodes(data: Examples) -> bool:
+    """Whether a dataset's examples are pictures that may be decoded in threads."""
+    folders = _folders(data)
+    return bool(folders) and all(folder.transform is None for folder in folders)
 
 
 def _folders(data: Any) -> list[ImageFolder]:

@@ -65,7 +65,7 @@ class HypernetworkObjective(Objective):
             model.unet, [(acting, 1.0)], attn=tuple(config.target_layers), blocks=config.blocks
         )
         self.data, self.texts = data, texts
-        self.ahead = Ahead(data)
+        self.ahead = Ahead()
         self.encodes = "image" in data.example(
             0, 0
         )  # pictures, or the masked ones of an inpainting model, in each step
@@ -119,7 +119,7 @@ class HypernetworkObjective(Objective):
         """Latents and text states, with this step's noise and timesteps."""
         if batch_size != self.order.batch_size:  # of a finder
             self.order = BatchOrder(self.data.groups, batch_size, self.config.seed)
-        batch = self.ahead.batch(self.order, step)
+        batch = self.ahead.batch(self.data, self.order, step)
         generator = keyed_generator(self.config.seed, "noise", step)
         drawn = self.model.draw(
             latent_shape(self.model, batch, batch_size),

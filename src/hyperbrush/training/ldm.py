@@ -72,7 +72,7 @@ class DenoisingObjective(Objective):
         check_wanted(model, prompts)
         self.model = model
         self.data, self.held_out, self.seed = data, held_out, seed
-        self.ahead = Ahead(data)
+        self.ahead = Ahead()
         self.weighting, self.prompts, self.guidance_scale = weighting, list(prompts), guidance_scale
         self.text_scale = text_learning_rate_scale
         self.drawing: dict[str, Any] = {
@@ -97,7 +97,7 @@ class DenoisingObjective(Objective):
         """Examples with this step's noise, timesteps and dropped conditions."""
         if self.order is None:
             self.order = order_of(self.data, batch_size, self.seed)
-        batch = self.ahead.batch(self.order, step)
+        batch = self.ahead.batch(self.data, self.order, step)
         shape = latent_shape(self.model, batch, batch_size)
         return batch | self.model.draw(shape, keyed_generator(self.seed, "noise", step), **self.drawing)
 

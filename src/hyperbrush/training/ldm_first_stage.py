@@ -57,7 +57,7 @@ class FirstStageObjective(Objective):
         self.model, self.terms = model, loss
         self.discriminator = PatchDiscriminator() if loss.adversarial_weight else None
         self.data, self.held_out, self.seed = data, held_out, seed
-        self.ahead = Ahead(data)
+        self.ahead = Ahead()
         self.sample_posterior = sample_posterior and not is_vq(model)
         self.revive_every = revive_every if is_vq(model) else 0
         self.order: BatchOrder | None = None
@@ -71,7 +71,7 @@ class FirstStageObjective(Objective):
         """Pictures, and the noise of the posterior's sample."""
         if self.order is None:
             self.order = order_of(self.data, batch_size, self.seed)
-        batch = self.ahead.batch(self.order, step)
+        batch = self.ahead.batch(self.data, self.order, step)
         batch["step"] = step
         if self.sample_posterior:
             factor = downsampling(self.model)

@@ -23,7 +23,7 @@ from hyperbrush.ldm.data import (
     rows,
     split,
 )
-from hyperbrush.training.ahead import Ahead, as_batch
+from hyperbrush.training.ahead import Ahead, as_batch, decodes
 
 SIZES = [(16, 16), (24, 16), (16, 24), (33, 17), (16, 16)]
 
@@ -284,34 +284,34 @@ def test_batches_are_decoded_ahead_and_are_the_same(kind, folder):
     how = {"size": 16, "flip": 0.5, "jitter": 0.3, "memory_limit": 0, "seed": 1}
     data = ImageFolder(folder, **how) if kind == "folder" else PictureRows(own, **how)
     data = split(data, 0.4)[0] if kind == "selection" else data
-    order, ahead = BatchOrder(data.groups, 2, 5), Ahead(data)
-    assert ahead.threads
+    order, ahead = BatchOrder(data.groups, 2, 5), Ahead()
+    assert decodes(data)
     own.threads.clear()
     for step in (0, 1, 2, 3, 9, 10, 4):  # on, and elsewhere
         expected = as_batch([data.example(i, epoch) for epoch, i in order.pairs(step)])
-        found = ahead.batch(order, step)
+        found = ahead.batch(data, order, step)
         assert found.keys() == expected.keys()
         assert torch.equal(found["images"], expected["images"])
         assert found["captions"] == expected["captions"]
     other = BatchOrder(data.groups, 3, 6)
-    assert len(ahead.batch(other, 5)["captions"]) == 3
+    assert len(ahead.batch(data, other, 5)["captions"]) == 3
     assert kind == "folder" or "pictures" in own.threads
 
 
 def test_transforms_and_latents_are_made_in_the_step(folder, tmp_path):
     data = ImageFolder(folder, size=16, transform=lambda picture, generator: picture)
-    assert not Ahead(data).threads
+    assert not decodes(data)
     with LatentCache(tmp_path / "cache", "x") as cache:
         latents = cache_latents(ImageFolder(folder, size=16), encode, cache)
-    assert not Ahead(latents).threads
-    assert Ahead(latents).batch(BatchOrder(5, 2, 0), 0)["latent_means"].shape == (2, 3, 4, 4)
+    assert not decodes(latents)
+    assert Ahead().batch(latents, BatchOrder(5, 2, 0), 0)["latent_means"].shape == (2, 3, 4, 4)
 
 
 def test_a_picture_that_is_gone_ends_the_step_that_needs_it(folder):
     data = ImageFolder(folder, size=16, memory_limit=0)
-    order, ahead = BatchOrder(data.groups, 5, 0), Ahead(data)
-    ahead.batch(order, 0)
+    order, ahead = BatchOrder(data.groups, 5, 0), Ahead()
+    ahead.batch(data, order, 0)
     (folder / "3.png").unlink()
     with pytest.raises(UserError, match=r"cannot read the picture .*3.png"):
         for step in range(1, 9):
-            ahead.batch(order, step)
+            ahead.batch(data, order, step)
