@@ -19,10 +19,10 @@ app: $(STAMP)
 	$(BIN)/hyperbrush serve
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The embedded model must open under an older transformers too: packages beside the pinned ones, in .older.
 test-older: $(STAMP)

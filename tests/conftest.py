@@ -49,6 +49,14 @@ def make_tiny(tokenizer: Any) -> Callable[..., LatentDiffusion]:
     return build
 
 
+@pytest.fixture(scope="session")
+def tiny_folder(make_tiny: Callable[..., LatentDiffusion], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model, saved once for all tests that open a folder; nobody writes into it."""
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    make_tiny().save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def tiny(make_tiny: Callable[..., LatentDiffusion]) -> LatentDiffusion:
     return make_tiny()

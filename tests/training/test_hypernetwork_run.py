@@ -269,8 +269,8 @@ def test_the_plan_counts_and_keeps_nothing(
     assert not any(m._forward_pre_hooks for m in emoji.unet.modules())
 
 
-def test_finders_work_on_a_runs_own_pictures(tmp_path: Path, few: Path) -> None:
-    config = small(tmp_path, str(few), training={"batch_size": 2, "size": 32})
+def test_finders_work_on_a_runs_own_pictures(tmp_path: Path, few: Path, tiny_folder: Path) -> None:
+    config = small(tmp_path, str(few), model=str(tiny_folder), training={"batch_size": 2, "size": 32})
     seen = []
     assert suggest_batch_size(config, tmp_path / "run", lambda what, done, of: seen.append(what)) >= 1
     assert {"pictures", "captions"} <= set(seen)

@@ -16,7 +16,6 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.training import checkpoint as checkpoints
 from hyperbrush.training.metrics import read
 
@@ -151,14 +150,13 @@ def end(place: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def world(pictures: Path, tmp_path: Path, make_tiny: Callable[..., LatentDiffusion]) -> tuple[str, Path]:
+def world(pictures: Path, tmp_path: Path, tiny_folder: Path) -> tuple[str, Path]:
     """A tiny model's folder, and pictures as two styles."""
-    make_tiny().save_pretrained(tmp_path / "model")
     for number, path in enumerate(sorted(pictures.iterdir())):
         folder = tmp_path / "data/styles" / ("one", "two")[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, folder)
-    return str(tmp_path / "model"), tmp_path / "data"
+    return str(tiny_folder), tmp_path / "data"
 
 
 KINDS: dict[str, Callable[[Path, str, Path], Life]] = {
