@@ -48,8 +48,10 @@ def test_trained_weights_of_another_network_are_refused() -> None:
             load_trained(layer, wrong)
 
 
-def objective_of(kind: str, folder: Path, make_tiny: Maker, **settings: Any) -> Objective:
-    data = ImageFolder(folder, size=32, flip=0.5)
+def objective_of(
+    kind: str, folder: Path, make_tiny: Maker, data: ImageFolder | None = None, **settings: Any
+) -> Objective:
+    data = data or ImageFolder(folder, size=32, flip=0.5)
     if kind == "diffusion":
         model = make_tiny()
         nn.init.normal_(model.unet.conv_out.weight, std=0.1)
@@ -120,8 +122,8 @@ def test_shapes_never_meet_in_a_batch(kind: str, tmp_path: Path, make_tiny: Make
     for i in range(6):
         shape = (32, 64, 3) if i % 2 else (64, 32, 3)
         Image.fromarray(np.full(shape, 40 * i, np.uint8)).save(tmp_path / f"{i}.png")
-    objective = objective_of(kind, tmp_path, make_tiny)
-    objective.data = ImageFolder(tmp_path, buckets=Buckets(48, step=16))
+    data = ImageFolder(tmp_path, buckets=Buckets(48, step=16))
+    objective = objective_of(kind, tmp_path, make_tiny, data)
     assert len(set(objective.data.groups)) == 2
     shapes = {tuple(objective.batch(step, 2)["images"].shape[-2:]) for step in range(6)}
     assert shapes == set(objective.data.groups)

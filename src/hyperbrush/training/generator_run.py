@@ -36,7 +36,9 @@ class GeneratorRun(Strict):
     validation: Place | None = Field(
         None, description="the same, styles held out; else validation_share of the styles"
     )
-    model: Place = Field("emoji", description="emoji, a diffusers folder, a single-file checkpoint or a hub id")
+    model: Place = Field(
+        "emoji", description="emoji, a diffusers folder, a single-file checkpoint or a hub id"
+    )
     generators: Place = Field("models/generators", description="folder the finished file goes to")
     network: GeneratorNetwork = GeneratorNetwork()
     training: GeneratorConfig = GeneratorConfig()

@@ -41,7 +41,10 @@ def perceptual_loss(network: str = "vgg") -> "Callable[[Tensor, Tensor], Tensor]
         raise unknown_name("perceptual network", network, NETWORKS)
     try:
         import lpips
-    except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision's, beside a torch it was not built for
+    except (
+        ImportError,
+        RuntimeError,
+    ) as error:  # RuntimeError: torchvision's, beside a torch it was not built for
         raise UserError(
             f"a perceptual loss needs the package lpips, and a torchvision that fits torch {torch.__version__} ({error}): "
             "pip install 'hyperbrush[perceptual]', or set loss.perceptual to 0"
