@@ -52,9 +52,9 @@ def test_shell_commands(desk: Path) -> None:
     for line in lines:
         words = shlex.split(line, comments=True)
         if words[1] == "demo":
-            words += ["--steps", "6"]
+            words += ["--steps", "2"]
         if words[1] == "train":
-            words[words.index("--steps") + 1] = "6"
+            words[words.index("--steps") + 1] = "2"
         shown = run(sys.executable, "-m", *words, cwd=desk)
         if words[1] == "list":
             assert "ink" in shown
