@@ -25,7 +25,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes" / "emoji"))
 from sets import SETS
 
-from hyperbrush.evaluation import mean_psnr
+from hyperbrush.commands.evaluation import mean_psnr
 from hyperbrush.files import write_json
 from hyperbrush.generation.grids import labelled_grid
 from hyperbrush.ldm.data import ImageFolder
@@ -33,7 +33,7 @@ from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.pictures import grid, to_pictures
 from hyperbrush.ldm.util import count_parameters, keyed_generator
 from hyperbrush.picture_judge import PictureJudge
-from hyperbrush.training.ldm import validation_losses
+from hyperbrush.training.ldm.objectives import validation_losses
 
 CANDIDATES = 200  # names the judge chooses from
 LOOKS = ("twemoji", "fluent-3d", "ph-thin", "ph-fill")  # seen styles, by their first words

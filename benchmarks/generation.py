@@ -30,13 +30,13 @@ from torch import Tensor
 
 import hyperbrush as hb
 from hyperbrush.files import sha256, write_json
-from hyperbrush.hypernetworks.generating import open_generator
 from hyperbrush.hypernetworks.generator import Factors, GeneratedWeights, TunedWeights, mean
+from hyperbrush.hypernetworks.generator.generating import open_generator
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.util import keyed_generator
-from hyperbrush.training.generator import GeneratorObjective, style_losses
-from hyperbrush.training.generator_config import GeneratorConfig
-from hyperbrush.training.styles import Style, open_styles
+from hyperbrush.training.generator.config import GeneratorConfig
+from hyperbrush.training.generator.objective import GeneratorObjective, style_losses
+from hyperbrush.training.generator.styles import Style, open_styles
 
 WORK = Path("recipes/generator/work")
 TRAINED, STOPPING = 32, 16  # of a style's references: the oracle's pictures, and those it is stopped by

@@ -84,7 +84,7 @@ def train(model: Any, data: Path, run: Path) -> None:
     import torch
 
     import hyperbrush as hb
-    from hyperbrush.training import checkpoint as checkpoints
+    from hyperbrush.training.loop import checkpoint as checkpoints
 
     torch.manual_seed(1)
     network = hb.AttentionHypernetwork.for_unet(
@@ -99,7 +99,7 @@ def show_saves(page: mmap.mmap, bell: int, delay: float, *, pieces: bool) -> Non
     import safetensors.torch
 
     from hyperbrush import files
-    from hyperbrush.training import checkpoint as checkpoints
+    from hyperbrush.training.loop import checkpoint as checkpoints
 
     def stage(owner: Any, name: str, numbers: list[int]) -> None:
         real: Callable[..., Any] = getattr(owner, name)
@@ -225,8 +225,8 @@ def the_end(run: Path) -> dict[str, Any]:
     """What must be the same, by parts: the file made, the last checkpoint, the metrics (but for the clock)."""
     from safetensors.torch import load_file
 
-    from hyperbrush.training import checkpoint as checkpoints
-    from hyperbrush.training.metrics import read
+    from hyperbrush.training.loop import checkpoint as checkpoints
+    from hyperbrush.training.loop.metrics import read
 
     last = checkpoints.load(checkpoints.path_of(run / "checkpoints", STEPS))
     rows = [{k: v for k, v in row.items() if k != "seconds"} for row in read(run / "metrics.jsonl")]
@@ -246,7 +246,7 @@ def left_over(run: Path) -> list[str]:
 def unloadable(run: Path) -> list[str]:
     """Checkpoints that cannot be loaded."""
     from hyperbrush.errors import UserError
-    from hyperbrush.training import checkpoint as checkpoints
+    from hyperbrush.training.loop import checkpoint as checkpoints
 
     found = []
     for step in checkpoints.steps(run / "checkpoints"):

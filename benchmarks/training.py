@@ -44,9 +44,9 @@ def make(way: str, cached: Path, run: Path) -> Any:
     """A Trainer that is ready for its first step; what it encodes is kept in ``cached``."""
     import torch
 
-    from hyperbrush.training.hypernetwork import HypernetworkTrainer
-    from hyperbrush.training.hypernetwork_config import HypernetworkConfig
-    from hyperbrush.training.trainer import Trainer
+    from hyperbrush.training.attention.config import HypernetworkConfig
+    from hyperbrush.training.attention.trainer import HypernetworkTrainer
+    from hyperbrush.training.loop.trainer import Trainer
 
     config = HypernetworkConfig(**SETTINGS)
     torch.manual_seed(0)
@@ -92,7 +92,7 @@ def _changed(way: str, objective: Any) -> Any:
 
 
 def _lora(objective: Any) -> Any:
-    from hyperbrush.training.objectives import Objective
+    from hyperbrush.training.loop.objectives import Objective
 
     objective.attached.detach()
     model, wanted = objective.model, sum(p.numel() for p in objective.hypernetwork.parameters())
@@ -154,9 +154,9 @@ def _steps(trainer: Any, steps: int) -> float:
 
 def overheads(folder: Path) -> dict[str, float]:
     """Seconds of a step, a validation on 64 pictures and a preview of six, and their share by default."""
-    from hyperbrush.training.hypernetwork import HypernetworkTrainer
-    from hyperbrush.training.hypernetwork_config import HypernetworkConfig
-    from hyperbrush.training.trainer import Trainer
+    from hyperbrush.training.attention.config import HypernetworkConfig
+    from hyperbrush.training.attention.trainer import HypernetworkTrainer
+    from hyperbrush.training.loop.trainer import Trainer
 
     config = HypernetworkConfig(
         max_steps=100, prompts=["cat face", "rocket", "tulip", "red heart", "cloud", "key"]

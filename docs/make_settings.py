@@ -11,12 +11,12 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from hyperbrush.files import write_text
-from hyperbrush.training.config import OptimizerConfig, TrainerConfig
-from hyperbrush.training.generator_config import GeneratorConfig, GeneratorNetwork
-from hyperbrush.training.generator_run import GeneratorRun
-from hyperbrush.training.hypernetwork_config import PRESETS, HypernetworkConfig
-from hyperbrush.training.hypernetwork_run import HypernetworkRun, NetworkConfig
-from hyperbrush.training.ldm_config import (
+from hyperbrush.training.attention.config import PRESETS, HypernetworkConfig
+from hyperbrush.training.attention.run import HypernetworkRun, NetworkConfig
+from hyperbrush.training.data.pictures import FolderConfig, PictureSettings
+from hyperbrush.training.generator.config import GeneratorConfig, GeneratorNetwork
+from hyperbrush.training.generator.run import GeneratorRun
+from hyperbrush.training.ldm.config import (
     DataConfig,
     DiffusionRun,
     FirstStageConfig,
@@ -26,7 +26,7 @@ from hyperbrush.training.ldm_config import (
     TextConfig,
     UNetConfig,
 )
-from hyperbrush.training.pictures import FolderConfig, PictureSettings
+from hyperbrush.training.loop.config import OptimizerConfig, TrainerConfig
 
 PAGE = Path(__file__).with_name("settings.md")
 ROOMS = {

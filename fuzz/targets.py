@@ -110,7 +110,7 @@ def _meaning(network: Any) -> Any:
 
 
 def _sidecar(data: bytes) -> None:
-    from hyperbrush.hypernetworks.formats.optimizer import check_fits, read_optimizer, sidecar_of
+    from hyperbrush.hypernetworks.files.optimizer import check_fits, read_optimizer, sidecar_of
 
     network, path = _network()
     sidecar_of(path).write_bytes(data)
@@ -171,7 +171,7 @@ def _safetensors_seeds() -> tuple[bytes, ...]:
 def _sidecar_seeds() -> tuple[bytes, ...]:
     import torch
 
-    from hyperbrush.hypernetworks.formats.optimizer import write_optimizer
+    from hyperbrush.hypernetworks.files.optimizer import write_optimizer
 
     network, path = _network()
     optimizer = torch.optim.AdamW(network.parameters())

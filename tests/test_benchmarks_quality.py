@@ -17,7 +17,7 @@ from PIL import Image
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks import AttentionHypernetwork
 from hyperbrush.picture_judge import PictureJudge
-from hyperbrush.training.hypernetwork import HypernetworkObjective
+from hyperbrush.training.attention.trainer import HypernetworkObjective
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 BUDGET = 200_000

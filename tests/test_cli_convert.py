@@ -23,8 +23,8 @@ Run = Callable[..., tuple[int, str, str]]
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
     """Run a command in an empty folder; returns (status, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("hyperbrush.console.out", _console())
-    monkeypatch.setattr("hyperbrush.console.err", _console(stderr=True))
+    monkeypatch.setattr("hyperbrush.cli.console.out", _console())
+    monkeypatch.setattr("hyperbrush.cli.console.err", _console(stderr=True))
 
     def call(*words: object) -> tuple[int, str, str]:
         capfd.readouterr()

@@ -41,8 +41,8 @@ def run(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("hyperbrush.console.out", Console(highlight=False, soft_wrap=True))
-    monkeypatch.setattr("hyperbrush.console.err", Console(stderr=True, highlight=False, soft_wrap=True))
+    monkeypatch.setattr("hyperbrush.cli.console.out", Console(highlight=False, soft_wrap=True))
+    monkeypatch.setattr("hyperbrush.cli.console.err", Console(stderr=True, highlight=False, soft_wrap=True))
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "hypernetworks").symlink_to(networks)
 
@@ -243,7 +243,7 @@ def test_old_pictures_with_editing_loras_and_renamed_networks(run: Run, networks
 
 
 def test_samplers_complete_without_torch() -> None:
-    from hyperbrush.ldm.sampling import sampler_names
+    from hyperbrush.ldm.sampling.samplers import sampler_names
 
     assert list(SAMPLERS) == sampler_names()
     assert complete_sampler("eul") == ["Euler", "Euler a"]

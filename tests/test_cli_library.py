@@ -13,8 +13,8 @@ from rich.text import Text
 
 from hyperbrush.cli import main
 from hyperbrush.cli.library import show
+from hyperbrush.file_cache import FileCache
 from hyperbrush.hypernetworks import AttentionHypernetwork, HypernetworkLibrary
-from hyperbrush.hypernetworks.file_cache import FileCache
 
 Listed = Callable[..., tuple[int, str, str]]
 
@@ -37,8 +37,8 @@ def folder(tmp_path: Path) -> Path:
 def listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Listed:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("hyperbrush.console.out", Console(highlight=False, soft_wrap=True))
-    monkeypatch.setattr("hyperbrush.console.err", Console(stderr=True, highlight=False, soft_wrap=True))
+    monkeypatch.setattr("hyperbrush.cli.console.out", Console(highlight=False, soft_wrap=True))
+    monkeypatch.setattr("hyperbrush.cli.console.err", Console(stderr=True, highlight=False, soft_wrap=True))
 
     def call(*words: str) -> tuple[int, str, str]:
         capfd.readouterr()

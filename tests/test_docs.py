@@ -11,7 +11,7 @@ import torch
 
 import hyperbrush as hb
 from hyperbrush.ldm.models import LatentDiffusion
-from hyperbrush.training.hypernetwork_run import configured, setting_names
+from hyperbrush.training.attention.run import configured, setting_names
 
 DOCS = Path(__file__).parent.parent / "docs"
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from hyperbrush.cli import main
-from hyperbrush.doctor import examine
+from hyperbrush.commands.doctor import examine
 from hyperbrush.hypernetworks import AttentionHypernetwork
-from hyperbrush.hypernetworks.context_network import ContextNetwork
+from hyperbrush.hypernetworks.attention.context_network import ContextNetwork
 from hyperbrush.hypernetworks.generator import Hypernetwork, TargetNetwork
 
 

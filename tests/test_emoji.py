@@ -19,7 +19,7 @@ EMOJI = model_folder("emoji")
 def test_plain_diffusers_gives_the_same_picture(sampler: str) -> None:
     from diffusers import StableDiffusionPipeline
 
-    from hyperbrush.ldm.sampling import make_scheduler
+    from hyperbrush.ldm.sampling.samplers import make_scheduler
 
     pipe = StableDiffusionPipeline.from_pretrained(EMOJI, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
@@ -76,7 +76,7 @@ def test_style_set() -> None:
     held = {p.name for p in (style_folder() / "validation").glob("*.png")}
     assert (len(train), len(held)) == (48, 64)
     assert not train & held
-    from hyperbrush.demo import PROMPTS
+    from hyperbrush.commands.demo import PROMPTS
 
     shown = {Path(p.replace(" ", "-") + ".png").name for p in PROMPTS}
     assert not shown & (train | held)

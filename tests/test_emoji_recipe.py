@@ -85,7 +85,7 @@ def test_sets_are_of_fetched_packages_and_of_looks_that_can_be_told_apart(open_p
 
 
 def test_folders_are_what_a_training_reads(open_part: Open) -> None:
-    from hyperbrush.training import ldm_run
+    from hyperbrush.training.ldm import run as ldm_run
 
     sets = open_part("sets")
     found = sets.folders("work/icons")

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hyperbrush.app import network_previews, networks
-from hyperbrush.app.thumbnails import thumbnail
+from hyperbrush.app.networks import previews as network_previews
+from hyperbrush.app.networks import service as networks
+from hyperbrush.app.train.thumbnails import thumbnail
 from hyperbrush.app.uploads import Uploads, open_picture
 from hyperbrush.cli import main
 from hyperbrush.errors import UserError
 from hyperbrush.generation.settings import Settings
-from hyperbrush.hypernetworks.formats import modelspec
+from hyperbrush.hypernetworks.files import modelspec
 from hyperbrush.hypernetworks.generator.condition_sources import _image
 from hyperbrush.ldm.data import pictures
 from hyperbrush.ldm.data.masks import read_mask

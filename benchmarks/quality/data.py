@@ -12,7 +12,7 @@ from hyperbrush.errors import UserError
 from hyperbrush.files import atomic_folder
 from hyperbrush.ldm.data import ImageFolder
 from hyperbrush.ldm.models import LatentDiffusion
-from hyperbrush.training.cached import Texts, cached_latents, cached_texts
+from hyperbrush.training.data.cached import Texts, cached_latents, cached_texts
 
 # None of these sets was shown to the UNet or the text encoder. The study itself may look at two of them, as unlike as
 # two can be (to tune rates, to try ideas); what it says is measured on the five others.

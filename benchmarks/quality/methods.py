@@ -12,7 +12,7 @@ from hyperbrush.errors import unknown_name
 from hyperbrush.hypernetworks import AttentionHypernetwork, attach
 from hyperbrush.ldm.models import LatentDiffusion, text
 from hyperbrush.ldm.modules.attention_sites import KINDS, attention_sites
-from hyperbrush.training.hypernetwork_run import NetworkConfig
+from hyperbrush.training.attention.run import NetworkConfig
 
 Settings = Mapping[str, Any]
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from hyperbrush.ldm.data import BatchOrder
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.util import keyed_generator
-from hyperbrush.training.hypernetwork_config import HypernetworkConfig
-from hyperbrush.training.ldm import make_batch, validation_losses
-from hyperbrush.training.objectives import Objective
+from hyperbrush.training.attention.config import HypernetworkConfig
+from hyperbrush.training.ldm.objectives import make_batch, validation_losses
+from hyperbrush.training.loop.objectives import Objective
 from quality.data import StyleData
 from quality.methods import Adapter
 

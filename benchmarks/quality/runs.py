@@ -15,9 +15,9 @@ from torch import Tensor
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.util import keyed_seed
 from hyperbrush.picture_judge import PictureJudge
-from hyperbrush.training.checkpoint import digest
-from hyperbrush.training.hypernetwork_config import HypernetworkConfig
-from hyperbrush.training.trainer import Trainer
+from hyperbrush.training.attention.config import HypernetworkConfig
+from hyperbrush.training.loop.checkpoint import digest
+from hyperbrush.training.loop.trainer import Trainer
 from quality.data import STYLES, TRAIN, VALIDATION, StyleData, joined, known_names, prepare
 from quality.measures import STRENGTHS, Measures, area, candidates
 from quality.methods import method

@@ -68,8 +68,8 @@ def export() -> None:
 
 def card() -> None:
     """Write the model card's figures out of benchmarks/results/emoji.json and the runs' metrics."""
-    from hyperbrush.training.metrics import read
-    from hyperbrush.training.report import loss_curve
+    from hyperbrush.training.loop.metrics import read
+    from hyperbrush.training.report.report import loss_curve
 
     rows = read(WORK / "runs/diffusion/metrics.jsonl")
     style = '<svg xmlns="http://www.w3.org/2000/svg" style="background:#fff" '
@@ -89,7 +89,7 @@ def how() -> str:
     """What was run, out of the run folders: steps, seconds, versions."""
     from importlib.metadata import version
 
-    from hyperbrush.training.metrics import read
+    from hyperbrush.training.loop.metrics import read
 
     rows = read(WORK / "runs/diffusion/metrics.jsonl")
     settings = yaml.safe_load((WORK / "runs/diffusion/config.yaml").read_text())["training"]

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.models.text import build_text_encoder
-from hyperbrush.training.ldm_run import captions_of, open_folders, read_config
+from hyperbrush.training.ldm.run import captions_of, open_folders, read_config
 
 LEAST, RIDGE, SPREAD = 8, 3.0, 0.05  # captions of a new word; the regression's penalty; noise
 

@@ -31,9 +31,9 @@ from hyperbrush.files import write_json
 from hyperbrush.ldm.data import BatchOrder
 from hyperbrush.ldm.util import keyed_generator
 from hyperbrush.picture_judge import PictureJudge
-from hyperbrush.training.config import OptimizerConfig, TrainerConfig
-from hyperbrush.training.objectives import Objective
-from hyperbrush.training.trainer import Trainer
+from hyperbrush.training.loop.config import OptimizerConfig, TrainerConfig
+from hyperbrush.training.loop.objectives import Objective
+from hyperbrush.training.loop.trainer import Trainer
 
 
 class World:

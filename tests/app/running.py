@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from hyperbrush.app.worker import lives, worker_file
+from hyperbrush.app.jobs.worker import lives, worker_file
 from hyperbrush.files import read_json
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 from running import until
 
-from hyperbrush.app.trainings import begin as begin_run
+from hyperbrush.app.train.service import begin as begin_run
 from hyperbrush.app.workspace import Workspace
 from hyperbrush.assets import style_folder
 

@@ -13,9 +13,9 @@ from PIL import Image
 from running import until
 
 import hyperbrush as hb
-from hyperbrush.app.pages.create_tags import added, changed, written
+from hyperbrush.app.create.page_tags import added, changed, written
 from hyperbrush.files import read_json, write_json
-from hyperbrush.hypernetworks.sidecars import Notes, write_notes
+from hyperbrush.hypernetworks.library.notes import Notes, write_notes
 
 API = "/api/v1"
 NAMES = ("create-ink", "create-sea")
@@ -162,7 +162,11 @@ def test_a_chip_changes_and_removes_its_tag(app: Any, open_page: Callable[..., A
     until(lambda: prompt(page).input_value() == "cat <hypernet:create-ink:0.65:end=0.8>, red")
     side = page.get_by_role("button", name="create-ink: on the conditional side alone")
     side.click()
-    until(lambda: prompt(page).input_value() == "cat <hypernet:create-ink:0.65:end=0.8:guidance=conditional>, red")
+    until(
+        lambda: (
+            prompt(page).input_value() == "cat <hypernet:create-ink:0.65:end=0.8:guidance=conditional>, red"
+        )
+    )
     page.locator(".chip [aria-pressed=true]").wait_for()
     side.click()
     until(lambda: prompt(page).input_value() == "cat <hypernet:create-ink:0.65:end=0.8>, red")

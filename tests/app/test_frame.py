@@ -50,7 +50,7 @@ def test_the_server_starts_without_torch(tmp_path: Path) -> None:
 
 
 def test_many_pages_look_less_often_and_together() -> None:
-    from hyperbrush.app.pages.frame import FEW, TICK, pace
+    from hyperbrush.app.ui.frame import FEW, TICK, pace
 
     assert pace(0.2, 1, 7.3) == pace(0.2, FEW, 7.3) == 0.2
     waits = [pace(0.2, 50, now) for now in (7.0, 7.31, 7.77)]

@@ -27,26 +27,27 @@ from PIL import Image
 from running import until
 from runs_helpers import give_pictures, settings
 
-from hyperbrush.app import jobs as jobs_module
-from hyperbrush.app import run_control, uploads
 from hyperbrush.app import site as site_module
-from hyperbrush.app import worker as worker_module
-from hyperbrush.app.jobs import Jobs
-from hyperbrush.app.run_holder import QUIET, holds
-from hyperbrush.app.run_views import kept_view, view_of
-from hyperbrush.app.runs import LOOKED_AT
+from hyperbrush.app import uploads
+from hyperbrush.app.jobs import jobs as jobs_module
+from hyperbrush.app.jobs import worker as worker_module
+from hyperbrush.app.jobs.jobs import Jobs
+from hyperbrush.app.jobs.kinds import KINDS
+from hyperbrush.app.jobs.worker import MOST_ATTEMPTS, Desk, Worker
+from hyperbrush.app.runs import control as run_control
+from hyperbrush.app.runs.holder import QUIET, holds
+from hyperbrush.app.runs.run import LOOKED_AT
+from hyperbrush.app.runs.view import kept_view, view_of
 from hyperbrush.app.security import Access, Guard
 from hyperbrush.app.server import make_app
 from hyperbrush.app.site import Site
-from hyperbrush.app.thumbnails import thumbnail
-from hyperbrush.app.trainings import begin, problems
+from hyperbrush.app.train.service import begin, problems
+from hyperbrush.app.train.thumbnails import thumbnail
 from hyperbrush.app.uploads import MOST_DECODED, Uploads, open_picture
-from hyperbrush.app.work import KINDS
-from hyperbrush.app.worker import MOST_ATTEMPTS, Desk, Worker
 from hyperbrush.app.workspace import Workspace
 from hyperbrush.errors import UserError
 from hyperbrush.files import read_json, write_json
-from hyperbrush.training.lock import run_lock
+from hyperbrush.training.loop.lock import run_lock
 
 API = "/api/v1"
 LONG_AGO = time.time() - 40 * 86400
@@ -127,7 +128,7 @@ def test_a_job_half_removed_is_not_done_again(site: Site, monkeypatch: pytest.Mo
         raise SystemExit
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr("hyperbrush.app.jobs.shutil.rmtree", killed)
+        patch.setattr("hyperbrush.app.jobs.jobs.shutil.rmtree", killed)
         site.jobs.forget(lambda _: False)
     after = Jobs(site.workspace.state)
     assert after.mend() == []
@@ -203,7 +204,7 @@ def test_a_job_that_never_gets_further_is_given_up(tmp_path: Path, monkeypatch: 
 def test_a_checkpoint_is_getting_further(tmp_path: Path) -> None:
     from types import SimpleNamespace
 
-    from hyperbrush.app.work.training import _told
+    from hyperbrush.app.train.work import _told
 
     worker = Worker(Workspace(tmp_path), "cpu")
     job = worker.jobs.submit("train", {"run": "a"}, device="cpu").id
@@ -399,7 +400,7 @@ def test_of_two_that_begin_one_run_one_is_refused(tmp_path: Path, monkeypatch: p
         except UserError as error:
             results.append(str(error))
 
-    from hyperbrush.training import settings as settings_module
+    from hyperbrush.training.loop import settings as settings_module
 
     save = settings_module.save_run
 

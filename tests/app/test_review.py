@@ -17,17 +17,17 @@ import pytest
 from PIL import Image
 
 from hyperbrush.app import site as site_module
-from hyperbrush.app.datasets import Datasets
-from hyperbrush.app.jobs import LAST, Jobs
+from hyperbrush.app.create.work import size_of
+from hyperbrush.app.jobs.jobs import LAST, Jobs
+from hyperbrush.app.jobs.kinds import KINDS
+from hyperbrush.app.jobs.worker import Asked, Desk, Worker, lives
 from hyperbrush.app.requests import DrawRequest
-from hyperbrush.app.runs import finite
+from hyperbrush.app.runs.run import finite
 from hyperbrush.app.security import COOKIE, Access, Guard
 from hyperbrush.app.server import Address, make_app, serve
 from hyperbrush.app.site import Site
-from hyperbrush.app.trainings import run_config
-from hyperbrush.app.work import KINDS
-from hyperbrush.app.work.drawing import size_of
-from hyperbrush.app.worker import Asked, Desk, Worker, lives
+from hyperbrush.app.train.datasets import Datasets
+from hyperbrush.app.train.service import run_config
 from hyperbrush.app.workspace import Workspace, preferences_from
 from hyperbrush.errors import UserError
 from hyperbrush.files import read_json, write_json

@@ -22,7 +22,7 @@ def save_generator(path: Path, context: int | None = None) -> None:
     import torch
 
     import hyperbrush as hb
-    from hyperbrush.hypernetworks.generator.targets import sd15_targets
+    from hyperbrush.hypernetworks.weights.layers import sd15_targets
     from hyperbrush.ldm.models import LatentDiffusion
 
     target: Any = (

@@ -17,16 +17,16 @@ import yaml
 from PIL import Image
 from running import until
 
-from hyperbrush.app import picture_bin
-from hyperbrush.app.datasets import Datasets
-from hyperbrush.app.drafts import Draft
 from hyperbrush.app.messages import FOLDER as MESSAGES
-from hyperbrush.app.settings_schema import FILE, folder_settings, groups, settings
-from hyperbrush.app.trainings import begin, cloned, inside, problems, run_config
+from hyperbrush.app.train import picture_bin
+from hyperbrush.app.train.datasets import Datasets
+from hyperbrush.app.train.draft import Draft
+from hyperbrush.app.train.schema import FILE, folder_settings, groups, settings
+from hyperbrush.app.train.service import begin, cloned, inside, problems, run_config
 from hyperbrush.app.workspace import Workspace
 from hyperbrush.cli import main
 from hyperbrush.errors import UserError
-from hyperbrush.training.hypernetwork_run import setting_names
+from hyperbrush.training.attention.run import setting_names
 
 DOCS = Path(__file__).parents[2] / "docs" / "training.md"
 TINY = {"max_steps": 2, "batch_size": 2, "validate_every": 1, "preview_every": 100, "validation_share": 0}

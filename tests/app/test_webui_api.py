@@ -13,7 +13,7 @@ from PIL import Image
 from running import until
 
 import hyperbrush as hb
-from hyperbrush.app.api import webui_requests
+from hyperbrush.app.webui import requests as webui_requests
 from hyperbrush.generation import generate
 
 

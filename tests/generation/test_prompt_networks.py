@@ -7,7 +7,7 @@ import pytest
 from hyperbrush.errors import UserError
 from hyperbrush.generation.prompt_networks import acts_on, networks_of, read_prompt, refuse_negative_tags
 from hyperbrush.hypernetworks import AttentionHypernetwork, HypernetworkLibrary, PerPicture, Ramp, Use, Window
-from hyperbrush.hypernetworks.formats import load
+from hyperbrush.hypernetworks.files import load
 
 BOTH = ("attn1", "attn2")
 

@@ -12,10 +12,10 @@ from torch import Tensor
 import hyperbrush as hb
 from hyperbrush.generation import generate
 from hyperbrush.generation.encoding import encode_prompts
-from hyperbrush.hypernetworks.memo import Memo
+from hyperbrush.hypernetworks.attaching.kv_cache import Memo
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.models.prompted import padded
-from hyperbrush.ldm.sampling import make_scheduler, sample
+from hyperbrush.ldm.sampling.samplers import make_scheduler, sample
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hyperbrush.hypernetworks.affine import chain_as_affine, fit_affine, network_as_affine
-from hyperbrush.hypernetworks.context_network import ContextNetwork, NetworkSettings
+from hyperbrush.hypernetworks.attention.affine import chain_as_affine, fit_affine, network_as_affine
+from hyperbrush.hypernetworks.attention.context_network import ContextNetwork, NetworkSettings
 
 
 def network(seed: int, **settings: object) -> ContextNetwork:

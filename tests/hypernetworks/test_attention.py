@@ -8,9 +8,9 @@ import torch
 
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks import AttentionHypernetwork
-from hyperbrush.hypernetworks.activations import activation_names
-from hyperbrush.hypernetworks.context_network import derived_dropout
-from hyperbrush.hypernetworks.initialisation import WEIGHT_INITS
+from hyperbrush.hypernetworks.attention.activations import activation_names
+from hyperbrush.hypernetworks.attention.context_network import derived_dropout
+from hyperbrush.hypernetworks.attention.initialisation import WEIGHT_INITS
 from hyperbrush.ldm.modules.attention_sites import attention_sites
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks import AttentionHypernetwork, load
-from hyperbrush.hypernetworks.formats.comfyui import ACTIVATIONS, comfyui_reason, write_comfyui
+from hyperbrush.hypernetworks.files.comfyui import ACTIVATIONS, comfyui_reason, write_comfyui
 
 FUNCTIONS = {
     "linear": lambda x: x,

@@ -8,8 +8,12 @@ import torch
 
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks import AttentionHypernetwork, attach
-from hyperbrush.hypernetworks.attention_errors import attention_error, attention_output, own_keys_and_values
-from hyperbrush.hypernetworks.contexts import sample_attention_inputs, sample_contexts
+from hyperbrush.hypernetworks.attaching.contexts import sample_attention_inputs, sample_contexts
+from hyperbrush.hypernetworks.attaching.output_error import (
+    attention_error,
+    attention_output,
+    own_keys_and_values,
+)
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.modules.attention_sites import find_attentions
 

@@ -12,12 +12,16 @@ from safetensors.torch import load_file
 
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks import AttentionHypernetwork, attach, load
-from hyperbrush.hypernetworks.contexts import AttentionCall, AttentionInputs, sample_attention_inputs
-from hyperbrush.hypernetworks.conversion.convert import convert
-from hyperbrush.hypernetworks.conversion.lora import LoraResult, to_lora
-from hyperbrush.hypernetworks.conversion.lora_files import FORMS
-from hyperbrush.hypernetworks.conversion.low_rank import Moments, best_low_rank, without_bias
-from hyperbrush.hypernetworks.conversion.pictures import lora_in_weights, picture_errors
+from hyperbrush.hypernetworks.attaching.contexts import (
+    AttentionCall,
+    AttentionInputs,
+    sample_attention_inputs,
+)
+from hyperbrush.hypernetworks.convert.convert import convert
+from hyperbrush.hypernetworks.convert.lora import LoraResult, to_lora
+from hyperbrush.hypernetworks.convert.low_rank import Moments, best_low_rank, without_bias
+from hyperbrush.hypernetworks.convert.pictures import lora_in_weights, picture_errors
+from hyperbrush.hypernetworks.files.lora import FORMS
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.modules.attention_sites import find_attentions
 

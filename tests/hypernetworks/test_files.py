@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks import AttentionHypernetwork, load, save
-from hyperbrush.hypernetworks.formats.checks import DTYPES, all_finite
-from hyperbrush.hypernetworks.formats.modelspec import hash_matches, thumbnail
+from hyperbrush.hypernetworks.files.checks import DTYPES, all_finite
+from hyperbrush.hypernetworks.files.modelspec import hash_matches, thumbnail
 
 SITE = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
 

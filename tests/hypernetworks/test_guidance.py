@@ -80,8 +80,8 @@ def test_the_model_of_this_package_tells_its_sides(scale: float, make_network: M
 
 
 def test_generated_weights_do_so_too(make_pipe: Make, draw: Make) -> None:
-    from hyperbrush.hypernetworks.generator.factors import Factors
-    from hyperbrush.hypernetworks.generator.weights import GeneratedWeights
+    from hyperbrush.hypernetworks.weights.factors import Factors
+    from hyperbrush.hypernetworks.weights.generated import GeneratedWeights
     from hyperbrush.ldm.modules.attention_sites import find_attentions
 
     pipe = make_pipe()

@@ -450,7 +450,7 @@ import resource, sys
 from pathlib import Path
 from hyperbrush.hypernetworks import AttentionHypernetwork, load
 from hyperbrush.errors import UserError
-from hyperbrush.hypernetworks.formats import native, webui
+from hyperbrush.hypernetworks.files import native, webui
 AttentionHypernetwork([8]).save(Path(sys.argv[1]) / "good.pt")
 load(Path(sys.argv[1]) / "good.pt")
 AttentionHypernetwork([8]).save(Path(sys.argv[1]) / "good.safetensors")

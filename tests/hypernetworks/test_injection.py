@@ -9,7 +9,7 @@ import torch
 
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks import AttentionHypernetwork, attach
-from hyperbrush.hypernetworks.attention import apply_networks
+from hyperbrush.hypernetworks.attention.hypernetwork import apply_networks
 from hyperbrush.ldm.modules.attention_sites import find_attentions
 
 Make = Callable[..., Any]

@@ -10,10 +10,10 @@ import torch
 from hyperbrush.errors import UserError
 from hyperbrush.files import sha256
 from hyperbrush.hypernetworks import AttentionHypernetwork, load, save
-from hyperbrush.hypernetworks.formats.optimizer import write_optimizer
-from hyperbrush.hypernetworks.formats.torch_writing import foreign_members
-from hyperbrush.hypernetworks.formats.webui import content_of
-from hyperbrush.hypernetworks.inspection import inspect
+from hyperbrush.hypernetworks.files.optimizer import write_optimizer
+from hyperbrush.hypernetworks.files.torch_writing import foreign_members
+from hyperbrush.hypernetworks.files.webui import content_of
+from hyperbrush.hypernetworks.library.inspection import inspect
 
 SD1 = (320, 640, 768, 1280)
 

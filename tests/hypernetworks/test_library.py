@@ -13,16 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
+from hyperbrush import file_cache
 from hyperbrush.errors import UserError
-from hyperbrush.hypernetworks import (
-    AttentionHypernetwork,
-    HypernetworkLibrary,
-    Notes,
-    file_cache,
-    load,
-    summarising,
-)
-from hyperbrush.hypernetworks.file_cache import FileCache
+from hyperbrush.file_cache import FileCache
+from hyperbrush.hypernetworks import AttentionHypernetwork, HypernetworkLibrary, Notes, load
+from hyperbrush.hypernetworks.library import summary as summarising
 
 
 @pytest.fixture

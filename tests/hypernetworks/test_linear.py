@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hyperbrush.hypernetworks import linear as module
-from hyperbrush.hypernetworks.linear import linear
+from hyperbrush.hypernetworks.attention import linear as module
+from hyperbrush.hypernetworks.attention.linear import linear
 
 SHAPES = {"three axes": (2, 7, 24), "two axes": (5, 24), "one row": (1, 1, 24)}
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import hyperbrush as hb
+from hyperbrush.commands.evaluation import evaluate_folder
 from hyperbrush.errors import UserError
-from hyperbrush.evaluation import evaluate_folder
 from hyperbrush.hypernetworks.generator import Factors, GeneratedWeights, find_targets
 from hyperbrush.ldm.models import LatentDiffusion
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hyperbrush.hypernetworks import attach
-from hyperbrush.hypernetworks.context_network import ContextNetwork
+from hyperbrush.hypernetworks.attention.context_network import ContextNetwork
 from hyperbrush.ldm.modules.attention_sites import find_attentions
 
 Make = Callable[..., Any]

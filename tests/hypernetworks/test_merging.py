@@ -9,8 +9,8 @@ import torch
 
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks import AttentionHypernetwork, attach, load
+from hyperbrush.hypernetworks.attention.merging import merge
 from hyperbrush.hypernetworks.generator import Factors, GeneratedWeights
-from hyperbrush.hypernetworks.merging import merge
 
 SITE = "mid_block.attentions.0.transformer_blocks.0.attn2"
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from hyperbrush.errors import UserError
-from hyperbrush.hypernetworks import AttentionHypernetwork, HypernetworkLibrary, moving
-from hyperbrush.hypernetworks.moving import Bin, check_name, files_of, rename, safe_name, take_in
+from hyperbrush.hypernetworks import AttentionHypernetwork, HypernetworkLibrary
+from hyperbrush.hypernetworks.library import rename as moving
+from hyperbrush.hypernetworks.library.rename import Bin, check_name, files_of, rename, safe_name, take_in
 
 SIDES = (
     "water.json",

@@ -9,7 +9,7 @@ import torch
 from hyperbrush.errors import UserError
 from hyperbrush.files import sha256
 from hyperbrush.hypernetworks import AttentionHypernetwork
-from hyperbrush.hypernetworks.formats.optimizer import check_fits, read_optimizer, sidecar_of, write_optimizer
+from hyperbrush.hypernetworks.files.optimizer import check_fits, read_optimizer, sidecar_of, write_optimizer
 
 
 def network(**settings: Any) -> AttentionHypernetwork:
@@ -148,7 +148,7 @@ def test_broken_sidecars_are_one_clear_line(name: str, tmp_path: Path) -> None:
 
 def go_on(hn: AttentionHypernetwork, path: Path) -> torch.optim.AdamW:
     """The optimizer that a training which goes on from a file begins with."""
-    from hyperbrush.training.hypernetwork import HypernetworkTrainer
+    from hyperbrush.training.attention.trainer import HypernetworkTrainer
 
     state = read_optimizer(path)
     assert state is not None

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hyperbrush.hypernetworks import Ramp, Window, attach
-from hyperbrush.hypernetworks.progress import Progress
+from hyperbrush.hypernetworks.attaching.progress import Progress
 from hyperbrush.ldm.modules.attention_sites import find_attentions
 
 Make = Callable[..., Any]

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from hyperbrush.hypernetworks import AttentionHypernetwork, attach
-from hyperbrush.hypernetworks.formats import load
+from hyperbrush.hypernetworks.files import load
 
 Make = Callable[..., Any]
 EPSILON = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}  # the spacing of numbers at 1

@@ -9,7 +9,7 @@ import torch
 
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks import PerPicture, Ramp, Use, Window, attach
-from hyperbrush.hypernetworks.progress import progress_of
+from hyperbrush.hypernetworks.attaching.progress import progress_of
 from hyperbrush.ldm.modules.attention_sites import find_attentions
 
 Make = Callable[..., Any]

@@ -20,8 +20,8 @@ import torch
 
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks import AttentionHypernetwork, load, save
-from hyperbrush.hypernetworks.conversion.convert import convert
-from hyperbrush.hypernetworks.formats.optimizer import read_optimizer, sidecar_of, write_optimizer
+from hyperbrush.hypernetworks.convert.convert import convert
+from hyperbrush.hypernetworks.files.optimizer import read_optimizer, sidecar_of, write_optimizer
 
 MEMBERS = re.compile(r"^([^/]+)/((data/\d+)|version|(data\.pkl))$")
 FIRST_MEMBERS = re.compile(r"^archive/((data/\d+)|version|(data\.pkl))$")

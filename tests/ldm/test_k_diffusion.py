@@ -23,8 +23,13 @@ import torchsde
 from torch import Tensor
 
 from hyperbrush.errors import UserError
-from hyperbrush.ldm.sampling import SAMPLERS, find_sampler, make_scheduler, sample, starting_noise
-from hyperbrush.ldm.webui_schedule import noise_levels, scheduled_levels, set_webui_levels, timesteps_at
+from hyperbrush.ldm.sampling.samplers import SAMPLERS, find_sampler, make_scheduler, sample, starting_noise
+from hyperbrush.ldm.sampling.webui_schedule import (
+    noise_levels,
+    scheduled_levels,
+    set_webui_levels,
+    timesteps_at,
+)
 
 SHAPE, SEEDS = (4, 8, 8), [3, 2**31]
 BETAS = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2

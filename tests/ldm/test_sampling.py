@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hyperbrush.errors import UserError
-from hyperbrush.ldm.sampling import (
+from hyperbrush.ldm.sampling.samplers import (
     SAMPLERS,
     classifier_free_guidance,
     find_sampler,
@@ -521,5 +521,5 @@ def test_every_sampler_gets_the_models_process(name):
 
 
 def test_import_is_light():
-    code = "import sys, hyperbrush.ldm.sampling; sys.exit('diffusers' in sys.modules)"
+    code = "import sys, hyperbrush.ldm.sampling.samplers; sys.exit('diffusers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

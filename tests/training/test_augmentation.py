@@ -16,9 +16,9 @@ from hyperbrush.ldm.data import ImageFolder
 from hyperbrush.ldm.data.augment import Seeded
 from hyperbrush.ldm.models import LatentDiffusion, first_stage
 from hyperbrush.training import HypernetworkTrainer, Trainer
-from hyperbrush.training.ldm_run import build, read_config
-from hyperbrush.training.objectives import trained_tensors
-from hyperbrush.training.trainer import Interrupted
+from hyperbrush.training.ldm.run import build, read_config
+from hyperbrush.training.loop.objectives import trained_tensors
+from hyperbrush.training.loop.trainer import Interrupted
 
 SETTINGS: dict[str, Any] = {
     "batch_size": 4,

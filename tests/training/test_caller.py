@@ -13,7 +13,7 @@ from toys import Regression, train, trainer
 import hyperbrush as hb
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.training import Interrupted
-from hyperbrush.training.finders import find_batch_size
+from hyperbrush.training.before.finders import find_batch_size
 
 
 @pytest.fixture

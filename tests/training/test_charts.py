@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from hyperbrush.errors import UserError
-from hyperbrush.training.charts import COLOURS, MOST, Chart, Line, Mark
+from hyperbrush.training.report.charts import COLOURS, MOST, Chart, Line, Mark
 
 LINE = Line("loss", [(0, 1.0), (50, 2.0), (100, 4.0)])
 

@@ -13,8 +13,8 @@ from toys import Regression, train, trainer, weights
 
 from hyperbrush.errors import UserError
 from hyperbrush.training import Interrupted
-from hyperbrush.training import checkpoint as c
-from hyperbrush.training.metrics import read
+from hyperbrush.training.loop import checkpoint as c
+from hyperbrush.training.loop.metrics import read
 
 
 def example(step: int = 4) -> c.Checkpoint:

@@ -12,17 +12,17 @@ import yaml
 from PIL import Image
 
 from hyperbrush.cli import main
-from hyperbrush.doctor import examine
+from hyperbrush.commands.doctor import examine
+from hyperbrush.commands.evaluation import evaluate_folder
 from hyperbrush.errors import UserError
-from hyperbrush.evaluation import evaluate_folder
 from hyperbrush.hypernetworks import AttentionHypernetwork, attach
 from hyperbrush.ldm.data import ImageFolder
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.modules.attention_sites import attention_sites
 from hyperbrush.training import HypernetworkTrainer, Trainer
-from hyperbrush.training.hypernetwork_run import HypernetworkRun, train_run
-from hyperbrush.training.ldm_run import build, read_config
-from hyperbrush.training.objectives import trained_tensors
+from hyperbrush.training.attention.run import HypernetworkRun, train_run
+from hyperbrush.training.ldm.run import build, read_config
+from hyperbrush.training.loop.objectives import trained_tensors
 
 KINDS = ("class", "none", "image")
 
@@ -207,7 +207,7 @@ def test_classes_that_are_not_there(world: Path, trained: Callable[[str], Path],
     )
     assert good.batch(0, 2)["class_labels"].shape == (2,)
     from hyperbrush.ldm.data import PictureRows
-    from hyperbrush.training.conditioned import conditioned
+    from hyperbrush.training.data.conditioned import conditioned
 
     told = LatentDiffusion.from_pretrained(trained("image") / "model")
     rows = PictureRows([{"image": Image.new("RGB", (32, 32)), "text": "a"}] * 2, size=32)

@@ -11,7 +11,7 @@ from hyperbrush.errors import UserError
 from hyperbrush.generation.infotext import read_infotext
 from hyperbrush.generation.picture_files import settings_text
 from hyperbrush.ldm.pictures import grid
-from hyperbrush.training.contact_sheet import (
+from hyperbrush.training.report.contact_sheet import (
     chosen_steps,
     contact_sheet,
     find_previews,

@@ -9,9 +9,10 @@ import torch
 from toys import Regression, train, trainer, weights
 
 from hyperbrush.errors import UserError
-from hyperbrush.training import Interrupted, judge
-from hyperbrush.training import checkpoint as checkpoints
-from hyperbrush.training.metrics import read
+from hyperbrush.training import Interrupted
+from hyperbrush.training.loop import checkpoint as checkpoints
+from hyperbrush.training.loop import judge
+from hyperbrush.training.loop.metrics import read
 
 
 class Bursting(Regression):

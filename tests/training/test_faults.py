@@ -15,12 +15,12 @@ import pytest
 import torch
 from toys import Regression, train, weights
 
-import hyperbrush.training.checkpoint as checkpoints
+import hyperbrush.training.loop.checkpoint as checkpoints
 from hyperbrush.errors import UserError
 from hyperbrush.ldm.data import ImageFolder
 from hyperbrush.ldm.models import LatentDiffusion
-from hyperbrush.training.ldm import DenoisingObjective
-from hyperbrush.training.metrics import Metrics, read
+from hyperbrush.training.ldm.objectives import DenoisingObjective
+from hyperbrush.training.loop.metrics import Metrics, read
 
 SHORT = {"steps": 4, "keep_best": True, "validate_every": 2, "keep_checkpoints": 1}
 WRITING = "wax+"

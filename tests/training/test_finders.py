@@ -18,9 +18,9 @@ from toys import SETTINGS, Regression
 from hyperbrush.errors import UserError
 from hyperbrush.ldm.util import load_config
 from hyperbrush.training import TrainerConfig
-from hyperbrush.training.finders import find_batch_size
-from hyperbrush.training.memory import PeakMemory, free_memory
-from hyperbrush.training.optimizers import make_optimizer
+from hyperbrush.training.before.finders import find_batch_size
+from hyperbrush.training.loop.memory import PeakMemory, free_memory
+from hyperbrush.training.loop.optimizers import make_optimizer
 
 
 def config(**change: Any) -> TrainerConfig:
@@ -174,7 +174,7 @@ def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "max").write_text("5000\n")
     (tmp_path / "current").write_text("3000\n")
     files = (str(tmp_path / "max"), str(tmp_path / "current"))
-    monkeypatch.setattr("hyperbrush.training.memory.CGROUPS", (files,))
+    monkeypatch.setattr("hyperbrush.training.loop.memory.CGROUPS", (files,))
     assert free_memory(torch.device("cpu")) == 2000
     (tmp_path / "max").write_text("max\n")
     assert free_memory(torch.device("cpu")) > 1 << 20

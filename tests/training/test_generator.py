@@ -12,15 +12,15 @@ import hyperbrush as hb
 from hyperbrush.assets import style_folder
 from hyperbrush.cli import main
 from hyperbrush.errors import UserError
-from hyperbrush.hypernetworks.generating import MOST, generate_adapter, open_generator
 from hyperbrush.hypernetworks.generator import TunedWeights
+from hyperbrush.hypernetworks.generator.generating import MOST, generate_adapter, open_generator
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.training import Interrupted
-from hyperbrush.training.generator import generator_objective, style_losses
-from hyperbrush.training.generator_config import GeneratorConfig
-from hyperbrush.training.generator_run import GeneratorRun, configured_generator, train_generator
-from hyperbrush.training.hypernetwork_run import HypernetworkRun, train_run
-from hyperbrush.training.styles import StyleBatches, _log_uniform, open_styles
+from hyperbrush.training.attention.run import HypernetworkRun, train_run
+from hyperbrush.training.generator.config import GeneratorConfig
+from hyperbrush.training.generator.objective import generator_objective, style_losses
+from hyperbrush.training.generator.run import GeneratorRun, configured_generator, train_generator
+from hyperbrush.training.generator.styles import StyleBatches, _log_uniform, open_styles
 
 COLOURS = {"ink": "black", "rust": "#a03010", "sea": "#104a90", "moss": "#30661a"}
 SMALL = {"embedding_dim": 32, "hidden_dim": 32, "rank": 2, "depth": 1, "heads": 4}
@@ -155,7 +155,7 @@ def test_learns_what_all_share_and_then_the_rest(emoji, world: Path, tmp_path: P
 
 
 def test_parts_of_a_batch_add_up(emoji, world: Path, tmp_path: Path) -> None:
-    from hyperbrush.training.objectives import rows
+    from hyperbrush.training.loop.objectives import rows
 
     own = objective(emoji, world, tmp_path)
     with torch.no_grad():

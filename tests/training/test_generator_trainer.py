@@ -9,10 +9,10 @@ from PIL import Image, ImageOps
 import hyperbrush as hb
 from hyperbrush.assets import style_folder
 from hyperbrush.errors import UserError
-from hyperbrush.hypernetworks.formats.optimizer import OptimizerState
+from hyperbrush.hypernetworks.files.optimizer import OptimizerState
 from hyperbrush.ldm.models import LatentDiffusion
-from hyperbrush.training.generator_config import GeneratorConfig
-from hyperbrush.training.generator_run import configured_generator
+from hyperbrush.training.generator.config import GeneratorConfig
+from hyperbrush.training.generator.run import configured_generator
 
 SMALL = {"embedding_dim": 32, "hidden_dim": 32, "rank": 2, "depth": 1, "heads": 4}
 SHORT = {"batch_size": 4, "shared_steps": 0, "references": 2, "log_every": 1, "validation_share": 0.0}
@@ -116,7 +116,7 @@ def test_what_this_training_cannot_do_is_refused(emoji, world: Path, tmp_path: P
         hb.HypernetworkTrainer(net, config=SHORT | (config or {}), run=tmp_path, **given).train(emoji, world)
 
     with pytest.raises(UserError, match="compute is of what is drawn, and objective 'reconstruction'"):
-        from hyperbrush.training.generator import GeneratorObjective
+        from hyperbrush.training.generator.objective import GeneratorObjective
 
         GeneratorObjective(
             emoji,
@@ -213,7 +213,7 @@ def test_one_step_of_generated_weights_that_are_tuned(emoji) -> None:
 
 
 def test_a_task_that_no_training_touched_is_refused(emoji, world: Path, tmp_path: Path) -> None:
-    from hyperbrush.hypernetworks.generating import generate_adapter
+    from hyperbrush.hypernetworks.generator.generating import generate_adapter
 
     net = make(emoji, tasks=["ink"])
     hb.HypernetworkTrainer(net, config=SHORT | {"max_steps": 1}, run=tmp_path).train(emoji, world)

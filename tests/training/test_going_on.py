@@ -15,13 +15,13 @@ from hyperbrush.cli import main
 from hyperbrush.errors import UserError
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.training import Interrupted
-from hyperbrush.training import checkpoint as checkpoints
-from hyperbrush.training.generator_run import GeneratorRun
-from hyperbrush.training.going_on import resumed
-from hyperbrush.training.hypernetwork_run import HypernetworkRun
-from hyperbrush.training.lock import run_lock
-from hyperbrush.training.metrics import read
-from hyperbrush.training.run_folder import opened_run
+from hyperbrush.training.attention.run import HypernetworkRun
+from hyperbrush.training.generator.run import GeneratorRun
+from hyperbrush.training.loop import checkpoint as checkpoints
+from hyperbrush.training.loop.going_on import resumed
+from hyperbrush.training.loop.lock import run_lock
+from hyperbrush.training.loop.metrics import read
+from hyperbrush.training.loop.run_folder import opened_run
 
 
 def tree(folder: Path) -> dict[str, bytes]:

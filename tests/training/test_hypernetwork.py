@@ -15,8 +15,8 @@ from hyperbrush.errors import UserError
 from hyperbrush.ldm.data import ImageFolder
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.training import Interrupted, train_hypernetwork
-from hyperbrush.training.hypernetwork_run import HypernetworkRun, read_run, train_run
-from hyperbrush.training.settings import save_run
+from hyperbrush.training.attention.run import HypernetworkRun, read_run, train_run
+from hyperbrush.training.loop.settings import save_run
 
 DATA = style_folder() / "validation"
 
@@ -274,7 +274,7 @@ def test_texts_that_do_not_fit_are_encoded_in_each_step(
     emoji: LatentDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = weights(train(emoji, tmp_path / "kept", max_steps=3))
-    monkeypatch.setattr("hyperbrush.training.cached.TEXT_BYTES", 10)
+    monkeypatch.setattr("hyperbrush.training.data.cached.TEXT_BYTES", 10)
     again = weights(train(emoji, tmp_path / "again", max_steps=3))
     torch.testing.assert_close(kept, again, atol=1e-4, rtol=0)
 

@@ -14,21 +14,21 @@ import hyperbrush as hb
 from hyperbrush.assets import style_folder
 from hyperbrush.cli import train as cli_train
 from hyperbrush.errors import UserError
-from hyperbrush.hypernetworks.formats.optimizer import read_optimizer, sidecar_of
+from hyperbrush.hypernetworks.files.optimizer import read_optimizer, sidecar_of
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.piecewise import parse_piecewise
-from hyperbrush.training.generator_run import configured_generator
-from hyperbrush.training.hypernetwork_config import PRESETS
-from hyperbrush.training.hypernetwork_run import (
+from hyperbrush.training.attention.config import PRESETS
+from hyperbrush.training.attention.run import (
     HypernetworkRun,
     configured,
     open_network,
     setting_names,
     train_run,
 )
-from hyperbrush.training.launch import _without_processes
-from hyperbrush.training.plan import plan, suggest_batch_size
-from hyperbrush.training.settings import save_run
+from hyperbrush.training.before.plan import plan, suggest_batch_size
+from hyperbrush.training.generator.run import configured_generator
+from hyperbrush.training.loop.launch import _without_processes
+from hyperbrush.training.loop.settings import save_run
 
 DATA = style_folder() / "validation"
 SHORT = {"max_steps": 4, "batch_size": 4, "validate_every": 2, "validation_share": 0.1}

@@ -10,16 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
+from hyperbrush.commands.evaluation import evaluate_folder
 from hyperbrush.errors import UserError
-from hyperbrush.evaluation import evaluate_folder
 from hyperbrush.hypernetworks import AttentionHypernetwork
 from hyperbrush.hypernetworks.generator import Hypernetwork, TargetNetwork
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.models.diffusion_model import build_unet
 from hyperbrush.training import HypernetworkTrainer, Trainer
-from hyperbrush.training.ldm_run import build, read_config
-from hyperbrush.training.plan import _trial_objective
-from hyperbrush.training.trainer import Interrupted
+from hyperbrush.training.before.plan import _trial_objective
+from hyperbrush.training.ldm.run import build, read_config
+from hyperbrush.training.loop.trainer import Interrupted
 
 SETTINGS: dict[str, Any] = {
     "batch_size": 4,

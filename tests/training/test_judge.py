@@ -10,9 +10,9 @@ from toys import Regression, train, trainer, weights
 
 from hyperbrush.errors import UserError
 from hyperbrush.training import Interrupted
-from hyperbrush.training import checkpoint as checkpoints
-from hyperbrush.training.judge import Judge
-from hyperbrush.training.metrics import read
+from hyperbrush.training.loop import checkpoint as checkpoints
+from hyperbrush.training.loop.judge import Judge
+from hyperbrush.training.loop.metrics import read
 
 SLOW = {"log_every": 1, "validate_every": 1000}
 

@@ -16,8 +16,8 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from hyperbrush.training import checkpoint as checkpoints
-from hyperbrush.training.metrics import read
+from hyperbrush.training.loop import checkpoint as checkpoints
+from hyperbrush.training.loop.metrics import read
 
 STEPS = 4
 TRAINING = {
@@ -33,7 +33,7 @@ Life = Callable[[], Any]
 
 
 def hyper_train(place: Path, model: str, data: Path) -> Life:
-    from hyperbrush.training.generator_run import GeneratorRun, train_generator
+    from hyperbrush.training.generator.run import GeneratorRun, train_generator
 
     config = GeneratorRun.model_validate(
         {
@@ -58,7 +58,7 @@ def hyper_train(place: Path, model: str, data: Path) -> Life:
 
 def sweep(place: Path, model: str, data: Path) -> Life:
     pytest.importorskip("optuna")
-    from hyperbrush.training.sweep import begin, work
+    from hyperbrush.training.sweep.run import begin, work
 
     pictures = str(data / "styles/one")
     place.mkdir()
@@ -80,8 +80,8 @@ def sweep(place: Path, model: str, data: Path) -> Life:
 
 def worker(place: Path, model: str, data: Path) -> Life:
     pytest.importorskip("persistqueue")
-    from hyperbrush.app import worker as module
-    from hyperbrush.app.trainings import begin
+    from hyperbrush.app.jobs import worker as module
+    from hyperbrush.app.train.service import begin
     from hyperbrush.app.workspace import Workspace
 
     workspace = Workspace(place)

@@ -10,7 +10,7 @@ import pytest
 
 PARENT = """
 import sys
-from hyperbrush.training.launch import run_together
+from hyperbrush.training.loop.launch import run_together
 sys.exit(run_together([sys.executable, *sys.argv[1:]], 2))
 """
 CHILD = """

@@ -16,11 +16,11 @@ from hyperbrush.ldm.modules.codebook import perplexity, revive
 from hyperbrush.ldm.modules.losses import FirstStageLoss, adaptive_weight
 from hyperbrush.ldm.modules.perceptual import perceptual_loss
 from hyperbrush.training import Trainer
-from hyperbrush.training import checkpoint as checkpoints
-from hyperbrush.training.ldm_config import read_config
-from hyperbrush.training.ldm_first_stage import FirstStageObjective
-from hyperbrush.training.ldm_run import build
-from hyperbrush.training.metrics import read
+from hyperbrush.training.ldm.config import read_config
+from hyperbrush.training.ldm.first_stage import FirstStageObjective
+from hyperbrush.training.ldm.run import build
+from hyperbrush.training.loop import checkpoint as checkpoints
+from hyperbrush.training.loop.metrics import read
 
 TRAINING: dict[str, Any] = {
     "steps": 6,

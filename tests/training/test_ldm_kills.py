@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from hyperbrush.ldm.models import LatentDiffusion
-from hyperbrush.training import checkpoint as checkpoints
-from hyperbrush.training.ldm_config import Run, read_config
-from hyperbrush.training.ldm_training import train_ldm
-from hyperbrush.training.metrics import read
+from hyperbrush.training.ldm.config import Run, read_config
+from hyperbrush.training.ldm.training import train_ldm
+from hyperbrush.training.loop import checkpoint as checkpoints
+from hyperbrush.training.loop.metrics import read
 
 TRAINING = {"steps": 3, "batch_size": 2, "checkpoint_every": 1, "log_every": 1, "validate_every": 3}
 

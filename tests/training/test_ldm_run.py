@@ -12,9 +12,9 @@ from PIL import Image
 from hyperbrush.errors import UserError
 from hyperbrush.ldm.models import LatentDiffusion, text
 from hyperbrush.training import Trainer
-from hyperbrush.training.ldm_config import read_config
-from hyperbrush.training.ldm_run import build, captions_of, open_folders
-from hyperbrush.training.objectives import Objective, trained_tensors
+from hyperbrush.training.ldm.config import read_config
+from hyperbrush.training.ldm.run import build, captions_of, open_folders
+from hyperbrush.training.loop.objectives import Objective, trained_tensors
 
 TRAINING: dict[str, Any] = {
     "steps": 4,

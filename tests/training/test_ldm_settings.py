@@ -14,12 +14,12 @@ from test_going_on import ok, refused, tree
 
 from hyperbrush.errors import UserError
 from hyperbrush.ldm.models import LatentDiffusion
-from hyperbrush.training import checkpoint as checkpoints
-from hyperbrush.training.ldm_config import read_config
-from hyperbrush.training.ldm_plan import plan_ldm
-from hyperbrush.training.ldm_run import build
-from hyperbrush.training.ldm_training import settings_of
-from hyperbrush.training.metrics import read
+from hyperbrush.training.ldm.config import read_config
+from hyperbrush.training.ldm.plan import plan_ldm
+from hyperbrush.training.ldm.run import build
+from hyperbrush.training.ldm.training import settings_of
+from hyperbrush.training.loop import checkpoint as checkpoints
+from hyperbrush.training.loop.metrics import read
 
 TRAINING = {"steps": 2, "batch_size": 2, "checkpoint_every": 1, "log_every": 1, "validate_every": 1}
 

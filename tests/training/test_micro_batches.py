@@ -9,9 +9,9 @@ import torch
 from toys import Regression, train, weights
 
 from hyperbrush.errors import UserError
-from hyperbrush.training import checkpoint as checkpoints
-from hyperbrush.training.metrics import read
-from hyperbrush.training.micro_batches import is_out_of_memory
+from hyperbrush.training.loop import checkpoint as checkpoints
+from hyperbrush.training.loop.metrics import read
+from hyperbrush.training.loop.micro_batches import is_out_of_memory
 
 CPU = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
 ERRORS = [

@@ -15,9 +15,9 @@ from hyperbrush.ldm.data import ImageFolder
 from hyperbrush.ldm.data.buckets import Buckets
 from hyperbrush.ldm.models import LatentDiffusion, first_stage
 from hyperbrush.ldm.modules.losses import FirstStageLoss
-from hyperbrush.training.ldm import DenoisingObjective, validation_losses
-from hyperbrush.training.ldm_first_stage import FirstStageObjective
-from hyperbrush.training.objectives import Objective, load_trained, rows, trained_tensors
+from hyperbrush.training.ldm.first_stage import FirstStageObjective
+from hyperbrush.training.ldm.objectives import DenoisingObjective, validation_losses
+from hyperbrush.training.loop.objectives import Objective, load_trained, rows, trained_tensors
 
 Maker = Callable[..., LatentDiffusion]
 

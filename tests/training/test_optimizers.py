@@ -15,9 +15,9 @@ from toys import Regression, train, trainer, weights
 
 from hyperbrush.errors import UserError
 from hyperbrush.training import Interrupted
-from hyperbrush.training.checkpoint import flatten_optimizer, group_values, restore_optimizer
-from hyperbrush.training.clipping import Clipping, clip_schedule
-from hyperbrush.training.optimizers import (
+from hyperbrush.training.loop.checkpoint import flatten_optimizer, group_values, restore_optimizer
+from hyperbrush.training.loop.clipping import Clipping, clip_schedule
+from hyperbrush.training.loop.optimizers import (
     METHODS,
     advice,
     begin_training,
@@ -261,7 +261,7 @@ def test_a_missing_package_is_told(name: str, package: str, monkeypatch: pytest.
             raise ImportError(f"No module named {wanted!r}")
         return real(wanted, *more, **keys)
 
-    monkeypatch.setattr("hyperbrush.training.optimizers.importlib.import_module", find)
+    monkeypatch.setattr("hyperbrush.training.loop.optimizers.importlib.import_module", find)
     message = rf"optimizer '{name}' needs the package {package}, .*pip install {package}, or 'hyperbrush\[(8bit|optimizers)\]'"
     with pytest.raises(UserError, match=message):
         make_optimizer(name, Regression().parameter_groups())

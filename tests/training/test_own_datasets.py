@@ -19,14 +19,14 @@ from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.models.autoencoder import first_stage
 from hyperbrush.ldm.modules.losses import FirstStageLoss
 from hyperbrush.training import Interrupted, Trainer, TrainerConfig
-from hyperbrush.training.generator import generator_objective
-from hyperbrush.training.generator_config import GeneratorConfig
-from hyperbrush.training.hypernetwork_run import HypernetworkRun, configured, train_run
-from hyperbrush.training.ldm import DenoisingObjective
-from hyperbrush.training.ldm_first_stage import FirstStageObjective
-from hyperbrush.training.ldm_training import settings_of, train_ldm
-from hyperbrush.training.plan import plan
-from hyperbrush.training.styles import open_styles
+from hyperbrush.training.attention.run import HypernetworkRun, configured, train_run
+from hyperbrush.training.before.plan import plan
+from hyperbrush.training.generator.config import GeneratorConfig
+from hyperbrush.training.generator.objective import generator_objective
+from hyperbrush.training.generator.styles import open_styles
+from hyperbrush.training.ldm.first_stage import FirstStageObjective
+from hyperbrush.training.ldm.objectives import DenoisingObjective
+from hyperbrush.training.ldm.training import settings_of, train_ldm
 
 COUNT = 12
 SHORT: dict[str, Any] = {

@@ -16,10 +16,10 @@ from hyperbrush.errors import UserError
 from hyperbrush.ldm.data import Selection
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.training import HypernetworkConfig
-from hyperbrush.training.going_on import resumed
-from hyperbrush.training.hypernetwork import pictures_of
-from hyperbrush.training.hypernetwork_run import HypernetworkRun, configured, look_over, train_run
-from hyperbrush.training.pictures import FolderConfig, named_repeats
+from hyperbrush.training.attention.run import HypernetworkRun, configured, look_over, train_run
+from hyperbrush.training.attention.trainer import pictures_of
+from hyperbrush.training.data.pictures import FolderConfig, named_repeats
+from hyperbrush.training.loop.going_on import resumed
 
 REPORTED = Path("/work/shared/failing")
 SHORT: dict[str, Any] = {

@@ -11,8 +11,8 @@ from toys import Regression, trainer
 
 import hyperbrush as hb
 from hyperbrush.ldm.models import LatentDiffusion
-from hyperbrush.training.metrics import read
-from hyperbrush.training.pictures_seen import changed_pictures
+from hyperbrush.training.data.seen import changed_pictures
+from hyperbrush.training.loop.metrics import read
 
 
 def objective(root: Path, trained: str, held_out: str = "") -> Regression:

@@ -11,8 +11,8 @@ from hyperbrush.assets import style_folder
 from hyperbrush.errors import UserError
 from hyperbrush.ldm.data import Buckets, Captioning, FileNames, ImageFolder, Masks, OriginalSizes
 from hyperbrush.ldm.models.text import default_tokenizer
-from hyperbrush.training.likeness import SIDE, alike, fingerprint
-from hyperbrush.training.preflight import preflight
+from hyperbrush.training.before.likeness import SIDE, alike, fingerprint
+from hyperbrush.training.before.preflight import preflight
 
 
 def scene(seed: int, size: tuple[int, int] = (96, 96)) -> Image.Image:
@@ -199,7 +199,7 @@ def test_pairs_are_found_over_blocks_as_one_by_one(monkeypatch: pytest.MonkeyPat
     path.write_bytes(b"")
     prints = [fingerprint(scene(seed % 40, (SIDE, SIDE)), path) for seed in range(70)]
     whole = alike(prints, None, 8)
-    monkeypatch.setattr("hyperbrush.training.likeness._ROWS", 7)
+    monkeypatch.setattr("hyperbrush.training.before.likeness._ROWS", 7)
     assert alike(prints, None, 8) == whole
     assert {(pair.one, pair.other) for pair in whole} == {(i, i + 40) for i in range(30)}
     across = alike(prints[:40], prints[40:], 8)
@@ -251,7 +251,7 @@ def test_shapes_and_buckets(tmp_path: Path) -> None:
 def test_huge_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scene(0, (80, 90)).save(tmp_path / "a.png")
     assert preflight(tmp_path, size=64).of("huge") is None
-    monkeypatch.setattr("hyperbrush.training.findings.HUGE", 7000)
+    monkeypatch.setattr("hyperbrush.training.before.findings.HUGE", 7000)
     assert kinds(preflight(tmp_path, size=64)) == {"huge": ["a.png"]}
 
 

@@ -14,8 +14,8 @@ import worker
 from toys import Regression, train, trainer, weights
 
 from hyperbrush.errors import UserError
-from hyperbrush.training import checkpoint as checkpoints
-from hyperbrush.training.metrics import read
+from hyperbrush.training.loop import checkpoint as checkpoints
+from hyperbrush.training.loop.metrics import read
 
 LONG, SGD, VARIANTS = worker.LONG, worker.SGD, worker.VARIANTS
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -120,7 +120,7 @@ def test_a_real_hypernetwork(place: Path, found: list[dict], tmp_path: Path) -> 
 
 
 def test_processes_that_cannot_be_joined_are_told(tmp_path: Path) -> None:
-    program = "from hyperbrush.training.processes import join\njoin()"
+    program = "from hyperbrush.training.loop.processes import join\njoin()"
     alone = os.environ | CPU | {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
     done = subprocess.run([sys.executable, "-c", program], env=alone, capture_output=True, text=True)
     assert "UserError: 2 processes were started (WORLD_SIZE), but they cannot be joined" in done.stderr

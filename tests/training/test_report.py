@@ -11,8 +11,8 @@ import yaml
 from PIL import Image
 
 from hyperbrush.errors import UserError
-from hyperbrush.training.contact_sheet import save_previews
-from hyperbrush.training.report import (
+from hyperbrush.training.report.contact_sheet import save_previews
+from hyperbrush.training.report.report import (
     loss_chart,
     loss_curve,
     rate_chart,

@@ -10,10 +10,10 @@ from PIL import Image
 import hyperbrush as hb
 from hyperbrush.assets import style_folder
 from hyperbrush.ldm.models import LatentDiffusion
-from hyperbrush.training.generator_config import GeneratorConfig, GeneratorNetwork
-from hyperbrush.training.hypernetwork_config import HypernetworkConfig
-from hyperbrush.training.hypernetwork_run import HypernetworkRun, open_network
-from hyperbrush.training.pictures import FolderConfig, PictureSettings, as_mixture
+from hyperbrush.training.attention.config import HypernetworkConfig
+from hyperbrush.training.attention.run import HypernetworkRun, open_network
+from hyperbrush.training.data.pictures import FolderConfig, PictureSettings, as_mixture
+from hyperbrush.training.generator.config import GeneratorConfig, GeneratorNetwork
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from hyperbrush.assets import style_folder
-from hyperbrush.console import stop_on_signal
-from hyperbrush.training import checkpoint as checkpoints
-from hyperbrush.training.metrics import read
+from hyperbrush.cli.console import stop_on_signal
+from hyperbrush.training.loop import checkpoint as checkpoints
+from hyperbrush.training.loop.metrics import read
 
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 # Not --cpu, with which accelerate starts one process, whatever --num_processes says.
@@ -89,7 +89,7 @@ SLOW = """
 import sys, time
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-from hyperbrush.console import stop_on_signal
+from hyperbrush.cli.console import stop_on_signal
 from toys import Regression, SETTINGS
 from hyperbrush.training import Trainer, TrainerConfig
 

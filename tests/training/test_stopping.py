@@ -18,12 +18,12 @@ from hyperbrush.ldm.data import ImageFolder, LatentCache
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.stopping import may_stop_here, stoppable
 from hyperbrush.training import Interrupted
-from hyperbrush.training import checkpoint as checkpoints
-from hyperbrush.training.generator_run import configured_generator, train_generator
-from hyperbrush.training.hypernetwork_run import configured, train_run
-from hyperbrush.training.ldm_config import read_config
-from hyperbrush.training.ldm_training import train_ldm
-from hyperbrush.training.preflight import preflight
+from hyperbrush.training.attention.run import configured, train_run
+from hyperbrush.training.before.preflight import preflight
+from hyperbrush.training.generator.run import configured_generator, train_generator
+from hyperbrush.training.ldm.config import read_config
+from hyperbrush.training.ldm.training import train_ldm
+from hyperbrush.training.loop import checkpoint as checkpoints
 
 PICTURES = 80  # three batches of latents
 
@@ -222,7 +222,7 @@ def test_a_signal_while_encoding(
 
 TWO = """
 import sys
-from hyperbrush.training.launch import run_together
+from hyperbrush.training.loop.launch import run_together
 sys.exit(run_together([sys.executable, "-c", *sys.argv[1:]], 2))
 """
 

@@ -24,17 +24,16 @@ from PIL import Image
 from rich.console import Console
 
 import hyperbrush as hb
-from hyperbrush import console
 from hyperbrush.assets import style_folder
-from hyperbrush.cli import main
+from hyperbrush.cli import console, main
 from hyperbrush.errors import UserError
 from hyperbrush.ldm.models import LatentDiffusion
-from hyperbrush.training import checkpoint as checkpoints
-from hyperbrush.training.progress import Progress
-from hyperbrush.training.sweep import begin, outcome_of, same_threads, work, worker_environment
-from hyperbrush.training.sweep_queue import open_queue
-from hyperbrush.training.sweep_settings import SweepConfig, Trial, read_sweep
-from hyperbrush.training.sweep_table import LABELLED, chart, compare, finish
+from hyperbrush.training.loop import checkpoint as checkpoints
+from hyperbrush.training.loop.progress import Progress
+from hyperbrush.training.sweep.queue import open_queue
+from hyperbrush.training.sweep.run import begin, outcome_of, same_threads, work, worker_environment
+from hyperbrush.training.sweep.settings import SweepConfig, Trial, read_sweep
+from hyperbrush.training.sweep.table import LABELLED, chart, compare, finish
 
 TrialState = pytest.importorskip("optuna").trial.TrialState
 
@@ -167,7 +166,7 @@ def test_a_bug_in_one_trial_is_a_row_too(
         raise ZeroDivisionError("oh")
 
     folder = begin(write({"list": [{"seed": 1}, {"seed": 2}]}), tmp_path / "sweep")
-    monkeypatch.setattr("hyperbrush.training.sweep.train_run", fail)
+    monkeypatch.setattr("hyperbrush.training.sweep.run.train_run", fail)
     assert work(folder)
     found = finish(folder)
     assert {row.outcome.error.partition(" (")[0] for row in found.rows} == {"ZeroDivisionError: oh"}
@@ -474,7 +473,7 @@ def test_workers_that_die_again_and_again(queued: Path, monkeypatch: pytest.Monk
             assert queue.fill([0]) == []
             assert not queue.is_waiting(), "it may live"
             with monkeypatch.context() as patch:
-                patch.setattr("hyperbrush.training.sweep_queue.GRACE", 0)
+                patch.setattr("hyperbrush.training.sweep.queue.GRACE", 0)
                 queue.fill([0])
             assert queue.fill([0]) == ([] if death < 3 else [0])
     said: list[str] = []
@@ -550,7 +549,7 @@ def test_processes_are_stopped_and_missed(
     program("trap '' TERM; echo began; while true; do sleep 0.05; done")
     for log in logs:
         log.unlink()
-    monkeypatch.setattr("hyperbrush.training.sweep.PATIENCE", 0.1)
+    monkeypatch.setattr("hyperbrush.training.sweep.run.PATIENCE", 0.1)
     with pytest.raises(KeyboardInterrupt):
         work(folder, workers=2, should_stop=second_time)
 
@@ -602,7 +601,7 @@ def test_the_command_to_go_on_is_whole(
     workers: int,
     more: str,
 ) -> None:
-    monkeypatch.setattr("hyperbrush.training.sweep.work", lambda *_, **__: False)
+    monkeypatch.setattr("hyperbrush.training.sweep.run.work", lambda *_, **__: False)
     folder = tmp_path / "my sweep:1:"
     with pytest.raises(SystemExit) as ended:
         main(["sweep", "--resume", str(folder), "--workers", str(workers)])

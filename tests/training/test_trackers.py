@@ -14,7 +14,7 @@ from toys import Regression, trainer
 
 from hyperbrush.errors import UserError
 from hyperbrush.training import Interrupted
-from hyperbrush.training.trackers import make_trackers
+from hyperbrush.training.loop.trackers import make_trackers
 
 
 class Trackio(types.ModuleType):

@@ -20,14 +20,14 @@ from hyperbrush.ldm.models import LatentDiffusion, first_stage
 from hyperbrush.ldm.modules.losses import FirstStageLoss
 from hyperbrush.ldm.util import load_config
 from hyperbrush.training import Interrupted, Progress, Trainer, TrainerConfig
-from hyperbrush.training import checkpoint as checkpoints
-from hyperbrush.training.generator_run import configured_generator
-from hyperbrush.training.ldm import DenoisingObjective
-from hyperbrush.training.ldm_config import read_config, save_config
-from hyperbrush.training.ldm_first_stage import FirstStageObjective
-from hyperbrush.training.ldm_run import build
-from hyperbrush.training.metrics import Metrics, read
-from hyperbrush.training.objectives import Objective, trained_tensors
+from hyperbrush.training.generator.run import configured_generator
+from hyperbrush.training.ldm.config import read_config, save_config
+from hyperbrush.training.ldm.first_stage import FirstStageObjective
+from hyperbrush.training.ldm.objectives import DenoisingObjective
+from hyperbrush.training.ldm.run import build
+from hyperbrush.training.loop import checkpoint as checkpoints
+from hyperbrush.training.loop.metrics import Metrics, read
+from hyperbrush.training.loop.objectives import Objective, trained_tensors
 
 SETTINGS: dict[str, Any] = {
     "steps": 6,
@@ -239,7 +239,7 @@ def test_a_damaged_checkpoint_is_passed_over(pictures: Path, tmp_path: Path) -> 
 def test_a_full_disk_keeps_the_older_checkpoint(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import hyperbrush.training.checkpoint as module
+    import hyperbrush.training.loop.checkpoint as module
 
     real, calls = module.save_file, []
 

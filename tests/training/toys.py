@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hyperbrush.files import write_text
 from hyperbrush.ldm.util import keyed_generator, load_config
 from hyperbrush.training import Progress, Trainer, TrainerConfig
-from hyperbrush.training.objectives import Objective, trained_tensors
+from hyperbrush.training.loop.objectives import Objective, trained_tensors
 
 SETTINGS: dict[str, Any] = {
     "steps": 6,

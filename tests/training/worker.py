@@ -10,8 +10,9 @@ import torch
 from toys import Regression, trainer, weights
 
 from hyperbrush.errors import UserError
-from hyperbrush.training import Interrupted, micro_batches
-from hyperbrush.training.processes import join
+from hyperbrush.training import Interrupted
+from hyperbrush.training.loop import micro_batches
+from hyperbrush.training.loop.processes import join
 
 torch.set_num_threads(1)
 LONG = {"steps": 50, "checkpoint_every": 25, "validate_every": 25}

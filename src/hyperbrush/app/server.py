@@ -58,7 +58,8 @@ def make_app(site: Site, access: Access) -> Any:
     from fastapi_offline import FastAPIOffline
     from nicegui import ui
 
-    from hyperbrush.app import api, pages
+    from hyperbrush.app import routes as api
+    from hyperbrush.app import ui as pages
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -137,7 +138,7 @@ def serve(workspace: Workspace, address: Address, *, token: str = "", on_ready: 
     """
     import uvicorn
 
-    from hyperbrush.app.worker import server_lives
+    from hyperbrush.app.jobs.worker import server_lives
 
     if server_lives(workspace.state):
         raise UserError(f"another server runs on {workspace.root} already; open that one, or stop it")

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from hyperbrush.app.jobs import Job, Jobs
-from hyperbrush.app.run_holder import holds
-from hyperbrush.app.runs import JOB_KINDS, Runs, tail
+from hyperbrush.app.jobs.jobs import Job, Jobs
+from hyperbrush.app.jobs.worker import lives, server_file, start_worker, worker_file
+from hyperbrush.app.runs.holder import holds
+from hyperbrush.app.runs.run import JOB_KINDS, Runs, tail
 from hyperbrush.app.uploads import Uploads
-from hyperbrush.app.worker import lives, server_file, start_worker, worker_file
 from hyperbrush.app.workspace import Workspace
 from hyperbrush.errors import UserError
 from hyperbrush.files import read_json, write_json
@@ -159,7 +159,7 @@ class Site:
 
     def _tidy(self) -> None:
         """Remove old jobs; a run's stay as long as the run, since its log is theirs, and so do grids."""
-        from hyperbrush.app import run_bin
+        from hyperbrush.app.runs import bin as run_bin
 
         if time.monotonic() - self._tidied < TIDY:
             return

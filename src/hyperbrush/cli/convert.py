@@ -9,7 +9,7 @@ from hyperbrush.cli.options import DEFAULT_NETWORKS, Device, Networks, Seed
 from hyperbrush.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
-    from hyperbrush.hypernetworks.conversion.report import LoraReport
+    from hyperbrush.hypernetworks.convert.report import LoraReport
 
 app = typer.Typer()
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -52,12 +52,12 @@ def convert(
     seed: Seed = None,
 ) -> None:
     """Write a hypernetwork as another program reads it: webui, ComfyUI, safetensors, or as a LoRA."""
-    from hyperbrush import console
+    from hyperbrush.cli import console
     from hyperbrush.cli.sources import find
     from hyperbrush.hypernetworks import load
-    from hyperbrush.hypernetworks.adapters import is_generated_file
-    from hyperbrush.hypernetworks.conversion.convert import TARGETS, check_path, guess_target
-    from hyperbrush.hypernetworks.conversion.convert import convert as write
+    from hyperbrush.hypernetworks.convert.convert import TARGETS, check_path, guess_target
+    from hyperbrush.hypernetworks.convert.convert import convert as write
+    from hyperbrush.hypernetworks.files.adapters import is_generated_file
 
     chosen = guess_target(target) if to is None else to
     if chosen not in TARGETS:
@@ -72,7 +72,7 @@ def convert(
     if is_generated_file(path):
         import torch
 
-        from hyperbrush.hypernetworks.conversion.generated import convert_generated
+        from hyperbrush.hypernetworks.convert.generated import convert_generated
 
         written_to = convert_generated(
             path,
@@ -130,8 +130,7 @@ def show(report: "LoraReport") -> None:
     """Print what a LoRA cost: a line per attention, then the whole."""
     from rich.table import Table
 
-    from hyperbrush import console
-    from hyperbrush.cli import tables
+    from hyperbrush.cli import console, tables
 
     table = Table(box=None)
     for title in ("attention", "rank", "kept of keys", "of values", "output's error", "of the change"):
@@ -164,12 +163,12 @@ def merge(
     hypernetworks: Networks = DEFAULT_NETWORKS,
 ) -> None:
     """Merge hypernetworks, or generated weights, into one: A.pt:0.7 B.pt:0.3."""
-    from hyperbrush import console
+    from hyperbrush.cli import console
     from hyperbrush.cli.sources import weighted
     from hyperbrush.hypernetworks import AttentionHypernetwork
-    from hyperbrush.hypernetworks.conversion.convert import convert as write
-    from hyperbrush.hypernetworks.conversion.convert import guess_target
-    from hyperbrush.hypernetworks.merging import merge as merged
+    from hyperbrush.hypernetworks.attention.merging import merge as merged
+    from hyperbrush.hypernetworks.convert.convert import convert as write
+    from hyperbrush.hypernetworks.convert.convert import guess_target
 
     to = guess_target(out)
     if out.exists() and not overwrite:

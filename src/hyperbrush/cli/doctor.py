@@ -25,8 +25,8 @@ def doctor(
     precision: Precision = "auto",
 ) -> None:
     """Check exactness, speed and pictures on your own model and files: one page to paste into an issue."""
-    from hyperbrush import console
-    from hyperbrush.doctor import PROMPTS, examine
+    from hyperbrush.cli import console
+    from hyperbrush.commands.doctor import PROMPTS, examine
     from hyperbrush.errors import UserError
     from hyperbrush.hypernetworks import HypernetworkLibrary
     from hyperbrush.ldm.models import LatentDiffusion

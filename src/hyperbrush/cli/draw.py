@@ -103,7 +103,7 @@ def generate(
     attention: Attention = "auto",
 ) -> None:
     """Draw pictures from prompts, each with its own hypernetworks, or a picture once more (--from)."""
-    from hyperbrush import console
+    from hyperbrush.cli import console
     from hyperbrush.generation import generate as draw
     from hyperbrush.ldm.data.pictures import opened as opened_picture
 
@@ -195,7 +195,7 @@ def compare(
 
     hyperbrush compare "a lighthouse" --x strength=0,0.5,1 --y hypernet=water,ink
     """
-    from hyperbrush import console
+    from hyperbrush.cli import console
     from hyperbrush.generation import compare as draw
 
     axes = [axis for axis in (x, y, z) if axis]

@@ -51,11 +51,11 @@ def hyper_train(
     at: Annotated[int | None, typer.Option(help="Step to resume at; the newest by default.")] = None,
 ) -> None:
     """Train a generator on many styles: look at some pictures of one, draw others in it."""
-    from hyperbrush import console
-    from hyperbrush.training.generator_run import GeneratorRun, configured_generator, train_generator
-    from hyperbrush.training.going_on import resumed
-    from hyperbrush.training.processes import is_main
-    from hyperbrush.training.trainer import Interrupted
+    from hyperbrush.cli import console
+    from hyperbrush.training.generator.run import GeneratorRun, configured_generator, train_generator
+    from hyperbrush.training.loop.going_on import resumed
+    from hyperbrush.training.loop.processes import is_main
+    from hyperbrush.training.loop.trainer import Interrupted
 
     given = {
         "max_steps": steps,
@@ -149,8 +149,8 @@ def hyper_generate(
     """Generate an adapter from pictures, a sentence or a task, in one pass."""
     import time
 
-    from hyperbrush import console
-    from hyperbrush.hypernetworks.generating import generate_adapter, open_generator
+    from hyperbrush.cli import console
+    from hyperbrush.hypernetworks.generator.generating import generate_adapter, open_generator
 
     pictures = [*(images or ()), *map(Path, context.args)]
     if not (pictures or text or task):

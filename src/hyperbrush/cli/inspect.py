@@ -10,7 +10,7 @@ from hyperbrush.cli.options import DEFAULT_NETWORKS, Networks
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from hyperbrush.hypernetworks.inspection import Inspection
+    from hyperbrush.hypernetworks.library.inspection import Inspection
 
 app = typer.Typer()
 
@@ -24,11 +24,10 @@ def inspect(
     """Tell everything about a hypernetwork file."""
     import json
 
-    from hyperbrush import console
-    from hyperbrush.cli import tables
+    from hyperbrush.cli import console, tables
     from hyperbrush.cli.sources import find
-    from hyperbrush.hypernetworks.adapters import is_generated_file
-    from hyperbrush.hypernetworks.inspection import inspect as look
+    from hyperbrush.hypernetworks.files.adapters import is_generated_file
+    from hyperbrush.hypernetworks.library.inspection import inspect as look
 
     path = find(file, hypernetworks)
     if is_generated_file(path):
@@ -54,9 +53,8 @@ def _show_generated(path: Path, as_json: bool) -> None:
     """Generated weights: what they change, and by how much."""
     import json
 
-    from hyperbrush import console
-    from hyperbrush.cli import tables
-    from hyperbrush.hypernetworks.generated_facts import generated_facts
+    from hyperbrush.cli import console, tables
+    from hyperbrush.hypernetworks.library.generated_facts import generated_facts
 
     facts = generated_facts(path)
     if as_json:

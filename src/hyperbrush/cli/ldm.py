@@ -9,7 +9,7 @@ from hyperbrush.cli.options import Device, Guidance, Model, Precision, Sampler, 
 from hyperbrush.errors import UserError
 
 if TYPE_CHECKING:
-    from hyperbrush.training.ldm_config import Run
+    from hyperbrush.training.ldm.config import Run
 
 ldm = typer.Typer(no_args_is_help=True, help="Latent diffusion models: train one, sample from one.")
 
@@ -48,7 +48,7 @@ def ldm_train(
     processes: Annotated[int, typer.Option(help="Train with so many processes on this machine.")] = 1,
 ) -> None:
     """Train a first stage or a diffusion model from a config."""
-    from hyperbrush.training.ldm_training import settings_of, settings_to_go_on
+    from hyperbrush.training.ldm.training import settings_of, settings_to_go_on
 
     if (config is None) == (resume is None):
         raise UserError("give a config file, or --resume RUN")
@@ -61,7 +61,7 @@ def ldm_train(
     if resume is not None and run is not None:
         raise UserError("--resume names the run's folder; leave --run out")
     if processes > 1 and not dry_run:
-        from hyperbrush.training.launch import launch
+        from hyperbrush.training.loop.launch import launch
 
         raise typer.Exit(launch(processes))
     numbers = {"steps": steps, "batch_size": batch_size, "seed": seed}
@@ -75,9 +75,9 @@ def ldm_train(
         folder, changed = run or Path("runs") / config.stem, False
         settings = settings_of(config, **given)
     if dry_run:
-        from hyperbrush import console
-        from hyperbrush.training.ldm_plan import plan_ldm
-        from hyperbrush.training.run_folder import step_to_go_on_from
+        from hyperbrush.cli import console
+        from hyperbrush.training.ldm.plan import plan_ldm
+        from hyperbrush.training.loop.run_folder import step_to_go_on_from
 
         done = step_to_go_on_from(folder, at) if resume is not None else 0
         console.done(plan_ldm(settings, done=done).text())
@@ -86,10 +86,10 @@ def ldm_train(
 
 
 def _train(config: "Run", run: Path, *, resume: bool, at: int | None, changed: bool) -> None:
-    from hyperbrush import console
-    from hyperbrush.training.ldm_training import train_ldm
-    from hyperbrush.training.processes import is_main
-    from hyperbrush.training.trainer import Interrupted
+    from hyperbrush.cli import console
+    from hyperbrush.training.ldm.training import train_ldm
+    from hyperbrush.training.loop.processes import is_main
+    from hyperbrush.training.loop.trainer import Interrupted
 
     with (
         console.stop_on_signal() as should_stop,
@@ -148,11 +148,11 @@ def ldm_sample(
     """Sample a grid of pictures from a latent diffusion model."""
     from contextlib import nullcontext
 
-    from hyperbrush import console
+    from hyperbrush.cli import console
     from hyperbrush.files import atomic_path
     from hyperbrush.generation.subjects import subjects
     from hyperbrush.hypernetworks import attach
-    from hyperbrush.hypernetworks.adapters import load
+    from hyperbrush.hypernetworks.files.adapters import load
     from hyperbrush.ldm.models import LatentDiffusion
     from hyperbrush.ldm.models.device import place, placement
     from hyperbrush.ldm.pictures import grid, to_pictures

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from hyperbrush.hypernetworks.library import Entry
+    from hyperbrush.hypernetworks.library.library import Entry
 
 app = typer.Typer()
 
@@ -29,7 +29,7 @@ def list_networks(
     """Hypernetworks of the library: what each is, what it was trained for, and its hash."""
     import json
 
-    from hyperbrush import console
+    from hyperbrush.cli import console
     from hyperbrush.hypernetworks import HypernetworkLibrary
 
     entries = HypernetworkLibrary(hypernetworks).entries()

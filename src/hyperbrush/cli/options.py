@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from hyperbrush.ldm.samplers import sampler_names
+from hyperbrush.ldm.sampling.names import sampler_names
 
 SAMPLERS = tuple(sampler_names())
 

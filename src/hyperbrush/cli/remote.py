@@ -16,7 +16,7 @@ from hyperbrush.errors import UserError
 if TYPE_CHECKING:
     import httpx
 
-    from hyperbrush.training.hypernetwork_run import HypernetworkRun
+    from hyperbrush.training.attention.run import HypernetworkRun
 
 PART_FILES, PART_BYTES = 20, 48 << 20  # of an upload
 PATIENCE = 60.0  # seconds that a server may be away while it is followed
@@ -115,7 +115,7 @@ def train(config: "HypernetworkRun", given: Mapping[str, Any], server: Server, *
     Raises:
         UserError: whatever the server refuses, and a training that failed.
     """
-    from hyperbrush import console
+    from hyperbrush.cli import console
 
     settings = dict(given)
     training = config.training
@@ -156,7 +156,7 @@ def dataset(server: Server, path: str, captions: str = "auto", *, mask_folder: s
     Raises:
         UserError: neither is there.
     """
-    from hyperbrush import console
+    from hyperbrush.cli import console
     from hyperbrush.ldm.data.archives import is_source
 
     there = {found["name"] for found in server.ask("GET", "/datasets")}
@@ -237,8 +237,8 @@ def _sent(part: list[_Picture]) -> Iterator[tuple[str, bytes]]:
 
 def _files(folder: Path, captions: str, mask_folder: str | None) -> list[_Picture]:
     """The usable pictures of a folder."""
-    from hyperbrush import console
-    from hyperbrush.app.datasets import plain_name
+    from hyperbrush.app.train.datasets import plain_name
+    from hyperbrush.cli import console
     from hyperbrush.ldm.data.archives import content_of
     from hyperbrush.ldm.data.masks import Masks, find_masks
     from hyperbrush.ldm.data.scan import Scan, scan
@@ -304,7 +304,7 @@ def follow(server: Server, job: str, name: str, *, run: str = "") -> dict[str, A
     """
     import httpx
 
-    from hyperbrush import console
+    from hyperbrush.cli import console
 
     seen = time.monotonic()
     with console.bar() as bar:
@@ -344,7 +344,7 @@ class _Shown:
 
     def tell(self, job: Mapping[str, Any]) -> None:
         """After an event."""
-        from hyperbrush import console
+        from hyperbrush.cli import console
 
         said = job["progress"]
         step, steps, stage = said.get("step"), said.get("steps"), said.get("stage", "")

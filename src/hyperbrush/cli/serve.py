@@ -32,7 +32,7 @@ def serve(
     browser: Annotated[bool, typer.Option("--open/--no-open", help="Open it in the browser.")] = True,
 ) -> None:
     """Serve the web app: train, watch, manage and use hypernetworks in the browser."""
-    from hyperbrush import console
+    from hyperbrush.cli import console
 
     try:
         from hyperbrush.app.server import Address, serve
@@ -61,7 +61,7 @@ def worker(
     """Do the jobs of the web app's queue; `hyperbrush serve` starts one where none runs."""
     import faulthandler
 
-    from hyperbrush.app.worker import Worker
+    from hyperbrush.app.jobs.worker import Worker
     from hyperbrush.app.workspace import Workspace
 
     faulthandler.enable()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from hyperbrush.errors import UserError
 
 if TYPE_CHECKING:
-    from hyperbrush.hypernetworks.adapters import Adapter
+    from hyperbrush.hypernetworks.files.adapters import Adapter
 
 
 def find(source: str, folder: Path) -> Path:
@@ -16,7 +16,7 @@ def find(source: str, folder: Path) -> Path:
         UserError: neither; with the closest names where the folder is there.
     """
     from hyperbrush.hypernetworks import HypernetworkLibrary
-    from hyperbrush.hypernetworks.formats import SUFFIXES
+    from hyperbrush.hypernetworks.files import SUFFIXES
 
     path = Path(source)
     if "\0" not in source and (path.exists() or path.suffix.lower() in SUFFIXES):
@@ -35,8 +35,8 @@ def weighted(source: str, folder: Path) -> "tuple[Adapter, float]":
     Raises:
         UserError: the weight is no number; or as `find` and `load`.
     """
-    from hyperbrush.hypernetworks.adapters import load
-    from hyperbrush.hypernetworks.strengths import finite
+    from hyperbrush.hypernetworks.attaching.strengths import finite
+    from hyperbrush.hypernetworks.files.adapters import load
 
     name, colon, text = source.rpartition(":")
     if not colon or Path(source).exists() or set(text) & {"/", "\\"}:

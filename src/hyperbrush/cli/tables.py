@@ -12,7 +12,7 @@ def show(table: "Table") -> None:
     """Print a table, at least 120 characters wide."""
     from rich.console import Console
 
-    from hyperbrush import console
+    from hyperbrush.cli import console
 
     out = console.out
     Console(file=out.file, highlight=False, markup=False, emoji=False, width=max(out.width, _WIDTH)).print(

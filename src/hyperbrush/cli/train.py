@@ -11,7 +11,7 @@ from hyperbrush.cli.options import DEFAULT_NETWORKS, Model, Networks
 from hyperbrush.errors import UserError
 
 if TYPE_CHECKING:
-    from hyperbrush.training.hypernetwork_run import HypernetworkRun
+    from hyperbrush.training.attention.run import HypernetworkRun
 
 app = typer.Typer()
 
@@ -97,7 +97,7 @@ def train(
     token: Annotated[str, typer.Option(envvar="HYPERBRUSH_TOKEN", help="Of that server.")] = "",
 ) -> None:
     """Train a hypernetwork on a folder of pictures."""
-    from hyperbrush.training.hypernetwork_run import HypernetworkRun, configured
+    from hyperbrush.training.attention.run import HypernetworkRun, configured
 
     if find_lr:
         raise UserError(
@@ -125,7 +125,7 @@ def train(
             )
     trying = dry_run or find_batch_size
     if processes > 1 and not trying:
-        from hyperbrush.training.launch import launch
+        from hyperbrush.training.loop.launch import launch
 
         raise typer.Exit(launch(processes))
     given = {
@@ -136,7 +136,7 @@ def train(
         "prompts": prompt or None,
     }
     if resume is not None:
-        from hyperbrush.training.going_on import resumed
+        from hyperbrush.training.loop.going_on import resumed
 
         settings, changed = resumed(
             HypernetworkRun,
@@ -197,10 +197,10 @@ def _train(
     at: int | None = None,
     changed: bool = False,
 ) -> None:
-    from hyperbrush import console
-    from hyperbrush.training.hypernetwork_run import train_run
-    from hyperbrush.training.processes import is_main
-    from hyperbrush.training.trainer import Interrupted
+    from hyperbrush.cli import console
+    from hyperbrush.training.attention.run import train_run
+    from hyperbrush.training.loop.processes import is_main
+    from hyperbrush.training.loop.trainer import Interrupted
 
     with (
         console.stop_on_signal() as should_stop,
@@ -237,11 +237,11 @@ def _try_out(
     at: int | None = None,
 ) -> None:
     """What a training would be: its plan, a batch size."""
-    from hyperbrush import console
-    from hyperbrush.training.plan import plan, suggest_batch_size
+    from hyperbrush.cli import console
+    from hyperbrush.training.before.plan import plan, suggest_batch_size
 
     if dry_run:
-        from hyperbrush.training.run_folder import step_to_go_on_from
+        from hyperbrush.training.loop.run_folder import step_to_go_on_from
 
         console.done(plan(config, done=step_to_go_on_from(run, at) if resume else 0).text())
     if batch:
@@ -270,12 +270,12 @@ def sweep(
     import contextlib
     from collections.abc import Iterator
 
-    from hyperbrush import console
+    from hyperbrush.cli import console
     from hyperbrush.cli.tables import show
-    from hyperbrush.training.cached import Told
-    from hyperbrush.training.sweep import begin, work
-    from hyperbrush.training.sweep_table import finish
-    from hyperbrush.training.trainer import Progress
+    from hyperbrush.training.data.cached import Told
+    from hyperbrush.training.loop.trainer import Progress
+    from hyperbrush.training.sweep.run import begin, work
+    from hyperbrush.training.sweep.table import finish
 
     if (config is None) == (resume is None):
         raise UserError("give a sweep's YAML file, or --resume FOLDER")
@@ -316,9 +316,9 @@ def demo(
     generator: Annotated[Path | None, typer.Option(help="With --hyper: another generator's file.")] = None,
 ) -> None:
     """Train a first hypernetwork on 48 bundled pictures and see what it does (a few minutes)."""
-    from hyperbrush import console
-    from hyperbrush.demo import run_demo
-    from hyperbrush.training.trainer import Interrupted
+    from hyperbrush.cli import console
+    from hyperbrush.commands.demo import run_demo
+    from hyperbrush.training.loop.trainer import Interrupted
 
     if generator is not None and not hyper:
         raise UserError("--generator is for --hyper")
@@ -326,7 +326,7 @@ def demo(
     with console.stop_on_signal() as should_stop, console.training_bar("ink") as told:
         try:
             if hyper:
-                from hyperbrush.hyper_demo import run_hyper_demo
+                from hyperbrush.commands.hyper_demo import run_hyper_demo
 
                 made = run_hyper_demo(
                     out,
@@ -362,8 +362,8 @@ def evaluate(
     ] = None,
 ) -> None:
     """Denoising loss on held-out pictures, and the first stage's PSNR, over one fixed grid."""
-    from hyperbrush import console
-    from hyperbrush.evaluation import evaluate_folder
+    from hyperbrush.cli import console
+    from hyperbrush.commands.evaluation import evaluate_folder
 
     for line in evaluate_folder(
         data,

@@ -6,7 +6,7 @@ from typing import Any
 import hyperbrush
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks import AttentionHypernetwork
-from hyperbrush.hypernetworks.attention import SD1_WIDTHS
+from hyperbrush.hypernetworks.attention.hypernetwork import SD1_WIDTHS
 
 # The webui's arguments → ours; only its kind has them.
 _WEBUI = {

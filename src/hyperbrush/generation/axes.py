@@ -228,7 +228,7 @@ def _read_number(what: str, least: float, most: float) -> Callable[[Any], float]
 
 
 def _read_sampler(value: Any) -> str:
-    from hyperbrush.ldm.sampling import find_sampler
+    from hyperbrush.ldm.sampling.samplers import find_sampler
 
     return find_sampler(str(value)).name
 

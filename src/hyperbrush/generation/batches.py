@@ -14,10 +14,10 @@ from hyperbrush.generation.prompt_networks import PromptNetworks, acts_on, netwo
 from hyperbrush.generation.settings import MASK_BLUR, Settings
 from hyperbrush.generation.wording import Encode, Wording, prompted
 from hyperbrush.hypernetworks import attach
-from hyperbrush.hypernetworks.adapters import Adapter
-from hyperbrush.ldm.models.drawing import draw_pictures
+from hyperbrush.hypernetworks.files.adapters import Adapter
 from hyperbrush.ldm.models.prompted import Prompted
 from hyperbrush.ldm.pictures import to_pictures
+from hyperbrush.ldm.sampling.pictures import draw_pictures
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -104,7 +104,7 @@ def compare(
             and as `generate`. All that can be known is checked before the first picture.
     """
     from hyperbrush.hypernetworks import HypernetworkLibrary
-    from hyperbrush.hypernetworks.adapters import load
+    from hyperbrush.hypernetworks.files.adapters import load
 
     axes = [None if one is None else _axis(one) for one in (x, y, z)]
     if seed is not None:
@@ -193,7 +193,7 @@ def _check(
 ) -> None:
     """Look at every prompt and every network's header before the first picture is drawn."""
     from hyperbrush.generation.prompt_networks import read_prompt
-    from hyperbrush.hypernetworks.summarising import summarise
+    from hyperbrush.hypernetworks.library.summary import summarise
 
     read = [read_prompt(text, library, missing) for text in dict.fromkeys(shot.prompt for shot in shots)]
     for path in {path for one in read for path in one.files.values()}:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from hyperbrush.errors import UserError
 from hyperbrush.generation.tags import split_tags
-from hyperbrush.ldm.samplers import AUTOMATIC_SCHEDULE, SAMPLERS
+from hyperbrush.ldm.sampling.names import AUTOMATIC_SCHEDULE, SAMPLERS
 
 NEGATIVE = "Negative prompt:"
 MOST_CHARACTERS = 1_000_000

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperbrush.errors import UnknownHypernetwork, UserError, unknown_name
-from hyperbrush.hypernetworks.adapters import is_generated_file
+from hyperbrush.hypernetworks.files.adapters import is_generated_file
 
 if TYPE_CHECKING:
     from hyperbrush.hypernetworks import HypernetworkLibrary

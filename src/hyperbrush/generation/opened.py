@@ -92,7 +92,7 @@ def file_hash(path: Path, like: str = "") -> str:
     """
     import hashlib
 
-    from hyperbrush.hypernetworks.file_cache import FileCache
+    from hyperbrush.file_cache import FileCache
 
     if len(like) == 8:
         try:

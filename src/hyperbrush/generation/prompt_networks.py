@@ -17,9 +17,9 @@ from hyperbrush.generation.tags import (
     split_tags,
 )
 from hyperbrush.hypernetworks import HypernetworkLibrary, PerPicture, Ramp, Use, Window
-from hyperbrush.hypernetworks.adapters import Adapter
-from hyperbrush.hypernetworks.library import UnknownHypernetwork
-from hyperbrush.hypernetworks.strengths import Term
+from hyperbrush.hypernetworks.attaching.strengths import Term
+from hyperbrush.hypernetworks.files.adapters import Adapter
+from hyperbrush.hypernetworks.library.library import UnknownHypernetwork
 
 MISSING = ("error", "warn")
 # Where a network acts: its file, the attentions, the blocks, the sides of guidance.

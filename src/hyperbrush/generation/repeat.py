@@ -94,7 +94,7 @@ def _old_timelines(info: Infotext) -> bool:
 
 def _count_anew(info: Infotext, arguments: dict[str, Any]) -> None:
     """Prompts in which the numbers of prompt editing mean what they meant, where that is another thing now."""
-    from hyperbrush.ldm.sampling import find_sampler
+    from hyperbrush.ldm.sampling.samplers import find_sampler
 
     if info.steps is None or info.steps < 1 or arguments.get("steps") != info.steps:
         return  # other steps are asked for: shares stay shares
@@ -212,7 +212,7 @@ def _same(now: str, before: str) -> bool:
 
 
 def _check_sampler(name: str) -> None:
-    from hyperbrush.ldm.sampling import find_sampler
+    from hyperbrush.ldm.sampling.samplers import find_sampler
 
     try:
         find_sampler(name)

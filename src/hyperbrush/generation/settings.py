@@ -43,7 +43,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         from hyperbrush.ldm.data.pictures import opened
-        from hyperbrush.ldm.sampling import DISCRETISATIONS, find_sampler
+        from hyperbrush.ldm.sampling.samplers import DISCRETISATIONS, find_sampler
 
         whole("steps", self.steps, 1, MAX_STEPS)
         whole("clip_skip", self.clip_skip, 1, MAX_CLIP_SKIP)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from hyperbrush.generation.prompt_networks import PromptNetworks
-    from hyperbrush.hypernetworks.adapters import Adapter
+    from hyperbrush.hypernetworks.files.adapters import Adapter
     from hyperbrush.ldm.models import LatentDiffusion
 
 DEFAULT_FOLDER = Path("models/hypernetworks")
@@ -162,8 +162,8 @@ def draw(
     from hyperbrush.generation.loras import loras_at_work
     from hyperbrush.generation.prompt_networks import read_negative, read_prompt
     from hyperbrush.generation.wording import layout, wording
-    from hyperbrush.hypernetworks.adapters import load as load_file
-    from hyperbrush.ldm.samplers import find_sampler
+    from hyperbrush.hypernetworks.files.adapters import load as load_file
+    from hyperbrush.ldm.sampling.names import find_sampler
 
     for text in {*prompts, settings.negative}:
         check_text(text)

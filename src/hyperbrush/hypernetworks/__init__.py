@@ -3,8 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hyperbrush.hypernetworks.attention import AttentionHypernetwork
-    from hyperbrush.hypernetworks.formats import load, save
+    from hyperbrush.hypernetworks.attaching.attached import Attached, Use, attach
+    from hyperbrush.hypernetworks.attaching.strengths import PerPicture, Ramp, Window
+    from hyperbrush.hypernetworks.attention.hypernetwork import AttentionHypernetwork
+    from hyperbrush.hypernetworks.files import load, save
     from hyperbrush.hypernetworks.generator import (
         GeneratedWeights,
         Hypernetwork,
@@ -16,34 +18,32 @@ if TYPE_CHECKING:
         TextCondition,
         WeightGenerator,
     )
-    from hyperbrush.hypernetworks.injection import Attached, Use, attach
-    from hyperbrush.hypernetworks.library import Entry, HypernetworkLibrary
-    from hyperbrush.hypernetworks.sidecars import Notes
-    from hyperbrush.hypernetworks.strengths import PerPicture, Ramp, Window
+    from hyperbrush.hypernetworks.library.library import Entry, HypernetworkLibrary
+    from hyperbrush.hypernetworks.library.notes import Notes
 
 
 _HOMES = {
-    "Attached": "injection",
-    "AttentionHypernetwork": "attention",
-    "Entry": "library",
+    "Attached": "attaching.attached",
+    "AttentionHypernetwork": "attention.hypernetwork",
+    "Entry": "library.library",
     "GeneratedWeights": "generator",
     "Hypernetwork": "generator",
     "HypernetworkDecoder": "generator",
     "HypernetworkEncoder": "generator",
-    "HypernetworkLibrary": "library",
+    "HypernetworkLibrary": "library.library",
     "ImageCondition": "generator",
-    "Notes": "sidecars",
-    "PerPicture": "strengths",
-    "Ramp": "strengths",
+    "Notes": "library.notes",
+    "PerPicture": "attaching.strengths",
+    "Ramp": "attaching.strengths",
     "TargetNetwork": "generator",
     "TaskCondition": "generator",
     "TextCondition": "generator",
-    "Use": "injection",
+    "Use": "attaching.attached",
     "WeightGenerator": "generator",
-    "Window": "strengths",
-    "attach": "injection",
-    "load": "formats",
-    "save": "formats",
+    "Window": "attaching.strengths",
+    "attach": "attaching.attached",
+    "load": "files",
+    "save": "files",
 }
 
 __all__ = [

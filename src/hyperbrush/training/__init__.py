@@ -1,9 +1,9 @@
 """One Trainer on Accelerate, the objectives it minimises, its checkpoints and its metrics."""
 
-from hyperbrush.training.config import TrainerConfig
-from hyperbrush.training.hypernetwork import HypernetworkTrainer, train_hypernetwork
-from hyperbrush.training.hypernetwork_config import HypernetworkConfig
-from hyperbrush.training.trainer import Interrupted, Progress, Trainer
+from hyperbrush.training.attention.config import HypernetworkConfig
+from hyperbrush.training.attention.trainer import HypernetworkTrainer, train_hypernetwork
+from hyperbrush.training.loop.config import TrainerConfig
+from hyperbrush.training.loop.trainer import Interrupted, Progress, Trainer
 
 __all__ = [
     "HypernetworkConfig",

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import hyperbrush as hb
 from hyperbrush.errors import UserError
-from hyperbrush.hypernetworks.file_cache import FileCache
+from hyperbrush.file_cache import FileCache
 from hyperbrush.hypernetworks.generator import GeneratedWeights, TargetNetwork
 from hyperbrush.ldm.models import LatentDiffusion
 
@@ -34,7 +34,7 @@ def test_load_gives_back_what_was_saved(
     generator = make_net(unet).save(tmp_path / "generator.safetensors")
     with pytest.raises(UserError, match="generates adapters, not an adapter: open it with Hypernetwork.load"):
         hb.load(generator)
-    from hyperbrush.hypernetworks.formats import load
+    from hyperbrush.hypernetworks.files import load
 
     with pytest.raises(UserError, match="weights that a hypernetwork generated: hyperbrush.load reads it"):
         load(path)

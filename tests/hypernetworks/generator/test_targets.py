@@ -5,7 +5,7 @@ import pytest
 
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks.generator import TargetNetwork, find_targets, sd15_targets, select
-from hyperbrush.hypernetworks.generator.targets import from_rows, to_rows
+from hyperbrush.hypernetworks.weights.layers import from_rows, to_rows
 
 Make = Callable[..., Any]
 

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from hyperbrush.errors import UserError
-from hyperbrush.hypernetworks.formats.modelspec import hash_matches
+from hyperbrush.hypernetworks.files.modelspec import hash_matches
 from hyperbrush.hypernetworks.generator import Factors, GeneratedWeights, TargetNetwork, blend, mean
 
 Make = Callable[..., Any]

@@ -23,7 +23,7 @@ from hyperbrush.ldm.data import (
     rows,
     split,
 )
-from hyperbrush.training.ahead import Ahead, as_batch, decodes
+from hyperbrush.training.data.ahead import Ahead, as_batch, decodes
 
 SIZES = [(16, 16), (24, 16), (16, 24), (33, 17), (16, 16)]
 

@@ -10,7 +10,7 @@ from hyperbrush.errors import UserError
 from hyperbrush.generation.encoding import encode_prompts
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.models.text import same_length
-from hyperbrush.ldm.sampling import SAMPLERS
+from hyperbrush.ldm.sampling.samplers import SAMPLERS
 
 TEXTS = ["red square", "cat face"]
 

@@ -11,7 +11,7 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from hyperbrush.cli import main
-from hyperbrush.doctor import examine
+from hyperbrush.commands.doctor import examine
 from hyperbrush.errors import UserError
 from hyperbrush.generation import generate
 from hyperbrush.hypernetworks import AttentionHypernetwork, attach

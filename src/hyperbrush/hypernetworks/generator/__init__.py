@@ -23,43 +23,43 @@ Set ``net.trained = True`` (or ``net.step``) once trained: `bind` then refuses o
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hyperbrush.hypernetworks.attaching.target_network import AppliedWeights, TargetNetwork
     from hyperbrush.hypernetworks.generator.condition_sources import ConditionSource
     from hyperbrush.hypernetworks.generator.conditions import ImageCondition, TaskCondition, TextCondition
     from hyperbrush.hypernetworks.generator.decoder import HypernetworkDecoder
-    from hyperbrush.hypernetworks.generator.delta_networks import merge_deltas, with_deltas
     from hyperbrush.hypernetworks.generator.encoder import Encoded, HypernetworkEncoder
-    from hyperbrush.hypernetworks.generator.factors import Factors
     from hyperbrush.hypernetworks.generator.hypernetwork import Hypernetwork, HypernetworkSettings
-    from hyperbrush.hypernetworks.generator.target_network import AppliedWeights, TargetNetwork
-    from hyperbrush.hypernetworks.generator.targets import Target, find_targets, sd15_targets, select
-    from hyperbrush.hypernetworks.generator.tuning import TunedWeights
     from hyperbrush.hypernetworks.generator.weight_generator import WeightGenerator
-    from hyperbrush.hypernetworks.generator.weights import GeneratedWeights, blend, mean
+    from hyperbrush.hypernetworks.weights.deltas import merge_deltas, with_deltas
+    from hyperbrush.hypernetworks.weights.factors import Factors
+    from hyperbrush.hypernetworks.weights.generated import GeneratedWeights, blend, mean
+    from hyperbrush.hypernetworks.weights.layers import Target, find_targets, sd15_targets, select
+    from hyperbrush.hypernetworks.weights.tuned import TunedWeights
 
 _HOMES = {
-    "AppliedWeights": "target_network",
-    "ConditionSource": "condition_sources",
-    "Encoded": "encoder",
-    "Factors": "factors",
-    "GeneratedWeights": "weights",
-    "Hypernetwork": "hypernetwork",
-    "HypernetworkDecoder": "decoder",
-    "HypernetworkEncoder": "encoder",
-    "HypernetworkSettings": "hypernetwork",
-    "ImageCondition": "conditions",
-    "Target": "targets",
-    "TargetNetwork": "target_network",
-    "TaskCondition": "conditions",
-    "TextCondition": "conditions",
-    "TunedWeights": "tuning",
-    "WeightGenerator": "weight_generator",
-    "blend": "weights",
-    "find_targets": "targets",
-    "mean": "weights",
-    "merge_deltas": "delta_networks",
-    "sd15_targets": "targets",
-    "select": "targets",
-    "with_deltas": "delta_networks",
+    "AppliedWeights": "attaching.target_network",
+    "ConditionSource": "generator.condition_sources",
+    "Encoded": "generator.encoder",
+    "Factors": "weights.factors",
+    "GeneratedWeights": "weights.generated",
+    "Hypernetwork": "generator.hypernetwork",
+    "HypernetworkDecoder": "generator.decoder",
+    "HypernetworkEncoder": "generator.encoder",
+    "HypernetworkSettings": "generator.hypernetwork",
+    "ImageCondition": "generator.conditions",
+    "Target": "weights.layers",
+    "TargetNetwork": "attaching.target_network",
+    "TaskCondition": "generator.conditions",
+    "TextCondition": "generator.conditions",
+    "TunedWeights": "weights.tuned",
+    "WeightGenerator": "generator.weight_generator",
+    "blend": "weights.generated",
+    "find_targets": "weights.layers",
+    "mean": "weights.generated",
+    "merge_deltas": "weights.deltas",
+    "sd15_targets": "weights.layers",
+    "select": "weights.layers",
+    "with_deltas": "weights.deltas",
 }
 
 __all__ = [
@@ -95,4 +95,4 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"hyperbrush.hypernetworks.{_HOMES[name]}"), name)

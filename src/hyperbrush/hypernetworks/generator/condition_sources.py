@@ -44,7 +44,7 @@ class ConditionSource:
     def model(self) -> "LatentDiffusion":
         """What texts and pictures go through."""
         if self._model is None:
-            from hyperbrush.hypernetworks.contexts import as_model
+            from hyperbrush.hypernetworks.attaching.contexts import as_model
             from hyperbrush.ldm.models import LatentDiffusion
 
             given = self.given

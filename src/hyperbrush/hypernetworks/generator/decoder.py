@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from hyperbrush.errors import UserError, unknown_name
-from hyperbrush.hypernetworks.generator.factors import Factors
-from hyperbrush.hypernetworks.generator.lightweight import Frames
 from hyperbrush.hypernetworks.generator.output_forms import FORMS, Form, FormSettings
-from hyperbrush.hypernetworks.generator.targets import Target
-from hyperbrush.hypernetworks.generator.weights import GeneratedWeights
+from hyperbrush.hypernetworks.weights.factors import Factors
+from hyperbrush.hypernetworks.weights.frames import Frames
+from hyperbrush.hypernetworks.weights.generated import GeneratedWeights
+from hyperbrush.hypernetworks.weights.layers import Target
 
 
 class HypernetworkDecoder(nn.Module):

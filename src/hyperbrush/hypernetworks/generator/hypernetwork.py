@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperbrush.errors import UserError, unknown_name
+from hyperbrush.hypernetworks.attaching.target_network import TargetNetwork
 from hyperbrush.hypernetworks.generator.condition_sources import ConditionSource
 from hyperbrush.hypernetworks.generator.conditions import (
     Condition,
@@ -18,11 +19,10 @@ from hyperbrush.hypernetworks.generator.conditions import (
 )
 from hyperbrush.hypernetworks.generator.decoder import HypernetworkDecoder
 from hyperbrush.hypernetworks.generator.encoder import HypernetworkEncoder
-from hyperbrush.hypernetworks.generator.lightweight import Frames
-from hyperbrush.hypernetworks.generator.target_network import TargetNetwork
-from hyperbrush.hypernetworks.generator.targets import Target, describe, sd15_targets, select
 from hyperbrush.hypernetworks.generator.weight_generator import WeightGenerator
-from hyperbrush.hypernetworks.generator.weights import GeneratedWeights
+from hyperbrush.hypernetworks.weights.frames import Frames
+from hyperbrush.hypernetworks.weights.generated import GeneratedWeights
+from hyperbrush.hypernetworks.weights.layers import Target, describe, sd15_targets, select
 
 # What a generator cannot read that never saw such in training, and what to do.
 _UNKNOWN = {
@@ -384,7 +384,7 @@ class Hypernetwork(nn.Module):
         Raises:
             UserError: another suffix, numbers too large for the dtype, or the file cannot be written.
         """
-        from hyperbrush.hypernetworks.generator.hypernetwork_files import write
+        from hyperbrush.hypernetworks.files.generator import write
 
         return write(self, Path(path), dtype)
 
@@ -397,7 +397,7 @@ class Hypernetwork(nn.Module):
         Raises:
             UserError: no such file, damaged, of another kind, or a part is missing.
         """
-        from hyperbrush.hypernetworks.generator.hypernetwork_files import read
+        from hyperbrush.hypernetworks.files.generator import read
 
         net = read(Path(path), parts)
         return net if target is None else net.bind(target)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from hyperbrush.errors import UserError, unknown_name
-from hyperbrush.hypernetworks.generator.lightweight import Frames
-from hyperbrush.hypernetworks.generator.targets import Target
+from hyperbrush.hypernetworks.weights.frames import Frames
+from hyperbrush.hypernetworks.weights.layers import Target
 
 INITS = ("bias", "hyperfan-in")
 

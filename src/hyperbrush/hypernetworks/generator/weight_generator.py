@@ -15,7 +15,7 @@ from hyperbrush.hypernetworks.generator.layers import (
     masked_mean,
     unit,
 )
-from hyperbrush.hypernetworks.generator.targets import Target
+from hyperbrush.hypernetworks.weights.layers import Target
 
 TRUNKS = ("perceiver", "mlp")
 

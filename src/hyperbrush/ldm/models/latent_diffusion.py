@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperbrush.errors import UserError, unknown_name
-from hyperbrush.ldm.models import autoencoder, drawing, text
+from hyperbrush.ldm.models import autoencoder, text
 from hyperbrush.ldm.models.conditioning import (
     CONDITIONING,
     check_names,
@@ -27,6 +27,7 @@ from hyperbrush.ldm.modules.diffusion import (
     sample_noise,
     sample_timesteps,
 )
+from hyperbrush.ldm.sampling import pictures as drawing
 
 
 class LatentDiffusion(nn.Module):

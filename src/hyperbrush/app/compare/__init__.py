@@ -1,0 +1,1 @@
+"""Comparing: a grid of pictures over settings."""

@@ -1,0 +1,196 @@
+"""Compare: a grid of pictures of one prompt with up to three settings varied."""
+
+import asyncio
+from typing import Any
+
+from fastapi import Request
+from nicegui import ui
+
+from hyperbrush.app.compare import service as comparing
+from hyperbrush.app.compare.page_axes import AxisField
+from hyperbrush.app.compare.page_grid import GridView
+from hyperbrush.app.jobs.jobs import Job
+from hyperbrush.app.messages import Messages
+from hyperbrush.app.model import service as base_models
+from hyperbrush.app.requests import CompareRequest, checked
+from hyperbrush.app.site import Site
+from hyperbrush.app.ui.frame import PATIENCE, duration, frame, on_news, refusals, title_of
+from hyperbrush.errors import UserError
+from hyperbrush.ldm.sampling.names import sampler_names
+
+NUMBERS = (("steps", 25, 1, 500), ("guidance_scale", 4.0, 0, 100), ("seed", None, 0, 2**32 - 1))
+MORE = (("width", None, 8, 4096), ("height", None, 8, 4096), ("clip_skip", 1, 1, 12))
+
+
+def add(site: Site) -> None:
+    """Add the page."""
+
+    @ui.page("/compare", response_timeout=PATIENCE)
+    async def page(request: Request, job: str = "") -> None:
+        found = _found(site, job)
+        said: dict[str, Any] = dict(found.arguments) if found else _asked(request)
+        with frame(site, request, "compare") as t:
+            networks, side = await asyncio.to_thread(_known, site)
+            ComparePage(site, t, said, networks, side, found)
+
+
+class ComparePage:
+    """The form, what it would come to, and the grid that is looked at."""
+
+    def __init__(
+        self, site: Site, t: Messages, said: dict[str, Any], networks: list[str], side: int, job: Job | None
+    ) -> None:
+        self.site, self.t, self.said = site, t, said
+        self._trying = ""  # the job that measures the model
+        self._number = 0  # of the newest look at the form
+        with ui.element("div").classes("two"):
+            self._form(networks, side)
+            self.grid = GridView(site, t)
+        for field, written in zip(self.axes, said.get("axes", []), strict=False):
+            field.fill(str(written))
+        if job is not None:
+            self.grid.follow(job.id)
+        elif not said.get("axes"):
+            self.axes[0].kind.set_value("hypernetwork" if networks else "seed")
+        on_news(site, lambda: ["networks", f"job:{self._trying}"], self._look, every=0.5)
+
+    def _form(self, networks: list[str], side: int) -> None:
+        t, said = self.t, self.said
+        with ui.element("section").classes("card"):
+            title_of(2, t("compare.what"))
+            self.prompt = ui.textarea(t("compare.prompt"), value=str(said.get("prompt", "")))
+            self.negative = ui.textarea(t("compare.negative"), value=str(said.get("negative", "")))
+            for text in (self.prompt, self.negative):
+                text.props("outlined autogrow spellcheck=false").on_value_change(self._look)
+            self.axes = [AxisField(t, letter, networks, side, self._look) for letter in "XYZ"]
+            sampler = said.get("sampler")
+            self.sampler = ui.select(
+                list(sampler_names()),
+                value=sampler if sampler in sampler_names() else "DPM++ 2M Karras",
+                label=t("compare.sampler"),
+                on_change=self._look,
+            ).props("outlined dense options-dense")
+            self.numbers: dict[str, ui.number] = {}
+            with ui.element("div").classes("axis-numbers"):
+                for row in NUMBERS:
+                    self._number_field(*row)
+            with (
+                ui.expansion(t("compare.more"), icon="tune").classes("more"),
+                ui.element("div").classes("axis-numbers"),
+            ):
+                for row in MORE:
+                    self._number_field(*row)
+            self.told = ui.label().props('role="status" aria-live="polite"')
+            ui.button(t("compare.draw"), icon="grid_on", on_click=self._draw).props(
+                "unelevated no-caps color=primary"
+            )
+
+    def _number_field(self, name: str, value: float | None, least: int, most: int) -> None:
+        given = self.said.get(name, value)
+        step = {"guidance_scale": 0.5, "width": 8, "height": 8}.get(name, 1)
+        field = ui.number(
+            self.t(f"compare.{name}"), value=given, min=least, max=most, step=step, on_change=self._look
+        )
+        field.props("outlined dense")
+        if value is None:
+            field.props("stack-label").props["placeholder"] = self.t(
+                "compare.random" if name == "seed" else "compare.own"
+            )
+        self.numbers[name] = field
+
+    def _request(self) -> CompareRequest:
+        numbers = {
+            name: (int(v) if float(v).is_integer() else v)
+            for name, field in self.numbers.items()
+            if (v := field.value) is not None
+        }
+        request: CompareRequest = checked(
+            CompareRequest,
+            {
+                "prompt": self.prompt.value or "",
+                "negative": self.negative.value or "",
+                "sampler": self.sampler.value,
+                "axes": [written for axis in self.axes if (written := axis.written())],
+                **numbers,
+            },
+        )
+        return request
+
+    async def _look(self) -> None:
+        """Say what the form comes to: pictures and time, or what is missing."""
+        t = self.t
+        self._number += 1
+        number = self._number
+        self.told.classes(remove="bad")
+        if not (self.prompt.value or "").strip():
+            self.told.set_text(t("compare.needs_prompt"))
+            return
+        if not any(axis.written() for axis in self.axes):
+            self.told.set_text(t("compare.needs_axis"))
+            return
+        try:
+            found = await asyncio.to_thread(
+                comparing.outlook, self.site.workspace, self.site.device, self._request()
+            )
+        except UserError as error:
+            if number == self._number:
+                self.told.set_text(str(error))
+                self.told.classes("bad")
+            return
+        if number != self._number:  # the form has changed meanwhile
+            return
+        if found.seconds is None:
+            self.told.set_text(t("compare.measuring", pictures=found.pictures))
+            self._try_model()
+        else:
+            self.told.set_text(t("compare.outlook", pictures=found.pictures, time=duration(found.seconds)))
+
+    def _try_model(self) -> None:
+        """Have this model's speed measured, once."""
+        if self._trying:
+            return
+        with refusals():
+            self._trying = self.site.submit("try-model", {"model": self.site.workspace.preferences.model}).id
+
+    async def _draw(self) -> None:
+        with refusals():
+            job = await asyncio.to_thread(comparing.begin, self.site, self._request())
+            self.grid.follow(job.id)
+
+
+def _known(site: Site) -> tuple[list[str], int]:
+    """Hypernetworks there are, and the side of the model's pictures."""
+    from hyperbrush.hypernetworks import HypernetworkLibrary
+
+    names = HypernetworkLibrary(site.workspace.folder("hypernetworks")).names()
+    try:
+        side = base_models.describe(site.workspace, site.workspace.preferences.model).image_size
+    except UserError:
+        side = None
+    return names, side or 512
+
+
+def _asked(request: Request) -> dict[str, Any]:
+    """What the address asks for; what makes no sense is left out."""
+    said: dict[str, Any] = {}
+    for name in CompareRequest.model_fields:
+        values = request.query_params.getlist(name)
+        if not values:
+            continue
+        try:
+            value = values[:3] if name == "axes" else values[0]
+            said[name] = getattr(
+                CompareRequest.model_validate({"prompt": "x", "axes": ["x"], name: value}), name
+            )
+        except ValueError:
+            continue
+    return said
+
+
+def _found(site: Site, job: str) -> Job | None:
+    """The grid that the address names, if it is one."""
+    try:
+        found = site.jobs.get(job)
+    except UserError:
+        return None
+    return found if found.kind == "compare" else None

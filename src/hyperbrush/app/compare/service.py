@@ -1,0 +1,107 @@
+"""Grids asked for from outside: looked through before they are drawn, counted, timed, queued."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hyperbrush.app.errors import NotThere
+from hyperbrush.app.jobs.jobs import Job
+from hyperbrush.app.model.service import Pace, pace_of, refuse_elsewhere
+from hyperbrush.app.requests import CompareRequest
+from hyperbrush.app.site import Site
+from hyperbrush.app.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a grid will be.
+
+    Args:
+        cells: places in the grid.
+        drawn: for each different picture its (steps, pixels; None for the model's own size).
+        pace: how fast this model draws here; None where that was never measured.
+    """
+
+    cells: int
+    drawn: tuple[tuple[int, int | None], ...]
+    pace: Pace | None
+
+    @property
+    def pictures(self) -> int:
+        """Different pictures: cells of equal settings share one."""
+        return len(self.drawn)
+
+    def work(self, own: int) -> float:
+        """Sampling steps of pictures of ``own`` pixels that it is worth."""
+        return max(1e-9, sum(steps * (pixels or own) / own for steps, pixels in self.drawn))
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it takes, as far as the worker has measured this model."""
+        return None if self.pace is None else self.pace.seconds * self.work(self.pace.pixels)
+
+    def as_dict(self) -> dict[str, float | None]:
+        """For JSON."""
+        return {"cells": self.cells, "pictures": self.pictures, "seconds": self.seconds}
+
+
+def outlook(workspace: Workspace, device: str, request: CompareRequest) -> Outlook:
+    """Look a grid through: axes, prompts and networks; nothing is drawn.
+
+    Raises:
+        UserError: whatever is wrong with it.
+    """
+    from hyperbrush.generation.axes import Shot, read_axis
+    from hyperbrush.generation.comparison import shots_of
+    from hyperbrush.generation.settings import Settings
+    from hyperbrush.hypernetworks import HypernetworkLibrary
+
+    refuse_elsewhere(workspace, request.model)
+    axes = [read_axis(axis) for axis in request.axes]
+    settings = Settings(
+        request.negative,
+        request.steps,
+        request.sampler,
+        request.guidance_scale,
+        size_of(request, 0),
+        request.clip_skip,
+    )
+    base = Shot(request.prompt, request.seed or 0, settings)
+    library = HypernetworkLibrary(workspace.folder("hypernetworks"))
+    cells = shots_of(base, [*axes, None, None][:3], library)
+    drawn = []
+    for shot in dict.fromkeys(cells.values()):
+        height, width = shot.settings.size or (0, 0)
+        drawn.append((shot.settings.steps, height * width or None))
+    return Outlook(len(cells), tuple(drawn), pace_of(workspace, device, request.model))
+
+
+def begin(site: Site, request: CompareRequest) -> Job:
+    """Put a grid into the queue, once it was found sound.
+
+    Raises:
+        UserError: whatever is wrong with it.
+    """
+    outlook(site.workspace, site.device, request)
+    return site.submit("compare", request.model_dump())
+
+
+def grid_file(site: Site, job: str) -> Path:
+    """The grid that a job has drawn.
+
+    Raises:
+        NotThere: no such job, or it has drawn none (yet).
+    """
+    found = site.jobs.get(job)
+    path = site.jobs.folder / found.id / "grid.png"
+    if found.kind != "compare" or found.state != "done" or not path.is_file():
+        raise NotThere(f"job {job:.40} has no grid: it is {found.kind}, {found.state}")
+    return path
+
+
+def size_of(request: CompareRequest, own: int) -> tuple[int, int] | None:
+    """(height, width) of a request, one side's default being the model's own; None where neither is given."""
+    if request.height is None and request.width is None:
+        return None
+    if not own and (request.height is None or request.width is None):
+        own = request.height or request.width or 0
+    return request.height or own, request.width or own

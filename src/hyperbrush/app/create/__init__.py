@@ -1,0 +1,1 @@
+"""Creating pictures: the page, its routes and the job that draws."""

@@ -1,0 +1,198 @@
+"""Create: pictures from a prompt, from a picture, or of a part of one, with previews while they are drawn."""
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import Request
+from nicegui import ui
+
+from hyperbrush.app.create import service as drawings
+from hyperbrush.app.create.page_form import LAST_SEED, Form
+from hyperbrush.app.create.page_memory import Memory
+from hyperbrush.app.create.page_networks import complete, known
+from hyperbrush.app.create.page_results import Gallery, Results
+from hyperbrush.app.create.page_start import drop
+from hyperbrush.app.create.page_tags import added, written
+from hyperbrush.app.create.service import Drawn
+from hyperbrush.app.jobs.jobs import Job
+from hyperbrush.app.messages import Messages
+from hyperbrush.app.requests import DrawRequest, checked
+from hyperbrush.app.runs.run import JOB_KINDS
+from hyperbrush.app.site import Site
+from hyperbrush.app.ui.frame import PATIENCE, frame, on_news, refusals
+from hyperbrush.errors import UserError
+
+EARLIER = 24  # pictures of the gallery
+VARY = 0.5  # how much "vary" draws anew
+
+
+def add(site: Site) -> None:
+    """Add the page."""
+
+    @ui.page("/", response_timeout=PATIENCE)
+    async def page(request: Request) -> None:
+        # All that is read comes first: once the frame stands, waiting for anything sends the page as it is, and
+        # what is put in afterwards would take the place of what a person is typing already.
+        memory, asked = Memory(site, request), request.query_params
+        first, job = await asyncio.to_thread(_first, site, memory, asked)
+        with frame(site, request, "create") as t:
+            ui.add_head_html('<script src="/static/create.js"></script>')
+            _Create(site, t, memory, first, job).begin(asked)
+
+
+class _Create:
+    """One open page: the form, the job it shows, and what leads from one to the other."""
+
+    def __init__(
+        self, site: Site, t: Messages, memory: Memory, first: Mapping[str, Any], job: Job | None
+    ) -> None:
+        self.site, self.t, self.memory = site, t, memory
+        self.job = job.id if job is not None else ""
+        self._gallery_of: Any = None
+        with ui.element("div").classes("notice") as self.beside:
+            ui.label(t("create.beside_training"))
+        self.beside.set_visibility(False)
+        with ui.element("div").classes("two create"):
+            with ui.element("div").classes("stack"):
+                self.form = Form(t, self.draw, self.last_seed, first)
+                drop(t("create.read_settings"), "settings")
+            with ui.element("div").classes("stack"):
+                self.results = Results(t, self.stop, self.use)
+                self.results.show(job)
+                self.gallery = Gallery(t)
+        ui.on("create_settings", lambda event: self.read(event.args))
+        for name in ("create_start", "create_mask"):  # after the form's own handlers
+            ui.on(name, self._remember)
+        ui.on("create_refused", lambda event: self.refuse(str(event.args)))
+
+    def begin(self, asked: Mapping[str, str]) -> None:
+        """Follow what the page shows; what its address put into the form is done."""
+        name = _network(asked)
+        if name and all(tag.name != name for tag in written(str(self.form.values()["prompt"]))):
+            self.refuse(self.t("create.unknown_network", name=name[:100]))
+        if name or asked.get("prompt"):
+            ui.navigate.history.replace("/")  # or a reload would do it again
+            self._remember()
+        if asked.get("job"):
+            with refusals():  # it may be gone, see `Jobs.forget`
+                self.site.jobs.get(asked["job"])
+        complete(self.site)
+        on_news(self.site, lambda: [f"job:{self.job}"], self.look, every=0.1)
+        on_news(self.site, "jobs", self.look_around, every=0.5)
+        ui.timer(0.5, self._remember)
+
+    async def draw(self, changes: dict[str, Any] | None = None) -> None:
+        """Ask for what is in the form, or for other values."""
+        with refusals():
+            values = changes
+            if values is None:
+                for _ in range(200):  # a stroke of the mask may be on its way here
+                    if self.form.start.painting:
+                        await asyncio.sleep(0.05)
+                values = self.form.values()
+            if not str(values.get("prompt", "")).strip():
+                raise UserError(self.t("create.no_prompt"))
+            request: DrawRequest = checked(DrawRequest, values)
+            job = await asyncio.to_thread(drawings.ask, self.site, request)
+            self.job = job.id
+            ui.navigate.history.replace(f"/?job={job.id}")
+            self._remember()
+            self.results.show(job)
+            ui.run_javascript(f"getHtmlElement({self.results.place.id}).scrollIntoView({{block: 'nearest'}})")
+
+    def stop(self) -> None:
+        """End the drawing; what is drawn already stays."""
+        with refusals():
+            self.site.jobs.ask(self.job, "stop")
+            self.site.news("jobs", f"job:{self.job}")
+
+    async def use(self, how: str, one: Drawn) -> None:
+        """Go on from a picture: the same again with another seed, a variation, or the next one's start."""
+        with refusals():
+            asked = dict(self.site.jobs.get(one.job).arguments)
+            if how == "again":
+                return await self.draw(asked | {"seed": None})
+            path = await asyncio.to_thread(drawings.picture_file, self.site, one.job, one.number)
+            upload = await asyncio.to_thread(lambda: self.site.uploads.keep(path.read_bytes(), path.name))
+            size = {"width": one.said["width"], "height": one.said["height"]}
+            if how == "vary":
+                begun = {"image": upload, "mask": "", "image_strength": VARY}
+                return await self.draw(asked | size | begun | {"seed": None, "count": 1})
+            self.form.fill({"image": upload, "mask": "", **size})
+            self._remember()
+        return None
+
+    def last_seed(self) -> int | None:
+        """Of the picture shown."""
+        found = drawings.pictures_of(self.site.jobs.get(self.job)) if self.job else []
+        return int(found[-1].said["seed"]) if found else self.form.fields["seed"].value
+
+    def read(self, said: Any) -> None:
+        """Settings that create.js had read out of a picture."""
+        if isinstance(said, dict) and isinstance(said.get("settings"), dict):
+            self.form.fill({"image": "", "negative": "", "clip_skip": 1} | said["settings"])
+            ui.notify(self.t("create.settings_read"), type="positive")
+            for note in said.get("notes", []):
+                ui.notify(str(note), multi_line=True, timeout=10_000, close_button="✕")
+
+    def refuse(self, why: str) -> None:
+        """Tell what the server said to create.js."""
+        self.form.start.painting = False
+        with refusals():
+            raise UserError(why)
+
+    async def look(self) -> None:
+        """At the job that is shown."""
+        job = None
+        if self.job:
+            try:
+                job = await asyncio.to_thread(self.site.jobs.get, self.job)
+            except UserError:
+                self.job = ""
+        self.results.show(job)
+
+    async def look_around(self) -> None:
+        """At the other jobs: the gallery, and whether a training runs."""
+        jobs, running = await asyncio.to_thread(
+            lambda: (self.site.jobs.all(kinds=("draw",), last=60), self.site.jobs.open())
+        )
+        training = any(job.state == "running" and job.kind in JOB_KINDS.values() for job in running)
+        self.beside.set_visibility(training)
+        ended = [job.id for job in jobs if not job.is_open]
+        if ended != self._gallery_of:
+            self._gallery_of = ended
+            self.gallery.show(await asyncio.to_thread(drawings.last_pictures, self.site, EARLIER))
+
+    def _remember(self) -> None:
+        with refusals():
+            self.memory.keep(self.form.values(), self.job)
+
+
+def _first(site: Site, memory: Memory, asked: Mapping[str, str]) -> tuple[dict[str, Any], Job | None]:
+    """What the form begins with, and the job that is shown: of this browser, else of the address, which adds to it."""
+    job = None
+    with contextlib.suppress(UserError):
+        job = site.jobs.get(asked.get("job") or memory.job)
+    values = dict(memory.form or (job.arguments if job is not None else {}))
+    for name in ("image", "mask"):
+        try:
+            if values.get(name):
+                site.uploads.path(str(values[name]))
+        except UserError:  # removed meanwhile
+            values[name] = ""
+    if asked.get("prompt"):
+        values["prompt"] = asked["prompt"][:20_000]
+    if asked.get("seed", "").isdecimal():
+        values["seed"] = min(int(asked["seed"][:12]), LAST_SEED)
+    wanted = _network(asked)
+    for one in known(site) if wanted else []:
+        if one["name"] == wanted:  # with its trigger words and preferred strength
+            values["prompt"] = added(str(values.get("prompt") or ""), wanted, one["words"], one["strength"])
+    return values, job
+
+
+def _network(asked: Mapping[str, str]) -> str:
+    """The network that the address asks for; "" for none."""
+    return asked.get("network") or asked.get("add") or ""

@@ -1,0 +1,200 @@
+"""Pictures from a prompt, with previews while they are sampled."""
+
+import math
+import random
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hyperbrush.app.jobs.worker import Asked, Desk
+from hyperbrush.app.model.work import opened
+from hyperbrush.app.requests import SKIP, DrawRequest, checked
+from hyperbrush.app.uploads import Uploads
+from hyperbrush.errors import UserError
+from hyperbrush.files import atomic_path
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from hyperbrush.generation import OpenedModel, Picture
+
+PREVIEW_SHARE = 0.1  # of the time, that previews may take
+PREVIEW_EVERY = 0.25  # seconds between two at least
+MOST_SIDE = 4096  # pixels, as of a `DrawRequest`
+MOST_TOGETHER = 8  # pictures drawn in one batch,
+TOGETHER_PIXELS = 512 * 512  # with so many pixels in all: one of 512 x 512
+
+
+class Skipped(Exception):
+    """The pictures at hand are to be left out, the next ones drawn."""
+
+
+class Progress:
+    """While pictures are sampled: tells steps, time left and what is done; writes preview.png now and then; stops where
+    asked.
+    """
+
+    def __init__(self, desk: Desk, request: DrawRequest) -> None:
+        self.desk, self.request = desk, request
+        self.model: OpenedModel | None = None
+        before = desk.jobs.get(desk.id).progress  # of a worker that died: what it drew is there
+        seed = before.get("seed", request.seed)
+        self.seed = random.randrange(2**31) if seed is None else int(seed)
+        self.pictures: list[dict[str, Any]] = list(before.get("pictures", []))
+        self.left_out = int(before.get("left_out", 0))
+        self._begun: float | None = None
+        self._already = self.next
+        self._next = 0.0
+        self._number = 0
+
+    def __call__(self, step: int, steps: int, latents: Any) -> None:
+        """After each sampling step."""
+        now = time.monotonic()
+        if now >= self._next and step < steps:
+            self._write(latents)
+            took = time.monotonic() - now
+            self._next = time.monotonic() + max(PREVIEW_EVERY, took / PREVIEW_SHARE)
+        self.tell(step, steps, len(latents), now=step == steps)
+        if how := self.desk.asked():
+            raise Asked(how)
+        if (self.desk.folder / SKIP).exists():
+            (self.desk.folder / SKIP).unlink(missing_ok=True)
+            raise Skipped
+
+    @property
+    def next(self) -> int:
+        """Place of the picture that comes next: behind those that are drawn or left out."""
+        return len(self.pictures) + self.left_out
+
+    def tell(self, step: int = 0, steps: int = 0, drawing: int = 0, *, now: bool = True) -> None:
+        """Say how far it is; drawing: pictures at this step."""
+        count, done = self.request.count, self.next
+        share = (done - self._already + drawing * step / max(steps, 1)) / max(count - self._already, 1)
+        if self._begun is None:
+            self._begun, self._share = time.monotonic(), share  # the first step also warms up
+        gone = share - self._share
+        left = (time.monotonic() - self._begun) / gone * (1 - share) if gone > 0 else None
+        self.desk.tell(
+            now=now,
+            stage="sampling",
+            step=step,
+            steps=steps,
+            done=done,
+            count=count,
+            left=left,
+            preview=self._number,
+            seed=self.seed,
+            pictures=self.pictures,
+            left_out=self.left_out,
+        )
+
+    def _write(self, latents: Any) -> None:
+        import torch
+
+        from hyperbrush.ldm.pictures import grid, to_pictures
+
+        assert self.model is not None
+        with torch.no_grad():
+            pictures = to_pictures(self.model.model.decode(latents).float().clamp(-1, 1) / 2 + 0.5)
+        picture = grid(pictures, math.ceil(len(pictures) ** 0.5))
+        with atomic_path(self.desk.folder / "preview.png", sync=False) as path:
+            picture.save(path, "PNG")
+        self._number += 1
+
+
+def draw(desk: Desk) -> dict[str, Any]:
+    """Job "draw": a `DrawRequest`; the pictures a few at a time, each kept as soon as it is there.
+
+    Raises:
+        UserError: whatever cannot be drawn.
+        Asked: a person stopped it; what was drawn stays in its progress.
+    """
+    import torch
+
+    from hyperbrush.generation import generate
+    from hyperbrush.ldm.data.pictures import opened as opened_picture
+
+    request: DrawRequest = checked(DrawRequest, desk.arguments)
+    uploads = Uploads(desk.workspace.state / "uploads")
+    image = opened_picture(uploads.open(request.image), "the start picture") if request.image else None
+    mask = uploads.open(request.mask) if request.mask else None
+    told = Progress(desk, request)
+    told.model = model = opened(desk, request.model)
+    height, width = size_of(request, model.model.image_size, model.model.size_unit, image)
+    told.tell()
+    together = max(1, min(MOST_TOGETHER, TOGETHER_PIXELS // (height * width)))
+    while (done := told.next) < request.count:
+        some = min(together, request.count - done)
+        try:
+            pictures = generate(
+                request.prompt,
+                model=model,
+                negative=request.negative,
+                seed=told.seed + done,
+                count=some,
+                steps=request.steps,
+                sampler=request.sampler,
+                guidance_scale=request.guidance_scale,
+                size=(height, width),
+                clip_skip=request.clip_skip,
+                discretisation=request.discretisation,
+                image=image,
+                image_strength=request.image_strength,
+                mask=mask,
+                hypernetworks=desk.workspace.folder("hypernetworks"),
+                missing=request.missing,
+                on_step=told,
+            )
+        except Skipped:
+            told.left_out += some
+            told.tell()
+            continue
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"{width}x{height} pixels do not fit into the memory of {desk.worker.device}: take a smaller size, or the "
+                "precision fp16 in Settings"
+            ) from error
+        told.pictures += [keep(desk, picture) for picture in pictures]
+        told.tell()
+        desk.got_further()
+    return {"pictures": told.pictures, "seed": told.seed}
+
+
+def size_of(request: DrawRequest, own: int, unit: int, image: "Image | None") -> tuple[int, int]:
+    """(height, width) to draw at: what is asked for, else of the start picture's form, as large as the model's own.
+
+    own: side of the model's own pictures; unit: what both sides must be multiples of.
+    """
+    height, width = request.height, request.width
+    if height is not None and width is not None:
+        return height, width
+    wide = 1.0 if image is None else image.width / image.height
+
+    def fitting(side: float) -> int:
+        return max(unit, round(min(side, MOST_SIDE) / unit) * unit)  # of a start picture that is a mere line
+
+    if height is not None:
+        return height, own if image is None else fitting(height * wide)
+    if width is not None:
+        return own if image is None else fitting(width / wide), width
+    return fitting(own / wide**0.5), fitting(own * wide**0.5)
+
+
+def keep(desk: Desk, picture: "Picture") -> dict[str, Any]:
+    """Save a picture under today's date and say where it is."""
+    folder = desk.workspace.folder("outputs") / time.strftime("%Y-%m-%d")
+    path = picture.save(_free(folder, f"{picture.seed}.png"))
+    return {
+        "file": path.relative_to(desk.workspace.folder("outputs")).as_posix(),
+        "seed": picture.seed,
+        "width": picture.image.width,
+        "height": picture.image.height,
+        "parameters": picture.parameters,
+        "notes": picture.notes,
+    }
+
+
+def _free(folder: Path, name: str) -> Path:
+    """NNNNN-name with the next number, as the webui does; one worker alone writes there."""
+    numbers = [int(p.name[:5]) for p in folder.glob("[0-9][0-9][0-9][0-9][0-9]-*")] if folder.is_dir() else []
+    return folder / f"{max(numbers, default=-1) + 1:05d}-{name}"

@@ -1,0 +1,292 @@
+"""The worker: a process that takes jobs from a device's queue, outlives page and server, and dies aloud."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hyperbrush.app.jobs.jobs import Jobs
+from hyperbrush.app.workspace import Workspace
+from hyperbrush.errors import UserError
+from hyperbrush.files import clear_parts, read_json, write_json
+
+MOST_ATTEMPTS = 3  # of a job whose worker died each time before the job got any further
+IDLE = 60.0  # seconds without work, after which a worker that no server wants ends
+SAME = 10.0  # seconds between two births that are told to be one process's
+TELL = 0.1  # seconds between two words of progress at least
+
+
+class Desk:
+    """What a function of `work` has of its job: arguments, a folder, somebody to tell, somebody to ask."""
+
+    def __init__(self, jobs: Jobs, job: str, worker: "Worker") -> None:
+        self.jobs, self.id, self.worker = jobs, job, worker
+        self.workspace = worker.workspace
+        self.folder = jobs.folder / job
+        found = jobs.get(job)
+        self.arguments = dict(found.arguments)
+        self.stands: dict[str, Any] = {
+            "state": "running",
+            "started": found.started or time.time(),
+            "attempts": found.attempts + 1,
+            "forgiven": found.forgiven,
+        }
+        self._told = 0.0
+
+    def put(self, **changes: Any) -> None:
+        """Write down how the job stands."""
+        self.stands.update(changes)
+        write_json(self.folder / "state.json", self.stands)
+
+    def got_further(self) -> None:
+        """What is done so far stays, whatever comes: workers that died before count no more."""
+        before = self.stands["attempts"] - 1
+        if self.stands["forgiven"] < before:
+            self.put(forgiven=before)
+
+    def tell(self, *, now: bool = False, **progress: Any) -> None:
+        """Say how far it is; most of what comes faster than ten times a second is left out, but for `now`."""
+        if now or time.monotonic() - self._told >= TELL:
+            self._told = time.monotonic()
+            write_json(self.folder / "progress.json", progress, sync=False)
+
+    def asked(self) -> str:
+        """What a person (or the end of the worker) asks of it: pause, stop, finish, or nothing."""
+        if self.worker.ending:
+            return "pause"
+        return str(read_json(self.folder / "stop.json").get("how", ""))
+
+    def between(self) -> None:
+        """Draw what people wait for; a long job calls this between its steps."""
+        if not self.worker.ending:
+            self.worker.serve("short")
+
+    def log(self, text: str) -> None:
+        """Add to the job's log."""
+        with (
+            contextlib.suppress(OSError),  # a full disk: the work itself tells of it
+            (self.folder / "log.txt").open("a", encoding="utf-8", errors="replace") as file,
+        ):
+            file.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+
+
+class Asked(Exception):
+    """A job ended early since a person asked for it."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(how)
+        self.how = how
+
+
+class Worker:
+    """Takes and does the jobs of one device, one at a time.
+
+    Raises:
+        UserError: another worker has the device.
+    """
+
+    def __init__(self, workspace: Workspace, device: str) -> None:
+        self.workspace, self.device = workspace, device
+        self.jobs = Jobs(workspace.state)
+        self.ending = False
+        self.kept: dict[str, Any] = {}  # what functions keep open between jobs: models
+
+    def run(self) -> None:
+        """Work until told to end, or idle where no server wants it."""
+        with self._alone(), self._heart():
+            for lane in ("short", "long"):
+                queue = self.jobs.queue(self.device, lane, resume=True)
+                queue.clear_acked_data(keep_latest=0)
+            idle = time.monotonic()
+            while not self.ending:
+                if self.serve("short") or self.serve("long"):
+                    idle = time.monotonic()
+                    continue
+                if time.monotonic() - idle > IDLE:
+                    if not self._is_wanted():
+                        break
+                    idle = time.monotonic()
+                time.sleep(0.05)
+
+    def _is_wanted(self) -> bool:
+        """Whether a server runs that has its next work done on this device, as far as it said."""
+        said = read_json(server_file(self.workspace.state))
+        return lives(said) and (said.get("device") or self.device) == self.device
+
+    def serve(self, lane: str) -> bool:
+        """Do the next job of a lane; whether there was one."""
+        from persistqueue.exceptions import Empty
+
+        queue = self.jobs.queue(self.device, lane)
+        try:
+            taken = queue.get(block=False, raw=True)
+        except Empty:
+            return False
+        self._do(str(taken["data"]))
+        if self.ending and self._is_open(str(taken["data"])):
+            queue.nack(id=taken["pqid"])  # for the next worker
+        else:
+            queue.ack(id=taken["pqid"])
+        return True
+
+    def _is_open(self, job: str) -> bool:
+        try:
+            return self.jobs.get(job).is_open
+        except UserError:  # its folder was removed
+            return False
+
+    def _do(self, job: str) -> None:
+        from hyperbrush.app.jobs.kinds import KINDS
+
+        try:
+            found = self.jobs.get(job)
+        except UserError:  # its folder was removed
+            return
+        if not found.is_open:
+            if found.ended is None:  # stopped while it waited: written down, so that nobody looks at it again
+                ended = {"state": found.state, "ended": time.time(), "attempts": found.attempts}
+                write_json(self.jobs.folder / job / "state.json", ended)
+            return
+        desk = Desk(self.jobs, job, self)
+        put = desk.put
+        if found.attempts - found.forgiven >= MOST_ATTEMPTS:
+            put(
+                state="failed",
+                error=f"its worker died {MOST_ATTEMPTS} times before it got any further; see the log",
+                ended=time.time(),
+                attempts=found.attempts,
+            )
+            return
+        put()
+        clear_parts(desk.folder)
+        try:
+            result = KINDS[found.kind](desk)
+            put(state="done", result=result or {}, ended=time.time())
+        except Asked as asked:
+            how = str(read_json(desk.folder / "stop.json").get("how", ""))  # a person's, not the worker's end
+            if self.ending and how in ("", "finish"):  # the next worker goes on with it, or finishes it
+                put(state="running" if how else "queued", attempts=found.attempts)
+            else:
+                put(state="paused" if (how or asked.how) == "pause" else "stopped", ended=time.time())
+        except UserError as error:
+            desk.log(str(error))
+            put(state="failed", error=str(error), ended=time.time())
+        except Exception as error:  # noqa: BLE001  a bug in one job must not end the others
+            desk.log(traceback.format_exc())
+            print(traceback.format_exc(), file=sys.stderr, flush=True)
+            put(
+                state="failed",
+                error=f"a bug of ours ({type(error).__name__}: {error!s:.300}); the log has more",
+                ended=time.time(),
+            )
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        from filelock import FileLock, Timeout
+
+        self.workspace.state.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(worker_file(self.workspace.state, self.device).with_suffix(".lock"))
+        try:
+            lock.acquire(timeout=2)
+        except Timeout:
+            raise UserError(f"another worker has the device {self.device} already") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextlib.contextmanager
+    def _heart(self) -> Iterator[None]:
+        """worker-DEVICE.json while it lives; SIGTERM and Ctrl-C end it after the present step."""
+        import psutil
+
+        file = worker_file(self.workspace.state, self.device)
+        write_json(
+            file,
+            {
+                "pid": os.getpid(),
+                "born": psutil.Process().create_time(),
+                "device": self.device,
+                "since": time.time(),
+            },
+        )
+
+        def end(*_: Any) -> None:
+            self.ending = True
+
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, end)
+        yield
+        file.unlink(missing_ok=True)  # not after an exception: that is a death
+
+
+def worker_file(state: Path, device: str) -> Path:
+    """Where a device's worker says that it lives."""
+    return state / f"worker-{device.replace(':', '-')}.json"
+
+
+def lives(said: dict[str, Any]) -> bool:
+    """Whether the process that wrote {"pid", "born"} still runs."""
+    import psutil
+
+    try:
+        process = psutil.Process(int(said["pid"]))
+        # Told by the clock, which may be set between two looks; a number is not given again within seconds.
+        same = abs(process.create_time() - float(said["born"])) < SAME
+        return bool(same and process.status() != psutil.STATUS_ZOMBIE)
+    except (KeyError, TypeError, ValueError, psutil.Error):
+        return False
+
+
+def server_file(state: Path) -> Path:
+    """Where a server says that it lives, and which device is preferred."""
+    return state / "server.json"
+
+
+def server_lives(state: Path) -> bool:
+    """Whether a server runs on this workspace."""
+    return lives(read_json(server_file(state)))
+
+
+def start_worker(workspace: Workspace, device: str) -> "subprocess.Popen[bytes]":
+    """Start a worker that outlives this process; what it prints goes to worker-DEVICE.log."""
+    workspace.state.mkdir(parents=True, exist_ok=True)
+    command = [
+        sys.executable,
+        "-m",
+        "hyperbrush",
+        "worker",
+        "--folder",
+        str(workspace.root),
+        "--device",
+        device,
+    ]
+    detached: dict[str, Any] = {"start_new_session": True}
+    if os.name == "nt":
+        detached = {"creationflags": 0x00000008 | 0x00000200}  # DETACHED_PROCESS, CREATE_NEW_PROCESS_GROUP
+    log = worker_file(workspace.state, device).with_suffix(".log")
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, **detached
+        )
+
+
+def throttled(tell: Callable[[], None], seconds: float) -> Callable[[], None]:
+    """Call at most once in so many seconds."""
+    last = 0.0
+
+    def maybe() -> None:
+        nonlocal last
+        if time.monotonic() - last >= seconds:
+            last = time.monotonic()
+            tell()
+
+    return maybe

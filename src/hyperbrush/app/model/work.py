@@ -1,0 +1,87 @@
+"""Base models that stay open between jobs; trying one, and the doctor's look at it."""
+
+import itertools
+import time
+from typing import TYPE_CHECKING, Any
+
+from hyperbrush.app.model import service as base_models
+
+if TYPE_CHECKING:
+    from hyperbrush.app.jobs.worker import Desk
+    from hyperbrush.generation import OpenedModel
+
+TRIED = 3  # sampling steps that are timed
+FILES = 5  # hypernetworks that the doctor looks at
+
+
+def opened(desk: "Desk", source: str = "", *, precision: str = "") -> "OpenedModel":
+    """The model a job asks for, else the preferred one, in the preferred precision or another; the last one stays open.
+
+    Raises:
+        UserError: it cannot be opened.
+    """
+    from hyperbrush.generation import open_model
+
+    preferences = desk.workspace.preferences
+    where = base_models.place(desk.workspace, source or preferences.model)
+    key = (where, desk.worker.device, precision or preferences.precision)
+    if desk.worker.kept.get("model_key") != key:
+        desk.worker.kept.clear()  # before the next is opened: two may not fit
+        desk.tell(now=True, stage="opening", model=source or preferences.model)
+        found = open_model(where, device=key[1], precision=key[2])
+        desk.worker.kept.update(model=found, model_key=key)
+    model: OpenedModel = desk.worker.kept["model"]
+    return model
+
+
+def try_model(desk: "Desk") -> dict[str, Any]:
+    """Job "try-model": {"model": …}; whether it opens and draws here, and how fast."""
+    from hyperbrush.generation import generate
+
+    source = str(desk.arguments.get("model") or desk.workspace.preferences.model)
+    model = opened(desk, source)
+    times: list[float] = []
+    desk.tell(now=True, stage="trying", model=source)
+    [picture] = generate(
+        "cat", model=model, seed=0, steps=TRIED, on_step=lambda *_: times.append(time.perf_counter())
+    )
+    seconds = min(b - a for a, b in itertools.pairwise(times))
+    pixels = picture.image.width * picture.image.height
+    base_models.note_pace(desk.workspace, desk.worker.device, source, base_models.Pace(seconds, pixels))
+    return {"seconds": seconds, "image_size": model.model.image_size}
+
+
+def doctor(desk: "Desk") -> dict[str, Any]:
+    """Job "doctor": `hyperbrush doctor` on the preferred model and the first hypernetworks; page and pictures."""
+    from hyperbrush.app.jobs.worker import Asked
+    from hyperbrush.commands.doctor import examine
+    from hyperbrush.hypernetworks import HypernetworkLibrary
+
+    library = HypernetworkLibrary(desk.workspace.folder("hypernetworks"))
+    model = opened(desk)
+
+    def told(text: str) -> None:
+        desk.tell(now=True, stage=text)
+        if how := desk.asked():
+            raise Asked(how)
+
+    found = examine(
+        model.model,
+        [library.find(name) for name in library.names()][:FILES],
+        name=model.name,
+        steps=10,
+        pairs=3,
+        on_progress=told,
+    )
+    found.save(desk.folder / "doctor.md")
+    rows = {"": found.environment, **found.files}
+    return {
+        "page": "doctor.md",
+        "picture": "doctor.png" if found.pictures is not None else "",
+        "wrong": len(found.wrong),
+        "rows": [
+            {"about": about, "what": one.what, "found": one.found, "sound": one.sound}
+            for about, findings in rows.items()
+            for one in findings
+        ],
+    }

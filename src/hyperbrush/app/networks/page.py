@@ -1,0 +1,209 @@
+"""Hypernetworks: cards to search, use and edit; import, export, merge, and the bin."""
+
+from typing import Any
+
+from fastapi import Request
+from nicegui import ui
+
+from hyperbrush.app.messages import Messages
+from hyperbrush.app.networks import service as networks
+from hyperbrush.app.networks.page_card import Actions, NetworkCard
+from hyperbrush.app.networks.page_dialogs import ask_export, ask_merge, ask_name, ask_preview
+from hyperbrush.app.networks.page_files import drop_zone
+from hyperbrush.app.networks.page_inspect import show_inspection
+from hyperbrush.app.networks.page_jobs import Exports
+from hyperbrush.app.networks.service import Card
+from hyperbrush.app.site import Site
+from hyperbrush.app.ui.bin_section import BinSection
+from hyperbrush.app.ui.frame import PATIENCE, frame, on_news, refusals
+from hyperbrush.app.ui.threads import in_thread
+from hyperbrush.hypernetworks.files import SUFFIXES
+
+AT_ONCE = 48  # cards; a button shows more
+ORDERS = {
+    "name": lambda card: card.entry.name.casefold(),
+    "date": lambda card: -card.changed,
+    "size": lambda card: -card.entry.size,
+}
+
+
+def add(site: Site) -> None:
+    """Add the page."""
+
+    @ui.page("/hypernetworks", response_timeout=PATIENCE)
+    def page(request: Request) -> None:
+        with frame(site, request, "networks") as t:
+            NetworksPage(site, t)
+
+
+class NetworksPage:
+    """The page as one person sees it."""
+
+    def __init__(self, site: Site, t: Messages) -> None:
+        self.site, self.t = site, t
+        self.found: list[Card] | None = None
+        self.shown: dict[str, NetworkCard] = {}
+        self.chosen: dict[str, Card] = {}
+        self.most = AT_ONCE
+        undo = ui.element("div").props("role=status").style("display: contents")
+        self._import()
+        self.exports = Exports(site, t)
+        with ui.element("div").classes("bar").props("role=search"):
+            self.search = ui.input(t("networks.search"), on_change=self._find).props(
+                "outlined dense clearable debounce=200 type=search"
+            )
+            self.search.classes("grow")
+            orders = {key: t(f"networks.by_{key}") for key in ORDERS}
+            self.order = ui.select(orders, value="name", label=t("networks.order"), on_change=self._arrange)
+            self.order.props("outlined dense").style("min-width: 9rem")
+        with ui.element("div").classes("notice network-chosen") as self.choice:
+            self.count = ui.label().classes("grow").props("role=status")
+            self.merge = ui.button(t("networks.merge_chosen"), on_click=self._merge).props("no-caps")
+            ui.button(t("networks.choose_none"), on_click=self._choose_none).props("flat no-caps")
+        self.choice.set_visibility(False)
+        self.hint = ui.label(t("networks.reading")).classes("soft").props("role=status")
+        self.grid = ui.element("div").classes("cards network-cards")
+        self.more = ui.button(on_click=self._more).props("flat no-caps")
+        self.more.set_visibility(False)
+        self.bin = BinSection(
+            site,
+            t,
+            undo,
+            "networks",
+            items=lambda: networks.bin_of(site.workspace).items(),
+            restore=lambda item: networks.restore(site, item).entry.name,
+            remove=lambda item: networks.remove(site, item),
+        )
+        self.actions = Actions(
+            inspect=lambda card: show_inspection(site, t, card),
+            export=lambda card: ask_export(site, t, card, self.exports),
+            rename=lambda card: ask_name(site, t, card),
+            preview=lambda card: ask_preview(site, t, card),
+            delete=self._delete,
+            choose=self._choose,
+        )
+        on_news(site, "networks", self._read)
+
+    async def _read(self) -> None:
+        with refusals():
+            if self.found is None:
+                names = await in_thread(lambda: networks.shelf(self.site.workspace).names())
+                with self.grid:
+                    for name in names[: self.most]:
+                        with ui.element("div").classes("card network"):
+                            ui.label(name)
+            found = await in_thread(networks.cards, self.site.workspace)
+            if self.found is None:
+                self.grid.clear()
+            self.found = found
+            ids = {card.id: card for card in found}
+            self.chosen = {key: ids[key] for key in self.chosen if key in ids}
+            self._tell_choice()
+            self._arrange()
+
+    def _find(self) -> None:
+        self.most = AT_ONCE
+        self._arrange()
+
+    def _more(self) -> None:
+        self.most += AT_ONCE
+        self._arrange()
+
+    def _arrange(self) -> None:
+        """Show what fits the search, in order; cards that stay are kept, with what is typed in them."""
+        if self.found is None:
+            return
+        words = (self.search.value or "").casefold().split()
+        fitting = [card for card in self.found if all(word in _searched(card) for word in words)]
+        fitting.sort(key=ORDERS[self.order.value])
+        wanted = {card.id: card for card in fitting[: self.most]}
+        for key in [key for key in self.shown if key not in wanted]:
+            self.shown.pop(key).element.delete()
+        for place, (key, card) in enumerate(wanted.items()):
+            if key in self.shown:
+                self.shown[key].show(card)
+            else:
+                with self.grid:
+                    self.shown[key] = NetworkCard(self.site, self.t, card, self.actions)
+                    self.shown[key].box.set_value(key in self.chosen)
+            element = self.shown[key].element
+            if self.grid.default_slot.children[place] is not element:
+                element.move(target_index=place)
+        self._tell(len(fitting))
+
+    def _tell(self, fitting: int) -> None:
+        t, every = self.t, len(self.found or [])
+        if not every:
+            folder = self.site.workspace.preferences.hypernetworks
+            self.hint.set_text(t("networks.empty", folder=folder))
+        elif fitting:
+            self.hint.set_text(t("networks.count", count=fitting))
+        else:
+            self.hint.set_text(t("networks.nothing_found", words=self.search.value))
+        self.more.set_text(t("networks.show_more", count=fitting - self.most))
+        self.more.set_visibility(fitting > self.most)
+
+    def _import(self) -> None:
+        t = self.t
+
+        def heard(told: dict[str, Any]) -> None:
+            name, detail = str(told.get("name", ""))[:200], str(told.get("detail", ""))[:1000]
+            if told.get("begins"):
+                said.set_text(t("networks.checking", name=name))
+            elif told.get("ok"):
+                said.set_text(t("networks.imported", name=name, kept=detail))
+            else:
+                said.set_text(t("networks.refused", name=name, reason=detail))
+            refused = not (told.get("begins") or told.get("ok"))
+            said.classes("bad" if refused else "good", remove="good" if refused else "bad")
+            said.set_visibility(True)
+
+        drop_zone(
+            t("networks.drop"),
+            "/api/v1/hypernetworks",
+            heard,
+            key="file",
+            accept=",".join(SUFFIXES),
+            most=networks.MOST_BYTES,
+            too_large=t("networks.too_large", most=networks.MOST_BYTES >> 20),
+            multiple=True,
+        )
+        said = ui.label().props("role=status").classes("network-imported")
+        said.set_visibility(False)
+
+    def _choose(self, card: Card, chosen: bool) -> None:
+        if chosen:
+            self.chosen[card.id] = card
+        else:
+            self.chosen.pop(card.id, None)
+        self._tell_choice()
+
+    def _choose_none(self) -> None:
+        for key in list(self.chosen):
+            if key in self.shown:
+                self.shown[key].box.set_value(False)
+        self.chosen.clear()
+        self._tell_choice()
+
+    def _tell_choice(self) -> None:
+        self.choice.set_visibility(bool(self.chosen))
+        self.merge.set_enabled(len(self.chosen) > 1)
+        text = ", ".join(card.entry.name for card in self.chosen.values())
+        self.count.set_text(
+            self.t("networks.chosen" if len(self.chosen) > 1 else "networks.chosen_one", names=text)
+        )
+
+    def _merge(self) -> None:
+        ask_merge(self.site, self.t, list(self.chosen.values()), self._choose_none)
+
+    async def _delete(self, card: Card) -> None:
+        with refusals():
+            self.bin.deleted(await in_thread(networks.delete, self.site, card.id))
+
+
+def _searched(card: Card) -> str:
+    """What the search looks in."""
+    entry, summary = card.entry, card.entry.summary
+    notes = entry.notes
+    facts = [] if summary is None else [summary.kind, summary.trained_for, *map(str, summary.widths)]
+    return " ".join([entry.name, notes.description, notes.activation_text, notes.notes, *facts]).casefold()

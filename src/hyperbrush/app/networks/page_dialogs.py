@@ -1,0 +1,202 @@
+"""What is asked before a network is renamed, exported, merged or given a picture."""
+
+import base64
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from nicegui import ui
+
+from hyperbrush.app.messages import Messages
+from hyperbrush.app.networks import previews as network_previews
+from hyperbrush.app.networks import service as networks
+from hyperbrush.app.networks.page_files import drop_zone
+from hyperbrush.app.networks.page_jobs import Exports
+from hyperbrush.app.networks.requests import ExportRequest, MergePart, MergeRequest
+from hyperbrush.app.networks.service import Card
+from hyperbrush.app.requests import checked
+from hyperbrush.app.site import Site
+from hyperbrush.app.ui.frame import refusals, title_of
+from hyperbrush.app.ui.threads import in_thread
+from hyperbrush.app.uploads import MOST_BYTES, open_picture
+from hyperbrush.app.workspace import Workspace
+from hyperbrush.hypernetworks.library.summaries import GENERATED
+
+DRAWN = 24  # pictures to choose a preview from
+
+
+@contextmanager
+def asking(title: str, t: Messages) -> Iterator[tuple[ui.dialog, ui.element]]:
+    """An open dialog with a heading; yields it and the place for its buttons. It is gone when it is closed."""
+    with ui.dialog() as dialog, ui.element("div").classes("card network-dialog") as body:
+        dialog.props["aria-label"] = title
+        dialog.on("hide", dialog.delete)
+        title_of(2, title)
+        with ui.element("div").classes("bar network-end") as buttons:
+            ui.button(t("networks.cancel"), on_click=dialog.close).props("flat no-caps")
+        yield dialog, buttons
+        buttons.move(body)
+    dialog.open()
+
+
+def ask_name(site: Site, t: Messages, card: Card) -> None:
+    """Another name."""
+
+    async def rename() -> None:
+        with refusals():
+            await in_thread(networks.rename, site, card.id, name.value or "")
+            dialog.close()
+
+    with asking(t("networks.rename_title", name=card.entry.name), t) as (dialog, buttons):
+        name = ui.input(t("networks.new_name"), value=card.entry.name.rpartition("/")[2]).props(
+            "outlined autofocus"
+        )
+        name.on("keydown.enter", rename)
+        ui.label(t("networks.rename_help")).classes("soft")
+        with buttons:
+            ui.button(t("networks.rename"), on_click=rename).props("no-caps")
+
+
+def ask_export(site: Site, t: Messages, card: Card, exports: Exports) -> None:
+    """Which format, and how."""
+    summary = card.entry.summary
+    generated = summary is not None and summary.kind == GENERATED
+    from hyperbrush.hypernetworks.convert.convert import TARGETS
+
+    targets = [name for name in TARGETS if not (generated and name in ("webui", "comfyui"))]
+
+    async def begin() -> None:
+        values: dict[str, Any] = {"to": to.value, "precision": precision.value}
+        if to.value == "webui":
+            values["legacy_zip"] = bool(legacy.value)
+        if to.value.startswith("lora-"):
+            rank_text = (rank.value or "").strip()
+            values["rank"] = int(rank_text) if rank_text.isdecimal() else rank_text or None
+            values["strength"] = 1.0 if strength.value is None else strength.value
+        with refusals():
+            request = checked(ExportRequest, values)
+            exports.begin(await in_thread(networks.export, site, card.id, request))
+            dialog.close()
+
+    def fit() -> None:
+        about.set_text(t(f"networks.about_{to.value}"))
+        lora.set_visibility(to.value.startswith("lora-"))
+        legacy.set_visibility(to.value == "webui")
+
+    with asking(t("networks.export_title", name=card.entry.name), t) as (dialog, buttons):
+        names = {name: t(f"networks.to_{name}") for name in targets}
+        to = ui.select(names, value=targets[0], label=t("networks.format"), on_change=fit).props("outlined")
+        about = ui.label().classes("soft")
+        with ui.element("div").classes("card network-inner") as lora:
+            if not generated:
+                model = site.workspace.preferences.model
+                ui.label(t("networks.lora_model", model=model)).classes("soft")
+            with ui.element("div").classes("bar"):
+                rank = ui.input(t("networks.rank"), placeholder="" if generated else "16").props(
+                    "outlined dense"
+                )
+                strength = ui.number(t("networks.lora_strength"), value=1.0, min=-100, max=100, step=0.05)
+                strength.props("outlined dense")
+            ui.label(t("networks.rank_help")).classes("soft")
+        legacy = ui.checkbox(t("networks.legacy_zip"))
+        precisions = {"": t("networks.as_is"), "fp32": "fp32", "fp16": "fp16", "bf16": "bf16"}
+        precision = ui.select(precisions, value="", label=t("networks.precision")).props("outlined")
+        with buttons:
+            ui.button(t("networks.export"), on_click=begin).props("no-caps")
+    fit()
+
+
+def ask_merge(site: Site, t: Messages, chosen: Sequence[Card], done: Any) -> None:
+    """Weights, way and name; done: called once it is there."""
+
+    async def merge() -> None:
+        parts = [
+            MergePart(name=card.id, weight=1.0 if field.value is None else field.value)
+            for card, field in zip(chosen, weights, strict=True)
+        ]
+        with refusals():
+            request = checked(
+                MergeRequest, {"parts": parts, "how": how.value, "name": name.value or "merged"}
+            )
+            button.props("loading")
+            try:
+                card = await in_thread(networks.merge, site, request)
+            finally:
+                button.props(remove="loading")
+            ui.notify(t("networks.merged", name=card.entry.name), type="positive")
+            dialog.close()
+            done()
+
+    with asking(t("networks.merge_title"), t) as (dialog, buttons):
+        weights = []
+        for card in chosen:
+            label = t("networks.weight_of", name=card.entry.name)
+            weights.append(
+                ui.number(label, value=round(1 / len(chosen), 3), step=0.05).props("outlined dense")
+            )
+        from hyperbrush.hypernetworks.attention.merging import WAYS
+
+        ways = {way: t(f"networks.how_{way}") for way in WAYS}
+        how = ui.select(ways, value="auto", label=t("networks.how")).props("outlined")
+        ui.label(t("networks.how_help")).classes("soft")
+        name = ui.input(t("networks.new_name"), value="merged").props("outlined")
+        with buttons:
+            button = ui.button(t("networks.merge"), on_click=merge).props("no-caps")
+
+
+async def ask_preview(site: Site, t: Messages, card: Card) -> None:
+    """A drawn picture, or one from a file."""
+    drawn = await in_thread(_thumbnails, site.workspace)
+
+    async def choose(place: str) -> None:
+        with refusals():
+            await in_thread(_set_drawn, site, card.id, place)
+            dialog.close()
+
+    def heard(told: dict[str, Any]) -> None:
+        if told.get("ok"):
+            dialog.close()
+        elif not told.get("begins"):
+            ui.notify(str(told.get("detail", ""))[:500], type="negative", multi_line=True)
+
+    with asking(t("networks.preview_title", name=card.entry.name), t) as (dialog, _):
+        drop_zone(
+            t("networks.drop_picture"),
+            f"/api/v1/hypernetworks/{card.id}/preview",
+            heard,
+            key="image",
+            accept="image/png,image/jpeg,image/webp,image/bmp,image/gif",
+            most=MOST_BYTES,
+            too_large=t("networks.too_large", most=MOST_BYTES >> 20),
+            method="PUT",
+        )
+        title_of(3, t("networks.drawn" if drawn else "networks.none_drawn"))
+        with ui.element("div").classes("pictures"):
+            for place, data in drawn.items():
+                with ui.element("button").classes("network-plain") as button:
+                    button.on("click", lambda place=place: choose(place))
+                    picture = ui.element("img")
+                    picture.props["src"] = data
+                    picture.props["alt"] = t("networks.picture", name=place)
+
+
+def _set_drawn(site: Site, which: str, place: str) -> None:
+    network_previews.set_preview(site, which, network_previews.open_drawn(site.workspace, place))
+
+
+def _thumbnails(workspace: Workspace) -> dict[str, str]:
+    """The newest drawn pictures as data: addresses; broken ones are left out."""
+    from hyperbrush.ldm.data.pictures import opened
+
+    found = {}
+    for place, path in network_previews.drawn(workspace, DRAWN).items():
+        try:
+            picture = opened(open_picture(path.read_bytes(), place), place)
+        except (OSError, ValueError):
+            continue
+        picture.thumbnail((160, 160))
+        content = io.BytesIO()
+        picture.save(content, "JPEG", quality=80)
+        found[place] = "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
+    return found

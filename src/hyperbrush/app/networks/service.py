@@ -1,0 +1,330 @@
+"""The hypernetworks of a workspace, as the page and the API see and change them."""
+
+import hashlib
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from hyperbrush.app.errors import NotThere
+from hyperbrush.app.runs import pictures as run_pictures
+from hyperbrush.errors import UserError
+from hyperbrush.hypernetworks.library.library import Entry, HypernetworkLibrary, UnknownHypernetwork
+
+if TYPE_CHECKING:
+    from hyperbrush.app.jobs.jobs import Job
+    from hyperbrush.app.networks.requests import ExportRequest, MergeRequest
+    from hyperbrush.app.site import Site
+    from hyperbrush.app.workspace import Workspace
+    from hyperbrush.hypernetworks.library.rename import Bin, Binned
+
+MOST_BYTES = 512 << 20  # of a network that is imported
+_CHUNK = 1 << 20
+_noting = threading.Lock()
+_reading = threading.Lock()  # two pages that open at once must not hash every file twice
+
+
+@dataclass(frozen=True)
+class Card:
+    """A network as it is shown.
+
+    Args:
+        id: of its file, for addresses; `find` takes names too.
+        entry: what the library says of it.
+        changed: of its file, seconds since 1970.
+        preview: a number that changes with its picture; 0 where there is none.
+    """
+
+    id: str
+    entry: Entry
+    changed: float
+    preview: int
+
+    @property
+    def prompt(self) -> str:
+        """What a click puts into the prompt: the tag at the preferred strength, then the trigger words."""
+        notes = self.entry.notes
+        weight = 1 if notes.preferred_weight is None else notes.preferred_weight
+        return f"<hypernet:{self.entry.name}:{weight:g}> {notes.activation_text}".strip()
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: id, changed, preview (whether there is one), prompt, and `Entry.as_dict` with the file's name."""
+        said = self.entry.as_dict()
+        return {
+            "id": self.id,
+            "changed": self.changed,
+            "preview": bool(self.preview),
+            "prompt": self.prompt,
+            "file": Path(said.pop("path")).name,
+            **said,
+        }
+
+
+def shelf(workspace: "Workspace") -> HypernetworkLibrary:
+    """The workspace's library."""
+    return HypernetworkLibrary(workspace.folder("hypernetworks"))
+
+
+def bin_of(workspace: "Workspace") -> "Bin":
+    """Where deleted networks stay."""
+    from hyperbrush.hypernetworks.library.rename import Bin
+
+    return Bin(workspace.state / "bin")
+
+
+def cards(workspace: "Workspace") -> list[Card]:
+    """Every network, by name; hashes what is new, so it can take a while."""
+    library = shelf(workspace)
+    with _reading:
+        made = run_pictures.made_here(workspace)
+        found = [_card(library, entry, made) for entry in library.entries()]
+        library.cache.save()
+        return found
+
+
+def card(workspace: "Workspace", which: str) -> Card:
+    """The network of an id or a name.
+
+    Raises:
+        UserError: there is none, or several of that name.
+    """
+    library = shelf(workspace)
+    return _card(library, library.entry(find(library, which)), run_pictures.made_here(workspace))
+
+
+def find(library: HypernetworkLibrary, which: str) -> str:
+    """The name of the network with this id or name, looked up in the listing.
+
+    Raises:
+        UserError: there is none, or several of that name.
+    """
+    for name, path in library.files().items():
+        if _id(library, path) == which:
+            return name
+    library.find(which)
+    return which
+
+
+def file_of(workspace: "Workspace", which: str) -> Path:
+    """The file of an id or a name.
+
+    Raises:
+        UserError: as `find`.
+    """
+    library = shelf(workspace)
+    return library.find(find(library, which))
+
+
+def annotate(site: "Site", which: str, changes: Mapping[str, Any]) -> Card:
+    """Change some of the notes (fields of `sidecars.Notes`); a strength of 0 is none, as in the webui.
+
+    Raises:
+        UserError: as `find`; a side file is damaged, or cannot be written.
+    """
+    library = shelf(site.workspace)
+    name = find(library, which)
+    with _noting:  # two tabs that change different notes at once
+        library.write_notes(name, replace(library.notes(name), **changes))
+    site.news("networks")
+    return card(site.workspace, which)
+
+
+def take(site: "Site", content: BinaryIO, filename: str) -> Card:
+    """Keep a network from outside, once it has been read whole and found sound; a taken name gets a number.
+
+    Raises:
+        UserError: of another kind, too large, broken, or it cannot be written; then nothing stays.
+    """
+    from hyperbrush.hypernetworks.files import SUFFIXES
+    from hyperbrush.hypernetworks.files.adapters import load
+    from hyperbrush.hypernetworks.library.rename import safe_name, take_in
+
+    name = filename.replace("\\", "/").rpartition("/")[2]
+    stem, dot, suffix = name.rpartition(".")
+    suffix = dot + suffix.lower()
+    if suffix not in SUFFIXES or not stem:
+        raise UserError(
+            f"{name!r:.100} is no hypernetwork's file: expected one ending in {', '.join(SUFFIXES)}"
+        )
+    with _aside(site.workspace) as folder:
+        file = folder / (safe_name(stem) + suffix)
+        _copy(content, file, name)
+        try:
+            load(file)
+        except UserError as error:
+            raise UserError(str(error).replace(str(file), f"{name:.100}")) from error
+        return _kept(site, take_in(shelf(site.workspace), file, file.stem))
+
+
+def rename(site: "Site", which: str, new: str) -> Card:
+    """Another name for a network and its side files.
+
+    Raises:
+        UserError: as `moving.rename`.
+    """
+    from hyperbrush.hypernetworks.library import rename as moving
+
+    library = shelf(site.workspace)
+    return _kept(site, moving.rename(library, find(library, which), new))
+
+
+def delete(site: "Site", which: str) -> "Binned":
+    """Put a network into the bin.
+
+    Raises:
+        UserError: as `Bin.put`.
+    """
+    library = shelf(site.workspace)
+    item = bin_of(site.workspace).put(library, find(library, which))
+    site.news("networks")
+    return item
+
+
+def restore(site: "Site", item: str) -> Card:
+    """Take a network out of the bin.
+
+    Raises:
+        UserError: as `Bin.restore`.
+    """
+    from hyperbrush.hypernetworks.library.rename import UnknownInBin
+
+    try:
+        return _kept(site, bin_of(site.workspace).restore(shelf(site.workspace), item))
+    except UnknownInBin as error:
+        raise NotThere(str(error)) from error
+
+
+def remove(site: "Site", item: str) -> "Binned":
+    """Remove what is in the bin for good.
+
+    Raises:
+        UserError: as `Bin.remove`.
+    """
+    from hyperbrush.hypernetworks.library.rename import UnknownInBin
+
+    try:
+        removed = bin_of(site.workspace).remove(item)
+    except UnknownInBin as error:
+        raise NotThere(str(error)) from error
+    site.news("networks")
+    return removed
+
+
+def merge(site: "Site", request: "MergeRequest") -> Card:
+    """Several networks in one new file; a taken name gets a number.
+
+    Raises:
+        UserError: one is not there, or as `merging.merge`.
+    """
+    from hyperbrush.hypernetworks.attention.merging import merge as merged
+    from hyperbrush.hypernetworks.files.adapters import load
+    from hyperbrush.hypernetworks.library.rename import check_name, take_in
+
+    name, library = check_name(request.name), shelf(site.workspace)
+    sources = [(load(library.find(find(library, part.name))), part.weight) for part in request.parts]
+    result = merged(sources, how=request.how, name=name)
+    with _aside(site.workspace) as folder:
+        return _kept(site, take_in(library, result.save(folder / f"{name}.safetensors"), name))
+
+
+def inspection(workspace: "Workspace", which: str) -> dict[str, Any]:
+    """Everything that `hyperbrush inspect` says, as its --json has it.
+
+    Raises:
+        UserError: as `find`, or the file is broken.
+    """
+    from hyperbrush.hypernetworks.files.adapters import is_generated_file
+    from hyperbrush.hypernetworks.library.generated_facts import generated_facts
+    from hyperbrush.hypernetworks.library.inspection import inspect
+
+    path = file_of(workspace, which)
+    said = generated_facts(path) if is_generated_file(path) else inspect(path).as_dict()
+    said.pop("path", None)
+    return {**said, "file": path.name}
+
+
+def export(site: "Site", which: str, request: "ExportRequest") -> "Job":
+    """Submit the job that writes a network for another program.
+
+    Raises:
+        UserError: as `find`, or the queue cannot be written.
+    """
+    name = find(shelf(site.workspace), which)
+    return site.submit("export", {"network": name, **request.model_dump(exclude_defaults=True)})
+
+
+def exported(site: "Site", job: str) -> Path:
+    """The file that an export came to.
+
+    Raises:
+        UserError: there is no such job, or it has no file (yet).
+    """
+    found = site.jobs.get(job)
+    folder = site.jobs.folder / found.id / "export"
+    files = {path.name: path for path in folder.iterdir()} if folder.is_dir() else {}
+    path = files.get(str(found.result.get("file")))
+    if found.kind != "export" or path is None:
+        raise NotThere(f"job {job} has no exported file: it is {found.state}")
+    return path
+
+
+def _card(library: HypernetworkLibrary, entry: Entry, made: run_pictures.Made) -> Card:
+    changed, preview = 0.0, 0
+    try:
+        changed = entry.path.stat().st_mtime
+        picture = run_pictures.shown(library, entry, made)
+        preview = picture.stat().st_mtime_ns if picture is not None else 0
+    except (OSError, UnknownHypernetwork):  # it has just vanished
+        pass
+    return Card(_id(library, entry.path), entry, changed, preview)
+
+
+def _id(library: HypernetworkLibrary, path: Path) -> str:
+    return hashlib.sha256(path.relative_to(library.folder).as_posix().encode("utf-8", "replace")).hexdigest()[
+        :16
+    ]
+
+
+def _kept(site: "Site", path: Path) -> Card:
+    site.news("networks")
+    return card(site.workspace, _id(shelf(site.workspace), path))
+
+
+@contextmanager
+def _aside(workspace: "Workspace") -> Iterator[Path]:
+    """A folder of its own for what is not kept yet; what killed servers left there goes too."""
+    folder = workspace.state / "incoming" / secrets.token_hex(8)
+    try:
+        folder.mkdir(parents=True)
+        for old in folder.parent.iterdir():
+            with suppress(OSError):  # another import has just ended, and took its folder away
+                if time.time() - old.stat().st_mtime > 86400:
+                    shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}; make room") from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _copy(content: BinaryIO, file: Path, name: str) -> None:
+    count = 0
+    try:
+        with file.open("wb") as kept:
+            while chunk := content.read(_CHUNK):
+                count += len(chunk)
+                if count > MOST_BYTES:
+                    raise UserError(
+                        f"{name:.100} has more than {MOST_BYTES >> 20} MiB: no hypernetwork is that large"
+                    )
+                kept.write(chunk)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {file}: {error.strerror or error}. Nothing was kept; make room"
+        ) from error

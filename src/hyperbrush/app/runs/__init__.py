@@ -1,0 +1,1 @@
+"""Runs of trainings: live, compared, controlled."""

@@ -1,0 +1,209 @@
+"""The runs: what trains and waits, what there was, and several of them in one chart."""
+
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import Request
+from nicegui import run as threads
+from nicegui import ui
+
+from hyperbrush.app.jobs.jobs import Job
+from hyperbrush.app.messages import Messages
+from hyperbrush.app.runs import bin as run_bin
+from hyperbrush.app.runs import page_compare as runs_compare
+from hyperbrush.app.runs import page_live as runs_live
+from hyperbrush.app.runs.page_parts import Bar, StateBadge, address, api, clock, figure, standing, words
+from hyperbrush.app.runs.run import OPEN, Run
+from hyperbrush.app.site import Site
+from hyperbrush.app.ui.bin_section import BinSection
+from hyperbrush.app.ui.frame import PATIENCE, frame, on_news, refusals, title_of
+
+SHOWN = 50  # runs at first; a button shows more
+EVERY = 0.5  # seconds between two looks
+
+
+def add(site: Site) -> None:
+    """Add the pages."""
+
+    @ui.page("/runs", response_timeout=PATIENCE)
+    async def page(request: Request) -> None:
+        asked = ",".join(request.query_params.getlist("compare"))
+        with frame(site, request, "runs") as t:
+            if asked:
+                await runs_compare.show(site, t, asked)
+            else:
+                await _List(site, t).begin(request.query_params.get("removed", ""))
+
+    @ui.page("/runs/{name}", response_timeout=PATIENCE)
+    async def live(request: Request, name: str) -> None:
+        await runs_live.page(site, request, name)
+
+
+class _List:
+    """Queue and history; rows are changed in place, so that neither focus nor choice is lost."""
+
+    def __init__(self, site: Site, t: Messages) -> None:
+        self.site, self.t = site, t
+        self.rows: dict[str, _Row] = {}
+        self.chosen: list[str] = []
+        self.most = SHOWN
+        self.queue_shown: list[str] = []
+
+    async def begin(self, removed: str) -> None:
+        """Build it; removed: id of the run that was just put into the bin."""
+        t, site = self.t, self.site
+        undo = ui.element("div").props("role=status").style("display: contents")
+        with ui.element("section").classes("card").props('aria-labelledby="queue"') as self.queue_card:
+            title_of(2, t("runs.queue")).props('id="queue"')
+            self.queue = ui.element("div").classes("run-list")
+        with ui.element("section").classes("card").props('aria-labelledby="history"'):
+            with ui.element("div").classes("bar"):
+                title_of(2, t("runs.history")).classes("grow").props('id="history"')
+                self.compare = ui.button(
+                    t("runs.compare"), icon="stacked_line_chart", on_click=self.to_compare
+                )
+                self.compare.props("outline no-caps").disable()
+                ui.button(t("runs.new"), icon="add", on_click=lambda: ui.navigate.to("/train")).props(
+                    "no-caps unelevated"
+                )
+            self.search = ui.input(t("runs.search"), on_change=self.refresh).props(
+                "outlined dense clearable debounce=150 type=search"
+            )
+            self.hint = ui.label(t("runs.compare_hint")).classes("soft")
+            self.place = ui.element("div").classes("run-list").props('role="list"')
+            self.nothing = ui.label(t("runs.none")).classes("soft")
+            self.more = ui.button(t("runs.more"), on_click=self.show_more).props("flat no-caps")
+        bin_section = BinSection(
+            site,
+            t,
+            undo,
+            "runs",
+            items=lambda: run_bin.items(site.workspace),
+            restore=lambda item: run_bin.restore(site, item).name,
+            remove=lambda item: run_bin.remove(site, item),
+        )
+        if removed:
+            await bin_section.offer(removed)
+        await self.refresh()
+        on_news(site, ["runs", "jobs"].copy, self.refresh, every=EVERY)
+
+    async def refresh(self) -> None:
+        read = await threads.io_bound(_all, self.site)
+        if read is None:  # the server ends
+            return
+        runs, jobs = read
+        self._show_queue(jobs)
+        wanted = str(self.search.value or "").strip().lower()
+        found = [run for run in runs if wanted in run.name.lower()]
+        names = [run.name for run in found[: self.most]]
+        if names != list(self.rows):
+            self.place.clear()
+            with self.place:
+                self.rows = {run.name: _Row(self, run) for run in found[: self.most]}
+        for run in found[: self.most]:
+            self.rows[run.name].show(run)
+        self.nothing.set_text(self.t("runs.none_found") if runs else self.t("runs.none"))
+        self.nothing.set_visibility(not found)
+        self.hint.set_visibility(len(runs) > 1)
+        self.more.set_visibility(len(found) > self.most)
+
+    async def show_more(self) -> None:
+        self.most += SHOWN
+        await self.refresh()
+
+    def choose(self, name: str, is_chosen: bool) -> None:
+        self.chosen = [n for n in self.chosen if n != name] + ([name] if is_chosen else [])
+        self.compare.set_enabled(len(self.chosen) > 1)
+
+    def to_compare(self) -> None:
+        ui.navigate.to("/runs?" + "&".join(f"compare={quote(name, safe='')}" for name in self.chosen))
+
+    def _show_queue(self, jobs: list[Job]) -> None:
+        self.queue_card.set_visibility(bool(jobs))
+        shown = [f"{job.id} {job.state} {job.asked}" for job in jobs]
+        if shown == self.queue_shown:
+            return
+        self.queue_shown = shown
+        self.queue.clear()
+        with self.queue:
+            for number, job in enumerate(jobs):
+                self._queued(number, job)
+
+    def _queued(self, number: int, job: Job) -> None:
+        t = self.t
+        run = str(job.arguments.get("run", ""))
+        what = t(f"frame.doing_{job.kind.replace('-', '_')}")
+        with ui.element("div").classes("bar"):
+            words("span", f"{number + 1}.", "soft")
+            with ui.element("span").classes("grow"):
+                if run:
+                    ui.link(run, address(run))
+                    words("span", f" {what}", "soft")
+                else:
+                    words("span", what)
+            StateBadge(t, job.state)
+            waits = job.state == "queued"
+            text = t("runs.cancel") if waits else t("runs.stop")
+
+            def stop(job: Job = job) -> None:
+                with refusals():
+                    self.site.jobs.ask(job.id, "stop")
+                    self.site.news("jobs", "runs", f"job:{job.id}")
+
+            button = ui.button(text, icon="close" if waits else "stop", on_click=stop).props(
+                "flat dense no-caps"
+            )
+            button.props["aria-label"] = f"{text}: {run or what}"
+            if job.asked:
+                button.disable()
+
+
+class _Row:
+    """A run in the list."""
+
+    def __init__(self, page: _List, run: Run) -> None:
+        t = self.t = page.t
+        self.name = run.name
+        self.spark_of: Any = None
+        with ui.element("div").classes("run-row").props('role="listitem"'):
+            box = ui.checkbox(
+                value=run.name in page.chosen, on_change=lambda e: page.choose(run.name, bool(e.value))
+            )
+            box.props["aria-label"] = t("runs.choose", name=run.name)
+            with ui.element("div").classes("run-name"):
+                ui.link(run.name, address(run.name))
+                self.about = words("div", "", "soft small")
+            self.state = StateBadge(t, run.state)
+            with ui.element("div").classes("run-progress"):
+                self.standing = words("div", "", "small")
+                self.bar = Bar(t("runs.progress_of", name=run.name))
+            self.spark = (
+                ui.element("img").classes("run-spark").props('alt="" loading="lazy" width=120 height=24')
+            )
+
+    def show(self, run: Run) -> None:
+        """Show how it stands now."""
+        t = self.t
+        kind = t.get(f"runs.kind_{run.kind}", run.kind)
+        validation = (run.live.get("validation") or {}).get("loss")
+        about = [kind, clock(run.changed)]
+        if validation is not None:
+            about.append(f"{t('runs.validation')} {figure(validation)}")
+        if run.elsewhere:
+            about.append(t("runs.elsewhere"))
+        self.about.set_text(" · ".join(filter(None, about)))
+        self.state.show(run.state)
+        self.standing.set_text(standing(t, run) if not run.error else run.error[:200])
+        self.standing.classes(add="bad") if run.error else self.standing.classes(remove="bad")
+        self.bar.show(run)
+        version = int(run.live.get("step") or 0) // (10 if run.state in OPEN else 1)
+        if version != self.spark_of:
+            self.spark_of = version
+            self.spark.props["src"] = api(
+                run.name, f"/sparkline?v={version}-{int(run.changed) if run.state not in OPEN else 0}"
+            )
+
+
+def _all(site: Site) -> tuple[list[Run], list[Job]]:
+    """Runs, and the jobs that run or wait in the order of their turn."""
+    return site.runs.all(), sorted(site.jobs.open(), key=lambda job: (job.state != "running", job.id))

@@ -1,0 +1,64 @@
+"""Pictures of hypernetworks that runs of the workspace have made: what the run drew last stands for the file."""
+
+from collections import defaultdict
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hyperbrush.app.runs import bin as run_bin
+from hyperbrush.errors import UserError
+from hyperbrush.hypernetworks.files import SUFFIXES
+
+if TYPE_CHECKING:
+    from hyperbrush.app.workspace import Workspace
+    from hyperbrush.hypernetworks.library.library import Entry, HypernetworkLibrary
+
+Made = dict[int, list[Path]]  # size → files
+
+
+def made_here(workspace: "Workspace") -> Made:
+    """What the runs have made, also those in the bin, by size: only files of one size can be the same."""
+    found: Made = defaultdict(list)
+    binned = run_bin.folder(workspace)
+    for run in (*workspace.folder("runs").iterdir(), *(binned.iterdir() if binned.is_dir() else ())):
+        with suppress(OSError):  # no folder, or moved just now
+            for file in run.iterdir():
+                if file.suffix in SUFFIXES and file.is_file():
+                    found[file.stat().st_size].append(file)
+    return found
+
+
+def shown(library: "HypernetworkLibrary", entry: "Entry", made: Made) -> Path | None:
+    """A network's picture: the one beside it, else the last preview of the run that made it, by the step it kept.
+
+    made: of `made_here`. Files are compared by their hash, which the library keeps: a network that was renamed is still
+    the run's.
+
+    Raises:
+        UnknownHypernetwork: its file has vanished.
+    """
+    own = library.preview(entry.name)
+    if own is not None:
+        return own
+    for file in made.get(entry.size, []):
+        try:
+            if entry.sha256 and library.cache.sha256(file) == entry.sha256:
+                return _last_preview(file.parent, entry.summary.step if entry.summary else None)
+        except (OSError, UserError):  # it has just vanished
+            continue
+    return None
+
+
+def _last_preview(run: Path, kept: int | None) -> Path | None:
+    from hyperbrush.training.report.contact_sheet import find_previews  # brings torch
+
+    found = find_previews(run)
+    steps = [step for step in found if kept is None or step <= kept] or list(found)
+    path = found[steps[-1]] if steps else None
+    if path is None or not path.is_dir():
+        return path
+    return min((p for p in path.glob("prompt-*.png") if p.stem[7:].isdecimal()), key=_number, default=None)
+
+
+def _number(path: Path) -> int:
+    return int(path.stem[7:])

@@ -1,0 +1,1 @@
+"""Preferences, devices and the doctor."""

@@ -1,0 +1,1 @@
+"""Styles generated from pictures."""

@@ -1,0 +1,188 @@
+"""Styles from pictures: what a style is made from; `styles_result` shows what came of it."""
+
+import asyncio
+import json
+from typing import Any
+
+from fastapi import Request
+from nicegui import ui
+
+from hyperbrush.app.jobs.jobs import Job
+from hyperbrush.app.messages import Messages
+from hyperbrush.app.networks.page_files import drop_zone
+from hyperbrush.app.requests import StyleRequest, checked
+from hyperbrush.app.site import Site
+from hyperbrush.app.styles import generators
+from hyperbrush.app.styles import service as styles
+from hyperbrush.app.styles.generators import Generator
+from hyperbrush.app.styles.page_result import StyleResult
+from hyperbrush.app.ui.frame import PATIENCE, frame, refusals, title_of
+from hyperbrush.app.uploads import ACCEPT, MOST_BYTES
+from hyperbrush.errors import UserError
+
+MOST = 16
+PROMPTS = {"emoji": ("cat face", "red heart", "pizza")}
+OTHERS = ("a cat", "a lighthouse by the sea", "portrait of a woman")
+
+
+def add(site: Site) -> None:
+    """Add the page."""
+
+    @ui.page("/styles", response_timeout=PATIENCE)
+    async def page(request: Request, job: str = "") -> None:
+        with frame(site, request, "styles") as t:
+            listed = await asyncio.to_thread(generators.generators, site.workspace)
+            if any(one.fits for one in listed):
+                StylesPage(site, t, [one for one in listed if one.fits], _found(site, job))
+            else:
+                _how_to_get_one(site, t, listed)
+
+
+class StylesPage:
+    """The form, and under it the style that is looked at."""
+
+    def __init__(self, site: Site, t: Messages, listed: list[Generator], job: Job | None) -> None:
+        self.site, self.t = site, t
+        said = {} if job is None else dict(job.arguments)
+        captions = list(said.get("captions", []))
+        self.pictures: dict[str, str] = {  # caption by the upload's id
+            str(image): str(captions[i]) if i < len(captions) else ""
+            for i, image in enumerate(said.get("images", []))
+        }
+        with ui.element("div").classes("two"):
+            self._form(said, listed)
+            self.result = StyleResult(site, t, self.captions)
+        self._show_pictures()
+        if job is not None:
+            self.result.follow(job.id)
+
+    def captions(self) -> list[str]:
+        """What is on each picture, in order."""
+        return list(self.pictures.values())
+
+    def _form(self, said: dict[str, Any], listed: list[Generator]) -> None:
+        t = self.t
+        with ui.element("section").classes("card"):
+            title_of(2, t("styles.from"))
+            drop_zone(
+                t("styles.drop"),
+                "/api/v1/uploads",
+                self._uploaded,
+                key="file",
+                accept=ACCEPT,
+                most=MOST_BYTES,
+                too_large=t("styles.too_large"),
+                multiple=True,
+            )
+            self.place = ui.element("div").classes("style-pictures")
+            self.text = ui.textarea(t("styles.text"), value=str(said.get("text", "")))
+            self.text.props("outlined autogrow maxlength=2000").props["hint"] = t("styles.text_hint")
+            self.text.set_visibility(any(one.words for one in listed))
+            with ui.expansion(t("styles.more"), icon="tune").classes("more"):
+                shown = said.get("prompts") or PROMPTS.get(self.site.workspace.preferences.model, OTHERS)
+                self.prompts = ui.textarea(t("styles.prompts"), value="\n".join(shown))
+                self.prompts.props("outlined autogrow").props["hint"] = t("styles.prompts_hint")
+                with ui.element("div").classes("bar"):
+                    self.steps = _whole(t("styles.steps"), said.get("steps", 15), 1, 200)
+                    self.seed = _whole(t("styles.seed"), said.get("seed", 0), 0, 2**32 - 1)
+                names = [one.name for one in listed]
+                chosen = said.get("generator") if said.get("generator") in names else names[0]
+                self.generator = ui.select(names, value=chosen, label=t("styles.generator"))
+                self.generator.props("outlined options-dense").set_visibility(len(names) > 1)
+            ui.button(t("styles.generate"), icon="auto_awesome", on_click=self._generate).props(
+                "unelevated no-caps color=primary"
+            )
+
+    def _uploaded(self, said: dict[str, Any]) -> None:
+        if said.get("begins"):
+            return
+        try:
+            upload = str(json.loads(str(said.get("detail")))["id"])
+            self.site.uploads.path(upload)
+        except (ValueError, TypeError, KeyError):
+            ui.notify(str(said.get("detail"))[:500], type="negative", multi_line=True, close_button="✕")
+            return
+        if len(self.pictures) >= MOST:
+            ui.notify(self.t("styles.too_many", most=MOST), type="warning")
+            return
+        stem = str(said.get("name", "")).rsplit(".", 1)[0]
+        self.pictures[upload] = " ".join(
+            stem.replace("_", " ").replace("-", " ").strip("0123456789 .").split()
+        )[:200]
+        self._show_pictures()
+
+    def _show_pictures(self) -> None:
+        t = self.t
+        self.place.clear()
+
+        def remove(upload: str) -> None:
+            self.pictures.pop(upload, None)
+            self._show_pictures()
+
+        with self.place:
+            for number, (upload, caption) in enumerate(self.pictures.items(), 1):
+                with ui.element("div").classes("style-picture"):
+                    picture = ui.element("img")
+                    picture.props["src"] = f"/api/v1/uploads/{upload}"
+                    picture.props["alt"] = t("styles.picture", number=number)
+                    field = ui.input(
+                        t("styles.caption", number=number),
+                        value=caption,
+                        on_change=lambda e, u=upload: self.pictures.update({u: str(e.value or "")}),
+                    )
+                    field.props("outlined dense maxlength=200").classes("grow")
+                    button = ui.button(icon="close", on_click=lambda u=upload: remove(u))
+                    button.props("flat round dense color=primary")
+                    button.props["aria-label"] = t("styles.remove", number=number)
+
+    async def _generate(self) -> None:
+        values = {
+            "images": list(self.pictures),
+            "captions": self.captions(),
+            "text": self.text.value or "",
+            "prompts": [line.strip() for line in (self.prompts.value or "").splitlines() if line.strip()],
+            "steps": _number(self.steps),
+            "seed": _number(self.seed),
+            "generator": self.generator.value,
+        }
+        with refusals():
+            request = checked(StyleRequest, values)
+            job = await asyncio.to_thread(styles.begin, self.site, request)
+            self.result.follow(job.id)
+
+
+def _whole(label: str, value: Any, least: int, most: int) -> ui.number:
+    field = ui.number(label, value=value, min=least, max=most, step=1, precision=0)
+    return field.props("outlined dense").classes("grow")
+
+
+def _number(field: ui.number) -> int | None:
+    return None if field.value is None else int(field.value)
+
+
+def _found(site: Site, job: str) -> Job | None:
+    """The style that the address names, if it is one."""
+    try:
+        found = site.jobs.get(job)
+    except UserError:
+        return None
+    return found if found.kind == "style" else None
+
+
+def _how_to_get_one(site: Site, t: Messages, listed: list[Generator]) -> None:
+    preferences = site.workspace.preferences
+    with ui.element("section").classes("card"):
+        title_of(2, t("styles.none", model=preferences.model))
+        ui.label(t("styles.none_why"))
+        with ui.element("ul"):
+            with ui.element("li"):
+                ui.label(t("styles.put", folder=preferences.generators))
+            with ui.element("li"):
+                ui.label(t("styles.train"))
+                ui.label(
+                    f"hyperbrush hyper train --data world --name maker --model {preferences.model}"
+                ).classes("mono")
+            with ui.element("li"):
+                ui.link(t("styles.other_model"), "/model")
+        for one in listed:
+            ui.label(f"{one.name}: {one.error or t('styles.other', model=preferences.model)}").classes("warn")

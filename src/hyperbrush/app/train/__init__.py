@@ -1,0 +1,1 @@
+"""Preparing and starting a training: pictures, captions, settings."""

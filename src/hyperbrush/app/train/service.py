@@ -1,0 +1,246 @@
+"""Trainings asked for from outside: settings checked, a run folder begun, a job put into the queue."""
+
+import json
+import shutil
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hyperbrush.app.model import service as base_models
+from hyperbrush.app.requests import TrainRequest
+from hyperbrush.app.train.datasets import Datasets, plain_name
+from hyperbrush.app.workspace import FOLDERS, Workspace
+from hyperbrush.assets import MODELS
+from hyperbrush.errors import UserError
+from hyperbrush.files import PART, clear_parts
+
+if TYPE_CHECKING:
+    from hyperbrush.app.jobs.jobs import Job
+    from hyperbrush.app.site import Site
+    from hyperbrush.training.attention.run import HypernetworkRun
+
+
+_beginning = threading.Lock()  # held between a run's folder and its settings
+
+
+def run_config(workspace: Workspace, settings: Mapping[str, Any], presets: str = "") -> "HypernetworkRun":
+    """A run's settings with the workspace's folders and model where none are given.
+
+    A folder of pictures is a dataset's name or a place in the workspace; from outside, no other is read.
+
+    Raises:
+        UserError: whatever is wrong with them.
+    """
+    from hyperbrush.training.attention.config import preset
+    from hyperbrush.training.attention.run import HypernetworkRun
+    from hyperbrush.training.loop.settings import from_everywhere
+
+    _plain(settings)
+    for room in ("training", "network"):
+        if not isinstance(settings.get(room, {}), Mapping):
+            raise UserError(f"{room}: expected settings by name (got {settings[room]!r:.60})")
+    values = {"model": workspace.preferences.model, **settings}
+    values["hypernetworks"] = str(workspace.folder("hypernetworks"))
+    config = from_everywhere(HypernetworkRun, None, values, first={"training": preset(presets)})
+    plain_name(config.name, "hypernetwork")
+    for folder in (*config.data, *config.validation):
+        folder.path = str(_pictures(workspace, folder.path))
+    if config.start_from:
+        config.start_from = str(_network(workspace, config.start_from))
+    config.model = _model(workspace, config.model)
+    _paths_of_training(workspace, config)
+    return config
+
+
+def problems(workspace: Workspace, settings: Mapping[str, Any], presets: str = "") -> list[str]:
+    """Everything that is wrong with a training's settings, as far as it shows without opening the model."""
+    from pydantic import ValidationError
+
+    from hyperbrush.app.train.check import tried
+    from hyperbrush.ldm.util import wrong_settings
+    from hyperbrush.training.attention.run import HypernetworkRun
+
+    try:
+        config = run_config(workspace, settings, presets)
+    except UserError as error:
+        if isinstance(error.__cause__, ValidationError):
+            return list(dict.fromkeys(wrong_settings(HypernetworkRun, error.__cause__)))
+        return [str(error)]
+    return [*tried(config), *_taken(workspace, config), *_missing(config)]
+
+
+def begin(workspace: Workspace, settings: Mapping[str, Any], presets: str = "") -> str:
+    """Begin a run's folder and return its name; training it is a job of its own.
+
+    Raises:
+        UserError: whatever is wrong with the settings, or a run or hypernetwork of that name stands there.
+    """
+    from hyperbrush.training.loop.settings import save_run
+
+    if wrong := problems(workspace, settings, presets):
+        raise UserError("; ".join(wrong))
+    config = run_config(workspace, settings, presets)
+    run = workspace.folder("runs") / config.name
+    with _beginning:
+        try:
+            if _is_half_made(run):
+                clear_parts(run)
+                run.rmdir()
+            run.mkdir()
+        except FileExistsError:
+            raise UserError(f"there is a run {config.name!r} already: choose another name") from None
+        except OSError as error:
+            raise UserError(f"cannot make the run's folder {run}: {error.strerror or error}") from error
+        try:
+            save_run(config, run)
+        except BaseException:
+            shutil.rmtree(run, ignore_errors=True)
+            raise
+    return config.name
+
+
+def start(site: "Site", request: TrainRequest) -> "Job":
+    """Begin a run and put its training into the queue.
+
+    Raises:
+        UserError: as `begin`; the queue cannot be written.
+    """
+    name = begin(site.workspace, request.settings, request.presets)
+    try:
+        job = site.submit("train", {"run": name})
+    except BaseException:
+        shutil.rmtree(site.workspace.folder("runs") / name, ignore_errors=True)
+        raise
+    site.news("runs")
+    return job
+
+
+def look(site: "Site", kind: str, request: TrainRequest) -> "Job":
+    """Put a look at a training into the queue; kind: plan or preflight.
+
+    Raises:
+        UserError: the settings cannot be used.
+    """
+    run_config(site.workspace, request.settings, request.presets)
+    return site.submit(kind, request.model_dump())
+
+
+def cloned(workspace: Workspace, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of another run for a new one: what differs from the defaults, places as the workspace names them.
+
+    Raises:
+        UserError: it is no hypernetwork's training, or its settings are broken.
+    """
+    from hyperbrush.ldm.util import load_config
+    from hyperbrush.training.attention.run import HypernetworkRun
+
+    if config.get("kind", "hypernetwork") != "hypernetwork":
+        raise UserError(
+            f"this is the run of a {config.get('kind')!s:.40}; only hypernetworks are trained here"
+        )
+    run = load_config(HypernetworkRun, dict(config))
+    for folder in (*run.data, *run.validation):
+        folder.path = _named(workspace, folder.path)
+    found = run.model_dump(mode="json", exclude_defaults=True)
+    found.pop("hypernetworks", None)
+    for key in ("model", "start_from"):
+        if key in found:
+            found[key] = _named(workspace, found[key])
+    root = workspace.folder("runs")
+    number = 2
+    while (root / f"{run.name}-{number}").exists():
+        number += 1
+    return {**found, "name": f"{run.name}-{number}"}
+
+
+def inside(workspace: Workspace, path: str) -> Path:
+    """A path of the workspace or of its folders.
+
+    Raises:
+        UserError: it leads out of them.
+    """
+    try:
+        found = (workspace.root / path).resolve()
+        found.exists()  # a name that is too long for the system is told here
+        roots = [workspace.root, *(workspace.folder(name).resolve() for name in FOLDERS)]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path!a:.200} is no path: {error!s:.200}") from error
+    if not any(found.is_relative_to(root) for root in roots) or found.is_relative_to(workspace.state):
+        raise UserError(f"{path!r:.200} lies outside of the workspace {workspace.root}")
+    return found
+
+
+def _pictures(workspace: Workspace, path: str) -> Path:
+    return Datasets(workspace).folders().get(path) or inside(workspace, path)
+
+
+def _network(workspace: Workspace, name: str) -> Path:
+    """A hypernetwork to go on from: its name in the library, or a file of the workspace."""
+    from hyperbrush.hypernetworks.library.library import HypernetworkLibrary, UnknownHypernetwork
+
+    try:
+        return HypernetworkLibrary(workspace.folder("hypernetworks")).find(name)
+    except UnknownHypernetwork as error:
+        path = inside(workspace, name)
+        if not path.is_file():
+            raise UserError(f"start_from: {error}") from error
+        return path
+
+
+def _model(workspace: Workspace, source: str) -> str:
+    """As a run's config has it: an embedded model by its name, which holds wherever the package lies."""
+    base_models.refuse_elsewhere(workspace, source)
+    return source if source in MODELS else base_models.place(workspace, source)
+
+
+def _paths_of_training(workspace: Workspace, config: "HypernetworkRun") -> None:
+    from hyperbrush.ldm.data.templates import BUNDLED
+
+    t = config.training
+    if t.templates and t.templates not in BUNDLED:
+        path = inside(workspace, t.templates)
+        # Never what lies beside the server by that name.
+        t.templates = str(path) if path.is_file() or Path(t.templates).is_file() else t.templates
+    if t.mask_folder:
+        t.mask_folder = str(inside(workspace, t.mask_folder))
+
+
+def _taken(workspace: Workspace, config: "HypernetworkRun") -> list[str]:
+    run = workspace.folder("runs") / config.name
+    if run.exists() and not _is_half_made(run):
+        return [f"there is a run {config.name!r} already: choose another name"]
+    if (workspace.folder("hypernetworks") / f"{config.name}.safetensors").exists():
+        return [f"there is a hypernetwork {config.name!r} already: choose another name"]
+    return []
+
+
+def _is_half_made(run: Path) -> bool:
+    """Whether a folder is all that a server killed while it began a run has left: nothing, or a part of its settings."""
+    return run.is_dir() and all(path.is_file() and PART in path.name for path in run.iterdir())
+
+
+def _missing(config: "HypernetworkRun") -> list[str]:
+    from hyperbrush.ldm.data.archives import is_source
+
+    folders = (Path(folder.path) for folder in (*config.data, *config.validation))
+    return [f"there is no folder {path} with pictures to train on" for path in folders if not is_source(path)]
+
+
+def _named(workspace: Workspace, path: str) -> str:
+    """A path as the workspace names it: a dataset's name, or relative to the root."""
+    for name, folder in Datasets(workspace).folders().items():
+        if path == str(folder):
+            return name
+    place = Path(path)
+    return place.relative_to(workspace.root).as_posix() if place.is_relative_to(workspace.root) else path
+
+
+def _plain(settings: Mapping[str, Any]) -> None:
+    """Settings must be what JSON and YAML files can hold."""
+    try:
+        json.dumps(settings, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError as error:
+        raise UserError("the settings hold half a character (a lone surrogate)") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"the settings cannot be written down: {error}") from error

@@ -1,0 +1,1 @@
+"""The webui's own endpoints."""

@@ -1,0 +1,127 @@
+"""The webui's lists: checkpoints, schedules, networks, and those of what is not here, which are empty."""
+
+from typing import Any
+
+from hyperbrush.app.model import service as base_models
+from hyperbrush.app.site import Site
+from hyperbrush.app.webui.options import title
+
+# What clients ask for and there is none of.
+EMPTY: dict[str, Any] = {
+    "upscalers": [],
+    "latent-upscale-modes": [],
+    "face-restorers": [],
+    "realesrgan-models": [],
+    "prompt-styles": [],
+    "sd-vae": [],
+    "embeddings": {"loaded": {}, "skipped": {}},
+    "scripts": {"txt2img": [], "img2img": []},
+    "script-info": [],
+    "extensions": [],
+    "cmd-flags": {},
+}
+
+
+def checkpoints(site: Site) -> list[dict[str, Any]]:
+    """Base models; a new one is read once for its hash."""
+    return [
+        {
+            "title": title(model.name, model.hash),
+            "model_name": model.name,
+            "hash": model.hash or None,
+            "sha256": None,
+            "filename": model.source,
+            "config": None,
+        }
+        for model in base_models.found(site.workspace, hashes=True)
+        if not model.error
+    ]
+
+
+def schedules() -> list[dict[str, Any]]:
+    """Noise schedules by the webui's names."""
+    from hyperbrush.ldm.sampling.samplers import AUTOMATIC_SCHEDULE, SCHEDULES
+
+    labels = [AUTOMATIC_SCHEDULE, "Uniform", *SCHEDULES]
+    return [
+        {
+            "name": label.casefold().replace(" ", "_"),
+            "label": label,
+            "aliases": [],
+            "default_rho": 7.0 if label == "Karras" else -1.0,
+            "need_inner_model": label in ("SGM Uniform", "Simple"),
+        }
+        for label in labels
+    ]
+
+
+def samplers() -> list[dict[str, Any]]:
+    """Samplers, those that newer webuis name with a schedule beside among them."""
+    from hyperbrush.ldm.sampling.samplers import SAMPLERS
+
+    return [{"name": name, "aliases": list(one.spellings), "options": {}} for name, one in SAMPLERS.items()]
+
+
+def memory() -> dict[str, Any]:
+    """Bytes of this machine's memory; of a GPU's nothing is said."""
+    import psutil
+
+    found = psutil.virtual_memory()
+    return {
+        "ram": {"free": found.available, "used": found.used, "total": found.total},
+        "cuda": {"error": "not told here"},
+    }
+
+
+def loras(site: Site) -> list[dict[str, Any]]:
+    """LoRA files beside the hypernetworks, as the webui's extension lists them."""
+    from hyperbrush.hypernetworks import HypernetworkLibrary
+
+    library = HypernetworkLibrary(site.workspace.folder("hypernetworks").parent / "loras")
+    files = library.files() if library.folder.is_dir() else {}
+    return [
+        {"name": name, "alias": name, "path": str(path), "metadata": {}}
+        for name, path in files.items()
+        if path.suffix.lower() == ".safetensors"
+    ]
+
+
+def extra_networks(site: Site) -> list[dict[str, Any]]:
+    """Checkpoints, hypernetworks and LoRAs in one list, as SD.Next's API has it."""
+    from hyperbrush.hypernetworks import HypernetworkLibrary
+
+    library = HypernetworkLibrary(site.workspace.folder("hypernetworks"))
+    found = [
+        _entry(one["model_name"], "checkpoint", one["title"], one["filename"], one["hash"])
+        for one in checkpoints(site)
+    ]
+    found += [
+        _entry(entry.name, "hypernetwork", entry.name, str(entry.path), entry.short_hash, prompt=_tag(entry))
+        for entry in library.entries()
+        if entry.error is None
+    ]
+    return found + [
+        _entry(one["name"], "lora", one["name"], one["path"], None, prompt=f"<lora:{one['name']}:1>")
+        for one in loras(site)
+    ]
+
+
+def _tag(entry: Any) -> str:
+    strength = entry.notes.preferred_weight
+    words = f" {entry.notes.activation_text}" if entry.notes.activation_text else ""
+    return f"<hypernet:{entry.name}:{strength or 1:g}>{words}"
+
+
+def _entry(
+    name: str, kind: str, shown: str, file: str, digest: str | None, prompt: str = ""
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "type": kind,
+        "title": shown,
+        "fullname": shown,
+        "filename": file,
+        "hash": digest,
+        "preview": "",
+        "prompt": prompt,
+    }

@@ -1,0 +1,1 @@
+"""What commands do that is no part of the library: the demos, the doctor, evaluation."""

@@ -1,0 +1,1 @@
+"""Hypernetworks and generated weights at work on a model."""

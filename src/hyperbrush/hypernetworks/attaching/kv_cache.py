@@ -1,0 +1,190 @@
+"""What cross-attention computes from an unchanged prompt, kept from one sampling step to the next.
+
+Keys and values of cross-attention depend on the prompt, the weights and the strengths alone, so all
+steps of one sampling share them.  Everything kept is compared with what it was computed from before it is
+used again: the context (place in memory and version; content under inference mode), every weight (place
+and version), the strengths.  It is forgotten whenever the timestep does not fall, which is
+a new sampling; gradients, dropout and compiled graphs never use it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperbrush.hypernetworks.attaching.strengths import Strength
+from hyperbrush.hypernetworks.attention.context_network import ContextNetwork
+from hyperbrush.hypernetworks.attention.hypernetwork import add_change, apply_networks
+
+Networks = Sequence[tuple[ContextNetwork, Strength]]
+
+
+class Memo:
+    """Results of one UNet's cross-attention, valid inside a forward pass; see the module's text."""
+
+    def __init__(self) -> None:
+        self._inside = False
+        self._timestep: float | None = None
+        self._kept: dict[Any, _Kept] = {}
+        self._weights: dict[int, _Weights] = {}  # of this pass
+        self._equal: dict[int, _Seen] = {}  # of this pass: contexts compared by content
+
+    def begin(self, timestep: Any) -> None:
+        """A forward pass begins."""
+        now = _number(timestep) if self._kept else None
+        if now is None or self._timestep is None or not now < self._timestep:
+            self._kept.clear()
+        self._timestep = _number(timestep) if now is None else now
+        self._weights.clear()
+        self._equal.clear()
+        self._inside = True
+
+    def end(self) -> None:
+        """The forward pass is over."""
+        self._inside = False
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._kept.clear()
+        self._timestep = None
+
+    @property
+    def acts(self) -> bool:
+        """Whether results may be kept and used now."""
+        return self._inside and not torch.compiler.is_compiling() and not torch.is_grad_enabled()
+
+    def transform(self, context: Tensor, networks: Networks, rows_per_picture: int | None) -> Tensor:
+        """`apply_networks`, shared by all sites with these networks."""
+        if not self.acts or any(network.training for network, _ in networks):
+            return apply_networks(context, networks, rows_per_picture)
+        weights = [self._stamp(network) for network, _ in networks]
+        if not all(w.known for w in weights):
+            return apply_networks(context, networks, rows_per_picture)
+        key = ("context", *((id(network), id(strength)) for network, strength in networks))
+        made_of = (weights, [strength.value for _, strength in networks], rows_per_picture)
+        out = self._find(key, context, made_of)
+        if out is None:
+            out = self._compute(context, networks, rows_per_picture)
+            self._keep(key, context, made_of, out)
+        return out
+
+    def _compute(self, context: Tensor, networks: Networks, rows_per_picture: int | None) -> Tensor:
+        (network, strength), *others = networks
+        if strength.per_picture:
+            return apply_networks(context, networks, rows_per_picture)
+        # MLP(c) is kept apart from c + strength·MLP(c): another strength needs no network again.
+        key, made_of = ("change", id(network)), (self._stamp(network), rows_per_picture)
+        change = self._find(key, context, made_of)
+        if change is None:
+            change = network(context, rows_per_picture)
+            self._keep(key, context, made_of, change)
+        x = add_change(context, strength.on(context.device), change)
+        return apply_networks(x, others, rows_per_picture).to(context.dtype)
+
+    def project(self, linear: torch.nn.Linear, context: Tensor) -> Tensor:
+        """What a projection makes of a context that lasts over the steps."""
+        if not self.acts:
+            return torch.nn.Linear.forward(linear, context)
+        key, weights = ("projection", id(linear)), self._stamp(linear)
+        out = self._find(key, context, weights)
+        if out is None:
+            out = torch.nn.Linear.forward(linear, context)
+            if weights.known:
+                self._keep(key, context, weights, out)
+        return out
+
+    def _find(self, key: Any, context: Tensor, made_of: Any) -> Tensor | None:
+        kept = self._kept.get(key)
+        if (
+            kept is None
+            or kept.made_of != made_of
+            or kept.autocast != _autocast(context)
+            or _version(kept.value) != kept.version  # someone wrote into what we handed out
+            or not self._same(kept.context, context)
+        ):
+            return None
+        return kept.value
+
+    def _keep(self, key: Any, context: Tensor, made_of: Any, value: Tensor) -> None:
+        self._kept[key] = _Kept(_Seen(context), made_of, _autocast(context), value, _version(value))
+
+    def _same(self, seen: "_Seen", context: Tensor) -> bool:
+        if seen.copy is None:
+            return seen.at_same_place(context) and context._version == seen.version
+        if self._equal.get(id(context)) is not seen:
+            if not seen.has_content_of(context):
+                return False
+            self._equal[id(context)] = seen
+        return True
+
+    def _stamp(self, module: torch.nn.Module) -> "_Weights":
+        if id(module) not in self._weights:
+            self._weights[id(module)] = _Weights(tuple(module.parameters()))
+        return self._weights[id(module)]
+
+    def __reduce__(self) -> "tuple[type[Memo], tuple[()]]":
+        return Memo, ()  # a copied or pickled UNet starts afresh
+
+
+@dataclass(frozen=True)
+class _Kept:
+    context: "_Seen"
+    made_of: Any
+    autocast: torch.dtype | None
+    value: Tensor
+    version: int | None
+
+
+class _Seen:
+    """A context as it was. Holding it keeps its place in memory from being given to another."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self.version = _version(tensor)
+        self.copy = tensor.clone() if self.version is None else None
+
+    def at_same_place(self, tensor: Tensor) -> bool:
+        own = self.tensor
+        return tensor is own or (
+            not tensor.is_inference()
+            and tensor.data_ptr() == own.data_ptr()
+            and (tensor.shape, tensor.stride()) == (own.shape, own.stride())
+            and (tensor.dtype, tensor.device) == (own.dtype, own.device)
+        )
+
+    def has_content_of(self, tensor: Tensor) -> bool:
+        own = self.copy
+        assert own is not None
+        return (tensor.dtype, tensor.device) == (own.dtype, own.device) and torch.equal(tensor, own)
+
+
+class _Weights:
+    """Parameters as they were: which, where, and how often changed in place."""
+
+    def __init__(self, parameters: tuple[Tensor, ...]) -> None:
+        self.parameters = parameters  # held, so that no other can take its place
+        self.marks = tuple((id(p), p.data_ptr(), _version(p)) for p in parameters)
+        self.known = all(version is not None for *_, version in self.marks)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Weights) and self.marks == other.marks
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _version(tensor: Tensor) -> int | None:
+    """Counts changes in place; None for tensors made in inference mode, which have no count."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def _autocast(context: Tensor) -> torch.dtype | None:
+    kind = context.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
+def _number(timestep: Any) -> float | None:
+    if isinstance(timestep, Tensor):
+        return float(timestep) if timestep.numel() == 1 else None
+    return float(timestep) if isinstance(timestep, int | float) else None

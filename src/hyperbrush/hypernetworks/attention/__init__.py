@@ -1,0 +1,1 @@
+"""Attention hypernetworks: networks on the context of a UNet's attention."""

@@ -1,0 +1,197 @@
+"""Our safetensors form: tensors by width or site; settings and ModelSpec fields in the header.
+
+Tensor names: ``{width or site path}.{key|value}.layers.{i}.{part}.{weight|bias}``, where part is
+linear, norm, activation (PReLU) or skip.
+Header: ``hyperbrush.format`` = "attention-hypernetwork/1", ``hyperbrush.config`` (the webui's
+keys as JSON, and ``widths``: width or site path → context width), and ModelSpec 1.0.0.
+"""
+
+import json
+import re
+import struct
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from hyperbrush.errors import UserError
+from hyperbrush.files import atomic_path
+from hyperbrush.hypernetworks.attention.context_network import ContextNetwork
+from hyperbrush.hypernetworks.attention.hypernetwork import AttentionHypernetwork, Key
+from hyperbrush.hypernetworks.files.checks import alone, build, fill, settings_of
+from hyperbrush.hypernetworks.files.modelspec import PREFIX, fields, given_fields, sort_header
+from hyperbrush.hypernetworks.files.suspects import foreign_kind, what_it_is
+from hyperbrush.hypernetworks.files.torch_files import regular_size
+
+FORMAT_KEY = "hyperbrush.format"
+FORMAT = "attention-hypernetwork/1"
+CONFIG_KEY = "hyperbrush.config"
+MAX_HEADER = 8 * 1024 * 1024  # bytes; a whole Stable Diffusion XL has 0.5 MB
+MAX_CONFIG = 1024 * 1024  # characters
+_NAME = re.compile(r"(?P<key>.+)\.(?P<use>key|value)\.(?P<parameter>layers\.[0-9]{1,5}\.[a-z]+\.[a-z]+)")
+
+
+def read(path: Path) -> AttentionHypernetwork:
+    """Read a hypernetwork that `write` wrote.
+
+    The numbers stay in the file until they are looked at (safetensors maps it into memory): replace a
+    file that is in use by another, as `write` does, but do not write into it.
+
+    Raises:
+        UserError: the file is damaged, or is a safetensors file of another kind.
+    """
+    _check_header_length(path)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            header = dict(file.metadata() or {})
+            names = list(file.keys())
+            config, widths = _config(path, header, names)
+            hypernetwork = build(path, path.stem, config, widths, len(names))
+            hypernetwork.metadata.update(given_fields(header))
+            groups = _groups(path, names)
+            for where, network, group in _networks(path, hypernetwork, groups):
+                fill(path, where, network, [(name, file.get_tensor(full)) for name, full in group])
+    except SafetensorError as error:
+        raise _damaged(path, error) from error
+    return hypernetwork
+
+
+def header_of(path: Path) -> tuple[dict[str, str], int]:
+    """A safetensors file's own texts (``__metadata__``), and the byte at which its tensors begin.
+
+    Raises:
+        UserError: no safetensors file, or its header is damaged.
+    """
+    length = _check_header_length(path)
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return dict(file.metadata() or {}), 8 + length
+    except SafetensorError as error:
+        raise _damaged(path, error) from error
+
+
+def _check_header_length(path: Path) -> int:
+    """Bytes of the header, before any of it is read."""
+    size = regular_size(path)
+    with path.open("rb") as file:
+        head = file.read(64)
+    length = int(struct.unpack("<Q", head[:8].ljust(8, b"\0"))[0])
+    if head[8:9] != b"{" or length + 8 > size:
+        cut = head[8:9] == b"{" and length < 1 << 40
+        what = f"it is cut off: its header alone has {length} bytes" if cut else what_it_is(head)
+        raise UserError(f"{path} is damaged or no safetensors file: {what}. Copy or download it again")
+    if length > MAX_HEADER:
+        raise UserError(
+            f"{path}: its header has {length} bytes; a hypernetwork's has a few thousand, at most {MAX_HEADER}"
+        )
+    return length
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    reason = str(error).partition("\n")[0]
+    return UserError(f"{path} is damaged or no safetensors file ({reason:.160}). Copy or download it again")
+
+
+def _config(path: Path, header: Mapping[str, str], names: list[str]) -> tuple[dict[str, Any], dict[Key, int]]:
+    """The settings under the webui's keys, and the width of each network."""
+    if header.get(FORMAT_KEY) != FORMAT:
+        raise UserError(f"{path} is not an attention hypernetwork: {_looks_like(header, names)}")
+    text = header.get(CONFIG_KEY, "")
+    try:
+        if len(text) > MAX_CONFIG:
+            raise ValueError("too long")
+        config = json.loads(text, parse_constant=_not_finite)
+        widths = config.pop("widths")
+        by_key: dict[Key, int] = {_key(text): width for text, width in widths.items()}
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: the header's {CONFIG_KEY} is damaged; expected JSON with widths") from error
+    if not by_key or any(isinstance(key, int) and key != width for key, width in by_key.items()):
+        raise UserError(f"{path}: the header's widths contradict themselves: {widths!s:.120}")
+    return config, by_key
+
+
+def _not_finite(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _key(text: str) -> Key:
+    if len(text) > 300 or not text.isprintable():
+        raise ValueError("site")
+    return int(text) if re.fullmatch(r"[1-9][0-9]{0,8}", text) else text
+
+
+def _groups(path: Path, names: Iterable[str]) -> dict[tuple[str, str], dict[str, str]]:
+    """(width or site, use) → {a network's parameter: the tensor's name}."""
+    groups: defaultdict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    for name in names:
+        match = _NAME.fullmatch(name)
+        if match is None:
+            raise UserError(
+                f"{path}: unexpected tensor {name!r:.100}; expected WIDTH.key.layers.N.linear.weight"
+            )
+        groups[match["key"], match["use"]][match["parameter"]] = name
+    return groups
+
+
+def _networks(
+    path: Path, hypernetwork: AttentionHypernetwork, groups: dict[tuple[str, str], dict[str, str]]
+) -> list[tuple[str, ContextNetwork, list[tuple[str, str]]]]:
+    """Each network with its place in words and its tensors' (parameter, name), in layer order.
+
+    Raises:
+        UserError: a network without tensors, or tensors without a network.
+    """
+    found = []
+    for key, pair in hypernetwork.pairs():
+        for network, use in ((pair.key, "key"), (pair.value, "value")):
+            order = {name: i for i, (name, _) in enumerate(network.named_parameters())}
+            group = groups.pop((str(key), use), {})
+            where = f"{'width' if isinstance(key, int) else 'site'} {key}, {use}s"
+            ordered = sorted(group.items(), key=lambda item: order.get(item[0], len(order)))
+            found.append((where, network, ordered))
+    if groups:
+        name, use = next(iter(groups))
+        raise UserError(f"{path}: tensors for {name!r:.100} ({use}s), which the header does not name")
+    return found
+
+
+def _looks_like(header: Mapping[str, str], names: list[str]) -> str:
+    if FORMAT_KEY in header:
+        found = header[FORMAT_KEY]
+        if found.startswith("generated-weights/"):
+            return "it holds weights that a hypernetwork generated: hyperbrush.load reads it"
+        if found.startswith("hypernetwork/"):
+            return "it holds a hypernetwork that generates weights: hyperbrush.Hypernetwork.load reads it"
+        return f"its format is {found!r:.80}, but this hyperbrush reads {FORMAT!r}; update it"
+    shown = ", ".join(names[:2]) or "nothing"
+    other = f"its header has no {FORMAT_KEY}, and it holds {len(names)} tensors ({shown!r:.120})"
+    return foreign_kind(names) or other
+
+
+def write(hypernetwork: AttentionHypernetwork, path: Path) -> None:
+    """Write all networks with their settings; equal networks make equal files.
+
+    Raises:
+        UserError: ``metadata`` holds what JSON or ModelSpec cannot, or the file cannot be written.
+    """
+    tensors = {}
+    for key, pair in hypernetwork.pairs():
+        for network, use in ((pair.key, "key"), (pair.value, "value")):
+            for name, parameter in network.named_parameters():
+                tensors[f"{key}.{use}.{name}"] = alone(parameter)
+    settings = {k: v for k, v in settings_of(hypernetwork).items() if not k.startswith(PREFIX)}
+    widths = {str(key): pair.width for key, pair in hypernetwork.pairs()}
+    try:
+        text = json.dumps(settings | {"widths": widths}, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"cannot write {path}: the metadata of {hypernetwork.name!r} must be texts, finite numbers, "
+            f"booleans or None ({error})"
+        ) from error
+    header = {FORMAT_KEY: FORMAT, CONFIG_KEY: text, **fields(hypernetwork, tensors)}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata=header)
+        sort_header(temporary)

@@ -1,0 +1,1 @@
+"""A folder of hypernetworks: names, notes, summaries, what a file holds."""

@@ -1,0 +1,317 @@
+"""A folder of hypernetwork files: names are looked up in its index, never joined to a path."""
+
+import logging
+import os
+import stat
+import unicodedata
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hyperbrush.errors import UnknownHypernetwork as UnknownHypernetwork
+from hyperbrush.errors import UserError, unknown_name
+from hyperbrush.file_cache import FileCache
+from hyperbrush.hypernetworks.files import SUFFIXES
+from hyperbrush.hypernetworks.library.foreign_notes import FOREIGN
+from hyperbrush.hypernetworks.library.notes import (
+    KEYS,
+    Notes,
+    collect_notes,
+    find_preview,
+    write_notes,
+    write_preview,
+)
+from hyperbrush.hypernetworks.library.summaries import Summary, summary_from
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from hyperbrush.hypernetworks.files.adapters import Adapter
+
+SUMMARY = "summary/1"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of a library.
+
+    Args:
+        name: what `HypernetworkLibrary.find` takes.
+        path, size: the file, and its bytes.
+        sha256: of the file, hex digits; "" where it cannot be read.
+        summary: what its header says; None for a broken file.
+        notes: what people wrote beside it.
+        error: why the file cannot be used.
+        warning: what is wrong beside it (its side files).
+    """
+
+    name: str
+    path: Path
+    size: int
+    sha256: str = ""
+    summary: Summary | None = None
+    notes: Notes = field(default_factory=Notes)
+    error: str | None = None
+    warning: str | None = None
+
+    @property
+    def short_hash(self) -> str:
+        """The webui's: the first 10 digits of the sha256."""
+        return self.sha256[:10]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON; every key is always there.
+
+        name, path, size (bytes), sha256, hash (the webui's short one), kind, format, widths, sites,
+        structure, activation, layer_norm, parameters, step, trained_for (None for a broken file), then
+        description, activation_text, preferred_weight, notes, error and warning (None where all is well).
+        """
+        summary = (
+            dict.fromkeys(Summary.__dataclass_fields__) if self.summary is None else self.summary.as_dict()
+        )
+        return {
+            "name": self.name,
+            "path": str(self.path),
+            "size": self.size,
+            "sha256": self.sha256,
+            "hash": self.short_hash,
+            **summary,
+            **{key: getattr(self.notes, key) for key in KEYS},
+            "error": self.error,
+            "warning": self.warning,
+        }
+
+
+class HypernetworkLibrary:
+    """The .pt, .bin, .ckpt and .safetensors files of a folder and its subfolders.
+
+    A file's name is its stem ("water"), or its place in the folder without suffix
+    ("styles/water") where stems repeat. The folder is read anew at each question, so new files
+    are seen.
+
+    cache: where hashes and headers are kept by file size and time; the user's cache folder by default.
+    """
+
+    def __init__(self, folder: str | Path, *, cache: FileCache | None = None) -> None:
+        self.folder = Path(folder)
+        self._cache = cache
+
+    @property
+    def cache(self) -> FileCache:
+        """Where hashes and headers are kept."""
+        if self._cache is None:
+            self._cache = FileCache()
+        return self._cache
+
+    def names(self) -> list[str]:
+        """Every name, sorted; repeated stems with their folder.
+
+        Raises:
+            UserError: the folder does not exist.
+        """
+        return sorted(self._named())
+
+    def files(self) -> dict[str, Path]:
+        """Every file by name, sorted.
+
+        Raises:
+            UserError: the folder does not exist.
+        """
+        return dict(sorted(self._named().items()))
+
+    def find(self, name: str) -> Path:
+        """The file called ``name``: a stem, or a place in the folder, with or without suffix.
+
+        Raises:
+            UnknownHypernetwork: no such file (with the closest names), or no folder.
+            UserError: several of that stem.
+        """
+        wanted = _normal(name)
+        by_stem = self._by_stem()
+        every = [path for paths in by_stem.values() for path in paths]
+        for path in every:
+            if wanted in (self._place(path), _normal(path.relative_to(self.folder).as_posix())):
+                return path
+        same = by_stem.get(wanted) or [p for p in every if _normal(p.name) == wanted]
+        if len(same) > 1:
+            places = ", ".join(self._place(path) for path in same)
+            raise UserError(
+                f"several hypernetworks are called {name!r} in {self.folder}: say which of {places}"
+            )
+        if not same:
+            error = unknown_name("hypernetwork", name, self.names(), hint=f"; looked in {self.folder}")
+            raise UnknownHypernetwork(str(error))
+        return same[0]
+
+    def load(self, name: str) -> "Adapter":
+        """Read the file called ``name``.
+
+        Raises:
+            UserError: as `find` and `adapters.load`.
+        """
+        from hyperbrush.hypernetworks.files.adapters import load  # the rest of this module does without torch
+
+        return load(self.find(name))
+
+    def sha256(self, name: str) -> str:
+        """Hex digest of the file called ``name``, kept by its size and time.
+
+        Raises:
+            UserError: as `find`, or it cannot be read.
+        """
+        digest = self.cache.sha256(self.find(name))
+        self.cache.save()
+        return digest
+
+    def entries(self) -> list[Entry]:
+        """Every file with what its header says, by name; a broken one with the reason.
+
+        Numbers are read for the hash alone, and only where size or time have changed.
+
+        Raises:
+            UserError: the folder does not exist.
+        """
+        found = [self._entry(name, path) for name, path in sorted(self._named().items())]
+        self.cache.save()
+        return [entry for entry in found if entry is not None]
+
+    def entry(self, name: str) -> Entry:
+        """One file with what its header says.
+
+        Raises:
+            UserError: as `find`.
+        """
+        path = self.find(name)
+        own = {path: name for name, path in self._named().items()}
+        found = self._entry(own.get(path, name), path)
+        if found is None:
+            raise UnknownHypernetwork(f"{path} has just vanished")
+        self.cache.save()
+        return found
+
+    def notes(self, name: str) -> Notes:
+        """What people and other programs wrote beside a network; see `sidecars.collect_notes`.
+
+        Raises:
+            UserError: as `find`; or a side file is damaged or lies outside of the folder.
+        """
+        notes, wrong = collect_notes(self.find(name), self._refused)
+        for side, reason in wrong:
+            if side.name.endswith(tuple(FOREIGN)):  # nobody edits these here
+                _log.warning("%s", reason)
+            else:
+                raise UserError(reason)
+        return notes
+
+    def write_notes(self, name: str, notes: Notes) -> None:
+        """Write NAME.json and NAME.txt; other keys of the webui's stay if they are in ``notes.other``.
+
+        Raises:
+            UserError: as `find`; or they cannot be written.
+        """
+        write_notes(self.find(name), notes)
+
+    def preview(self, name: str) -> Path | None:
+        """The picture beside a network, if there is one within the folder.
+
+        Raises:
+            UserError: as `find`.
+        """
+        path = find_preview(self.find(name))
+        return path if path is not None and self._inside(path) else None
+
+    def set_preview(self, name: str, image: "Image") -> Path:
+        """Write NAME.preview.png.
+
+        Raises:
+            UserError: as `find`; or it cannot be written.
+        """
+        return write_preview(self.find(name), image)
+
+    def _entry(self, name: str, path: Path) -> Entry | None:
+        """None for a file that vanished meanwhile."""
+        from hyperbrush.hypernetworks.library.summary import summarise
+
+        summary = None
+        digest, error = "", None
+        try:
+            state = path.stat()
+        except OSError:
+            return None
+        try:
+            if not stat.S_ISREG(state.st_mode):
+                raise UserError(f"{path} is no regular file")
+            digest = self.cache.sha256(path)
+            value = self.cache.get(
+                path, SUMMARY, lambda p: summarise(p).as_dict(), lambda v: summary_from(v) is not None
+            )
+            summary = summary_from(value)
+        except (UserError, OSError) as reason:
+            error = str(reason)
+        notes, wrong = collect_notes(path, self._refused)
+        return Entry(
+            name,
+            path,
+            state.st_size,
+            digest,
+            summary,
+            notes,
+            error,
+            "; ".join(reason for _, reason in wrong) or None,
+        )
+
+    def _refused(self, side: Path) -> str | None:
+        """Why a side file is not looked at."""
+        if self._inside(side):
+            return None
+        return f"{side} leads out of {self.folder}: put the file itself there"
+
+    def _inside(self, path: Path) -> bool:
+        return path.resolve().is_relative_to(self.folder.resolve())
+
+    def _named(self) -> dict[str, Path]:
+        return {
+            _stem(path) if len(paths) == 1 else self._place(path): path
+            for paths in self._by_stem().values()
+            for path in paths
+        }
+
+    def _by_stem(self) -> dict[str, list[Path]]:
+        """Files by stem. Of twins in one folder that differ only in suffix, the safetensors one."""
+        if not self.folder.is_dir():
+            raise UnknownHypernetwork(
+                f"no hypernetwork folder at {self.folder}: make it and put the files there"
+            )
+        root = self.folder.resolve()
+        by_place: dict[str, Path] = {}
+        for parent, folders, files in os.walk(self.folder):
+            folders[:] = sorted(f for f in folders if not f.startswith("."))
+            for file in sorted(files):
+                path = Path(parent, file)
+                # A link may not carry a name out of the folder.
+                if (
+                    file.startswith(".")
+                    or path.suffix.lower() not in SUFFIXES
+                    or not path.resolve().is_relative_to(root)
+                ):
+                    continue
+                place = self._place(path)
+                if place not in by_place or path.suffix.lower() == ".safetensors":
+                    by_place[place] = path
+        by_stem: dict[str, list[Path]] = {}
+        for path in by_place.values():
+            by_stem.setdefault(_stem(path), []).append(path)
+        return by_stem
+
+    def _place(self, path: Path) -> str:
+        return _normal(path.relative_to(self.folder).with_suffix("").as_posix())
+
+
+def _stem(path: Path) -> str:
+    return _normal(path.stem)
+
+
+def _normal(name: str) -> str:
+    """One form for names that look the same: macOS stores "é" as two characters, others as one."""
+    return unicodedata.normalize("NFC", name)

@@ -1,0 +1,1 @@
+"""Generated weights, and the layers they are for."""

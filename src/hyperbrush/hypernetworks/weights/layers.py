@@ -1,0 +1,195 @@
+"""Targets: the linear layers a hypernetwork generates weights for, found by kind, projection, block or name."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import astuple, dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+
+from hyperbrush.errors import UserError, unknown_name
+from hyperbrush.hypernetworks.attention.hypernetwork import AttentionHypernetwork
+from hyperbrush.ldm.modules.attention_sites import KINDS, PROJECTIONS, find_attentions
+
+# Widths of Stable Diffusion 1.x's UNet, and how many transformer blocks stand at each level on either way.
+_SD1_WIDTHS = (320, 640, 1280)
+_SD1_CROSS = 768
+
+
+@dataclass(frozen=True)
+class Target:
+    """One linear layer: its weight is (out_width, in_width)."""
+
+    name: str  # "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
+    kind: str  # "attn1" or "attn2"; of an attention hypernetwork "key" or "value"
+    projection: str  # "to_q", "to_k", "to_v", "to_out.0"; of an attention hypernetwork "layers.0", …
+    block: str  # "down.1", "mid", "up.2"; of an attention hypernetwork the width or site
+    depth: int  # which transformer block, counted from the UNet's input
+    in_width: int
+    out_width: int
+
+    @property
+    def group(self) -> tuple[str, str, int, int]:
+        """What layers share a head: kind, projection and shape."""
+        return self.kind, self.projection, self.in_width, self.out_width
+
+    @property
+    def path(self) -> str:
+        """The attention it belongs to."""
+        return self.name.removesuffix("." + self.projection)
+
+
+def find_targets(module: torch.nn.Module, target_layers: Collection[str] | None = None) -> list[Target]:
+    """The layers of a UNet2DConditionModel, or of an `AttentionHypernetwork`, in the order of the forward pass.
+
+    target_layers: which, see `select`; None: all of to_q, to_k, to_v, to_out in attn1 and attn2.
+
+    Raises:
+        UserError: as `attention_sites` and `select`.
+    """
+    if isinstance(module, AttentionHypernetwork):
+        return select(_of_hypernetwork(module), target_layers)
+    targets = []
+    for site, _ in find_attentions(module):
+        for projection in site.projections:
+            targets.append(
+                Target(
+                    f"{site.path}.{projection.name}",
+                    site.kind,
+                    projection.name,
+                    site.block,
+                    site.depth,
+                    projection.in_width,
+                    projection.out_width,
+                )
+            )
+    return select(targets, target_layers)
+
+
+def select(targets: Sequence[Target], target_layers: Collection[str] | None) -> list[Target]:
+    """Those of the targets that at least one pattern matches, in their own order.
+
+    A pattern is a kind ("attn1"), a projection ("to_k", "to_out"), a block ("down.1", "mid", "up") or several of
+    these joined by dots ("up.attn2.to_k": all must hold); else a layer's name, the beginning of one
+    ("mid_block"), or a name with wildcards ("*.attentions.0.*.to_q").
+
+    Raises:
+        UserError: a pattern matches nothing, or there is none.
+    """
+    if target_layers is None:
+        return list(targets)
+    if isinstance(target_layers, str):
+        raise UserError(f"target_layers must be a list, not the text {target_layers!r}: [{target_layers!r}]")
+    if not target_layers:
+        raise UserError(f"target_layers is empty: name some of {describe(targets)}")
+    for pattern in target_layers:
+        if not any(matches(target, pattern) for target in targets):
+            raise unknown_name(
+                "target layer", pattern, _vocabulary(targets), hint="; or a layer's name with * for any part"
+            )
+    return [t for t in targets if any(matches(t, pattern) for pattern in target_layers)]
+
+
+def matches(target: Target, pattern: str) -> bool:
+    """Whether one pattern of `select` matches a target."""
+    words = list(_words(pattern))
+    if words and all(_is_word(word, target) is not None for word in words):
+        return all(_is_word(word, target) for word in words)
+    name = target.name
+    return name == pattern or name.startswith(pattern + ".") or fnmatchcase(name, pattern)
+
+
+def describe(targets: Sequence[Target]) -> str:
+    """What there is, in words: "128 layers: attn1, attn2; to_k, …; blocks down.0, …"."""
+    kinds, projections, blocks = (
+        list(dict.fromkeys(getattr(t, what) for t in targets)) for what in ("kind", "projection", "block")
+    )
+    return f"{len(targets)} layers: {', '.join(kinds)}; {', '.join(projections)}; blocks {', '.join(blocks[:12])}"
+
+
+def sd15_targets(target_layers: Collection[str] | None = None) -> list[Target]:
+    """The 128 layers of Stable Diffusion 1.x's UNet, without the UNet.
+
+    Raises:
+        UserError: as `select`.
+    """
+    places = [(f"down_blocks.{i}", f"down.{i}", j, w) for i, w in enumerate(_SD1_WIDTHS) for j in range(2)]
+    places += [("mid_block", "mid", 0, 1280)]
+    places += [
+        (f"up_blocks.{i + 1}", f"up.{i + 1}", j, w)
+        for i, w in enumerate(reversed(_SD1_WIDTHS))
+        for j in range(3)
+    ]
+    targets = []
+    for depth, (part, block, number, width) in enumerate(places):
+        for kind in KINDS:
+            path = f"{part}.attentions.{number}.transformer_blocks.0.{kind}"
+            for projection in PROJECTIONS:
+                cross = kind == "attn2" and projection in ("to_k", "to_v")
+                seen = _SD1_CROSS if cross else width
+                targets.append(Target(f"{path}.{projection}", kind, projection, block, depth, seen, width))
+    return select(targets, target_layers)
+
+
+def to_rows(targets: Sequence[Target]) -> list[list[Any]]:
+    """Targets as JSON has them."""
+    return [list(astuple(target)) for target in targets]
+
+
+def from_rows(rows: Any) -> list[Target]:
+    """Undo `to_rows`.
+
+    Raises:
+        UserError: they are no targets.
+    """
+    kinds = (str, str, str, str, int, int, int)
+    try:
+        sound = all(len(row) == 7 and all(map(isinstance, row, kinds)) and min(row[5:]) > 0 for row in rows)
+    except TypeError:
+        sound = False
+    if not sound or not rows or len({row[0] for row in rows}) != len(rows):
+        raise UserError("the list of target layers is damaged")
+    return [Target(*row) for row in rows]
+
+
+def _of_hypernetwork(hypernetwork: AttentionHypernetwork) -> list[Target]:
+    targets = []
+    for depth, (key, pair) in enumerate(hypernetwork.pairs()):
+        for kind, network in (("key", pair.key), ("value", pair.value)):
+            for i, layer in enumerate(network.layers):
+                weight: Any = layer.linear
+                where = f"layers.{i}"
+                shape = weight.in_features, weight.out_features
+                targets.append(Target(f"{key}.{kind}.{where}", kind, where, str(key), depth, *shape))
+    return targets
+
+
+def _words(pattern: str) -> Iterator[str]:
+    """A pattern's parts; "down.1", "to_out.0" and "layers.0" are one each."""
+    parts = pattern.split(".")
+    while parts:
+        word = parts.pop(0)
+        if parts and parts[0].isdecimal() and word in ("down", "up", "to_out", "layers"):
+            word += "." + parts.pop(0)
+        yield word
+
+
+def _is_word(word: str, target: Target) -> bool | None:
+    """Whether a word holds of a target; None where it is no such word."""
+    if word in (*KINDS, "key", "value"):
+        return target.kind == word
+    if word.startswith("to_") or word.startswith("layers"):
+        return (
+            target.projection in (word, word + ".0") if word.startswith("to_") else target.projection == word
+        )
+    if word.partition(".")[0] in ("down", "mid", "up"):
+        return word in (target.block, target.block.partition(".")[0])
+    return word == target.block if word.isdecimal() else None
+
+
+def _vocabulary(targets: Sequence[Target]) -> list[str]:
+    words = set()
+    for target in targets:
+        words |= {target.kind, target.projection.removesuffix(".0"), target.block}
+        words |= {target.block.partition(".")[0]} if target.kind in KINDS else {target.projection}
+    return sorted(words)

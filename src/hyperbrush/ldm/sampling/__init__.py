@@ -1,0 +1,1 @@
+"""Samplers, their names and noise schedules, and drawing with a whole model."""

@@ -1,0 +1,355 @@
+"""Training an attention hypernetwork on a frozen model."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hyperbrush.errors import UserError
+from hyperbrush.hypernetworks import AttentionHypernetwork, attach
+from hyperbrush.hypernetworks.files.optimizer import OptimizerState, check_fits
+from hyperbrush.hypernetworks.generator import Hypernetwork, TargetNetwork, TunedWeights
+from hyperbrush.ldm.data import BatchOrder, ImageFolder, captions_seen
+from hyperbrush.ldm.models import LatentDiffusion
+from hyperbrush.ldm.models.loading import from_pipeline
+from hyperbrush.ldm.models.steps import update
+from hyperbrush.ldm.modules.diffusion import Loss
+from hyperbrush.ldm.util import load_config
+from hyperbrush.training.attention.config import HypernetworkConfig, usual_rate
+from hyperbrush.training.attention.objective import Compute, HypernetworkObjective
+from hyperbrush.training.data.cached import Told, cached_latents, cached_texts
+from hyperbrush.training.data.conditioned import conditioned
+from hyperbrush.training.data.pictures import Pictures, hold_out, open_pictures, without_chance
+from hyperbrush.training.generator.config import GeneratorConfig
+from hyperbrush.training.generator.objective import GeneratorObjective, generator_objective
+from hyperbrush.training.generator.step import generated
+from hyperbrush.training.loop.caller import AccelerateStates, ModuleAsFound, generators_kept
+from hyperbrush.training.loop.optimizers import resolve, restore_moments
+from hyperbrush.training.loop.processes import join, main_first, prepared
+from hyperbrush.training.loop.run_folder import opened_run
+from hyperbrush.training.loop.trainer import OptimizerFactory, Progress, Trainer
+
+log = logging.getLogger(__name__)
+
+
+class HypernetworkTrainer:
+    """Trains a hypernetwork on pictures; the model is left as it was found, in every respect.
+
+    Args:
+        hypernetwork: what is trained: an attention hypernetwork on pictures of one style, generated weights
+            (`TunedWeights`) on such, or a `Hypernetwork`, which generates weights, on many styles.
+        config: settings of `HypernetworkConfig`, or of `GeneratorConfig` for the second kind, as a mapping; for that
+            kind ``target_layers`` too, which must mean the layers that it generates weights for.
+        run: folder of the run, runs/NAME by default.
+        loss, compute: a loss or a whole objective of one's own, see `HypernetworkObjective` and `GeneratorObjective`.
+        optimizer_factory: makes an optimizer of parameter groups, instead of the config's.
+        learning_rate: from the steps made to the rate of the next, instead of the config's schedule, see `Trainer`.
+        optimizer_state: to begin with, such as `read_optimizer` finds beside a file.
+        on_progress, should_stop: see `Trainer`.
+        on_prepare: called with (what, done, in all) while pictures and captions are encoded.
+
+    Raises:
+        UserError: whatever is wrong with the settings.
+    """
+
+    def __init__(
+        self,
+        hypernetwork: AttentionHypernetwork | TunedWeights | Hypernetwork,
+        config: Mapping[str, Any] | HypernetworkConfig | GeneratorConfig | None = None,
+        *,
+        run: str | Path | None = None,
+        loss: Loss | None = None,
+        compute: Compute | None = None,
+        optimizer_factory: OptimizerFactory | None = None,
+        learning_rate: Callable[[int], float] | None = None,
+        optimizer_state: OptimizerState | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+        on_prepare: Told | None = None,
+    ) -> None:
+        self.hypernetwork = hypernetwork
+        self._target_layers: list[str] | None = None
+        if isinstance(hypernetwork, Hypernetwork) and isinstance(config, Mapping):
+            config = dict(config)
+            self._target_layers = config.pop("target_layers", None)
+            if self._target_layers is not None:
+                hypernetwork.check_layers(self._target_layers)
+        if optimizer_state is not None and not isinstance(hypernetwork, AttentionHypernetwork):
+            raise UserError(
+                f"an optimizer's state is beside files of attention hypernetworks alone; {hypernetwork.name!r} is a "
+                f"{type(hypernetwork).__name__}: leave optimizer_state out"
+            )
+        self.config = _settings(hypernetwork, config)
+        self.run = Path(run) if run is not None else Path("runs") / hypernetwork.name
+        self.loss, self.compute = loss, compute
+        self.optimizer_factory, self.optimizer_state = optimizer_factory, optimizer_state
+        self.learning_rate = learning_rate
+        self.on_progress, self.should_stop, self.on_prepare = on_progress, should_stop, on_prepare
+        self.optimizer: torch.optim.Optimizer | None = None  # after a training
+
+    def train(
+        self,
+        model: Any,
+        dataset: Any,
+        validation: Any = None,
+        *,
+        resume: bool = False,
+        at: int | None = None,
+        held: bool = False,
+        on_begin: Callable[[], None] = lambda: None,
+    ) -> Path:
+        """Train and return the file written.
+
+        Args:
+            model: a `LatentDiffusion` or a diffusers pipeline.
+            dataset: a folder of captioned pictures, a tar or a table, several of these, an `ImageFolder`, a `Mixture`, or
+                a dataset of your own (torch's, Hugging Face's, a list of mappings, a stream: see `PictureRows`); for a
+                `Hypernetwork` a folder with one folder of pictures for each style, or a mapping of their names to any
+                of these.
+            validation: the same, held out; else `validation_share` of the pictures (or styles).
+            resume: go on from the run's newest checkpoint, or from the one ``at`` a step.
+            held, on_begin: see `Trainer.train`.
+
+        Raises:
+            UserError: see `Trainer.train`; and whatever is wrong with the pictures.
+        """
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(AccelerateStates().entered())
+            stack.enter_context(generators_kept())
+            if not held:
+                stack.enter_context(opened_run(self.run, resume=resume, at=at))
+            objective = prepared(self.run, lambda: self._open(model, dataset, validation), self.should_stop)
+            stack.callback(self.hypernetwork.eval)
+            stack.callback(objective.close)
+            trainer = Trainer(
+                objective,
+                self.config.trainer(len(objective.data)),
+                self.run,
+                on_progress=self.on_progress,
+                should_stop=self.should_stop,
+                optimizer_factory=self.optimizer_factory,
+                learning_rate=self.learning_rate,
+            )
+            if self.optimizer_state is not None and not resume:
+                self._begin_with(trainer.optimizer, self.optimizer_state)
+            self.optimizer = trainer.optimizer
+            return trainer.train(resume=resume, at=at, held=True, on_begin=on_begin)
+
+    def _begin_with(self, optimizer: Any, state: OptimizerState) -> None:
+        """Take an earlier training's moments, or say why the optimizer begins anew."""
+        assert isinstance(self.hypernetwork, AttentionHypernetwork)
+        if state.warning is not None:
+            log.warning(
+                "%s; its moments are used all the same: remove it to begin with new ones", state.warning
+            )
+        try:
+            check_fits(state, self.hypernetwork)
+        except UserError as error:  # other programs leave some parameters out of the optimizer
+            log.warning("the optimizer begins anew: %s", error)
+            return
+        restore_moments(optimizer, state.optimizer_name, state.state_dict)
+
+    def optimizer_state_dict(self) -> tuple[str, dict[str, Any]]:
+        """(torch's class, state) of the optimizer after a training, for `write_optimizer`."""
+        assert self.optimizer is not None, "call train first"
+        inner = getattr(self.optimizer, "optimizer", self.optimizer)  # Accelerate wraps it
+        return type(inner).__name__, inner.state_dict()
+
+    def objective(
+        self, model: Any, dataset: Any, validation: Any = None
+    ) -> "HypernetworkObjective | GeneratorObjective":
+        """Everything opened, encoded and attached, as `train` does it; call its ``close`` in the end, which leaves
+        the model as it was found.
+
+        For the finders, and for loops of one's own.
+
+        Raises:
+            UserError: whatever is wrong with the pictures or the model.
+        """
+        return main_first(lambda: self._open(model, dataset, validation))
+
+    def _open(
+        self, model: Any, dataset: Any, validation: Any
+    ) -> "HypernetworkObjective | GeneratorObjective":
+        opened = model if isinstance(model, LatentDiffusion) else from_pipeline(LatentDiffusion, model)
+        found = ModuleAsFound(opened)
+        try:
+            objective = self._opened(opened, dataset, validation)
+        except BaseException:
+            found.restore()
+            raise
+        close = objective.close
+
+        def closed() -> None:
+            close()
+            found.restore()
+
+        objective.close = closed  # type: ignore[method-assign]
+        return objective
+
+    def _opened(
+        self, opened: LatentDiffusion, dataset: Any, validation: Any
+    ) -> "HypernetworkObjective | GeneratorObjective":
+        opened.to(join()).requires_grad_(False).eval()
+        if self.config.gradient_checkpointing:
+            opened.unet.enable_gradient_checkpointing()  # type: ignore[operator]
+        if self.config.channels_last:
+            opened.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if isinstance(self.config, GeneratorConfig):
+            assert isinstance(self.hypernetwork, Hypernetwork)
+            if self._target_layers is not None:
+                self.hypernetwork.bind(opened).check_layers(self._target_layers, TargetNetwork(opened))
+            return generator_objective(
+                opened,
+                self.hypernetwork,
+                self.config,
+                dataset,
+                validation,
+                self.run,
+                self.on_prepare,
+                loss=self.loss,
+                compute=self.compute,
+            )
+        return self._of_one_style(opened, self.config, dataset, validation)
+
+    def _of_one_style(
+        self, opened: LatentDiffusion, c: HypernetworkConfig, dataset: Any, validation: Any
+    ) -> HypernetworkObjective:
+        assert isinstance(self.hypernetwork, AttentionHypernetwork | TunedWeights)
+        train, held_out = pictures_of(opened, c, dataset, validation)
+        order = BatchOrder(train.groups, c.batch_size, c.seed)
+        captions = ["", *captions_seen(train, order, c.steps(len(train)))]
+        if held_out is not None:
+            captions += [held_out.caption(i, 0) for i in range(len(held_out))]
+        cache = self.run / "cache"
+        texts = None
+        if opened.conditioning == "text":
+            texts = cached_texts(opened, captions, cache / "texts", self.on_prepare)
+        data, held = cached_latents(
+            opened,
+            (train, held_out),
+            cache / "latents",
+            posterior=c.latent_sampling,
+            told=self.on_prepare,
+        )
+        assert data is not None
+        about: dict[str, Any] = {
+            "seed": c.seed,
+            "missing": c.missing,
+            "classes": c.classes,
+            "condition_folder": c.condition_folder,
+        }
+        if texts is None and opened.conditioning == "text":
+            log.warning(
+                "%d different captions are too many to keep: each is encoded in its step", len(captions)
+            )
+        return HypernetworkObjective(
+            opened,
+            self.hypernetwork,
+            c,
+            conditioned(opened, data, train, **about),
+            held_out=held and held_out and conditioned(opened, held, held_out, **about),
+            texts=texts,
+            loss=self.loss,
+            compute=self.compute,
+        )
+
+
+def _settings(
+    hypernetwork: AttentionHypernetwork | TunedWeights | Hypernetwork,
+    given: Mapping[str, Any] | HypernetworkConfig | GeneratorConfig | None,
+) -> HypernetworkConfig | GeneratorConfig:
+    kind = GeneratorConfig if isinstance(hypernetwork, Hypernetwork) else HypernetworkConfig
+    config: Any = given if isinstance(given, kind) else load_config(kind, dict(given or {}))
+    if isinstance(config, HypernetworkConfig) and not config.trigger:
+        # [name] in templates is the network's, as in the webui
+        config = config.model_copy(update={"trigger": hypernetwork.name})
+    adamw = config.learning_rate is None and resolve(config.optimizer) == "adamw"
+    if adamw and isinstance(hypernetwork, AttentionHypernetwork):
+        widest = max(pair.width for _, pair in hypernetwork.pairs())
+        config = config.model_copy(update={"learning_rate": usual_rate(widest)})
+    return config  # type: ignore[no-any-return]
+
+
+def pictures_of(
+    model: LatentDiffusion, config: HypernetworkConfig, dataset: Any, validation: Any = None
+) -> tuple[Pictures, Pictures | None]:
+    """Training and held-out pictures for a model.
+
+    Raises:
+        UserError: see `open_pictures`.
+    """
+    about: dict[str, Any] = {
+        "size": config.size or model.image_size,
+        "downscale": model.image_size // model.latent_shape[1],
+        "multiple": model.size_unit,
+        "seed": config.seed,
+    }
+    data = open_pictures(dataset, config, **about)
+    if validation is None:
+        return hold_out(data, config.validation_share, config.seed)
+    held = open_pictures(validation, config, **about, held_out=True)
+    if isinstance(held, ImageFolder):
+        return data, held.without_chance()
+    return data, held.over(without_chance)
+
+
+def train_hypernetwork(
+    model: LatentDiffusion | Hypernetwork,
+    batch: Mapping[str, Any],
+    hypernetwork: AttentionHypernetwork | TunedWeights | Hypernetwork | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    generator: torch.Generator | None = None,
+    *,
+    max_grad_norm: float | None = 1.0,
+    **settings: Any,
+) -> float:
+    """One documented step for people with their own loop: only the hypernetwork learns.
+
+    An attention hypernetwork (or `TunedWeights`) is attached; a `Hypernetwork` generates weights from the batch (see
+    `generate_weights`), which its ``target_network`` applies: one adapter, or one for each picture.
+
+    model: or, alone with its batch, a `Hypernetwork` that is bound to its model: ``train_hypernetwork(net, batch)``.
+    batch, settings: as for `LatentDiffusion.losses`; for a `Hypernetwork` also "condition", what to generate from.
+    optimizer: over the hypernetwork's parameters; None: backward alone, the gradients are left to the caller.
+    The network stays attached until backward has run, so that gradient checkpointing sees it too.
+    Weights of the model that were to learn are so again afterwards.  Returns the loss.
+
+    Raises:
+        UserError: the loss is not finite (no parameter was changed); no hypernetwork; one that is bound to no model or to
+            another one; weights for another number of pictures than the batch has.
+    """
+    if isinstance(model, Hypernetwork):
+        if hypernetwork is not None and hypernetwork is not model:
+            raise UserError(
+                "two hypernetworks were given: expected train_hypernetwork(model, batch, hypernetwork)"
+            )
+        hypernetwork, model = model, _bound_model(model)
+    if hypernetwork is None:
+        raise UserError(
+            "which hypernetwork learns? expected train_hypernetwork(model, batch, hypernetwork, optimizer), or a "
+            "Hypernetwork that is bound to its model in the model's place"
+        )
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.requires_grad_(False)
+    if optimizer is not None:
+        optimizer.zero_grad(set_to_none=True)
+    try:
+        with contextlib.ExitStack() as stack:
+            if isinstance(hypernetwork, Hypernetwork):
+                stack.enter_context(generated(hypernetwork, model, batch, generator))
+            else:
+                acting = hypernetwork.weights if isinstance(hypernetwork, TunedWeights) else hypernetwork
+                stack.enter_context(attach(model.unet, [(acting, 1.0)]))
+            return update(model(batch, generator, **settings), optimizer, max_grad_norm)
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
+def _bound_model(net: Hypernetwork) -> LatentDiffusion:
+    source = net.target_network.source
+    return source if isinstance(source, LatentDiffusion) else net.source.model

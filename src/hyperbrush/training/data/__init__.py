@@ -1,0 +1,1 @@
+"""What a training reads: pictures in memory, cached latents."""

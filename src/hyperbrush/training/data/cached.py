@@ -1,0 +1,101 @@
+"""What frozen encoders say of pictures and captions, computed once and kept on disk."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hyperbrush.errors import UserError
+from hyperbrush.ldm.data import ImageFolder, LatentCache, Mixture, Selection, cache_latents, cache_texts
+from hyperbrush.ldm.models import LatentDiffusion
+from hyperbrush.training.data.pictures import Pictures
+from hyperbrush.training.loop.checkpoint import digest
+
+Told = Callable[[str, int, int], None]  # (what is encoded, done, in all)
+Texts = dict[
+    str, dict[str, Tensor]
+]  # caption → "embeddings", and "pooled_embeddings" for Stable Diffusion XL
+TEXT_BYTES = 2**31  # of text states that are kept in memory at most
+FORMS = {"context": "embeddings", "pooled": "pooled_embeddings"}  # the model's names → a batch's
+
+
+def cached_latents(
+    model: LatentDiffusion,
+    parts: Sequence[Pictures | None],
+    folder: Path,
+    *,
+    posterior: str = "deterministic",
+    told: Told | None = None,
+) -> list[Pictures | None]:
+    """The same datasets with latents for pictures; None stays None.
+
+    Pictures that jitter, rotation or a transform of one's own show another way each time stay pictures, which each step
+    encodes.
+
+    Raises:
+        UserError: see `ldm.data.cache_latents`; draws from the posterior of pictures that stay such.
+    """
+    for data in parts:
+        if data is not None and repaints(data):
+            check_posterior(posterior)
+    progress = None if told is None else lambda done, of: told("pictures", done, of)
+    with LatentCache(folder, digest(dict(model.first_stage.state_dict()))) as cache:
+        return [
+            None
+            if data is None
+            else data
+            if repaints(data)
+            else cache_latents(data, model.moments, cache, progress=progress, posterior=posterior)  # type: ignore[call-overload]
+            for data in parts
+        ]
+
+
+def repaints(data: Any) -> bool:
+    """Whether a dataset's pictures are others each time, so that they cannot be encoded once."""
+    if isinstance(data, Mixture):
+        return any(repaints(part.data) for part in data.parts)
+    if isinstance(data, Selection):
+        return repaints(data.data)
+    if not isinstance(data, ImageFolder):
+        return False
+    anywhere = data.crop == "random" and data.crop_variants is None
+    return anywhere or bool(data.jitter or data.rotate or data.transform)
+
+
+def check_posterior(posterior: str) -> None:
+    """Refuse draws from the posterior of pictures that are encoded in each step.
+
+    Raises:
+        UserError: it is not the mean.
+    """
+    if posterior != "deterministic":
+        raise UserError(
+            f"latent_sampling {posterior!r} is of latents that are kept, and pictures that jitter, rotation or a transform "
+            "shows another way each time are encoded in each step by their mean: leave one of them out"
+        )
+
+
+def cached_texts(
+    model: LatentDiffusion, captions: Sequence[str], folder: Path, told: Told | None = None
+) -> Texts | None:
+    """What the UNet is told of each caption; None where they take more than `TEXT_BYTES` together."""
+    captions = list(dict.fromkeys(captions))
+    with torch.no_grad():
+        one = model.text_conditions([""])
+    if sum(value.nbytes for value in one.values()) * len(captions) > TEXT_BYTES:
+        return None
+    found: Texts = {caption: {} for caption in captions}
+    encoders = [e for e in (model.text_encoder, model.text_encoder_2) if e is not None]
+    weights = {f"{i}.{k}": v for i, e in enumerate(encoders) for k, v in e.state_dict().items()}
+    progress = None if told is None else lambda done, of: told("captions", done, of)
+    for key in one:
+
+        def encode(texts: list[str], key: str = key) -> Tensor:
+            return model.text_conditions(texts)[key]
+
+        with LatentCache(folder / key, digest(weights)) as cache:
+            for caption, states in cache_texts(captions, encode, cache, progress=progress).items():
+                found[caption][FORMS[key]] = states
+    return found

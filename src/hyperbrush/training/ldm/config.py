@@ -1,0 +1,233 @@
+"""Settings of `hyperbrush ldm train`: a first stage or a diffusion model."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, TypeAdapter, field_validator, model_validator
+
+from hyperbrush.errors import unknown_name
+from hyperbrush.files import write_text
+from hyperbrush.ldm.util import load_config, read_yaml
+from hyperbrush.training.data.pictures import FolderConfig, PictureSettings
+from hyperbrush.training.loop.config import Rate, Share, Strict, TrainerConfig
+
+Side = Annotated[int, Field(ge=8)]
+
+
+class DataConfig(PictureSettings):
+    """Where the pictures are, and how they and their captions become examples."""
+
+    folders: list[FolderConfig] = Field(min_length=1, description="folders of pictures, see above")
+    held_out: list[FolderConfig] = Field(
+        [], description="folders to validate on; else validation_share of the pictures"
+    )
+    size: Side | tuple[Side, Side] = Field(64, description="side in pixels, or [height, width]")
+    flip: Share = Field(0.0, description="share of mirrored pictures")
+    validation_share: Share = Field(
+        0.0, description="share of the pictures held out where no folders are; 0.1 is usual"
+    )
+    on_problem: Literal["skip", "raise"] = Field(
+        "skip", description="files that cannot be used are told and left out, or end it"
+    )
+    cache: str = Field("", description="folder for cached latents; the run's own by default")
+
+
+class FirstStageConfig(Strict):
+    """An autoencoder from scratch."""
+
+    type: Literal["kl", "vq"] = Field("kl", description="continuous latents, or those of a codebook")
+    latent_dim: int = Field(4, ge=1, description="channels of the latents")
+    channels: list[int] = Field(
+        [16, 48, 96], description="of each level; each further one halves the picture"
+    )
+    layers_per_block: int = Field(1, ge=1, description="residual blocks a level")
+    mid_attention: bool = Field(False, description="attention at the smallest level")
+    codebook: int = Field(1024, ge=2, description="entries of a vq codebook")
+    revive_every: int = Field(
+        100, ge=0, description="steps after which codebook entries that no picture uses begin anew; 0: never"
+    )
+
+
+class LossConfig(Strict):
+    """Weights of the first stage's loss; see `FirstStageLoss`."""
+
+    l1: float = Field(1.0, ge=0, description="weight of the absolute error")
+    mse: float = Field(1.0, ge=0, description="weight of the squared error")
+    gradient: float = Field(1.0, ge=0, description="weight of the error of neighbouring differences: edges")
+    log_mse: float = Field(0.0, ge=0, description="weight of log(squared error): the fine end")
+    kl: float = Field(1e-3, ge=0, description="weight of the distance to a normal distribution")
+    quantise: float = Field(1.0, ge=0, description="weight of the codebook's loss")
+    perceptual: float = Field(
+        0.0, ge=0, description="weight of LPIPS (the extra 'perceptual', and its network's weights); 0: none"
+    )
+    perceptual_network: Literal["alex", "vgg", "squeeze"] = Field(
+        "vgg", description="what LPIPS looks through"
+    )
+    adversarial_weight: float = Field(0.0, ge=0, description="weight of a patch discriminator; 0: none")
+    adversarial_start: int = Field(0, ge=0, description="step at which it begins")
+    adversarial_adaptive: bool = Field(
+        False,
+        description="multiply its weight by what makes its gradient at the decoder's last layer as large as the others'",
+    )
+
+    @model_validator(mode="after")
+    def _reconstructs(self) -> "LossConfig":
+        if not (self.l1 or self.mse or self.log_mse):
+            raise ValueError("one of l1, mse and log_mse must be above 0, or nothing asks for the picture")
+        if self.adversarial_adaptive and not self.adversarial_weight:
+            raise ValueError(
+                "adversarial_adaptive scales adversarial_weight, which is 0: give one, such as 0.8"
+            )
+        return self
+
+
+class FirstStageRun(Strict):
+    """`kind: first_stage`."""
+
+    kind: Literal["first_stage"] = Field(description="what the file is for")
+    data: DataConfig
+    model: FirstStageConfig = FirstStageConfig()
+    loss: LossConfig = LossConfig()
+    training: TrainerConfig = TrainerConfig()
+
+    @model_validator(mode="after")
+    def _pictures_alone(self) -> "FirstStageRun":
+        fields = ("masks", "latent_sampling", "cache", "missing", "classes", "condition_folder")
+        if used := [
+            name for name in fields if getattr(self.data, name) != DataConfig.model_fields[name].default
+        ]:
+            raise ValueError(
+                f"data.{', data.'.join(used)}: a first stage learns whole pictures as they are, not their latents; leave that out"
+            )
+        return self
+
+
+class TextConfig(Strict):
+    """A CLIP text model from scratch, its tokenizer trained on the captions."""
+
+    width: int = Field(128, ge=8, description="of the text states")
+    layers: int = Field(3, ge=1, description="transformer layers")
+    num_heads: int = Field(4, ge=1, description="attention heads")
+    vocabulary: int = Field(4096, ge=600, description="tokens learnt from the captions")
+    max_length: int = Field(77, ge=8, description="tokens of a caption at most")
+
+
+class UNetConfig(Strict):
+    """A UNet from scratch; attention stands where the latent map is as wide as listed."""
+
+    channels: list[int] = Field([64, 128, 192], description="of each level")
+    attention_resolutions: list[int] = Field(
+        [8, 4], description="sides of the latent maps that have attention"
+    )
+    num_heads: int = Field(4, ge=1, description="attention heads")
+    layers_per_block: int = Field(2, ge=1, description="residual blocks a level")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of activations left out in each step")
+
+
+class ProcessConfig(Strict):
+    """The diffusion process and what is asked of it."""
+
+    schedule: str | list[float] = Field(
+        "scaled_linear",
+        description="of the noise: scaled_linear, linear, cosine, …, or the betas of all steps",
+    )
+    prediction: str = Field("v_prediction", description="epsilon, v_prediction or sample")
+    zero_terminal_snr: bool = Field(False, description="let the last step be noise alone")
+    weighting: str = Field("none", description="of timesteps: none, min_snr, debiased")
+    timestep_sampling: str = Field("uniform", description="uniform, stratified or logit_normal")
+    condition_dropout: Share = Field(0.1, description="share of pictures trained without their caption")
+    offset_noise: float = Field(0.0, ge=0, description="noise of the whole picture; 0: none")
+    perturbation: float = Field(0.0, ge=0, description="noise added to the input alone; 0: none")
+
+    @field_validator("schedule")
+    @classmethod
+    def _sound(cls, value: str | list[float]) -> str | list[float]:
+        from hyperbrush.ldm.models.process import scheduler_config
+
+        scheduler_config(value, 1000, "epsilon", False)
+        return value
+
+
+class DiffusionRun(Strict):
+    """`kind: diffusion`: a UNet and text encoder on a trained first stage, or on from another model."""
+
+    kind: Literal["diffusion"] = Field(description="what the file is for")
+    data: DataConfig
+    conditioning: Literal["text", "none", "class", "image"] = Field(
+        "text",
+        description="what the model is told: captions, nothing, the class of a picture (data.classes), or a picture "
+        "(data.condition_folder)",
+    )
+    first_stage: str = Field("", description="folder of the trained first stage")
+    start_from: str = Field("", description="go on from a whole model instead (emoji, folder, file)")
+    text: TextConfig = TextConfig()
+    text_learning_rate: Rate | None = Field(
+        None,
+        ge=0,
+        description="peak rate of the text encoder; 0: it stays as it is; null: the training's own",
+    )
+    unet: UNetConfig = UNetConfig()
+    process: ProcessConfig = ProcessConfig()
+    prompts: list[str] = Field([], description="of the previews")
+    guidance_scale: float = Field(4.0, description="of the previews")
+    training: TrainerConfig = TrainerConfig()
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "DiffusionRun":
+        fresh = {
+            "first_stage": self.first_stage,
+            "text": self.text,
+            "unet": self.unet,
+            "conditioning": self.conditioning,
+        }
+        fields = type(self).model_fields
+        set_too = [name for name, value in fresh.items() if value != fields[name].default]
+        process = ProcessConfig()
+        set_too += [
+            f"process.{name}"
+            for name in ("schedule", "prediction", "zero_terminal_snr")
+            if getattr(self.process, name) != getattr(process, name)
+        ]
+        if self.start_from and set_too:
+            raise ValueError(f"start_from brings its own {', '.join(set_too)}; leave that out")
+        if self.conditioning != "text" and self.text != TextConfig():
+            raise ValueError(f"conditioning {self.conditioning!r} reads no text: leave 'text' out")
+        if self.conditioning in ("none", "image") and self.prompts:
+            raise ValueError(f"conditioning {self.conditioning!r} reads no prompts: leave them out")
+        if not self.start_from and self.data.condition_folder and self.conditioning != "image":
+            raise ValueError("data.condition_folder is for conditioning 'image'; leave it out")
+        if not self.start_from and self.data.classes != "folders" and self.conditioning != "class":
+            raise ValueError("data.classes is for conditioning 'class'; leave it out")
+        return self
+
+
+Run = FirstStageRun | DiffusionRun
+KINDS = {"first_stage": FirstStageRun, "diffusion": DiffusionRun}
+
+
+def kind_of(values: dict[str, Any]) -> Any:
+    """The settings' class that a config's `kind` names.
+
+    Raises:
+        UserError: there is none.
+    """
+    kind = values.get("kind")
+    if kind not in KINDS:
+        raise unknown_name("kind of training (first line 'kind: …')", str(kind), KINDS)
+    return KINDS[kind]
+
+
+def read_config(source: str | Path | dict[str, Any], **overrides: Any) -> Run:
+    """Validate a config; its `kind` says which.
+
+    Raises:
+        UserError: see `load_config`.
+    """
+    model: Any = kind_of(source if isinstance(source, dict) else read_yaml(Path(source)))
+    return TypeAdapter(Run).validate_python(load_config(model, source, **overrides))
+
+
+def save_config(config: Run, run: Path) -> None:
+    """Write config.yaml into the run folder, defaults included: what `--resume` reads."""
+    write_text(run / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))

@@ -1,0 +1,1 @@
+"""The training loop: Trainer, state, checkpoints, optimizers, metrics."""

@@ -1,0 +1,188 @@
+"""What a training can be told, validated at the edge."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+
+from hyperbrush.errors import UserError
+from hyperbrush.ldm.piecewise import check_piecewise, is_piecewise
+
+
+def with_trackers(values: Any) -> Any:
+    """Settings of runs before there were other trackers: `tensorboard: true`."""
+    if not isinstance(values, dict) or "tensorboard" not in values:
+        return values
+    values = dict(values)
+    wanted = ["tensorboard"] if values.pop("tensorboard") else []
+    return values | {"trackers": [*values.get("trackers", []), *wanted]}
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+def _one_rate(value: Any) -> Any:
+    if isinstance(value, str) and ":" in value:
+        raise UserError("one rate is expected; rates by steps are written in 'schedule'")
+    return value
+
+
+def _text(value: Any) -> Any:
+    """What YAML makes of "schedule: 0.001" and of "schedule: {5e-5: 100, 1e-6: -1}" as the text it was."""
+    if isinstance(value, dict):
+        return ", ".join(f"{rate}:{step}" for rate, step in value.items())
+    return str(value) if type(value) in (int, float) else value
+
+
+def _sound_schedule(value: str) -> str:
+    if is_piecewise(value):
+        check_piecewise(value)
+    return value
+
+
+def _sound_limit(value: float | str | None) -> float | str | None:
+    if isinstance(value, str) or (value is not None and not value > 0):
+        from hyperbrush.training.loop.clipping import clip_schedule
+
+        clip_schedule(value)
+    return value
+
+
+Limit = Annotated[float | str | None, AfterValidator(_sound_limit)]  # of gradients
+Rate = Annotated[float, BeforeValidator(_one_rate)]  # a learning rate
+Schedule = Annotated[str, BeforeValidator(_text), AfterValidator(_sound_schedule)]  # of learning rates
+
+
+class OptimizerConfig(Strict):
+    """Which optimizer (`optimizers.make_optimizer`), its rate over the steps, and clipping."""
+
+    name: str = Field("adamw", description="see `optimizers.METHODS`, or a class of torch.optim")
+    options: dict[str, Any] = Field({}, description="what else the optimizer's class takes")
+    learning_rate: Rate | None = Field(
+        None, gt=0, description="peak learning rate; the optimizer's usual one by default (adamw: 1e-3)"
+    )
+    schedule: Schedule = Field(
+        "constant", description="constant, linear, cosine, …, or '5e-5:100, 5e-6:1000'"
+    )
+    warmup_steps: int = Field(0, ge=0, description="steps from 0 up to the learning rate")
+    decay_from: float = Field(
+        0.0, ge=0, lt=1, description="share of the steps before the schedule starts to fall"
+    )
+    num_cycles: int = Field(1, ge=1, description="of a schedule with restarts")
+    weight_decay: float | None = Field(None, ge=0, description="the optimizer's usual one by default")
+    betas: tuple[float, ...] | None = Field(
+        None, description="decay of the optimizer's moments; its usual ones by default"
+    )
+    eps: float | None = Field(
+        None, gt=0, description="keeps its division from zero; its usual one by default"
+    )
+    clip: Literal["norm", "value"] = Field("norm", description="how gradients are clipped")
+    max_grad_norm: Limit = Field(
+        1.0, description="what they are clipped to; a number, '1.0:100, 0.5' by steps, or null: never"
+    )
+
+    @property
+    def rate(self) -> float:
+        """The peak learning rate.
+
+        Raises:
+            UserError: an unknown optimizer.
+        """
+        from hyperbrush.training.loop.optimizers import default_learning_rate
+
+        return default_learning_rate(self.name) if self.learning_rate is None else self.learning_rate
+
+
+class TrainerConfig(Strict):
+    """The loop: how long, how large, how often it writes."""
+
+    steps: int = Field(1000, ge=1, description="optimizer steps in all")
+    batch_size: int = Field(8, ge=1, description="pictures per optimizer step, over all processes")
+    gradient_accumulation: int = Field(1, ge=1, description="parts a batch is computed in, to save memory")
+    seed: int = Field(0, ge=0, description="everything random follows from it")
+    optimizer: OptimizerConfig = OptimizerConfig()
+    ema_decay: float | None = Field(None, ge=0, lt=1, description="decay of the weights' moving average")
+    mixed_precision: Literal["no", "fp16", "bf16"] = Field(
+        "no", description="of the computation; weights stay in fp32"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations twice instead of keeping them"
+    )
+    channels_last: bool = Field(False, description="memory layout that convolutions like")
+    checkpoint_every: int = Field(500, ge=1, description="steps between states to resume from")
+    keep_checkpoints: int = Field(2, ge=1, description="so many of them stay")
+    validate_every: int = Field(500, ge=1, description="steps between validations")
+    preview_every: int = Field(500, ge=1, description="steps between previews")
+    save_every: int | None = Field(
+        None,
+        ge=1,
+        description="keep a finished copy (saved/step-N) every so many steps; null: at the end alone",
+    )
+    log_every: int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
+    keep_best: bool = Field(False, description="finish with the weights of the lowest validation loss")
+    patience: int | None = Field(
+        None, ge=1, description="stop after so many validations without a lower loss; null: never"
+    )
+    overfitting_after: int = Field(
+        3, ge=1, description="warn when the validation loss has risen so many times in a row"
+    )
+    divergence_factor: float | None = Field(
+        3.0, gt=1, description="warn when the loss is so many times its running median; null: never"
+    )
+    on_divergence: Literal["stop", "back_off"] = Field(
+        "stop",
+        description="when the loss is not finite: stop, or go back to the last good checkpoint with a lower "
+        "rate (then also on the warning)",
+    )
+    back_off_factor: float = Field(0.5, gt=0, lt=1, description="what the rate is multiplied by then")
+    back_off_times: int = Field(3, ge=1, description="how often, before it stops all the same")
+    trackers: list[Literal["tensorboard", "trackio", "wandb"]] = Field(
+        [], description="where else figures are logged; TensorBoard's files lie in the run folder"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older(cls, values: Any) -> Any:
+        return with_trackers(values)
+
+    @model_validator(mode="after")
+    def _parts(self) -> "TrainerConfig":
+        if self.batch_size % self.gradient_accumulation:
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be split into gradient_accumulation "
+                f"{self.gradient_accumulation} equal parts"
+            )
+        return self
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _at_home(value: str) -> str:
+    return str(Path(value).expanduser()) if value.startswith("~") else value
+
+
+# A file or folder; ~ is the home folder, also where no shell says so.
+Place = Annotated[str, AfterValidator(_at_home)]
+
+
+def _name(value: str) -> str:
+    from hyperbrush.hypernetworks.library.rename import check_name
+
+    if value.strip().casefold() == "none":
+        raise ValueError("'none' stands for no network, in compare and in prompts; take another name")
+    return check_name(value)
+
+
+# Of what is trained: the name that its file, its folder and its tag in a prompt will have.
+TrainedName = Annotated[str, AfterValidator(_name)]

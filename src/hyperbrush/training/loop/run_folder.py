@@ -1,0 +1,133 @@
+"""A run folder while one training is at it: locked before anything is written, cleared, looked at."""
+
+import contextlib
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hyperbrush.errors import UserError
+from hyperbrush.files import clear_parts
+from hyperbrush.training.loop import checkpoint as checkpoints
+from hyperbrush.training.loop.lock import LOCK, run_lock
+from hyperbrush.training.loop.processes import join, on_main
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def opened_run(run: str | Path, *, resume: bool = False, at: int | None = None) -> Iterator[None]:
+    """Hold a run folder from before the first picture is encoded until the last file is written.
+
+    All processes of a training call it together; the main one locks.  What a kill left half-written is gone
+    then, and on the CPU the number of threads is the one the run began with, since bits depend on it.  A
+    folder that is new and in which nothing was written is gone again afterwards.
+
+    Raises:
+        UserError: another training holds it; there are checkpoints already (or, to resume, none; none at
+            that step); it cannot be written.
+    """
+    from accelerate import PartialState
+
+    folder, device = Path(run), join()
+    with contextlib.ExitStack() as stack:
+        made_with = on_main(PartialState(), lambda: _open(stack, folder, resume, at))
+        stack.enter_context(_threads(made_with, device, PartialState().num_processes))
+        yield
+
+
+def step_to_go_on_from(run: Path, at: int | None = None) -> int:
+    """The step of the checkpoint that a training goes on from.
+
+    Raises:
+        UserError: there is none, or none at that step.
+    """
+    there = checkpoints.steps(run / "checkpoints")
+    if not there or (at is not None and at not in there):
+        raise UserError(f"{run} holds no checkpoint to resume from" + (f" at step {at}" if there else ""))
+    return at if at is not None else there[-1]
+
+
+def begin_anew(run: str | Path) -> None:
+    """Take a run folder away, for a new training in its place.
+
+    Raises:
+        UserError: a training is at it.
+    """
+    if Path(run).exists():
+        with run_lock(run):
+            pass
+        shutil.rmtree(run, ignore_errors=True)
+
+
+def made_with(processes: int) -> dict[str, Any]:
+    """What the bits of a training on the CPU depend on, beside its settings and the machine."""
+    return {"threads": torch.get_num_threads(), "processes": processes, "torch": str(torch.__version__)}
+
+
+def _open(stack: contextlib.ExitStack, run: Path, resume: bool, at: int | None) -> dict[str, Any]:
+    folder = run / "checkpoints"
+    if resume and not checkpoints.steps(folder):
+        raise UserError(f"{run} holds no checkpoint to resume from")
+    if not run.exists():
+        stack.callback(_forget, run)
+    stack.enter_context(run_lock(run))
+    clear_parts(run, deep=True)
+    there = checkpoints.steps(folder)
+    if not resume and there:
+        raise UserError(
+            f"{run} holds checkpoints of another training: go on with --resume {run}, or take another --name or --run"
+        )
+    if resume and at is not None and at not in there:
+        raise UserError(f"no checkpoint at step {at} in {folder}; there are: {', '.join(map(str, there))}")
+    for step in reversed(there):
+        if found := checkpoints.extra_of(checkpoints.path_of(folder, step)).get("made_with"):
+            return dict(found)
+    return {}
+
+
+def _forget(run: Path) -> None:
+    """Take away a folder that holds nothing but the lock."""
+    with contextlib.suppress(OSError):
+        if [entry.name for entry in os.scandir(run)] == [LOCK]:
+            (run / LOCK).unlink()
+            run.rmdir()
+
+
+@contextlib.contextmanager
+def _threads(before: dict[str, Any], device: torch.device, processes: int) -> Iterator[None]:
+    own, threads = torch.get_num_threads(), before.get("threads")
+    same = device.type == "cpu" and threads is not None and before.get("processes") == processes
+    if same and before.get("torch") != str(torch.__version__):
+        log.warning(
+            "the run began with torch %s and goes on with %s: not to the bit as if in one go",
+            before.get("torch"),
+            torch.__version__,
+        )
+    if not same or threads == own:
+        yield
+        return
+    assert isinstance(threads, int)
+    if threads > max(own, os.cpu_count() or 1):
+        log.warning(
+            "the run began with %d CPU threads, this machine has %d: it goes on with %d, not to the bit as if in one go",
+            threads,
+            os.cpu_count(),
+            own,
+        )
+        yield
+        return
+    log.warning(
+        "the run began with %d CPU threads, on which its bits depend: it goes on with them, not with %d",
+        threads,
+        own,
+    )
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(own)

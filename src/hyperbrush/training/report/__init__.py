@@ -1,0 +1,1 @@
+"""What a run tells when it is over: charts, contact sheet, page."""

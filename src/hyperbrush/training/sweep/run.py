@@ -1,0 +1,352 @@
+"""`hyperbrush sweep`: a training with every setting of a grid or list, one after another or side by side."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from hyperbrush.errors import UserError
+from hyperbrush.files import clear_parts, read_json, write_json, write_text
+from hyperbrush.training.attention.run import read_run, train_run
+from hyperbrush.training.data.cached import Told
+from hyperbrush.training.data.pictures import PictureSettings
+from hyperbrush.training.loop import checkpoint as checkpoints
+from hyperbrush.training.loop.progress import Interrupted, Progress
+from hyperbrush.training.loop.settings import save_run
+from hyperbrush.training.sweep.queue import Failed, Queue, open_queue
+from hyperbrush.training.sweep.settings import Sweep, Trial, begin_sweep, read_sweep, write_sweep
+
+OUTCOME = "trial.json"  # in a trial's run folder, once it has ended
+THREADS = "threads.json"  # in a sweep's folder
+PATIENCE = 10.0  # seconds that stopped workers get before they are killed
+log = logging.getLogger(__name__)
+
+# What shows one training: name → (told while encoding, told after each step), see `console`.
+Bars = Callable[[str], contextlib.AbstractContextManager[tuple[Told, Callable[[Progress], None]]]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a trial came to; losses are None where no pictures were held out, or where it failed."""
+
+    number: int
+    label: str
+    state: str  # "done" or "failed"
+    best_loss: float | None = None
+    base_loss: float | None = None
+    best_step: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    file: str = ""  # in the trial's folder
+    error: str = ""
+    worker: str = ""
+
+    def __str__(self) -> str:
+        """One line for a person."""
+        if self.state == "failed":
+            return f"failed: {self.error}"
+        if self.best_loss is None or self.base_loss is None:
+            return f"done in {self.seconds:.0f} s"
+        return (
+            f"validation loss {self.best_loss:.4f} at step {self.best_step}, {self.base_loss:.4f} without, "
+            f"{self.seconds:.0f} s"
+        )
+
+
+def outcome_of(trial: Trial) -> Outcome | None:
+    """What a trial came to; None while it is to be done."""
+    try:
+        return Outcome(**json.loads((trial.run / OUTCOME).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def begin(path: str | Path, run: str | Path | None = None) -> Path:
+    """Check every trial of a sweep's file, queue them, and return the sweep's folder (runs/NAME by default).
+
+    Raises:
+        UserError: whatever is wrong with any of them; a sweep stands there already; no database.
+    """
+    sweep = begin_sweep(Path(path), None if run is None else Path(run))
+    with open_queue(sweep) as queue:
+        queue.fill([trial.number for trial in sweep.trials])
+        write_sweep(sweep, Path(path))
+    return sweep.folder
+
+
+def work(
+    folder: str | Path,
+    *,
+    workers: int = 1,
+    note: Callable[[str], None] = log.info,
+    bars: Bars | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Do a sweep's trials until none is left, waiting for those that others do; False: stopped before.
+
+    Args:
+        folder: of `begin`; workers on other machines share it.
+        workers: processes on this machine; 1: this process alone.
+        note: told which trial begins and what each came to.
+        bars: shows a training of this process.
+        should_stop: True saves what runs, to be gone on with by another call.
+
+    Raises:
+        UserError: no sweep there; its database cannot be opened; all workers died.
+    """
+    if workers < 1:
+        raise UserError(f"--workers {workers}; expected 1 or more")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("a sweep starts processes of its own: take --workers in place of accelerate launch")
+    sweep = read_sweep(Path(folder))
+    if workers > 1:
+        return _by_processes(sweep, workers, note, should_stop)
+    with open_queue(sweep) as queue:
+        return _Worker(sweep, queue, note, bars, should_stop).run()
+
+
+class _Held(Exception):
+    """Another process is at it, though its heartbeat was missed."""
+
+
+@dataclass
+class _Worker:
+    sweep: Sweep
+    queue: Queue
+    note: Callable[[str], None]
+    bars: Bars | None
+    should_stop: Callable[[], bool]
+
+    def run(self) -> bool:
+        """Take trials until all have ended, or until it is to stop."""
+        with same_threads(self.sweep, self.note):
+            return self._take_all()
+
+    def _take_all(self) -> bool:
+        waited = False
+        while to_do := [trial for trial in self.sweep.trials if outcome_of(trial) is None]:
+            if self.should_stop():
+                return False
+            self.queue.revive()
+            if self.queue.is_waiting():
+                waited = False
+                try:
+                    self.queue.take(self._do)
+                except Interrupted:
+                    return False
+                except _Held:
+                    self._pause()
+                continue
+            for number in self.queue.fill([trial.number for trial in to_do]):
+                self._give_up(self.sweep.trials[number])
+            if not self.queue.is_waiting():
+                if not waited:
+                    self.note(f"waiting for other workers, who have trial {_numbers(to_do)}")
+                waited = True
+                self._pause()
+        return True
+
+    def _do(self, number: int) -> float:
+        """One trial, from where it was left; returns its validation loss."""
+        from filelock import FileLock, Timeout
+
+        trial = self.sweep.trials[number]
+        trial.run.mkdir(parents=True, exist_ok=True)
+        try:
+            held = FileLock(trial.run / ".trial.lock").acquire(blocking=False)
+        except Timeout as error:
+            raise _Held from error
+        with held:
+            found = outcome_of(trial)
+            if found is None:
+                self.note(f"trial {number} of {len(self.sweep.trials)}: {trial.label}")
+                found = self._train(trial)
+                write_json(trial.run / OUTCOME, asdict(found))
+                self.note(f"trial {number}: {found}")
+        if found.state == "failed":
+            raise Failed(found.error)
+        return math.inf if found.best_loss is None else found.best_loss
+
+    def _train(self, trial: Trial) -> Outcome:
+        worker = f"{socket.gethostname()} {os.getpid()}"
+        ended = partial(Outcome, trial.number, trial.label, worker=worker)
+        try:
+            clear_parts(trial.run / "checkpoints")
+            resume = bool(checkpoints.steps(trial.run / "checkpoints"))
+            config = trial.config
+            if resume:
+                config = read_run(trial.run).model_copy(update={"hypernetworks": str(trial.run)})
+            else:
+                save_run(config, trial.run)
+            _share_latents(self.sweep, trial)
+            with contextlib.ExitStack() as stack:
+                shown = (None, None) if self.bars is None else stack.enter_context(self.bars(trial.label))
+                result = train_run(
+                    config,
+                    trial.run,
+                    resume=resume,
+                    on_prepare=shown[0],
+                    on_progress=shown[1],
+                    should_stop=self.should_stop,
+                )
+        except Interrupted:
+            raise
+        except UserError as error:
+            return ended("failed", error=str(error))
+        except Exception as error:  # noqa: BLE001 - the other trials go on, and the row says what it was
+            write_text(trial.run / "error.txt", traceback.format_exc())
+            said = f"{type(error).__name__}: {error} (see {trial.run / 'error.txt'})"
+            return ended("failed", error=said)
+        return ended(
+            "done",
+            best_loss=result.best_loss if math.isfinite(result.best_loss) else None,
+            base_loss=result.base_loss if math.isfinite(result.base_loss) else None,
+            best_step=result.best_step,
+            steps=result.steps,
+            seconds=result.seconds,
+            file=result.file.name,
+        )
+
+    def _give_up(self, trial: Trial) -> None:
+        said = f"its worker died again and again (killed, or out of memory); see {trial.run}"
+        write_json(trial.run / OUTCOME, asdict(Outcome(trial.number, trial.label, "failed", error=said)))
+        self.note(f"trial {trial.number}: failed: {said}")
+
+    def _pause(self) -> None:
+        until = time.monotonic() + min(2.0, self.sweep.config.heartbeat)
+        while time.monotonic() < until and not self.should_stop():
+            time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def same_threads(sweep: Sweep, note: Callable[[str], None]) -> Iterator[None]:
+    """As many CPU threads as the sweep's first worker had: on the CPU bits depend on it, and trials are compared."""
+    import torch
+
+    file, own = sweep.folder / THREADS, torch.get_num_threads()
+    if "threads" not in read_json(file):
+        write_json(file, {"threads": own})
+    threads = int(read_json(file).get("threads", own))
+    if threads == own or torch.cuda.is_available():
+        yield
+        return
+    note(
+        f"the sweep began with {threads} CPU threads a worker, on which its figures depend: it goes on so, not with {own}"
+    )
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(own)
+
+
+def _share_latents(sweep: Sweep, trial: Trial) -> None:
+    """Let trials with the same pictures, prepared in the same way, keep their latents together.
+
+    One encoding serves all of them.  Where a system has no links, each trial has its own.
+    """
+    about = trial.config.model_dump(mode="json", include={"model", "data", "validation"})
+    training = trial.config.training.model_dump(mode="json", include={*PictureSettings.model_fields, "seed"})
+    key = hashlib.sha256(json.dumps(about | training, sort_keys=True).encode()).hexdigest()[:16]
+    shared = sweep.folder / "latents" / key
+    own = trial.run / "cache" / "latents"
+    if own.exists():
+        return
+    shared.mkdir(parents=True, exist_ok=True)
+    own.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(OSError):  # where links need rights, each trial encodes its own
+        own.symlink_to(os.path.relpath(shared, own.parent), target_is_directory=True)
+
+
+def _by_processes(
+    sweep: Sweep, workers: int, note: Callable[[str], None], should_stop: Callable[[], bool]
+) -> bool:
+    """The same command in several processes, whose words go to files; this one tells how it goes."""
+    command = [sys.executable, "-m", "hyperbrush", "sweep", "--resume", str(sweep.folder), "--only-work"]
+    logs = sweep.folder / "workers"
+    logs.mkdir(parents=True, exist_ok=True)
+    told = {trial.number for trial in sweep.trials if outcome_of(trial) is not None}
+    note(f"{workers} workers on {len(sweep.trials) - len(told)} trials; what they say is in {logs}")
+    running: dict[Path, subprocess.Popen[bytes]] = {}
+    asked = False
+    try:
+        for number in range(workers):
+            path = logs / f"{socket.gethostname()}-{number}.log"
+            with path.open("ab") as file:
+                running[path] = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=file,
+                    env=worker_environment(number, workers),
+                )
+        while running:
+            time.sleep(0.2)
+            _tell(sweep, told, note)
+            if should_stop() and not asked:
+                asked = True  # a terminal's Ctrl-C has reached them already, which does no harm
+                for process in running.values():
+                    process.send_signal(signal.SIGTERM)
+            for path, process in list(running.items()):
+                if process.poll() is not None:
+                    del running[path]
+                    if process.returncode and not asked:
+                        note(f"a worker ended with status {process.returncode}, see {path}")
+    finally:
+        _end(list(running.values()))
+    _tell(sweep, told, note)
+    if len(told) == len(sweep.trials):
+        return True
+    if asked:
+        return False
+    raise UserError(
+        f"all workers ended with {len(sweep.trials) - len(told)} trials to do; see {logs}, then go on with "
+        f"hyperbrush sweep --resume {sweep.folder} --workers {workers}"
+    )
+
+
+def worker_environment(number: int, workers: int) -> dict[str, str]:
+    """The environment of one worker of several: its share of the cores, and one of the GPUs where there are more."""
+    import torch
+
+    found = dict(os.environ)
+    found.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
+    named = [name for name in found.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    devices = named or [str(index) for index in range(torch.cuda.device_count())]
+    if len(devices) > 1:
+        found["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
+    return found
+
+
+def _tell(sweep: Sweep, told: set[int], note: Callable[[str], None]) -> None:
+    for trial in sweep.trials:
+        if trial.number not in told and (found := outcome_of(trial)) is not None:
+            told.add(trial.number)
+            note(f"trial {trial.number} ({trial.label}): {found}; {len(told)} of {len(sweep.trials)} done")
+
+
+def _end(processes: list[subprocess.Popen[bytes]]) -> None:
+    """Stop processes at once, after a moment for those that have heard the second Ctrl-C themselves."""
+    until = time.monotonic() + PATIENCE
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, until - time.monotonic()))
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def _numbers(trials: list[Trial]) -> str:
+    return ", ".join(str(trial.number) for trial in trials)
