@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from hyperbrush.hypernetworks import WeightGenerator as WeightGenerator
     from hyperbrush.hypernetworks import Window as Window
     from hyperbrush.hypernetworks import attach as attach
-    from hyperbrush.hypernetworks.files.adapters import load as load
+    from hyperbrush.hypernetworks import load as load
     from hyperbrush.training import HypernetworkTrainer as HypernetworkTrainer
     from hyperbrush.training import train_hypernetwork as train_hypernetwork
 
@@ -53,7 +53,7 @@ _HOMES = {
     "attach": "hypernetworks",
     "compare": "generation",
     "generate": "generation",
-    "load": "hypernetworks.files.adapters",
+    "load": "hypernetworks",
     "train_hypernetwork": "training",
 }
 

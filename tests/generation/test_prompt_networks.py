@@ -6,8 +6,15 @@ import pytest
 
 from hyperbrush.errors import UserError
 from hyperbrush.generation.prompt_networks import acts_on, networks_of, read_prompt, refuse_negative_tags
-from hyperbrush.hypernetworks import AttentionHypernetwork, HypernetworkLibrary, PerPicture, Ramp, Use, Window
-from hyperbrush.hypernetworks.files import load
+from hyperbrush.hypernetworks import (
+    AttentionHypernetwork,
+    HypernetworkLibrary,
+    PerPicture,
+    Ramp,
+    Use,
+    Window,
+    load,
+)
 
 BOTH = ("attn1", "attn2")
 

@@ -12,8 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hyperbrush.hypernetworks import AttentionHypernetwork, attach
-from hyperbrush.hypernetworks.files import load
+from hyperbrush.hypernetworks import AttentionHypernetwork, attach, load
 
 Make = Callable[..., Any]
 EPSILON = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}  # the spacing of numbers at 1

@@ -54,9 +54,9 @@ def convert(
     """Write a hypernetwork as another program reads it: webui, ComfyUI, safetensors, or as a LoRA."""
     from hyperbrush.cli import console
     from hyperbrush.cli.sources import find
-    from hyperbrush.hypernetworks import load
     from hyperbrush.hypernetworks.convert.convert import TARGETS, check_path, guess_target
     from hyperbrush.hypernetworks.convert.convert import convert as write
+    from hyperbrush.hypernetworks.files import load_attention
     from hyperbrush.hypernetworks.files.adapters import is_generated_file
 
     chosen = guess_target(target) if to is None else to
@@ -84,7 +84,7 @@ def convert(
         )
         console.done(str(written_to))
         return
-    hypernetwork = load(path)
+    hypernetwork = load_attention(path)
     opened = None
     if chosen.startswith("lora-"):
         from hyperbrush.ldm.models import LatentDiffusion

@@ -22,8 +22,9 @@ from torch import Tensor
 from hyperbrush.errors import UserError
 from hyperbrush.files import atomic_path, sha256, write_text
 from hyperbrush.generation.grids import labelled_grid
-from hyperbrush.hypernetworks import AttentionHypernetwork, attach, load
+from hyperbrush.hypernetworks import AttentionHypernetwork, attach
 from hyperbrush.hypernetworks.attention.affine import is_affine
+from hyperbrush.hypernetworks.files import load_attention
 from hyperbrush.hypernetworks.files.adapters import is_generated_file
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.models.conditioning import any_conditions
@@ -113,7 +114,7 @@ def examine(
             if is_generated_file(path):
                 found.files[path.name] = [Finding("kind", "generated weights: not examined here")]
                 continue
-            hypernetwork = load(path)
+            hypernetwork = load_attention(path)
         except UserError as error:
             found.files[path.name] = [Finding(READ, str(error), sound=False)]
             continue
@@ -170,7 +171,7 @@ def _file(path: Path, hypernetwork: AttentionHypernetwork) -> Iterator[Finding]:
         f"{size / 1e6:.2f} M parameters",
     )
     with tempfile.TemporaryDirectory() as scratch:
-        again = load(hypernetwork.save(Path(scratch, "again.safetensors")))
+        again = load_attention(hypernetwork.save(Path(scratch, "again.safetensors")))
     own, copied = hypernetwork.state_dict(), again.state_dict()
     equal = own.keys() == copied.keys() and all(torch.equal(own[k], copied[k]) for k in own)
     yield Finding(

@@ -6,7 +6,8 @@ if TYPE_CHECKING:
     from hyperbrush.hypernetworks.attaching.attached import Attached, Use, attach
     from hyperbrush.hypernetworks.attaching.strengths import PerPicture, Ramp, Window
     from hyperbrush.hypernetworks.attention.hypernetwork import AttentionHypernetwork
-    from hyperbrush.hypernetworks.files import load, save
+    from hyperbrush.hypernetworks.files import save
+    from hyperbrush.hypernetworks.files.adapters import load
     from hyperbrush.hypernetworks.generator import (
         GeneratedWeights,
         Hypernetwork,
@@ -42,7 +43,7 @@ _HOMES = {
     "WeightGenerator": "generator",
     "Window": "attaching.strengths",
     "attach": "attaching.attached",
-    "load": "files",
+    "load": "files.adapters",
     "save": "files",
 }
 

@@ -34,10 +34,11 @@ def test_load_gives_back_what_was_saved(
     generator = make_net(unet).save(tmp_path / "generator.safetensors")
     with pytest.raises(UserError, match="generates adapters, not an adapter: open it with Hypernetwork.load"):
         hb.load(generator)
-    from hyperbrush.hypernetworks.files import load
+    assert hb.hypernetworks.load is hb.load
+    from hyperbrush.hypernetworks.files import load_attention
 
     with pytest.raises(UserError, match="weights that a hypernetwork generated: hyperbrush.load reads it"):
-        load(path)
+        load_attention(path)
     with pytest.raises(UserError, match="does not exist"):
         hb.load(tmp_path / "none.safetensors")
     (tmp_path / "cut.safetensors").write_bytes(path.read_bytes()[:100])

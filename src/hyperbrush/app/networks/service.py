@@ -121,7 +121,7 @@ def file_of(workspace: "Workspace", which: str) -> Path:
 
 
 def annotate(site: "Site", which: str, changes: Mapping[str, Any]) -> Card:
-    """Change some of the notes (fields of `sidecars.Notes`); a strength of 0 is none, as in the webui.
+    """Change some of the notes (fields of `notes.Notes`); a strength of 0 is none, as in the webui.
 
     Raises:
         UserError: as `find`; a side file is damaged, or cannot be written.
@@ -165,7 +165,7 @@ def rename(site: "Site", which: str, new: str) -> Card:
     """Another name for a network and its side files.
 
     Raises:
-        UserError: as `moving.rename`.
+        UserError: as `rename.rename`.
     """
     from hyperbrush.hypernetworks.library import rename as moving
 

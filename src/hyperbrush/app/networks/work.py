@@ -19,9 +19,9 @@ def export(desk: Desk) -> dict[str, Any]:
     """Job "export": {"network": name} with an `ExportRequest`; the file in export/ of the job's folder."""
     import torch
 
-    from hyperbrush.hypernetworks import load
     from hyperbrush.hypernetworks.convert.convert import convert
     from hyperbrush.hypernetworks.convert.generated import convert_generated
+    from hyperbrush.hypernetworks.files import load_attention
     from hyperbrush.hypernetworks.files.adapters import is_generated_file
 
     values = dict(desk.arguments)
@@ -45,7 +45,7 @@ def export(desk: Desk) -> dict[str, Any]:
 
     given = request.model_dump(include={"rank", "bias", "steps", "seed"}, exclude_none=True)
     written = convert(
-        load(path),
+        load_attention(path),
         target,
         request.to,
         model=None if model is None else model.model,

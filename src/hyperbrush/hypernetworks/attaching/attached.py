@@ -158,7 +158,7 @@ class Attached:
         """Add a hypernetwork, or the file of one, after the others; returns its name here.
 
         Raises:
-            UserError: as `attach` and `adapters.load`; nothing was changed then. Or while fused.
+            UserError: as `attach` and `files.adapters.load`; nothing was changed then. Or while fused.
         """
         self._refuse_fused("load")
         if not isinstance(hypernetwork, AttentionHypernetwork | GeneratedWeights):

@@ -68,7 +68,7 @@ def convert(
 
     Raises:
         UserError: an unknown target, or a path that does not fit it; something stands there already; an option
-            of another target; or as `formats.save`, `write_comfyui` and `to_lora`.
+            of another target; or as `files.save`, `write_comfyui` and `to_lora`.
     """
     path = Path(path)
     target = guess_target(path) if to is None else to

@@ -15,8 +15,8 @@ SUFFIXES = (*WEBUI_SUFFIXES, ".safetensors")
 OPTIMIZER_SUFFIX = ".optim"  # beside a network, as the webui names it
 
 
-def load(path: str | Path, dtype: "torch.dtype | None" = None) -> "AttentionHypernetwork":
-    """Read a hypernetwork file of any known format, in evaluation mode, on the CPU.
+def load_attention(path: str | Path, dtype: "torch.dtype | None" = None) -> "AttentionHypernetwork":
+    """Read an attention hypernetwork of any known format, in evaluation mode, on the CPU.
 
     Nothing in the file is executed: .pt, .bin and .ckpt are read with ``weights_only`` alone, after a
     look at what they would take.

@@ -16,14 +16,14 @@ Adapter = AttentionHypernetwork | GeneratedWeights
 def load(path: str | Path, dtype: "torch.dtype | None" = None) -> Adapter:
     """Read an adapter's file of either kind, on the CPU; nothing in it is executed.
 
-    An attention hypernetwork of any known format (see `formats.load`), or generated weights in our safetensors
+    An attention hypernetwork of any known format (see `files.load_attention`), or generated weights in our safetensors
     form. LoRA files are read by `GeneratedWeights.load`, whole generators by `Hypernetwork.load`.
     dtype: to convert to; None: as in the file.
 
     Raises:
-        UserError: as `formats.load` and `GeneratedWeights.load`.
+        UserError: as `files.load_attention` and `GeneratedWeights.load`.
     """
-    from hyperbrush.hypernetworks.files import load as load_attention
+    from hyperbrush.hypernetworks.files import load_attention
 
     path = Path(path)
     if is_generated_file(path):

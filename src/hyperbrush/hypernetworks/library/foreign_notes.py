@@ -15,7 +15,7 @@ MOST_LETTERS = 5_000  # of a description, which a page made
 
 
 def from_civitai(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `sidecars.Notes` that a version of a model on Civitai has."""
+    """The fields of `notes.Notes` that a version of a model on Civitai has."""
     model = _mapping(content.get("model"))
     return _fields(content.get("trainedWords"), content.get("description") or model.get("description"))
 

@@ -13,7 +13,7 @@ from hyperbrush.files import sha256
 from hyperbrush.hypernetworks.attention.affine import is_affine
 from hyperbrush.hypernetworks.attention.context_network import ContextNetwork
 from hyperbrush.hypernetworks.attention.hypernetwork import AttentionHypernetwork
-from hyperbrush.hypernetworks.files import WEBUI_SUFFIXES, load
+from hyperbrush.hypernetworks.files import WEBUI_SUFFIXES, load_attention
 from hyperbrush.hypernetworks.files.native import CONFIG_KEY, header_of
 from hyperbrush.hypernetworks.files.optimizer import read_optimizer, sidecar_of
 from hyperbrush.hypernetworks.files.torch_files import outline
@@ -123,7 +123,7 @@ def inspect(path: str | Path) -> Inspection:
             says which).
     """
     path = Path(path)
-    hypernetwork = load(path)
+    hypernetwork = load_attention(path)
     written = _written(path)
     networks = tuple(
         _facts(str(key), use, network)

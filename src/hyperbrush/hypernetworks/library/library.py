@@ -148,7 +148,7 @@ class HypernetworkLibrary:
         """Read the file called ``name``.
 
         Raises:
-            UserError: as `find` and `adapters.load`.
+            UserError: as `find` and `files.adapters.load`.
         """
         from hyperbrush.hypernetworks.files.adapters import load  # the rest of this module does without torch
 
@@ -191,7 +191,7 @@ class HypernetworkLibrary:
         return found
 
     def notes(self, name: str) -> Notes:
-        """What people and other programs wrote beside a network; see `sidecars.collect_notes`.
+        """What people and other programs wrote beside a network; see `notes.collect_notes`.
 
         Raises:
             UserError: as `find`; or a side file is damaged or lies outside of the folder.

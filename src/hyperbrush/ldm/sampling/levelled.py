@@ -270,7 +270,7 @@ def run_levelled(
     mask: Tensor | None = None,
     on_step: Callable[[int, int, Tensor], None] | None = None,
 ) -> Tensor:
-    """Run a sampler's own loop; the arguments are those of `sampling.sample`.
+    """Run a sampler's own loop; the arguments are those of `samplers.sample`.
 
     noise: (batch, c, h, w) of unit variance. first: the step to begin at, with ``image_latents``.
     """

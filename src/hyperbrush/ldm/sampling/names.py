@@ -29,7 +29,7 @@ class Sampler:
         predictions: what the network may predict.
         zero_terminal_snr: whether it can start from pure noise.
         order: evaluations of the network a step.
-        loop: name of the function in `levelled_samplers` that samples in place of diffusers' steps.
+        loop: name of the function in `levelled` that samples in place of diffusers' steps.
         schedule: one of `SCHEDULES`, or "" for even timesteps.
         schedules: whether others can stand behind its name.
         automatic: what newer webuis take where no schedule is named.

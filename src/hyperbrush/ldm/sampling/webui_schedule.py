@@ -53,7 +53,7 @@ def karras_levels(high: float, low: float, steps: int) -> list[float]:
 
 
 def scheduled_levels(train_sigmas: Tensor, steps: int, schedule: str) -> Tensor:
-    """Sigmas (steps,) float32 of a schedule of `samplers.SCHEDULES`, or of even timesteps for "", from the noisiest down,
+    """Sigmas (steps,) float32 of a schedule of `names.SCHEDULES`, or of even timesteps for "", from the noisiest down,
     without the final 0.
 
     Exponential: log sigma is even. SGM Uniform: even timesteps of which the last, at the lowest sigma, is left out.
