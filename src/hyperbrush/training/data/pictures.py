@@ -80,7 +80,7 @@ class CaptionSettings(Strict):
 
     captions: Literal["auto", "metadata", "text", "filename", "none"] = Field(
         "auto",
-        description="metadata.jsonl (.csv, .parquet), else NAME.txt (.caption), else the file name; or one of them alone",
+        description="from metadata.jsonl (.csv, .parquet), else NAME.txt (.caption), else the file name; or one of them alone",
     )
     caption_lines: bool = Field(
         False, description="each line of a NAME.txt is a caption of its own, one is drawn each time"
@@ -160,14 +160,14 @@ class PictureSettings(CaptionSettings):
     flip: Share = Field(0.5, description="share of mirrored pictures")
     jitter: Share = Field(
         0.0,
-        description="brightness, contrast and saturation change by this share at most, anew each time; 0.1 is usual. Pictures "
+        description="most change of brightness, contrast and saturation, a share, drawn anew each time; 0.1 is usual. Pictures "
         "are then encoded in each step",
     )
     rotate: float = Field(
         0.0,
         ge=0,
         le=180,
-        description="degrees a picture is turned by at most, either way, anew each time; as jitter",
+        description="degrees a picture is turned by at most, either way, anew each time; pictures are then encoded in each step",
     )
     background: str = Field("white", description="colour behind transparent pictures")
     masks: Literal["none", "alpha", "files"] = Field(
