@@ -222,23 +222,24 @@ def test_new_words_leave_old_ones_as_they_were(
     words = open_part("words")
     model = make_tiny()
     old, before = model.tokenizer, words.embeddings_of(model.text_encoder).weight.detach().clone()
-    texts = ["red square", "a red heart", "yellow circle", "cat face", "zebra", "lighthouse"]
+    texts = ["red square", "a red heart", "yellow circle", "cat face", "zebra", "zigzag"]
     cut = {text: old.tokenize(text) for text in texts}
     ids = old.get_vocab()
-    captions = ["a zebra by the lighthouse"] * words.LEAST + ["xylophone"] * (words.LEAST - 1)
+    captions = ["a zebra zigzag"] * words.LEAST  # known texts have no z: nothing stands in the way of joining it
+    captions += ["xylophone"] * (words.LEAST - 1)
     assert len(old.tokenize("zebra")) > 1
     grown = words.start_model(model, captions, "none")
     new = grown.tokenizer.get_vocab()
     for text in texts[:4]:
         assert grown.tokenizer.tokenize(text) == cut[text]
     assert grown.tokenizer.tokenize("zebra") == ["zebra</w>"]
-    assert grown.tokenizer.tokenize("lighthouse") == ["lighthouse</w>"]
+    assert grown.tokenizer.tokenize("zigzag") == ["zigzag</w>"]
     assert len(grown.tokenizer.tokenize("xylophone")) > 1, "too rare"
     assert set(ids) <= set(new)
     table = words.embeddings_of(grown.text_encoder).weight
     for token, number in ids.items():
         assert torch.equal(table[new[token]], before[number]), token
-    assert "3 new words" in capsys.readouterr().out
+    assert "2 new words" in capsys.readouterr().out
     again = words.with_words(grown.tokenizer, ["zebra"], texts)[0]
     assert again.get_vocab() == new, "what is there already is not made twice"
 

@@ -98,7 +98,7 @@ PIXEL = (  # streamline-pixel puts a category before each name
 SIGN = r"(^|-)(arrow|button|sign|square|diamond|circle|mark|symbol|division|multiply|plus|minus|arrows)$|^input-|oclock$"
 SETS = {
     # colour emoji: the same names in six looks; a bare name means Noto
-    "noto": IconSet("noto", share=24, all_names=True),
+    "noto": IconSet("noto", share=42, all_names=True),
     "noto-v1": IconSet("noto-v1", ("old round emoji", "old noto"), 3, all_names=True),
     "fluent-3d": IconSet("fluent-emoji", ("glossy 3d", "3d", "fluent 3d"), 6, all_names=True),
     "fluent-flat": IconSet("fluent-emoji-flat", ("flat gradient", "fluent flat"), 4, all_names=True),
