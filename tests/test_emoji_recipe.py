@@ -225,7 +225,9 @@ def test_new_words_leave_old_ones_as_they_were(
     texts = ["red square", "a red heart", "yellow circle", "cat face", "zebra", "zigzag"]
     cut = {text: old.tokenize(text) for text in texts}
     ids = old.get_vocab()
-    captions = ["a zebra zigzag"] * words.LEAST  # known texts have no z: nothing stands in the way of joining it
+    captions = [
+        "a zebra zigzag"
+    ] * words.LEAST  # known texts have no z: nothing stands in the way of joining it
     captions += ["xylophone"] * (words.LEAST - 1)
     assert len(old.tokenize("zebra")) > 1
     grown = words.start_model(model, captions, "none")
