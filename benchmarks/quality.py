@@ -108,7 +108,6 @@ def main(arguments: list[str] | None = None) -> None:
     plan = replace(plan, watch=tuple(plan.watch))
     styles = tuple(given.styles)
     torch.set_num_threads(1)
-    logging.disable(logging.WARNING)
     study = Study(given.model, given.icons, given.work, plan, styles, given.judge)
     results = Results(given.results, study.sha256, plan)
     if not given.report:
@@ -144,4 +143,5 @@ def _all_phases(given: argparse.Namespace, study: Study, results: Results) -> No
 
 
 if __name__ == "__main__":
+    logging.disable(logging.WARNING)
     main()
