@@ -13,7 +13,7 @@ from typing import Any
 from hyperbrush.errors import UserError
 from hyperbrush.files import sha256, write_text
 
-RACY = 2_000_000_000  # ns; a file younger than this can change again without its time telling
+MIN_AGE_NS = 2_000_000_000  # ns; a file younger than this can change again without its time telling
 MOST_FILES = 20_000
 _log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class FileCache:
         if what in record and valid(record[what]):
             return record[what]
         value = make(file)
-        settled = time.time_ns() - before["mtime_ns"] > RACY
+        settled = time.time_ns() - before["mtime_ns"] > MIN_AGE_NS
         if settled and _state(file) == before:
             self._files[key] = self._new[key] = {**record, what: value}
         return value

@@ -33,7 +33,7 @@ from hyperbrush.app.jobs import jobs as jobs_module
 from hyperbrush.app.jobs import worker as worker_module
 from hyperbrush.app.jobs.jobs import Jobs
 from hyperbrush.app.jobs.kinds import KINDS
-from hyperbrush.app.jobs.worker import MOST_ATTEMPTS, Desk, Worker
+from hyperbrush.app.jobs.worker import MOST_ATTEMPTS, JobContext, Worker
 from hyperbrush.app.runs import control as run_control
 from hyperbrush.app.runs.holder import QUIET, holds
 from hyperbrush.app.runs.run import LOOKED_AT
@@ -131,7 +131,7 @@ def test_a_job_half_removed_is_not_done_again(site: Site, monkeypatch: pytest.Mo
         patch.setattr("hyperbrush.app.jobs.jobs.shutil.rmtree", killed)
         site.jobs.forget(lambda _: False)
     after = Jobs(site.workspace.state)
-    assert after.mend() == []
+    assert after.requeue_lost() == []
     assert after.open() == []
     os.utime(after.folder / job, (LONG_AGO, LONG_AGO))
     assert after.forget(lambda _: False) == [job]
@@ -167,10 +167,10 @@ def test_a_job_that_got_further_begins_counting_anew(tmp_path: Path, monkeypatch
     job = worker.jobs.submit("train", {"run": "a"}, device="cpu").id
     gets_further = [False, True, True, False, True]
 
-    def work(desk: Desk) -> None:
+    def work(context: JobContext) -> None:
         if gets_further.pop(0):
-            desk.got_further()
-            desk.got_further()
+            context.got_further()
+            context.got_further()
         raise Death
 
     monkeypatch.setitem(KINDS, "train", work)  # type: ignore[arg-type]
@@ -178,7 +178,7 @@ def test_a_job_that_got_further_begins_counting_anew(tmp_path: Path, monkeypatch
         dies(worker, job)
     assert worker.jobs.get(job).attempts == 5 > MOST_ATTEMPTS
     gets_further = [False] * MOST_ATTEMPTS
-    for _ in range(MOST_ATTEMPTS - 1):  # the last death above is the first one that counts
+    for _ in range(MOST_ATTEMPTS - 1):  # the last crash above is the first one that counts
         dies(worker, job)
     assert worker.jobs.get(job).state == "running"
     worker._do(job)
@@ -191,7 +191,7 @@ def test_a_job_that_never_gets_further_is_given_up(tmp_path: Path, monkeypatch: 
     worker = Worker(Workspace(tmp_path), "cpu")
     job = worker.jobs.submit("train", {"run": "a"}, device="cpu").id
 
-    def work(_: Desk) -> None:
+    def work(_: JobContext) -> None:
         raise Death
 
     monkeypatch.setitem(KINDS, "train", work)  # type: ignore[arg-type]
@@ -209,7 +209,7 @@ def test_a_checkpoint_is_getting_further(tmp_path: Path) -> None:
     worker = Worker(Workspace(tmp_path), "cpu")
     job = worker.jobs.submit("train", {"run": "a"}, device="cpu").id
     write_json(worker.jobs.folder / job / "state.json", {"state": "running", "attempts": 2})
-    tell = _told(Desk(worker.jobs, job, worker))["on_progress"]
+    tell = _told(JobContext(worker.jobs, job, worker))["on_progress"]
     step = {"step": 4, "steps": 9, "validation": {}, "notes": []}
     tell(SimpleNamespace(**step, checkpoint=None))
     assert worker.jobs.get(job).forgiven == 0
@@ -277,7 +277,7 @@ def test_a_worker_that_ended_by_itself_is_news_and_no_death(
     for _ in range(3):
         site._keep_workers()
     assert site.version("workers") == seen + 1
-    assert (site.deaths, begun) == ([], [])
+    assert (site.crashes, begun) == ([], [])
 
 
 # -- what is kept in memory ------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from hyperbrush.app import site as site_module
 from hyperbrush.app.create.work import size_of
 from hyperbrush.app.jobs.jobs import LAST, Jobs
 from hyperbrush.app.jobs.kinds import KINDS
-from hyperbrush.app.jobs.worker import Asked, Desk, Worker, lives
+from hyperbrush.app.jobs.worker import JobContext, StopRequested, Worker, lives
 from hyperbrush.app.requests import DrawRequest
 from hyperbrush.app.runs.run import finite
 from hyperbrush.app.security import COOKIE, Access, Guard
@@ -95,10 +95,10 @@ def test_a_job_that_a_killed_server_did_not_queue_gets_its_place(jobs: Jobs) -> 
         jobs.folder / lost / "job.json",
         {"kind": "train", "arguments": {"run": "a"}, "device": "cpu", "created": time.time()},
     )
-    assert jobs.mend() == [lost]
-    assert jobs.mend() == []
+    assert jobs.requeue_lost() == [lost]
+    assert jobs.requeue_lost() == []
     assert jobs.queue("cpu", "long").get(block=False) == lost
-    assert jobs.mend() == [], "what a worker has taken has its place"
+    assert jobs.requeue_lost() == [], "what a worker has taken has its place"
     assert jobs.queue("cpu", "short").get(block=False) == queued.id
 
 
@@ -146,11 +146,11 @@ def test_the_end_of_a_worker_loses_no_wish(
 ) -> None:
     """A person asked to finish a training, and just then its worker was told to end."""
 
-    def work(desk: Desk) -> dict[str, Any]:
+    def work(context: JobContext) -> dict[str, Any]:
         if how:
-            desk.jobs.ask(desk.id, how)  # type: ignore[arg-type]
+            context.jobs.ask(context.id, how)  # type: ignore[arg-type]
         worker.ending = True
-        raise Asked(desk.asked())
+        raise StopRequested(context.requested())
 
     monkeypatch.setitem(KINDS, "train", work)  # type: ignore[arg-type]
     job = worker.jobs.submit("train", {"run": "a"}, device="cpu")
@@ -162,9 +162,9 @@ def test_the_end_of_a_worker_loses_no_wish(
 
 def test_a_log_that_cannot_be_written_ends_nothing(worker: Worker) -> None:
     job = worker.jobs.submit("draw", {}, device="cpu")
-    desk = Desk(worker.jobs, job.id, worker)
-    (desk.folder / "log.txt").mkdir()
-    desk.log("not heard")
+    context = JobContext(worker.jobs, job.id, worker)
+    (context.folder / "log.txt").mkdir()
+    context.log("not heard")
 
 
 def test_a_job_whose_folder_vanished_ends_no_worker(worker: Worker) -> None:
@@ -203,7 +203,7 @@ def test_a_worker_that_dies_before_its_first_word_is_told_once(
     begun[0].wait()
     for _ in range(3):
         site._keep_workers()
-    assert [death.log for death in site.deaths] == ["no room for CUDA"]
+    assert [crash.log for crash in site.crashes] == ["no room for CUDA"]
     assert len(begun) == 1, "the next one waits"
 
 

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from hyperbrush.errors import UserError
-from hyperbrush.generation.axes import Shot, axis, read_axis, with_strength
+from hyperbrush.generation.axes import Cell, axis, read_axis, with_strength
 from hyperbrush.generation.settings import Settings
 
-BASE = Shot("a cat <hypernet:ink:0.5:end=0.8>", 7, Settings(negative="dog"))
+BASE = Cell("a cat <hypernet:ink:0.5:end=0.8>", 7, Settings(negative="dog"))
 
 
 @pytest.mark.parametrize(

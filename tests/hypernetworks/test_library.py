@@ -71,7 +71,7 @@ def test_names_never_leave_the_folder(name: str, folder: Path) -> None:
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    """Files old enough to be kept in the cache (see `file_cache.RACY`)."""
+    """Files old enough to be kept in the cache (see `file_cache.MIN_AGE_NS`)."""
     root = tmp_path / "files"
     AttentionHypernetwork(
         [4, 8], name="ink", activation="relu", step=7, metadata={"sd_checkpoint_name": "model.ckpt"}

@@ -10,13 +10,13 @@ Text = Field(max_length=20_000)
 SKIP = "skip.json"  # in a drawing's folder: somebody asks to leave out the pictures at hand
 
 
-class Asked(BaseModel):
+class Request(BaseModel):
     """Unknown keys are refused: a typing error must not be silent."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class DrawRequest(Asked):
+class DrawRequest(Request):
     """Pictures from a prompt; see `hyperbrush.generation.generate`."""
 
     prompt: str = Field(min_length=1, max_length=20_000, description="with <hypernet:NAME:STRENGTH> tags")
@@ -37,7 +37,7 @@ class DrawRequest(Asked):
     model: str = Field("", max_length=1000, description="another base model than the preferred one")
 
 
-class CompareRequest(Asked):
+class CompareRequest(Request):
     """A grid; axes as on the command line, "strength=0,0.5,1"."""
 
     prompt: str = Field(min_length=1, max_length=20_000)
@@ -53,7 +53,7 @@ class CompareRequest(Asked):
     model: str = Field("", max_length=1000)
 
 
-class StyleRequest(Asked):
+class StyleRequest(Request):
     """An adapter from one to sixteen pictures or a text, in one pass."""
 
     images: list[Annotated[str, Field(max_length=64)]] = Field(
@@ -79,7 +79,7 @@ class StyleRequest(Asked):
     keep: bool = Field(False, description="put it among the hypernetworks at once")
 
 
-class TrainRequest(Asked):
+class TrainRequest(Request):
     """A training; settings as in a run's config.yaml, which wins over the presets."""
 
     settings: dict[str, Any]

@@ -14,7 +14,7 @@ COOKIE = "hyperbrush_token"
 MOST_BODY = 600 << 20  # bytes of a request: a hypernetwork file may be large
 MOST_PLAIN = 64 << 20  # of one without files, which is read into memory whole
 # What Starlette's middleware (NiceGUI has some) and Socket.IO raise where a client left before the answer.
-LEFT = ("No response returned.", "'REQUEST_METHOD'")
+CLIENT_DISCONNECTED = ("No response returned.", "'REQUEST_METHOD'")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 POLICY = (
@@ -132,7 +132,7 @@ class Guard:
         except _TooLarge:
             await _answer(send, 413, f"a request may have {most >> 20} MiB at most")
         except (RuntimeError, KeyError) as error:
-            if not limit.left or str(error) not in LEFT:
+            if not limit.left or str(error) not in CLIENT_DISCONNECTED:
                 raise
 
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> tuple[int, str] | None:

@@ -28,7 +28,7 @@ TIDY = 6 * 3600.0  # seconds between two looks for what is too old
 
 
 @dataclass(frozen=True)
-class Death:
+class WorkerCrash:
     """A worker that ended without a word."""
 
     device: str
@@ -48,14 +48,14 @@ class Site:
         self.jobs = Jobs(workspace.state)
         self.runs = Runs(workspace, self.jobs)
         self.uploads = Uploads(workspace.state / "uploads")
-        self.deaths: list[Death] = []
+        self.crashes: list[WorkerCrash] = []
         self.versions: dict[str, int] = {}
         self._seen: dict[str, Any] = {}
         self._mine: dict[str, subprocess.Popen[bytes]] = {}
         self._known: dict[str, dict[str, Any]] = {}  # of each device, the worker seen alive last
         self._wait_until: dict[str, float] = {}
         self._failures: dict[str, int] = {}  # of each device, workers that died since one was seen alive
-        self._buried: dict[str, Any] = {}  # of each device, the process that was told to be dead last
+        self._reported: dict[str, Any] = {}  # of each device, the process that was told to be dead last
         self._changed = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._best: str | None = None
@@ -108,7 +108,7 @@ class Site:
     async def watch(self) -> None:
         """Look at the folders and the workers, for as long as the server runs."""
         self._loop = asyncio.get_running_loop()
-        once: list[Callable[[], None]] = [self._mend]
+        once: list[Callable[[], None]] = [self._requeue_lost]
         told: set[str] = set()
         while True:
             wrong: set[str] = set()
@@ -153,8 +153,8 @@ class Site:
             write_json(server_file(self.workspace.state), said)
             self._signed = device
 
-    def _mend(self) -> None:
-        if self.jobs.mend():
+    def _requeue_lost(self) -> None:
+        if self.jobs.requeue_lost():
             self.news("jobs")
 
     def _tidy(self) -> None:
@@ -240,24 +240,24 @@ class Site:
             dead = said.get("pid")
             if not said and device in ended and ended[device].returncode != 0:
                 dead = ended[device].pid  # before it could say that it lived
-            if said or (dead is not None and dead != self._buried.get(device)):
-                self._buried[device] = dead
+            if said or (dead is not None and dead != self._reported.get(device)):
+                self._reported[device] = dead
                 self._failures[device] = self._failures.get(device, -1) + 1
                 file.unlink(missing_ok=True)
-                self._died(device)
+                self._report_crash(device)
             if device not in self._mine and time.monotonic() >= self._wait_until.get(device, 0):
                 self._mine[device] = start_worker(self.workspace, device)
                 wait = min(60, 5 * 2 ** min(self._failures.get(device, 0), 4))
                 self._wait_until[device] = time.monotonic() + wait
 
-    def _died(self, device: str) -> None:
+    def _report_crash(self, device: str) -> None:
         file = worker_file(self.workspace.state, device).with_suffix(".log")
         text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
         lines = [line for line in text.splitlines() if line.strip()][-12:]
         for job in self.jobs.open():  # what it was at just then
             if job.state == "running" and job.device == device:
                 lines += tail(self.jobs.folder / job.id / "log.txt", 2000).splitlines()[-6:]
-        self.deaths = [*self.deaths[-4:], Death(device, time.time(), "\n".join(lines))]
+        self.crashes = [*self.crashes[-4:], WorkerCrash(device, time.time(), "\n".join(lines))]
         self.news("workers")
 
 

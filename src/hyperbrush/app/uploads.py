@@ -41,7 +41,7 @@ FORMATS = (
 ACCEPT = "image/*,.avif,.jp2,.j2k,.jpx,.tga,.ico,.ppm,.pgm,.pbm,.pnm,.heic,.heif,.hif,.jxl"
 
 
-class _Few:
+class ReentrantSemaphore:
     """Lets in so many threads at once; one that is in may enter again."""
 
     def __init__(self, most: int) -> None:
@@ -60,7 +60,7 @@ class _Few:
             self._places.release()
 
 
-decoding = _Few(MOST_DECODED)  # held by whoever has a whole picture in memory
+decoding = ReentrantSemaphore(MOST_DECODED)  # held by whoever has a whole picture in memory
 
 
 def open_picture(content: bytes, name: str = "the picture") -> "Image":

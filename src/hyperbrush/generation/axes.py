@@ -29,7 +29,7 @@ _RANGE = re.compile(rf"({_NUMBER})-({_NUMBER})(?::({_NUMBER}))?")
 
 
 @dataclass(frozen=True)
-class Shot:
+class Cell:
     """One picture of a comparison: its prompt, seed and settings."""
 
     prompt: str
@@ -66,24 +66,24 @@ class Axis:
         csv.writer(line, lineterminator="").writerow(_plain(value) for value in self.values)
         return line.getvalue()
 
-    def apply(self, shot: Shot, value: Any) -> Shot:
-        """The shot with this value in it.
+    def apply(self, cell: Cell, value: Any) -> Cell:
+        """The cell with this value in it.
 
         Raises:
-            UserError: nothing in the shot takes it.
+            UserError: nothing in the cell takes it.
         """
         if self.kind == "prompt":
-            return _searched(shot, str(self.values[0]), str(value))
-        return AXES[self.kind].apply(shot, value)
+            return _searched(cell, str(self.values[0]), str(value))
+        return AXES[self.kind].apply(cell, value)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of axis: its title in a picture's text, how a text becomes a value, and a value part of a shot."""
+    """A kind of axis: its title in a picture's text, how a text becomes a value, and a value part of a cell."""
 
     title: str
     read: Callable[[Any], Any]
-    apply: Callable[[Shot, Any], Shot]
+    apply: Callable[[Cell, Any], Cell]
     numbers: bool = False  # ranges such as 1-5 make sense
     other_names: tuple[str, ...] = ()
 
@@ -154,22 +154,22 @@ def _in_range(kind: str, item: str) -> list[str]:
     return [format(first + i * step, "f") for i in range(count)]
 
 
-def _searched(shot: Shot, search: str, value: str) -> Shot:
+def _searched(cell: Cell, search: str, value: str) -> Cell:
     """The webui's "Prompt S/R": the axis' first value is searched for, in both prompts."""
-    both = shot.prompt, shot.settings.negative
+    both = cell.prompt, cell.settings.negative
     if not search or not any(search in text for text in both):
         raise UserError(
             f"the prompt axis searches for its first value, and {search!r:.60} is not in the prompt: put it there"
         )
-    negative = shot.settings.negative.replace(search, value)
+    negative = cell.settings.negative.replace(search, value)
     return replace(
-        shot, prompt=shot.prompt.replace(search, value), settings=replace(shot.settings, negative=negative)
+        cell, prompt=cell.prompt.replace(search, value), settings=replace(cell.settings, negative=negative)
     )
 
 
-def _with_network(shot: Shot, name: str) -> Shot:
+def _with_network(cell: Cell, name: str) -> Cell:
     tag = "" if name == NONE else f" <hypernet:{name}>"
-    return replace(shot, prompt=shot.prompt + tag)
+    return replace(cell, prompt=cell.prompt + tag)
 
 
 def with_strength(prompt: str, strength: float) -> str:
@@ -194,12 +194,12 @@ def with_strength(prompt: str, strength: float) -> str:
     return TAG.sub(changed, prompt)
 
 
-def _with_strength(shot: Shot, strength: float) -> Shot:
-    return replace(shot, prompt=with_strength(shot.prompt, strength))
+def _with_strength(cell: Cell, strength: float) -> Cell:
+    return replace(cell, prompt=with_strength(cell.prompt, strength))
 
 
-def _setting(name: str) -> Callable[[Shot, Any], Shot]:
-    return lambda shot, value: replace(shot, settings=replace(shot.settings, **{name: value}))
+def _setting(name: str) -> Callable[[Cell, Any], Cell]:
+    return lambda cell, value: replace(cell, settings=replace(cell.settings, **{name: value}))
 
 
 def _read_whole(what: str, least: int, most: int) -> Callable[[Any], int]:
@@ -264,7 +264,7 @@ def _plain(value: Any) -> str:
 
 
 AXES = {
-    "prompt": Kind("Prompt S/R", _read_text, lambda shot, value: shot, other_names=("prompt sr", "sr")),
+    "prompt": Kind("Prompt S/R", _read_text, lambda cell, value: cell, other_names=("prompt sr", "sr")),
     "hypernetwork": Kind("Hypernetwork", _read_network, _with_network, other_names=("hypernet",)),
     "strength": Kind(
         "Hypernet str.",
@@ -276,7 +276,7 @@ AXES = {
     "seed": Kind(
         "Seed",
         _read_whole("seed", 0, MAX_SEED),
-        lambda shot, value: replace(shot, seed=value),
+        lambda cell, value: replace(cell, seed=value),
         True,
     ),
     "steps": Kind("Steps", _read_whole("steps", 1, MAX_STEPS), _setting("steps"), True),

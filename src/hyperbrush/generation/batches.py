@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Subject:
+class BatchItem:
     """What one picture of a batch is of."""
 
     networks: PromptNetworks
@@ -36,7 +36,7 @@ class Subject:
 
 def draw_together(
     model: "LatentDiffusion",
-    batch: Sequence[Subject],
+    batch: Sequence[BatchItem],
     settings: Settings,
     load: Callable[[Path], Adapter],
     encode: Encode,
@@ -49,9 +49,9 @@ def draw_together(
     Raises:
         UserError: a network that fits nothing, a size the model cannot make, pictures that are no numbers.
     """
-    uses = networks_of([subject.networks for subject in batch], load)
+    uses = networks_of([item.networks for item in batch], load)
     reached: list[str] = []
-    told = prompted([subject.said for subject in batch], settings, encode)
+    told = prompted([item.said for item in batch], settings, encode)
     scope: Any = attach(model, uses) if uses else contextlib.nullcontext()
     with scope as attached:
         if uses:
@@ -72,7 +72,7 @@ def draw_together(
 
 def _sample(
     model: "LatentDiffusion",
-    batch: Sequence[Subject],
+    batch: Sequence[BatchItem],
     told: Prompted,
     settings: Settings,
     on_step: Callable[[int, int, Any], None] | None,
@@ -89,7 +89,7 @@ def _sample(
         {},
         prompted=told,
         count=None,
-        seeds=[subject.seed for subject in batch],
+        seeds=[item.seed for item in batch],
         steps=settings.steps,
         sampler=settings.sampler,
         guidance_scale=settings.guidance_scale,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperbrush.errors import UserError
-from hyperbrush.generation.axes import ORDER, Axis, Shot, axis, read_axis
+from hyperbrush.generation.axes import ORDER, Axis, Cell, axis, read_axis
 from hyperbrush.generation.grids import MOST_PIXELS, labelled_grid, stacked
 from hyperbrush.generation.infotext import Infotext, write_infotext
 from hyperbrush.generation.opened import OpenedModel, open_model
@@ -110,25 +110,25 @@ def compare(
     if seed is not None:
         whole("a seed", seed, 0, MAX_SEED)
     whole("batch", batch, 1, 1000)
-    base = Shot(
+    base = Cell(
         prompt,
         random.randrange(2**31) if seed is None else seed,
         Settings(negative, steps, sampler, guidance_scale, size, clip_skip, discretisation),
     )
     library = HypernetworkLibrary(hypernetworks)
-    shots = shots_of(base, axes, library, missing)
+    cells = cells_of(base, axes, library, missing)
     opened = open_model(model, device=device, precision=precision, attention=attention)
     keep = lru_cache(KEPT_NETWORKS)(load)
-    drawn: list[tuple[Shot, Picture]] = []
-    batches = list(_batches(shots.values(), batch))
-    total = sum(len(shots) for shots in batches)
+    drawn: list[tuple[Cell, Picture]] = []
+    batches = list(_batches(cells.values(), batch))
+    total = sum(len(cells) for cells in batches)
     for some in batches:
         if drawn and between is not None:
             between()
         told = None if on_progress is None else _steps_as_pictures(on_progress, len(drawn), len(some), total)
         made = draw(
-            [shot.prompt for shot in some],
-            [shot.seed for shot in some],
+            [cell.prompt for cell in some],
+            [cell.seed for cell in some],
             some[0].settings,
             lambda: opened,
             library,
@@ -137,7 +137,7 @@ def compare(
             on_step=told,
         )
         drawn += zip(some, made, strict=True)
-    pictures = {place: next(p for own, p in drawn if own == shot) for place, shot in shots.items()}
+    pictures = {place: next(p for own, p in drawn if own == cell) for place, cell in cells.items()}
     return Grid(
         _page(pictures, axes, prompt, side),
         pictures,
@@ -146,17 +146,17 @@ def compare(
     )
 
 
-def shots_of(
-    base: Shot, axes: Sequence[Axis | None], library: "HypernetworkLibrary", missing: str = "error"
-) -> dict[tuple[int, int, int], Shot]:
+def cells_of(
+    base: Cell, axes: Sequence[Axis | None], library: "HypernetworkLibrary", missing: str = "error"
+) -> dict[tuple[int, int, int], Cell]:
     """Every picture of a comparison along x, y and z, by its place (z, y, x); none is drawn.
 
     Raises:
         UserError: all that can be known to be wrong before the first picture, see `compare`.
     """
-    shots = _shots(base, axes)
-    _check(shots.values(), axes, library, missing)
-    return shots
+    cells = _cells(base, axes)
+    _check(cells.values(), axes, library, missing)
+    return cells
 
 
 def _axis(given: AxisLike) -> Axis:
@@ -165,7 +165,7 @@ def _axis(given: AxisLike) -> Axis:
     return read_axis(given) if isinstance(given, str) else axis(*given)
 
 
-def _shots(base: Shot, axes: Sequence[Axis | None]) -> dict[tuple[int, int, int], Shot]:
+def _cells(base: Cell, axes: Sequence[Axis | None]) -> dict[tuple[int, int, int], Cell]:
     """Every cell's picture, by (z, y, x)."""
     given = [a for a in axes if a is not None]
     kinds = [a.kind for a in given]
@@ -174,28 +174,28 @@ def _shots(base: Shot, axes: Sequence[Axis | None]) -> dict[tuple[int, int, int]
     x, y, z = (len(a.values) if a else 1 for a in axes)
     if x * y * z > MOST_PICTURES:
         raise UserError(f"{x} x {y} x {z} pictures are more than {MOST_PICTURES}; take fewer values")
-    shots = {}
+    cells = {}
     for place in itertools.product(range(z), range(y), range(x)):
-        shot = base
+        cell = base
         chosen = {
             a.kind: (a, a.values[i]) for a, i in zip(axes, reversed(place), strict=True) if a is not None
         }
         for kind in ORDER:
             if kind in chosen:
                 one, value = chosen[kind]
-                shot = one.apply(shot, value)
-        shots[place] = shot
-    return shots
+                cell = one.apply(cell, value)
+        cells[place] = cell
+    return cells
 
 
 def _check(
-    shots: Iterator[Shot] | Any, axes: Sequence[Axis | None], library: "HypernetworkLibrary", missing: str
+    cells: Iterator[Cell] | Any, axes: Sequence[Axis | None], library: "HypernetworkLibrary", missing: str
 ) -> None:
     """Look at every prompt and every network's header before the first picture is drawn."""
     from hyperbrush.generation.prompt_networks import read_prompt
     from hyperbrush.hypernetworks.library.summary import summarise
 
-    read = [read_prompt(text, library, missing) for text in dict.fromkeys(shot.prompt for shot in shots)]
+    read = [read_prompt(text, library, missing) for text in dict.fromkeys(cell.prompt for cell in cells)]
     for path in {path for one in read for path in one.files.values()}:
         summarise(path)
     named = any(one.files or any(note.startswith("drawn without") for note in one.notes) for one in read)
@@ -205,15 +205,15 @@ def _check(
         )
 
 
-def _batches(shots: Any, most: int) -> Iterator[list[Shot]]:
+def _batches(cells: Any, most: int) -> Iterator[list[Cell]]:
     """Shots without repetition, those of equal settings together, at most so many."""
-    groups: list[tuple[Settings, list[Shot]]] = []
-    for shot in shots:
-        own = next((group for settings, group in groups if settings == shot.settings), None)
+    groups: list[tuple[Settings, list[Cell]]] = []
+    for cell in cells:
+        own = next((group for settings, group in groups if settings == cell.settings), None)
         if own is None:
-            groups.append((shot.settings, [shot]))
-        elif shot not in own:
-            own.append(shot)
+            groups.append((cell.settings, [cell]))
+        elif cell not in own:
+            own.append(cell)
     for _, group in groups:
         for i in range(0, len(group), most):
             yield group[i : i + most]
@@ -251,7 +251,7 @@ def _page(
 
 
 def _settings(
-    base: Shot, axes: Sequence[Axis | None], pictures: dict[tuple[int, int, int], Picture]
+    base: Cell, axes: Sequence[Axis | None], pictures: dict[tuple[int, int, int], Picture]
 ) -> Infotext:
     """The base settings, and the axes by the webui's names."""
     first = pictures[0, 0, 0].settings

@@ -157,7 +157,7 @@ def draw(
     Raises:
         UserError: as `generate`.
     """
-    from hyperbrush.generation.batches import Subject, draw_together
+    from hyperbrush.generation.batches import BatchItem, draw_together
     from hyperbrush.generation.encoding import encode_prompts
     from hyperbrush.generation.loras import loras_at_work
     from hyperbrush.generation.prompt_networks import read_negative, read_prompt
@@ -183,7 +183,7 @@ def draw(
     about = _about(opened, settings)
     made: dict[int, Picture] = {}
     for done, ((_, at_work, _), rows) in enumerate(groups.items()):
-        batch = [Subject(read[i], said[i], seeds[i]) for i in rows]
+        batch = [BatchItem(read[i], said[i], seeds[i]) for i in rows]
         told = None if on_step is None else _among(on_step, done, len(groups))
         with loras_at_work(opened.model, dict(at_work)) as reached:
             # A LoRA changes text encoders too.

@@ -21,7 +21,7 @@ def add(router: APIRouter, site: Site) -> None:
     @router.post("/compare/outlook")
     def outlook(request: CompareRequest) -> dict[str, Any]:
         """How many cells and different pictures it has, and how long they take; nothing is drawn."""
-        return dict(comparing.outlook(site.workspace, site.device, request).as_dict())
+        return dict(comparing.estimate(site.workspace, site.device, request).as_dict())
 
     @router.get(
         "/jobs/{job}/grid", response_class=FileResponse, responses={200: {"content": {"image/png": {}}}}

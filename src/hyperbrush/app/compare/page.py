@@ -130,7 +130,7 @@ class ComparePage:
             return
         try:
             found = await asyncio.to_thread(
-                comparing.outlook, self.site.workspace, self.site.device, self._request()
+                comparing.estimate, self.site.workspace, self.site.device, self._request()
             )
         except UserError as error:
             if number == self._number:

@@ -12,7 +12,7 @@ from hyperbrush.app.workspace import Workspace
 
 
 @dataclass(frozen=True)
-class Outlook:
+class GridEstimate:
     """What a grid will be.
 
     Args:
@@ -44,14 +44,14 @@ class Outlook:
         return {"cells": self.cells, "pictures": self.pictures, "seconds": self.seconds}
 
 
-def outlook(workspace: Workspace, device: str, request: CompareRequest) -> Outlook:
+def estimate(workspace: Workspace, device: str, request: CompareRequest) -> GridEstimate:
     """Look a grid through: axes, prompts and networks; nothing is drawn.
 
     Raises:
         UserError: whatever is wrong with it.
     """
-    from hyperbrush.generation.axes import Shot, read_axis
-    from hyperbrush.generation.comparison import shots_of
+    from hyperbrush.generation.axes import Cell, read_axis
+    from hyperbrush.generation.comparison import cells_of
     from hyperbrush.generation.settings import Settings
     from hyperbrush.hypernetworks import HypernetworkLibrary
 
@@ -65,14 +65,14 @@ def outlook(workspace: Workspace, device: str, request: CompareRequest) -> Outlo
         size_of(request, 0),
         request.clip_skip,
     )
-    base = Shot(request.prompt, request.seed or 0, settings)
+    base = Cell(request.prompt, request.seed or 0, settings)
     library = HypernetworkLibrary(workspace.folder("hypernetworks"))
-    cells = shots_of(base, [*axes, None, None][:3], library)
+    cells = cells_of(base, [*axes, None, None][:3], library)
     drawn = []
-    for shot in dict.fromkeys(cells.values()):
-        height, width = shot.settings.size or (0, 0)
-        drawn.append((shot.settings.steps, height * width or None))
-    return Outlook(len(cells), tuple(drawn), pace_of(workspace, device, request.model))
+    for cell in dict.fromkeys(cells.values()):
+        height, width = cell.settings.size or (0, 0)
+        drawn.append((cell.settings.steps, height * width or None))
+    return GridEstimate(len(cells), tuple(drawn), pace_of(workspace, device, request.model))
 
 
 def begin(site: Site, request: CompareRequest) -> Job:
@@ -81,7 +81,7 @@ def begin(site: Site, request: CompareRequest) -> Job:
     Raises:
         UserError: whatever is wrong with it.
     """
-    outlook(site.workspace, site.device, request)
+    estimate(site.workspace, site.device, request)
     return site.submit("compare", request.model_dump())
 
 

@@ -3,38 +3,37 @@
 import time
 from typing import Any
 
-from hyperbrush.app.jobs.worker import Asked, Desk
+from hyperbrush.app.jobs.worker import JobContext
 from hyperbrush.app.model.service import Pace, note_pace
 from hyperbrush.app.model.work import opened
 from hyperbrush.app.requests import CompareRequest, checked
 
 
-def compare(desk: Desk) -> dict[str, Any]:
+def compare(context: JobContext) -> dict[str, Any]:
     """Job "compare": a `CompareRequest`; grid.png in the job's folder."""
-    from hyperbrush.app.compare.service import outlook, size_of
+    from hyperbrush.app.compare.service import estimate, size_of
     from hyperbrush.generation import compare as draw
     from hyperbrush.generation.axes import read_axis
 
-    request: CompareRequest = checked(CompareRequest, desk.arguments)
+    request: CompareRequest = checked(CompareRequest, context.arguments)
     axes = [read_axis(axis) for axis in request.axes]
-    model = opened(desk, request.model)
+    model = opened(context, request.model)
     own = model.model.image_size
     begin, waited = time.perf_counter(), 0.0
 
     def told(done: float, of: int) -> None:
         gone = time.perf_counter() - begin - waited
         left = gone / done * (of - done) if done else None
-        desk.tell(now=done == of, stage="drawing", step=int(done), steps=of, done=done, left=left)
-        if how := desk.asked():
-            raise Asked(how)
+        context.tell(now=done == of, stage="drawing", step=int(done), steps=of, done=done, left=left)
+        context.raise_if_requested()
 
     def between() -> None:
         nonlocal waited
         since = time.perf_counter()
-        desk.between()
+        context.between()
         waited += time.perf_counter() - since
 
-    desk.tell(now=True, stage="drawing", step=0, done=0)
+    context.tell(now=True, stage="drawing", step=0, done=0)
     grid = draw(
         request.prompt,
         *axes,
@@ -46,14 +45,14 @@ def compare(desk: Desk) -> dict[str, Any]:
         guidance_scale=request.guidance_scale,
         size=size_of(request, own),
         clip_skip=request.clip_skip,
-        hypernetworks=desk.workspace.folder("hypernetworks"),
+        hypernetworks=context.workspace.folder("hypernetworks"),
         on_progress=told,
         between=between,
     )
-    grid.save(desk.folder / "grid.png")
+    grid.save(context.folder / "grid.png")
     seconds = time.perf_counter() - begin - waited
-    work = outlook(desk.workspace, desk.worker.device, request).work(own * own)
-    note_pace(desk.workspace, desk.worker.device, request.model, Pace(seconds / work, own * own))
+    work = estimate(context.workspace, context.worker.device, request).work(own * own)
+    note_pace(context.workspace, context.worker.device, request.model, Pace(seconds / work, own * own))
     return {
         "file": "grid.png",
         "notes": list(grid.notes),

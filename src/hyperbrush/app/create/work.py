@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyperbrush.app.jobs.worker import Asked, Desk
+from hyperbrush.app.jobs.worker import JobContext
 from hyperbrush.app.model.work import opened
 from hyperbrush.app.requests import SKIP, DrawRequest, checked
 from hyperbrush.app.uploads import Uploads
@@ -34,10 +34,10 @@ class Progress:
     asked.
     """
 
-    def __init__(self, desk: Desk, request: DrawRequest) -> None:
-        self.desk, self.request = desk, request
+    def __init__(self, context: JobContext, request: DrawRequest) -> None:
+        self.context, self.request = context, request
         self.model: OpenedModel | None = None
-        before = desk.jobs.get(desk.id).progress  # of a worker that died: what it drew is there
+        before = context.jobs.get(context.id).progress  # of a worker that died: what it drew is there
         seed = before.get("seed", request.seed)
         self.seed = random.randrange(2**31) if seed is None else int(seed)
         self.pictures: list[dict[str, Any]] = list(before.get("pictures", []))
@@ -55,10 +55,9 @@ class Progress:
             took = time.monotonic() - now
             self._next = time.monotonic() + max(PREVIEW_EVERY, took / PREVIEW_SHARE)
         self.tell(step, steps, len(latents), now=step == steps)
-        if how := self.desk.asked():
-            raise Asked(how)
-        if (self.desk.folder / SKIP).exists():
-            (self.desk.folder / SKIP).unlink(missing_ok=True)
+        self.context.raise_if_requested()
+        if (self.context.folder / SKIP).exists():
+            (self.context.folder / SKIP).unlink(missing_ok=True)
             raise Skipped
 
     @property
@@ -74,7 +73,7 @@ class Progress:
             self._begun, self._share = time.monotonic(), share  # the first step also warms up
         gone = share - self._share
         left = (time.monotonic() - self._begun) / gone * (1 - share) if gone > 0 else None
-        self.desk.tell(
+        self.context.tell(
             now=now,
             stage="sampling",
             step=step,
@@ -97,29 +96,29 @@ class Progress:
         with torch.no_grad():
             pictures = to_pictures(self.model.model.decode(latents).float().clamp(-1, 1) / 2 + 0.5)
         picture = grid(pictures, math.ceil(len(pictures) ** 0.5))
-        with atomic_path(self.desk.folder / "preview.png", sync=False) as path:
+        with atomic_path(self.context.folder / "preview.png", sync=False) as path:
             picture.save(path, "PNG")
         self._number += 1
 
 
-def draw(desk: Desk) -> dict[str, Any]:
+def draw(context: JobContext) -> dict[str, Any]:
     """Job "draw": a `DrawRequest`; the pictures a few at a time, each kept as soon as it is there.
 
     Raises:
         UserError: whatever cannot be drawn.
-        Asked: a person stopped it; what was drawn stays in its progress.
+        StopRequested: a person stopped it; what was drawn stays in its progress.
     """
     import torch
 
     from hyperbrush.generation import generate
     from hyperbrush.ldm.data.pictures import opened as opened_picture
 
-    request: DrawRequest = checked(DrawRequest, desk.arguments)
-    uploads = Uploads(desk.workspace.state / "uploads")
+    request: DrawRequest = checked(DrawRequest, context.arguments)
+    uploads = Uploads(context.workspace.state / "uploads")
     image = opened_picture(uploads.open(request.image), "the start picture") if request.image else None
     mask = uploads.open(request.mask) if request.mask else None
-    told = Progress(desk, request)
-    told.model = model = opened(desk, request.model)
+    told = Progress(context, request)
+    told.model = model = opened(context, request.model)
     height, width = size_of(request, model.model.image_size, model.model.size_unit, image)
     told.tell()
     together = max(1, min(MOST_TOGETHER, TOGETHER_PIXELS // (height * width)))
@@ -141,7 +140,7 @@ def draw(desk: Desk) -> dict[str, Any]:
                 image=image,
                 image_strength=request.image_strength,
                 mask=mask,
-                hypernetworks=desk.workspace.folder("hypernetworks"),
+                hypernetworks=context.workspace.folder("hypernetworks"),
                 missing=request.missing,
                 on_step=told,
             )
@@ -151,12 +150,12 @@ def draw(desk: Desk) -> dict[str, Any]:
             continue
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"{width}x{height} pixels do not fit into the memory of {desk.worker.device}: take a smaller size, or the "
+                f"{width}x{height} pixels do not fit into the memory of {context.worker.device}: take a smaller size, or the "
                 "precision fp16 in Settings"
             ) from error
-        told.pictures += [keep(desk, picture) for picture in pictures]
+        told.pictures += [keep(context, picture) for picture in pictures]
         told.tell()
-        desk.got_further()
+        context.got_further()
     return {"pictures": told.pictures, "seed": told.seed}
 
 
@@ -180,12 +179,12 @@ def size_of(request: DrawRequest, own: int, unit: int, image: "Image | None") ->
     return fitting(own / wide**0.5), fitting(own * wide**0.5)
 
 
-def keep(desk: Desk, picture: "Picture") -> dict[str, Any]:
+def keep(context: JobContext, picture: "Picture") -> dict[str, Any]:
     """Save a picture under today's date and say where it is."""
-    folder = desk.workspace.folder("outputs") / time.strftime("%Y-%m-%d")
+    folder = context.workspace.folder("outputs") / time.strftime("%Y-%m-%d")
     path = picture.save(_free(folder, f"{picture.seed}.png"))
     return {
-        "file": path.relative_to(desk.workspace.folder("outputs")).as_posix(),
+        "file": path.relative_to(context.workspace.folder("outputs")).as_posix(),
         "seed": picture.seed,
         "width": picture.image.width,
         "height": picture.image.height,

@@ -119,12 +119,12 @@ class Jobs:
         try:
             write_json(self.folder / job / "job.json", said)
             self.put(kind, device, job)
-        except BaseException:  # without a place in the queue it would wait for ever
+        except BaseException:  # without a place in the queue it would wait permanently
             shutil.rmtree(self.folder / job, ignore_errors=True)
             raise
         return self.get(job)
 
-    def mend(self) -> list[str]:
+    def requeue_lost(self) -> list[str]:
         """Give every open job its place in the queue: a server killed while it took one up left it without.
 
         A job that has two places is done once: who takes it again finds it ended.

@@ -5,7 +5,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hyperbrush.app.jobs.worker import Desk
+    from hyperbrush.app.jobs.worker import JobContext
 
 _ROOMS = {
     "draw": "create.work",
@@ -21,17 +21,17 @@ _ROOMS = {
 }
 
 
-def _kind(kind: str, room: str) -> "Callable[[Desk], dict[str, Any] | None]":
+def _kind(kind: str, room: str) -> "Callable[[JobContext], dict[str, Any] | None]":
     """The function of a kind, imported when it is first called: none of them is light."""
 
-    def call(desk: "Desk") -> dict[str, Any] | None:
+    def call(context: "JobContext") -> dict[str, Any] | None:
         module = import_module(f"hyperbrush.app.{room}")
-        function: Callable[[Desk], dict[str, Any] | None] = getattr(module, kind.replace("-", "_"))
-        return function(desk)
+        function: Callable[[JobContext], dict[str, Any] | None] = getattr(module, kind.replace("-", "_"))
+        return function(context)
 
     return call
 
 
-KINDS: "Mapping[str, Callable[[Desk], dict[str, Any] | None]]" = {
+KINDS: "Mapping[str, Callable[[JobContext], dict[str, Any] | None]]" = {
     kind: _kind(kind, room) for kind, room in _ROOMS.items()
 }

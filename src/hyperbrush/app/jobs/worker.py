@@ -1,4 +1,4 @@
-"""The worker: a process that takes jobs from a device's queue, outlives page and server, and dies aloud."""
+"""The worker: a process that takes jobs from a device's queue, outlives page and server, and reports its own crash."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,16 @@ SAME = 10.0  # seconds between two births that are told to be one process's
 TELL = 0.1  # seconds between two words of progress at least
 
 
-class Desk:
-    """What a function of `work` has of its job: arguments, a folder, somebody to tell, somebody to ask."""
+class StopRequested(Exception):
+    """A job ended early since the user asked for it."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(how)
+        self.how = how
+
+
+class JobContext:
+    """What a function of a `work` module has of its job: arguments, a folder, progress to report, requests to read."""
 
     def __init__(self, jobs: Jobs, job: str, worker: "Worker") -> None:
         self.jobs, self.id, self.worker = jobs, job, worker
@@ -57,11 +65,20 @@ class Desk:
             self._told = time.monotonic()
             write_json(self.folder / "progress.json", progress, sync=False)
 
-    def asked(self) -> str:
-        """What a person (or the end of the worker) asks of it: pause, stop, finish, or nothing."""
+    def requested(self) -> str:
+        """What the user (or the end of the worker) asks of it: pause, stop, finish, or nothing."""
         if self.worker.ending:
             return "pause"
         return str(read_json(self.folder / "stop.json").get("how", ""))
+
+    def raise_if_requested(self) -> None:
+        """End the job here if it is asked to.
+
+        Raises:
+            StopRequested: it is.
+        """
+        if how := self.requested():
+            raise StopRequested(how)
 
     def between(self) -> None:
         """Draw what people wait for; a long job calls this between its steps."""
@@ -75,14 +92,6 @@ class Desk:
             (self.folder / "log.txt").open("a", encoding="utf-8", errors="replace") as file,
         ):
             file.write(f"{time.strftime('%H:%M:%S')} {text}\n")
-
-
-class Asked(Exception):
-    """A job ended early since a person asked for it."""
-
-    def __init__(self, how: str) -> None:
-        super().__init__(how)
-        self.how = how
 
 
 class Worker:
@@ -154,8 +163,8 @@ class Worker:
                 ended = {"state": found.state, "ended": time.time(), "attempts": found.attempts}
                 write_json(self.jobs.folder / job / "state.json", ended)
             return
-        desk = Desk(self.jobs, job, self)
-        put = desk.put
+        context = JobContext(self.jobs, job, self)
+        put = context.put
         if found.attempts - found.forgiven >= MOST_ATTEMPTS:
             put(
                 state="failed",
@@ -165,21 +174,23 @@ class Worker:
             )
             return
         put()
-        clear_parts(desk.folder)
+        clear_parts(context.folder)
         try:
-            result = KINDS[found.kind](desk)
+            result = KINDS[found.kind](context)
             put(state="done", result=result or {}, ended=time.time())
-        except Asked as asked:
-            how = str(read_json(desk.folder / "stop.json").get("how", ""))  # a person's, not the worker's end
+        except StopRequested as stop:
+            how = str(
+                read_json(context.folder / "stop.json").get("how", "")
+            )  # the user's, not the worker's end
             if self.ending and how in ("", "finish"):  # the next worker goes on with it, or finishes it
                 put(state="running" if how else "queued", attempts=found.attempts)
             else:
-                put(state="paused" if (how or asked.how) == "pause" else "stopped", ended=time.time())
+                put(state="paused" if (how or stop.how) == "pause" else "stopped", ended=time.time())
         except UserError as error:
-            desk.log(str(error))
+            context.log(str(error))
             put(state="failed", error=str(error), ended=time.time())
         except Exception as error:  # noqa: BLE001  a bug in one job must not end the others
-            desk.log(traceback.format_exc())
+            context.log(traceback.format_exc())
             print(traceback.format_exc(), file=sys.stderr, flush=True)
             put(
                 state="failed",
@@ -225,7 +236,7 @@ class Worker:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, end)
         yield
-        file.unlink(missing_ok=True)  # not after an exception: that is a death
+        file.unlink(missing_ok=True)  # not after an exception: that is a crash
 
 
 def worker_file(state: Path, device: str) -> Path:
@@ -277,16 +288,3 @@ def start_worker(workspace: Workspace, device: str) -> "subprocess.Popen[bytes]"
         return subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, **detached
         )
-
-
-def throttled(tell: Callable[[], None], seconds: float) -> Callable[[], None]:
-    """Call at most once in so many seconds."""
-    last = 0.0
-
-    def maybe() -> None:
-        nonlocal last
-        if time.monotonic() - last >= seconds:
-            last = time.monotonic()
-            tell()
-
-    return maybe

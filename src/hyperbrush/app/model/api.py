@@ -7,12 +7,12 @@ from fastapi.responses import FileResponse
 from pydantic import Field
 
 from hyperbrush.app.model import service as base_models
-from hyperbrush.app.requests import Asked
+from hyperbrush.app.requests import Request
 from hyperbrush.app.settings import service as choices
 from hyperbrush.app.site import Site
 
 
-class UseRequest(Asked):
+class UseRequest(Request):
     """A base model to draw and train with."""
 
     model: str = Field(

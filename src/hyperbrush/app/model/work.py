@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 from hyperbrush.app.model import service as base_models
 
 if TYPE_CHECKING:
-    from hyperbrush.app.jobs.worker import Desk
+    from hyperbrush.app.jobs.worker import JobContext
     from hyperbrush.generation import OpenedModel
 
-TRIED = 3  # sampling steps that are timed
+TIMED_STEPS = 3  # sampling steps that are timed
 FILES = 5  # hypernetworks that the doctor looks at
 
 
-def opened(desk: "Desk", source: str = "", *, precision: str = "") -> "OpenedModel":
+def opened(context: "JobContext", source: str = "", *, precision: str = "") -> "OpenedModel":
     """The model a job asks for, else the preferred one, in the preferred precision or another; the last one stays open.
 
     Raises:
@@ -22,48 +22,46 @@ def opened(desk: "Desk", source: str = "", *, precision: str = "") -> "OpenedMod
     """
     from hyperbrush.generation import open_model
 
-    preferences = desk.workspace.preferences
-    where = base_models.place(desk.workspace, source or preferences.model)
-    key = (where, desk.worker.device, precision or preferences.precision)
-    if desk.worker.kept.get("model_key") != key:
-        desk.worker.kept.clear()  # before the next is opened: two may not fit
-        desk.tell(now=True, stage="opening", model=source or preferences.model)
+    preferences = context.workspace.preferences
+    where = base_models.place(context.workspace, source or preferences.model)
+    key = (where, context.worker.device, precision or preferences.precision)
+    if context.worker.kept.get("model_key") != key:
+        context.worker.kept.clear()  # before the next is opened: two may not fit
+        context.tell(now=True, stage="opening", model=source or preferences.model)
         found = open_model(where, device=key[1], precision=key[2])
-        desk.worker.kept.update(model=found, model_key=key)
-    model: OpenedModel = desk.worker.kept["model"]
+        context.worker.kept.update(model=found, model_key=key)
+    model: OpenedModel = context.worker.kept["model"]
     return model
 
 
-def try_model(desk: "Desk") -> dict[str, Any]:
+def try_model(context: "JobContext") -> dict[str, Any]:
     """Job "try-model": {"model": …}; whether it opens and draws here, and how fast."""
     from hyperbrush.generation import generate
 
-    source = str(desk.arguments.get("model") or desk.workspace.preferences.model)
-    model = opened(desk, source)
+    source = str(context.arguments.get("model") or context.workspace.preferences.model)
+    model = opened(context, source)
     times: list[float] = []
-    desk.tell(now=True, stage="trying", model=source)
+    context.tell(now=True, stage="trying", model=source)
     [picture] = generate(
-        "cat", model=model, seed=0, steps=TRIED, on_step=lambda *_: times.append(time.perf_counter())
+        "cat", model=model, seed=0, steps=TIMED_STEPS, on_step=lambda *_: times.append(time.perf_counter())
     )
     seconds = min(b - a for a, b in itertools.pairwise(times))
     pixels = picture.image.width * picture.image.height
-    base_models.note_pace(desk.workspace, desk.worker.device, source, base_models.Pace(seconds, pixels))
+    base_models.note_pace(context.workspace, context.worker.device, source, base_models.Pace(seconds, pixels))
     return {"seconds": seconds, "image_size": model.model.image_size}
 
 
-def doctor(desk: "Desk") -> dict[str, Any]:
+def doctor(context: "JobContext") -> dict[str, Any]:
     """Job "doctor": `hyperbrush doctor` on the preferred model and the first hypernetworks; page and pictures."""
-    from hyperbrush.app.jobs.worker import Asked
     from hyperbrush.commands.doctor import examine
     from hyperbrush.hypernetworks import HypernetworkLibrary
 
-    library = HypernetworkLibrary(desk.workspace.folder("hypernetworks"))
-    model = opened(desk)
+    library = HypernetworkLibrary(context.workspace.folder("hypernetworks"))
+    model = opened(context)
 
     def told(text: str) -> None:
-        desk.tell(now=True, stage=text)
-        if how := desk.asked():
-            raise Asked(how)
+        context.tell(now=True, stage=text)
+        context.raise_if_requested()
 
     found = examine(
         model.model,
@@ -73,7 +71,7 @@ def doctor(desk: "Desk") -> dict[str, Any]:
         pairs=3,
         on_progress=told,
     )
-    found.save(desk.folder / "doctor.md")
+    found.save(context.folder / "doctor.md")
     rows = {"": found.environment, **found.files}
     return {
         "page": "doctor.md",

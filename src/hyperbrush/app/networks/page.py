@@ -87,7 +87,7 @@ class NetworksPage:
     async def _read(self) -> None:
         with refusals():
             if self.found is None:
-                names = await in_thread(lambda: networks.shelf(self.site.workspace).names())
+                names = await in_thread(lambda: networks.library_of(self.site.workspace).names())
                 with self.grid:
                     for name in names[: self.most]:
                         with ui.element("div").classes("card network"):

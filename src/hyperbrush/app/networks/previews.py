@@ -22,7 +22,7 @@ def preview(workspace: "Workspace", which: str) -> Path:
         UserError: as `find`.
         NotThere: it has none.
     """
-    library = networks.shelf(workspace)
+    library = networks.library_of(workspace)
     entry = library.entry(networks.find(library, which))
     path = run_pictures.shown(library, entry, run_pictures.made_here(workspace))
     if path is None:
@@ -38,7 +38,7 @@ def set_preview(site: "Site", which: str, picture: "Image") -> networks.Card:
     """
     from hyperbrush.ldm.data.pictures import opened
 
-    library = networks.shelf(site.workspace)
+    library = networks.library_of(site.workspace)
     with decoding:
         small = opened(picture, "the preview")
         small.thumbnail((1024, 1024))

@@ -4,13 +4,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat
 
-from hyperbrush.app.requests import Asked
+from hyperbrush.app.requests import Request
 
 Target = Literal["webui", "safetensors", "comfyui", "lora-diffusers", "lora-peft", "lora-kohya"]
 Name = Field(min_length=1, max_length=200)
 
 
-class NotesRequest(Asked):
+class NotesRequest(Request):
     """What people write beside a network; what is left out stays."""
 
     description: str = Field("", max_length=20_000)
@@ -19,20 +19,20 @@ class NotesRequest(Asked):
     notes: str = Field("", max_length=20_000)
 
 
-class RenameRequest(Asked):
+class RenameRequest(Request):
     """Another name; side files go with it."""
 
     name: str = Name
 
 
-class MergePart(Asked):
+class MergePart(Request):
     """One of several to be merged."""
 
     name: str = Field(min_length=1, max_length=1000, description="name or id")
     weight: FiniteFloat = 1.0
 
 
-class MergeRequest(Asked):
+class MergeRequest(Request):
     """Several in one; see `hyperbrush.hypernetworks.attention.merging.merge`."""
 
     parts: list[MergePart] = Field(min_length=2, max_length=32)
@@ -40,7 +40,7 @@ class MergeRequest(Asked):
     name: str = Field("merged", min_length=1, max_length=200)
 
 
-class ExportRequest(Asked):
+class ExportRequest(Request):
     """A file for another program, a LoRA for the preferred model; see `hyperbrush.hypernetworks.convert.convert`."""
 
     to: Target

@@ -65,7 +65,7 @@ class Card:
         }
 
 
-def shelf(workspace: "Workspace") -> HypernetworkLibrary:
+def library_of(workspace: "Workspace") -> HypernetworkLibrary:
     """The workspace's library."""
     return HypernetworkLibrary(workspace.folder("hypernetworks"))
 
@@ -79,7 +79,7 @@ def bin_of(workspace: "Workspace") -> "Bin":
 
 def cards(workspace: "Workspace") -> list[Card]:
     """Every network, by name; hashes what is new, so it can take a while."""
-    library = shelf(workspace)
+    library = library_of(workspace)
     with _reading:
         made = run_pictures.made_here(workspace)
         found = [_card(library, entry, made) for entry in library.entries()]
@@ -93,7 +93,7 @@ def card(workspace: "Workspace", which: str) -> Card:
     Raises:
         UserError: there is none, or several of that name.
     """
-    library = shelf(workspace)
+    library = library_of(workspace)
     return _card(library, library.entry(find(library, which)), run_pictures.made_here(workspace))
 
 
@@ -116,7 +116,7 @@ def file_of(workspace: "Workspace", which: str) -> Path:
     Raises:
         UserError: as `find`.
     """
-    library = shelf(workspace)
+    library = library_of(workspace)
     return library.find(find(library, which))
 
 
@@ -126,7 +126,7 @@ def annotate(site: "Site", which: str, changes: Mapping[str, Any]) -> Card:
     Raises:
         UserError: as `find`; a side file is damaged, or cannot be written.
     """
-    library = shelf(site.workspace)
+    library = library_of(site.workspace)
     name = find(library, which)
     with _noting:  # two tabs that change different notes at once
         library.write_notes(name, replace(library.notes(name), **changes))
@@ -158,7 +158,7 @@ def take(site: "Site", content: BinaryIO, filename: str) -> Card:
             load(file)
         except UserError as error:
             raise UserError(str(error).replace(str(file), f"{name:.100}")) from error
-        return _kept(site, take_in(shelf(site.workspace), file, file.stem))
+        return _kept(site, take_in(library_of(site.workspace), file, file.stem))
 
 
 def rename(site: "Site", which: str, new: str) -> Card:
@@ -169,7 +169,7 @@ def rename(site: "Site", which: str, new: str) -> Card:
     """
     from hyperbrush.hypernetworks.library import rename as moving
 
-    library = shelf(site.workspace)
+    library = library_of(site.workspace)
     return _kept(site, moving.rename(library, find(library, which), new))
 
 
@@ -179,7 +179,7 @@ def delete(site: "Site", which: str) -> "Binned":
     Raises:
         UserError: as `Bin.put`.
     """
-    library = shelf(site.workspace)
+    library = library_of(site.workspace)
     item = bin_of(site.workspace).put(library, find(library, which))
     site.news("networks")
     return item
@@ -194,7 +194,7 @@ def restore(site: "Site", item: str) -> Card:
     from hyperbrush.hypernetworks.library.rename import UnknownInBin
 
     try:
-        return _kept(site, bin_of(site.workspace).restore(shelf(site.workspace), item))
+        return _kept(site, bin_of(site.workspace).restore(library_of(site.workspace), item))
     except UnknownInBin as error:
         raise NotThere(str(error)) from error
 
@@ -225,7 +225,7 @@ def merge(site: "Site", request: "MergeRequest") -> Card:
     from hyperbrush.hypernetworks.files.adapters import load
     from hyperbrush.hypernetworks.library.rename import check_name, take_in
 
-    name, library = check_name(request.name), shelf(site.workspace)
+    name, library = check_name(request.name), library_of(site.workspace)
     sources = [(load(library.find(find(library, part.name))), part.weight) for part in request.parts]
     result = merged(sources, how=request.how, name=name)
     with _aside(site.workspace) as folder:
@@ -254,7 +254,7 @@ def export(site: "Site", which: str, request: "ExportRequest") -> "Job":
     Raises:
         UserError: as `find`, or the queue cannot be written.
     """
-    name = find(shelf(site.workspace), which)
+    name = find(library_of(site.workspace), which)
     return site.submit("export", {"network": name, **request.model_dump(exclude_defaults=True)})
 
 
@@ -292,7 +292,7 @@ def _id(library: HypernetworkLibrary, path: Path) -> str:
 
 def _kept(site: "Site", path: Path) -> Card:
     site.news("networks")
-    return card(site.workspace, _id(shelf(site.workspace), path))
+    return card(site.workspace, _id(library_of(site.workspace), path))
 
 
 @contextmanager

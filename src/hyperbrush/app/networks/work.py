@@ -5,7 +5,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from hyperbrush.app.jobs.worker import Asked, Desk
+from hyperbrush.app.jobs.worker import JobContext
 from hyperbrush.app.model.work import opened
 from hyperbrush.app.networks.requests import ExportRequest
 from hyperbrush.app.networks.service import file_of
@@ -15,7 +15,7 @@ from hyperbrush.files import atomic_path
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
-def export(desk: Desk) -> dict[str, Any]:
+def export(context: JobContext) -> dict[str, Any]:
     """Job "export": {"network": name} with an `ExportRequest`; the file in export/ of the job's folder."""
     import torch
 
@@ -24,24 +24,23 @@ def export(desk: Desk) -> dict[str, Any]:
     from hyperbrush.hypernetworks.files import load_attention
     from hyperbrush.hypernetworks.files.adapters import is_generated_file
 
-    values = dict(desk.arguments)
-    path = file_of(desk.workspace, str(values.pop("network")))
+    values = dict(context.arguments)
+    path = file_of(context.workspace, str(values.pop("network")))
     request: ExportRequest = checked(ExportRequest, values)
-    target = _target(desk.folder / "export", path.stem, request.to)
+    target = _target(context.folder / "export", path.stem, request.to)
     dtype = getattr(torch, DTYPES[request.precision]) if request.precision else None
     if is_generated_file(path):
         convert_generated(path, target, request.to, rank=request.rank, strength=request.strength, dtype=dtype)
         return {"file": _packed(target).name}
     model = None
     if request.to.startswith("lora-"):
-        model = opened(desk)
+        model = opened(context)
         if model.model.dtype != torch.float32:  # what is folded into a LoRA is measured in full precision
-            model = opened(desk, precision="fp32")
+            model = opened(context, precision="fp32")
 
     def told(site: str, done: int, of: int) -> None:
-        desk.tell(now=done == of, stage=site, step=done, steps=of)
-        if how := desk.asked():
-            raise Asked(how)
+        context.tell(now=done == of, stage=site, step=done, steps=of)
+        context.raise_if_requested()
 
     given = request.model_dump(include={"rank", "bias", "steps", "seed"}, exclude_none=True)
     written = convert(

@@ -10,7 +10,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import Field
 
 from hyperbrush.app.errors import NotThere
-from hyperbrush.app.requests import Asked
+from hyperbrush.app.requests import Request
 from hyperbrush.app.runs import bin as run_bin
 from hyperbrush.app.runs import comparison as run_comparison
 from hyperbrush.app.runs import control as run_control
@@ -28,7 +28,7 @@ REPORT_POLICY = (
 PICTURE = {"Cache-Control": "private, max-age=3600"}  # pages ask for them with a version
 
 
-class Rollback(Asked):
+class Rollback(Request):
     """Where to go back to."""
 
     step: int = Field(ge=0, le=10**9, description="of a checkpoint")

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from hyperbrush.app.errors import NotThere
 from hyperbrush.app.jobs.jobs import Job, Jobs
-from hyperbrush.app.requests import Asked, StyleRequest, TrainRequest
+from hyperbrush.app.requests import Request, StyleRequest, TrainRequest
 from hyperbrush.app.site import Site
 from hyperbrush.app.styles import generators
 from hyperbrush.app.train.datasets import plain_name
@@ -26,13 +26,13 @@ _keeping = threading.Lock()
 _tuning = threading.Lock()
 
 
-class KeepRequest(Asked):
+class KeepRequest(Request):
     """Put a style among the hypernetworks."""
 
     name: str = Field(min_length=1, max_length=100, pattern=_NAME, description="of no other hypernetwork")
 
 
-class TuneRequest(Asked):
+class TuneRequest(Request):
     """Train on from a style, on the pictures it was made from."""
 
     name: str = Field(

@@ -4,7 +4,7 @@ import shutil
 import time
 from typing import Any
 
-from hyperbrush.app.jobs.worker import Asked, Desk
+from hyperbrush.app.jobs.worker import JobContext
 from hyperbrush.app.model.work import opened
 from hyperbrush.app.requests import StyleRequest, checked
 from hyperbrush.app.styles import generators
@@ -14,31 +14,31 @@ from hyperbrush.errors import UserError
 from hyperbrush.files import atomic_path
 
 
-def style(desk: Desk) -> dict[str, Any]:
+def style(context: JobContext) -> dict[str, Any]:
     """Job "style": a `StyleRequest`; the adapter, and pictures without and with it, in the job's folder."""
-    request: StyleRequest = checked(StyleRequest, desk.arguments)
-    is_kept = desk.jobs.get(desk.id).progress.get("kept") == request.name  # by a worker that died
+    request: StyleRequest = checked(StyleRequest, context.arguments)
+    is_kept = context.jobs.get(context.id).progress.get("kept") == request.name  # by a worker that died
     if request.keep and not is_kept:
-        refuse_taken(desk.workspace, request.name)
-    done = _again(desk, request) if request.adapter else _generated(desk, request)
+        refuse_taken(context.workspace, request.name)
+    done = _again(context, request) if request.adapter else _generated(context, request)
     if request.keep and not is_kept:
-        keep_as(desk.workspace, desk.folder / ADAPTER, request.name, strength=request.strength)
+        keep_as(context.workspace, context.folder / ADAPTER, request.name, strength=request.strength)
     if request.keep:
         done["kept"] = request.name
-    _draw(desk, request, done)
+    _draw(context, request, done)
     return done
 
 
-def _generated(desk: Desk, request: StyleRequest) -> dict[str, Any]:
+def _generated(context: JobContext, request: StyleRequest) -> dict[str, Any]:
     """The adapter, made in one pass."""
     from hyperbrush.hypernetworks.generator.generating import generate_adapter, open_generator
     from hyperbrush.ldm.data.pictures import opened as opened_picture
 
-    model = opened(desk)
-    source = desk.workspace.preferences.model
-    desk.tell(now=True, stage="generating")
-    uploads = Uploads(desk.workspace.state / "uploads")
-    net = open_generator(generators.find(desk.workspace, request.generator, source).path, model.model)
+    model = opened(context)
+    source = context.workspace.preferences.model
+    context.tell(now=True, stage="generating")
+    uploads = Uploads(context.workspace.state / "uploads")
+    net = open_generator(generators.find(context.workspace, request.generator, source).path, model.model)
     begin = time.perf_counter()
     weights = generate_adapter(
         net,
@@ -47,57 +47,53 @@ def _generated(desk: Desk, request: StyleRequest) -> dict[str, Any]:
         name=request.name,
     )
     seconds = time.perf_counter() - begin
-    file = weights.save(desk.folder / ADAPTER)
+    file = weights.save(context.folder / ADAPTER)
     return {"seconds": seconds, "size": file.stat().st_size, "rank": weights.rank, "model": source}
 
 
-def _again(desk: Desk, request: StyleRequest) -> dict[str, Any]:
+def _again(context: JobContext, request: StyleRequest) -> dict[str, Any]:
     """The adapter of an earlier style, and its pictures without it where they would be the same."""
-    before = desk.jobs.get(request.adapter)
-    source = adapter_file(desk.jobs, before.id)
+    before = context.jobs.get(request.adapter)
+    source = adapter_file(context.jobs, before.id)
     told = before.result or before.progress
     if "seconds" not in told:
         raise UserError(f"style {before.id} was stopped before its adapter was whole: generate it again")
-    (desk.folder / ADAPTER).parent.mkdir(exist_ok=True)
-    with atomic_path(desk.folder / ADAPTER) as path:
+    (context.folder / ADAPTER).parent.mkdir(exist_ok=True)
+    with atomic_path(context.folder / ADAPTER) as path:
         shutil.copyfile(source, path)
     same = ("prompts", "seed", "steps")
-    if all(before.arguments.get(key) == desk.arguments.get(key) for key in same):
+    if all(before.arguments.get(key) == context.arguments.get(key) for key in same):
         for name in told.get("pictures", {}).get(SIDES[0], []):
-            shutil.copyfile(desk.jobs.folder / before.id / name, desk.folder / name)
+            shutil.copyfile(context.jobs.folder / before.id / name, context.folder / name)
     return {key: told[key] for key in ("seconds", "size", "rank", "model")}
 
 
-def _draw(desk: Desk, request: StyleRequest, done: dict[str, Any]) -> None:
+def _draw(context: JobContext, request: StyleRequest, done: dict[str, Any]) -> None:
     """The prompts without and with the adapter, each from the same seed; told as they come."""
     from hyperbrush.generation import generate
 
-    model = opened(desk, done["model"])
+    model = opened(context, done["model"])
     pictures: dict[str, list[str]] = {side: [] for side in SIDES}
     done["pictures"] = pictures
     total = len(SIDES) * len(request.prompts)
 
     def tell() -> None:
         count = sum(map(len, pictures.values()))
-        desk.tell(now=True, stage="drawing", step=count, steps=total, **done)
-
-    def check(*_: Any) -> None:
-        if how := desk.asked():
-            raise Asked(how)
+        context.tell(now=True, stage="drawing", step=count, steps=total, **done)
 
     tell()
     for number, prompt in enumerate(request.prompts):
         for side, tag in zip(SIDES, ("", f" <hypernet:adapter:{request.strength:g}>"), strict=True):
             name = f"{side}-{number}.png"
-            if not (side == SIDES[0] and (desk.folder / name).is_file()):  # of an earlier strength
+            if not (side == SIDES[0] and (context.folder / name).is_file()):  # of an earlier strength
                 [drawn] = generate(
                     prompt + tag,
                     model=model,
                     seed=request.seed,
                     steps=request.steps,
-                    hypernetworks=(desk.folder / ADAPTER).parent,
-                    on_step=check,
+                    hypernetworks=(context.folder / ADAPTER).parent,
+                    on_step=lambda *_: context.raise_if_requested(),
                 )
-                drawn.save(desk.folder / name)
+                drawn.save(context.folder / name)
             pictures[side].append(name)
             tell()

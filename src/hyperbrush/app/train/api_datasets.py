@@ -6,7 +6,7 @@ from fastapi import APIRouter, File, Query, UploadFile
 from fastapi.responses import FileResponse
 from pydantic import Field
 
-from hyperbrush.app.requests import Asked
+from hyperbrush.app.requests import Request
 from hyperbrush.app.site import Site
 from hyperbrush.app.train import picture_bin
 from hyperbrush.app.train.datasets import LONGEST_NAME, Datasets
@@ -37,13 +37,13 @@ KINDS = {
 }
 
 
-class NewDataset(Asked):
+class NewDataset(Request):
     """A dataset to be made; without a name, a free one is taken."""
 
     name: str = Field("", max_length=LONGEST_NAME)
 
 
-class NewCaption(Asked):
+class NewCaption(Request):
     """A picture's caption; name: its file name in the listing, to be sure that it is still the same."""
 
     caption: str = Field(max_length=20_000)

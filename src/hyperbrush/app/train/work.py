@@ -5,60 +5,62 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hyperbrush.app.jobs.worker import Asked, Desk
+from hyperbrush.app.jobs.worker import JobContext, StopRequested
 from hyperbrush.errors import UserError
 
 
-def train(desk: Desk) -> dict[str, Any]:
+def train(context: JobContext) -> dict[str, Any]:
     """Job "train": {"run": NAME, "finish": bool}; goes on where the run has a checkpoint.
 
     finish: end it at its newest checkpoint and keep what it learned.
     """
     from hyperbrush.training.attention.run import read_run, train_run
 
-    run = _run(desk)
-    return _carried_out(desk, run, read_run(run), train_run)
+    run = _run(context)
+    return _carried_out(context, run, read_run(run), train_run)
 
 
-def hyper_train(desk: Desk) -> dict[str, Any]:
+def hyper_train(context: JobContext) -> dict[str, Any]:
     """Job "hyper-train": as "train", of a generator of weights."""
     from hyperbrush.training.generator.run import GeneratorRun, train_generator
     from hyperbrush.training.loop.settings import read_settings
 
-    run = _run(desk)
-    return _carried_out(desk, run, read_settings(GeneratorRun, run), train_generator)
+    run = _run(context)
+    return _carried_out(context, run, read_settings(GeneratorRun, run), train_generator)
 
 
-def _carried_out(desk: Desk, run: Path, config: Any, do: Callable[..., Any]) -> dict[str, Any]:
+def _carried_out(context: JobContext, run: Path, config: Any, do: Callable[..., Any]) -> dict[str, Any]:
     from hyperbrush.training.loop.trainer import Interrupted
 
-    _place(desk)
+    _place(context)
     last = _last(run)
-    finish = bool(desk.arguments.get("finish")) or desk.asked() == "finish"
-    _begin_log(desk, last, finish)
+    finish = bool(context.arguments.get("finish")) or context.requested() == "finish"
+    _begin_log(context, last, finish)
     if not finish:
         try:
-            return _left(desk, do(config, run, resume=last is not None, **_told(desk)))
-        except (Interrupted, Asked) as stopped:
-            how = stopped.how if isinstance(stopped, Asked) else desk.asked()
+            return _left(context, do(config, run, resume=last is not None, **_told(context)))
+        except (Interrupted, StopRequested) as stopped:
+            how = stopped.how if isinstance(stopped, StopRequested) else context.requested()
             last = _last(run)
             if how != "finish":
-                desk.log(f"{'paused' if how == 'pause' else 'stopped'} after step {last or 0}")
-                raise Asked(how) from stopped
+                context.log(f"{'paused' if how == 'pause' else 'stopped'} after step {last or 0}")
+                raise StopRequested(how) from stopped
     if not last or not _has_figures(run):
         raise UserError(
             f"run {run.name!r} has learned too little to keep: it has no figures yet; train it on"
         )
     # The settings on the disk stay as they were, so that the run can still go on to its end.
     training = config.training.model_copy(update={"max_steps": last})
-    ended = do(config.model_copy(update={"training": training}), run, resume=True, on_prepare=_stages(desk))
-    return _left(desk, ended)
+    ended = do(
+        config.model_copy(update={"training": training}), run, resume=True, on_prepare=_stages(context)
+    )
+    return _left(context, ended)
 
 
-def _run(desk: Desk) -> Path:
+def _run(context: JobContext) -> Path:
     """The run's folder, found among those there are."""
-    name = str(desk.arguments.get("run", ""))
-    found = {path.name: path for path in desk.workspace.folder("runs").iterdir() if path.is_dir()}
+    name = str(context.arguments.get("run", ""))
+    found = {path.name: path for path in context.workspace.folder("runs").iterdir() if path.is_dir()}
     if name not in found:
         raise UserError(f"there is no run {name!r:.100}")
     return found[name]
@@ -76,9 +78,9 @@ def _has_figures(run: Path) -> bool:
     return any("loss" in row for row in read(run / "metrics.jsonl"))
 
 
-def _place(desk: Desk) -> None:
+def _place(context: JobContext) -> None:
     """Let Accelerate, which takes what it finds, take this worker's device."""
-    kind, _, number = desk.worker.device.partition(":")
+    kind, _, number = context.worker.device.partition(":")
     if kind == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
     elif kind == "cuda" and number:
@@ -87,56 +89,55 @@ def _place(desk: Desk) -> None:
         torch.cuda.set_device(int(number))
 
 
-def _begin_log(desk: Desk, last: int | None, finish: bool) -> None:
-    if desk.jobs.get(desk.id).attempts > 1:
-        desk.log("the worker had died; it is taken up again")
+def _begin_log(context: JobContext, last: int | None, finish: bool) -> None:
+    if context.jobs.get(context.id).attempts > 1:
+        context.log("the worker had died; it is taken up again")
     if finish:
-        desk.log(f"ends at step {last or 0} and keeps what it learned")
+        context.log(f"ends at step {last or 0} and keeps what it learned")
     else:
-        desk.log("begins" if last is None else f"goes on from step {last}")
+        context.log("begins" if last is None else f"goes on from step {last}")
 
 
-def _left(desk: Desk, result: Any) -> dict[str, Any]:
-    desk.log(f"done: {result.file.name}")
-    return {"run": str(desk.arguments["run"]), "file": result.file.name, "summary": result.summary()}
+def _left(context: JobContext, result: Any) -> dict[str, Any]:
+    context.log(f"done: {result.file.name}")
+    return {"run": str(context.arguments["run"]), "file": result.file.name, "summary": result.summary()}
 
 
-def _stages(desk: Desk) -> Callable[[str, int, int], None]:
+def _stages(context: JobContext) -> Callable[[str, int, int], None]:
     """Tells what is done before the first step."""
-    run, seen = str(desk.arguments["run"]), [""]
+    run, seen = str(context.arguments["run"]), [""]
 
     def prepared(what: str, done: int, of: int) -> None:
         if what != seen[0]:
             seen[0] = what
-            desk.log(f"{what} ({of})")
-        desk.tell(run=run, stage=what, step=done, steps=of)
+            context.log(f"{what} ({of})")
+        context.tell(run=run, stage=what, step=done, steps=of)
 
     return prepared
 
 
-def _told(desk: Desk) -> dict[str, Any]:
+def _told(context: JobContext) -> dict[str, Any]:
     """What a training tells and asks."""
-    run, stages = str(desk.arguments["run"]), _stages(desk)
+    run, stages = str(context.arguments["run"]), _stages(context)
 
     def prepared(what: str, done: int, of: int) -> None:
         stages(what, done, of)
-        if how := desk.asked():
-            raise Asked(how)
-        desk.between()
+        context.raise_if_requested()
+        context.between()
 
     def progressed(step: Any) -> None:
-        desk.tell(now=step.step == step.steps, run=run, stage="training", step=step.step, steps=step.steps)
+        context.tell(now=step.step == step.steps, run=run, stage="training", step=step.step, steps=step.steps)
         if "loss" in step.validation:
-            desk.log(f"step {step.step}: validation loss {step.validation['loss']:.4f}")
+            context.log(f"step {step.step}: validation loss {step.validation['loss']:.4f}")
         if step.checkpoint is not None:
-            desk.log(f"step {step.step}: checkpoint")
-            desk.got_further()
+            context.log(f"step {step.step}: checkpoint")
+            context.got_further()
         for note in step.notes:
-            desk.log(note)
-        desk.between()
+            context.log(note)
+        context.between()
 
     return {
         "on_prepare": prepared,
         "on_progress": progressed,
-        "should_stop": lambda: bool(desk.asked()),
+        "should_stop": lambda: bool(context.requested()),
     }

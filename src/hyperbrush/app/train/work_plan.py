@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from hyperbrush.app.jobs.worker import Asked, Desk
+from hyperbrush.app.jobs.worker import JobContext
 from hyperbrush.app.model.work import opened
 from hyperbrush.app.requests import TrainRequest, checked
 
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from hyperbrush.training.attention.run import HypernetworkRun
 
 
-def plan(desk: Desk) -> dict[str, Any]:
+def plan(context: JobContext) -> dict[str, Any]:
     """Job "plan": a `TrainRequest`; steps, time and memory, measured on a model of its own as a training's would be."""
     from hyperbrush.training.before.plan import plan as planned
 
-    desk.tell(now=True, stage="planning")
-    found = planned(_config(desk))
+    context.tell(now=True, stage="planning")
+    found = planned(_config(context))
     return {
         "pictures": found.pictures,
         "held_out": found.held_out,
@@ -33,22 +33,21 @@ def plan(desk: Desk) -> dict[str, Any]:
     }
 
 
-def preflight(desk: Desk) -> dict[str, Any]:
+def preflight(context: JobContext) -> dict[str, Any]:
     """Job "preflight": a `TrainRequest`; what is odd about the pictures."""
     from hyperbrush.training.attention.run import look_over
 
-    config = _config(desk)
+    config = _config(context)
 
     def told(done: int, of: int) -> None:
-        desk.tell(now=done == of, stage="looking at pictures", step=done, steps=of)
-        if how := desk.asked():
-            raise Asked(how)
+        context.tell(now=done == of, stage="looking at pictures", step=done, steps=of)
+        context.raise_if_requested()
 
-    return look_over(config, opened(desk, config.model).model, told).as_dict()
+    return look_over(config, opened(context, config.model).model, told).as_dict()
 
 
-def _config(desk: Desk) -> "HypernetworkRun":
+def _config(context: JobContext) -> "HypernetworkRun":
     from hyperbrush.app.train.service import run_config
 
-    request: TrainRequest = checked(TrainRequest, desk.arguments)
-    return run_config(desk.workspace, request.settings, request.presets)
+    request: TrainRequest = checked(TrainRequest, context.arguments)
+    return run_config(context.workspace, request.settings, request.presets)

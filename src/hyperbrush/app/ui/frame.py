@@ -155,19 +155,19 @@ def _language(t: Messages) -> None:
 def _notices(site: Site, t: Messages) -> None:
     """Workers that died, until the page is told that this was read."""
     place = ui.element("div").props('role="status" aria-live="assertive"').style("display: contents")
-    told = site.deaths[-1:]
+    told = site.crashes[-1:]
 
     def show() -> None:
         nonlocal told
-        if site.deaths[-1:] == told:  # it is open, perhaps, and being read
+        if site.crashes[-1:] == told:  # it is open, perhaps, and being read
             return
-        told = site.deaths[-1:]
-        death = told[0]
+        told = site.crashes[-1:]
+        crash = told[0]
         place.clear()
         with place, ui.element("div").classes("notice bad"):
-            ui.label(t("frame.worker_died", device=death.device)).classes("grow")
+            ui.label(t("frame.worker_died", device=crash.device)).classes("grow")
             with ui.expansion(t("frame.last_lines")).classes("grow"):
-                ui.label(death.log or t("frame.no_last_lines")).classes("mono")
+                ui.label(crash.log or t("frame.no_last_lines")).classes("mono")
 
     on_news(site, "workers", show)
 
