@@ -160,6 +160,24 @@ def test_draws_a_part_of_a_picture(run: Run) -> None:
     assert "not repeated from the picture's text: Mask blur; give its mask as --mask" in notes
 
 
+def test_draws_the_masked_region_alone(run: Run) -> None:
+    Image.new("RGB", (160, 100), "red").save("red.png")
+    mask = Image.new("L", (160, 100))
+    mask.paste(255, (100, 20, 120, 40))
+    mask.save("mask.png")
+    common = ("--image", "red.png", "--mask", "mask.png")
+    asked = ("generate", "cat face", "--seed", 1, "--steps", 3, *common)
+    assert run(*asked, "--mask-padding", 4, "--out", "part.png")[0] == 0
+    change = abs(pixels("part.png") - pixels("red.png"))
+    assert change.shape[:2] == (100, 160)
+    assert change[24:36, 104:116].mean() > 10
+    assert change[:, :98].max() == 0
+    assert run("generate", "--from", "part.png", *common, "--out", "again.png")[0] == 0
+    assert (pixels("again.png") == pixels("part.png")).all()
+    _, _, notes = run("generate", "--from", "part.png", "--image", "red.png", "--out", "whole.png")
+    assert "Mask blur, Inpaint area, Masked area padding; give its mask as --mask" in notes
+
+
 def test_a_grid(run: Run) -> None:
     status, shown, notes = run(
         "compare", "cat face", "--x", "strength=0,0.5", "--y", "hypernet=ink,water", "--z", "cfg=1,4",
@@ -191,6 +209,7 @@ def test_a_grid(run: Run) -> None:
         (["generate", "cat", "--missing", "ignore"], "unknown way with missing hypernetworks 'ignore'"),
         (["generate", "cat", "--image", "none.png"], "cannot read --image none.png"),
         (["generate", "cat", "--mask", "bare.png"], "--mask bare.png needs --image"),
+        (["generate", "cat", "--image", "bare.png", "--mask-padding", "4"], "--mask-padding needs --mask"),
         (["generate", "cat", "--image", "bare.png", "--mask", "none.png"], "cannot read --mask none.png"),
         (["generate", "cat <hypernet:inc>"], "did you mean 'ink'"),
         (["generate", "cat", "--negative", "<hypernet:ink>"], "with a negative strength"),

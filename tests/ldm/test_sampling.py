@@ -87,6 +87,9 @@ TAKEN = [  # the other pairs are refused, see below
     for case in CASES
     if CASES[case]["prediction_type"] in SAMPLERS[name].predictions
     and (case != "zero terminal snr" or SAMPLERS[name].zero_terminal_snr)
+    # Brownian trees take seconds, whatever the network predicts: one case for each of these, both in turn.
+    and not (name in ("DPM++ SDE", "DPM++ 3M SDE Karras") and case == "v")
+    and not (name in ("DPM++ SDE Karras", "DPM++ 3M SDE") and case in ("eps", "zero terminal snr"))
 ]
 
 

@@ -44,6 +44,7 @@ _ARGUMENTS = {
     "image": "image",
     "image_strength": "image_strength",
     "mask": "mask",
+    "mask_padding": "mask_padding",
 }
 _AXES = ("prompt=", "hypernet=", "strength=", "seed=", "steps=", "cfg=", "sampler=", "clip_skip=", "size=")
 
@@ -95,6 +96,14 @@ def generate(
             help="With --image: a picture of any size, white where it is drawn anew, black where it is kept."
         ),
     ] = None,
+    mask_padding: Annotated[
+        int | None,
+        typer.Option(
+            help="With --mask: draw its white region alone, with so many pixels of the picture around it, at the size of "
+            "the drawing, and put it back (the webui's Only masked).",
+            show_default=False,
+        ),
+    ] = None,
     hypernetworks: Networks = DEFAULT_NETWORKS,
     loras: Loras = None,
     missing: Missing = "error",
@@ -116,6 +125,8 @@ def generate(
         if image is None:
             raise UserError(f"--mask {mask} needs --image: the picture of which a part is drawn anew")
         values["mask"] = opened_picture(mask, "--mask", mask=True)
+    elif mask_padding is not None:
+        raise UserError("--mask-padding needs --mask, whose white region alone is drawn")
     notes: list[str] = []
     info = None
     if source is not None:

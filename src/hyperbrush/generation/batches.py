@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from hyperbrush.errors import UserError
+from hyperbrush.generation.masks import soft_edged
 from hyperbrush.generation.prompt_networks import PromptNetworks, acts_on, networks_of
-from hyperbrush.generation.settings import MASK_BLUR, Settings
+from hyperbrush.generation.settings import Settings
 from hyperbrush.generation.wording import Encode, Wording, prompted
 from hyperbrush.hypernetworks import attach
 from hyperbrush.hypernetworks.files.adapters import Adapter
@@ -114,20 +115,7 @@ def _pixels(image: "Image", size: tuple[int, int] | None) -> Tensor:
 
 
 def _shares(mask: "Image", size: Sequence[int]) -> Tensor:
-    """A grey mask as (1, 1, H, W) in [0, 1], its edges softened.
-
-    Raises:
-        UserError: it is black everywhere.
-    """
+    """A grey mask as (1, 1, H, W) in [0, 1], its edges softened; see `soft_edged`."""
     import numpy as np
-    from PIL import ImageFilter
-    from PIL.Image import Resampling
 
-    if not mask.getbbox():
-        raise UserError(
-            "the mask is black everywhere: nothing would be drawn; make white what is to be drawn anew"
-        )
-    if mask.size != (size[1], size[0]):
-        mask = mask.resize((size[1], size[0]), Resampling.BOX)
-    soft = mask.filter(ImageFilter.GaussianBlur(MASK_BLUR * min(size)))
-    return torch.from_numpy(np.array(soft))[None, None].float() / 255
+    return torch.from_numpy(np.array(soft_edged(mask, size)))[None, None].float() / 255

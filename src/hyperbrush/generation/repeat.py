@@ -11,7 +11,7 @@ from hyperbrush.generation.infotext import Infotext, split_hashes
 from hyperbrush.generation.opened import OpenedModel, file_hash, named
 from hyperbrush.generation.prompt_schedule import counted_anew
 from hyperbrush.generation.tags import TAG, plain_tags
-from hyperbrush.generation.text_to_image import DISCRETISATION, LORA_HASHES, MASK, STRENGTH
+from hyperbrush.generation.text_to_image import AREA, DISCRETISATION, LORA_HASHES, MASK, PADDING, STRENGTH
 
 if TYPE_CHECKING:
     from hyperbrush.hypernetworks import HypernetworkLibrary
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _SILENT = {"RNG", DISCRETISATION, "Hashes", LORA_HASHES, "Face restoration model", "Batch pos"}
 OLD_TIMELINES = "Old prompt editing timelines"
 INVERSIONS = "TI hashes"
+WEBUI_PADDING = 32  # pixels around a mask's region that the webui takes along by default
 _VERSION = re.compile(r"v?([0-9]+)\.([0-9]+)")
 
 
@@ -77,6 +78,11 @@ def repeat_of(info: Infotext, given: Collection[str] = ()) -> Repeat:
             arguments["image_strength"] = _share(info.fields[STRENGTH])
     if MASK in odd and "mask" in given:
         odd.remove(MASK)
+        if info.fields.get(AREA, "").casefold() == "only masked":
+            odd = [name for name in odd if name not in (AREA, PADDING)]
+            padding = info.fields.get(PADDING, "").strip()
+            if "mask_padding" not in given:
+                arguments["mask_padding"] = int(padding) if padding.isdecimal() else WEBUI_PADDING
     if odd:
         hint = "; give its mask as --mask" if MASK in odd else ""
         hint = "; give the picture it began with as --image" if STRENGTH in odd else hint

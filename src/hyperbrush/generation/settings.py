@@ -10,6 +10,7 @@ MAX_SEED = 2**32 - 1
 MAX_STEPS = 1000
 MAX_GUIDANCE = 1000.0
 MAX_CLIP_SKIP = 100
+MAX_PADDING = 4096
 MASK_BLUR = 1 / 128  # of the picture's shorter side: the webui's 4 pixels at 512
 
 
@@ -25,6 +26,8 @@ class Settings:
         image: a picture to start from, or its path, taken as a person sees it: upright, on white; image_strength: the share of the steps that is then run.
         mask: with `image`, a picture of any size, or its path: white is drawn anew, black (and what is transparent) is kept, grey is a
             share. Its edges are softened by `MASK_BLUR`.
+        mask_padding: with `mask`, only its white region with so many pixels of the picture around it is drawn, at `size`,
+            and put back into the picture, whose size stays: the webui's "Only masked".
 
     Raises:
         UserError: a number out of its range, an unknown sampler or discretisation, an unreadable picture.
@@ -40,6 +43,7 @@ class Settings:
     image: Any = None  # a picture or its path; a picture from __post_init__ on
     image_strength: float = 0.75
     mask: Any = None  # as image
+    mask_padding: int | None = None
 
     def __post_init__(self) -> None:
         from hyperbrush.ldm.data.pictures import opened
@@ -51,6 +55,10 @@ class Settings:
         number("image_strength", self.image_strength, 0, 1)
         if self.mask is not None and self.image is None:
             raise UserError("a mask needs an image to start from, of which it keeps a part")
+        if self.mask_padding is not None:
+            whole("mask_padding", self.mask_padding, 0, MAX_PADDING)
+            if self.mask is None:
+                raise UserError("mask_padding needs a mask, whose region alone is drawn")
         if self.size is not None:
             if not isinstance(self.size, tuple | list) or len(self.size) != 2:
                 raise UserError(f"size must be (height, width) in pixels, got {self.size!r}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hyperbrush.errors import UserError
 from hyperbrush.generation.infotext import Infotext, write_infotext
+from hyperbrush.generation.masks import masked_region
 from hyperbrush.generation.opened import OpenedModel, file_hash, open_model
 from hyperbrush.generation.picture_files import save_picture
 from hyperbrush.generation.settings import MASK_BLUR, MAX_SEED, Settings, check_text, whole
@@ -28,6 +29,10 @@ DISCRETISATION = "Discretisation"  # a field of our own: where the steps lie, if
 STRENGTH = "Denoising strength"  # the webui's name of `image_strength`
 LORA_HASHES = "Lora hashes"
 MASK = "Mask blur"  # in pixels, as the webui writes it: only pictures with a mask have it
+AREA, PADDING = (
+    "Inpaint area",
+    "Masked area padding",
+)  # where the mask's region alone was drawn, in the webui's words
 
 
 @dataclass
@@ -73,6 +78,7 @@ def generate(
     image: "Image | str | Path | None" = None,
     image_strength: float = 0.75,
     mask: "Image | str | Path | None" = None,
+    mask_padding: int | None = None,
     hypernetworks: str | Path = DEFAULT_FOLDER,
     loras: str | Path | None = None,
     missing: str = "error",
@@ -90,7 +96,8 @@ def generate(
         negative: what guidance moves away from.
         seed: of each prompt's first picture, the next ones count up; None draws one.
         count: pictures of each prompt.
-        steps, sampler, guidance_scale, size, clip_skip, discretisation, image, image_strength, mask: see `Settings`.
+        steps, sampler, guidance_scale, size, clip_skip, discretisation, image, image_strength, mask,
+            mask_padding: see `Settings`.
         hypernetworks: folder the tags' names are looked up in.
         loras: folder for the names of <lora:NAME:STRENGTH>; "loras" beside that of the hypernetworks by default.
         missing: "error", or "warn" to draw without networks the folder does not have; a note says so.
@@ -123,6 +130,7 @@ def generate(
         image,
         image_strength,
         mask,
+        mask_padding,
     )
     first = random.randrange(2**31) if seed is None else seed
     return draw(
@@ -174,6 +182,11 @@ def draw(
     for path, *_ in dict.fromkeys(place for one in read for place in one.terms):
         keep(path)
     opened = model()
+    region = None
+    if settings.mask_padding is not None:
+        size = settings.size or (opened.model.image_size, opened.model.image_size)
+        region = masked_region(settings.image, settings.mask, settings.mask_padding, size)
+        settings = replace(settings, image=region.image_inside, mask=region.mask_inside, size=size)
     encode = cache(lambda text: encode_prompts(opened.model, [text], clip_skip=settings.clip_skip))
     # Padding to a longer neighbour would change a picture: texts of one length are drawn together.
     groups: dict[Any, list[int]] = {}
@@ -190,6 +203,7 @@ def draw(
             reads = cache(encode.__wrapped__) if at_work else encode
             drawn = draw_together(opened.model, batch, settings, keep, reads, told)
         for i, (image, notes) in zip(rows, drawn, strict=True):
+            whole_image = image if region is None else region.put_back(image)
             own = replace(
                 about,
                 prompt=prompts[i].strip(),
@@ -199,7 +213,7 @@ def draw(
                 fields={**about.fields, **_lora_hashes(read[i])},
             )
             unknown = _unknown_words(opened.model, said[i].texts)
-            made[i] = Picture(image, own, [*unknown, *read[i].notes, *also, *notes, *reached])
+            made[i] = Picture(whole_image, own, [*unknown, *read[i].notes, *also, *notes, *reached])
     return [made[i] for i in range(len(prompts))]
 
 
@@ -230,6 +244,8 @@ def _about(opened: OpenedModel, settings: Settings) -> Infotext:
     if settings.image is not None and settings.mask is not None:
         width, height = settings.image.size
         fields[MASK] = f"{MASK_BLUR * min(settings.size or (height, width)):g}"
+    if settings.mask_padding is not None:
+        fields |= {AREA: "Only masked", PADDING: str(settings.mask_padding)}
     if settings.discretisation != "diffusers":
         fields[DISCRETISATION] = settings.discretisation
     return Infotext(
