@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save, save_file
 
 from hyperbrush.errors import UserError
+from hyperbrush.file_cache import FileCache
 from hyperbrush.hypernetworks import AttentionHypernetwork, HypernetworkLibrary, load
 
 HEADER = {"hyperbrush.format": "attention-hypernetwork/1"}
@@ -207,6 +208,7 @@ CORPUS: dict[str, tuple[str, Made, str]] = {
     "textual inversion": (PT, lambda: saved({"string_to_param": {"*": torch.ones(2)}}), "textual inversion"),
     "checkpoint": (PT, lambda: saved({"state_dict": {"model.x": torch.ones(2)}}), "whole checkpoint"),
     "optimizer": (PT, lambda: saved({"hash": "1", "optimizer_state_dict": {}}), "optimizer state"),
+    "a tuple": (PT, lambda: saved((1, 2)), "holds a tuple"),
     "a tensor": (PT, lambda: saved(torch.ones(3)), "holds a Tensor"),
     "lora safetensors": (SAFE, lambda: save({"unet.lora_A.weight": torch.ones(2)}), "it is a LoRA"),
     "checkpoint safetensors": (SAFE, lambda: save({"model.diffusion_model.x": torch.ones(2)}), "checkpoint"),
@@ -322,6 +324,7 @@ CORPUS: dict[str, tuple[str, Made, str]] = {
     "zip bomb of overlaps": (PT, overlapping, "overlap"),
     "zip declaring 3 GB": (PT, lambda: declared(24, 3_000_000_000), "compressed"),
     "zip member past the end": (PT, lambda: declared(42, 3_000_000_000), "cut off"),
+    "zip member said to be a folder": (PT, lambda: declared(38, 0x10), "said to be a folder"),
     "zip of 50,001 members": (PT, many_members, "50003 members"),
     "zip with two ends": (PT, lambda: doubled_end(torch_zip(b"\x80\x02}.")), "directory does not fit"),
     "long pickle": (PT, lambda: torch_zip(text_loop(600_000)), "over 500000 operations"),
@@ -329,7 +332,7 @@ CORPUS: dict[str, tuple[str, Made, str]] = {
     "deep pickle": (PT, lambda: torch_zip(b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b"."), "holds a list"),
     "deep settings": (PT, lambda: torch_zip(b"\x80\x02}(K\x08" + b"]" * 20_000 + b"a" * 19_999 + b"u."), "width 8: expected two sets"),
     "laughing lists": (PT, lambda: torch_zip(laughs()), "step is "),
-    "text of 4 GB": (PT, lambda: torch_zip(b"\x80\x02X\xff\xff\xff\xff."), "text of 4294967295 bytes"),
+    "text of 4 GB": (PT, lambda: torch_zip(b"\x80\x02X\xff\xff\xff\xff."), "expected 4294967295 bytes"),
     "memory of the memo": (PT, lambda: torch_zip(b"\x80\x02}r\xff\xff\xff\xffh\x01."), "makes no sense"),
     "pickle without end": (PT, lambda: torch_zip(b"\x80\x02}"), "makes no sense"),
     "pickle without stack": (PT, lambda: torch_zip(b"\x80\x02t."), "makes no sense"),
@@ -426,6 +429,14 @@ def test_one_clear_line_and_nothing_executed(
     assert "\x1b" not in message
     assert len(message) < 1500
     assert [p.name for p in tmp_path.iterdir()] == [path.name], "something was executed"
+
+
+def test_a_library_lists_every_one_of_them(tmp_path: Path) -> None:
+    for i, name in enumerate(CORPUS):
+        (tmp_path / f"{i:03}{CORPUS[name][0]}").write_bytes(CORPUS[name][1]())
+    entries = HypernetworkLibrary(tmp_path, cache=FileCache(tmp_path / "cache.json")).entries()
+    assert len(entries) == len(CORPUS)
+    assert all(entry.error or entry.summary for entry in entries)
 
 
 @pytest.mark.parametrize("suffix", [".pt", "legacy", ".safetensors"])

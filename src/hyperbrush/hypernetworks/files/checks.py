@@ -11,12 +11,11 @@ from torch.overrides import TorchFunctionMode
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks.attention.context_network import derived_dropout
 from hyperbrush.hypernetworks.attention.hypernetwork import AttentionHypernetwork, Key
-from hyperbrush.hypernetworks.files.outlines import Odd, Tensor
+from hyperbrush.hypernetworks.files.torch_files import Tensor
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 MAX_LAYERS = 100
 _PIECE = 32_704  # numbers; from 32,768 on torch shares a reduction among threads
-_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 _SHORT = reprlib.Repr()  # of values from files, which can be nested without end
 _SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxdict = 2, 8, 8, 4
 _SHORT.maxstring, _SHORT.maxlong = 60, 40
@@ -155,16 +154,12 @@ def check_tensors(
     """Look at the number, shapes and types of a file's tensors, before or after they are read.
 
     where: the network in words, "width 768, keys". tensors: (the file's name, tensor or
-        `outlines.Tensor`), in layer order.
+        `torch_files.Tensor`), in layer order.
 
     Raises:
         UserError: they do not fit the settings, or are no plain tensors of numbers.
     """
     want = [tuple(p.shape) for p in network.parameters()]
-    for name, tensor in tensors:
-        if isinstance(tensor, Odd) or getattr(tensor, "layout", torch.strided) != torch.strided:
-            what = tensor.what if isinstance(tensor, Odd) else str(tensor.layout)
-            raise UserError(f"{path}, {where}: {name} is {what}: expected a plain dense tensor")
     got = [_shape_or_type(t) for _, t in tensors]
     if got != want:
         raise UserError(
@@ -172,8 +167,7 @@ def check_tensors(
             f"mean {_short(want)}: the file is damaged, or its settings are of another one"
         )
     for name, tensor in tensors:
-        dtype = tensor.dtype if isinstance(tensor.dtype, torch.dtype) else _NAMES.get(tensor.dtype)
-        if dtype not in DTYPES:
+        if tensor.dtype not in DTYPES:
             raise UserError(
                 f"{path}, {where}: {name} is a tensor of {str(tensor.dtype).removeprefix('torch.')}: "
                 "expected one of float16, bfloat16, float32 or float64"

@@ -17,8 +17,7 @@ from hyperbrush.files import sha256
 from hyperbrush.hypernetworks.attention.hypernetwork import AttentionHypernetwork
 from hyperbrush.hypernetworks.files import OPTIMIZER_SUFFIX
 from hyperbrush.hypernetworks.files.checks import DTYPES, all_finite, check_apart
-from hyperbrush.hypernetworks.files.outlines import Tensor
-from hyperbrush.hypernetworks.files.torch_files import outline, read
+from hyperbrush.hypernetworks.files.torch_files import Tensor, outline, read
 from hyperbrush.hypernetworks.files.torch_writing import write_content
 
 T = TypeVar("T")
@@ -58,9 +57,9 @@ def read_optimizer(path: str | Path) -> OptimizerState | None:
         if not sidecar.exists():
             return None
         outlined = outline(sidecar)
-        _check_structure(sidecar, outlined.content)
-        check_apart(sidecar, _tensors(outlined.content["optimizer_state_dict"]["state"], Tensor))
-        content = read(sidecar, outlined)
+        _check_structure(sidecar, outlined)
+        check_apart(sidecar, _tensors(outlined["optimizer_state_dict"]["state"], Tensor))
+        content = read(sidecar)
         digest = sha256(path)[:10]
     except OSError as error:
         raise UserError(f"cannot read {error.filename or sidecar}: {error.strerror or error}") from error

@@ -31,8 +31,7 @@ def read(path: Path) -> AttentionHypernetwork:
     Raises:
         UserError: the file is not a whole and sound hypernetwork.
     """
-    outlined = outline(path)
-    content = outlined.content
+    content = outline(path)
     if not isinstance(content, Mapping):
         raise UserError(
             f"{path} holds a {type(content).__name__}: expected a hypernetwork, a mapping from widths"
@@ -50,7 +49,7 @@ def read(path: Path) -> AttentionHypernetwork:
         check_tensors(path, where, network, items)
         seen += [(f"{where}, {name}", tensor) for name, tensor in items]
     check_apart(path, seen)
-    content = read_content(path, outlined)
+    content = read_content(path)
     for where, network, items in _networks(path, hypernetwork, content):
         fill(path, where, network, items)
     return hypernetwork

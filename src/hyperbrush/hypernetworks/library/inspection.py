@@ -173,7 +173,7 @@ def _written(path: Path) -> Written:
         return Written("hyperbrush (safetensors)", config, None)
     with path.open("rb") as file:
         legacy = not file.read(2).startswith(b"PK")
-    content = outline(path).content
+    content = outline(path)
     given = {k: v for k, v in content.items() if isinstance(k, str)}
     states = [v for k, v in content.items() if isinstance(k, int) and not isinstance(k, bool)]
     return Written(_writer(given, states), given, legacy)

@@ -1,6 +1,7 @@
 """Reads what a hypernetwork's file says of itself, without reading its numbers."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,8 +13,7 @@ from hyperbrush.hypernetworks.files.adapters import is_generated_file, load
 from hyperbrush.hypernetworks.files.checks import build
 from hyperbrush.hypernetworks.files.modelspec import architecture
 from hyperbrush.hypernetworks.files.native import CONFIG_KEY, FORMAT, FORMAT_KEY, header_of
-from hyperbrush.hypernetworks.files.outlines import Tensor
-from hyperbrush.hypernetworks.files.torch_files import outline
+from hyperbrush.hypernetworks.files.torch_files import Tensor, outline
 from hyperbrush.hypernetworks.library.summaries import GENERATED, KIND, Summary
 
 _FAMILIES = {
@@ -31,7 +31,15 @@ def summarise(path: Path) -> Summary:
     """
     try:
         return _safetensors(path) if path.suffix.lower() == ".safetensors" else _webui(path)
-    except (KeyError, ValueError, TypeError, AttributeError, OSError, SafetensorError) as error:
+    except (
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        OSError,
+        RecursionError,
+        SafetensorError,
+    ) as error:
         if isinstance(error, UserError):
             raise
         load(path)  # says what is wrong
@@ -49,7 +57,7 @@ def _safetensors(path: Path) -> Summary:
     with safe_open(path, framework="pt", device="cpu") as file:
         names = list(file.keys())
         shapes = [file.get_slice(name).get_shape() for name in names]
-    counts = [_product(shape) for shape in shapes]
+    counts = [math.prod(shape) for shape in shapes]
     return _summary(path, "safetensors", build(path, path.stem, config, widths, len(counts)), counts)
 
 
@@ -70,21 +78,21 @@ def _generated(path: Path, header: Mapping[str, str]) -> Summary:
         structure=(),
         activation="",
         layer_norm=False,
-        parameters=sum(_product(shape) for shape in shapes.values()),
+        parameters=sum(math.prod(shape) for shape in shapes.values()),
         step=step if isinstance(step, int) else 0,
         trained_for=_FAMILIES.get(base, ""),
     )
 
 
 def _webui(path: Path) -> Summary:
-    content = outline(path).content
+    content = outline(path)
     widths: dict[Key, int] = {k: k for k in content if isinstance(k, int) and not isinstance(k, bool)}
     if not widths:
         raise ValueError
     counts = []
     for width in widths:
         states: list[Mapping[str, Tensor]] = list(content[width])
-        counts += [tensor.numel for state in states for tensor in state.values()]
+        counts += [math.prod(tensor.shape) for state in states for tensor in state.values()]
     settings = {k: v for k, v in content.items() if isinstance(k, str)}
     return _summary(path, "webui", build(path, path.stem, settings, widths, len(counts)), counts)
 
@@ -111,10 +119,3 @@ def _summary(path: Path, form: str, network: AttentionHypernetwork, counts: list
         step=network.step,
         trained_for=named if isinstance(named, str) and named else _FAMILIES.get(architecture(network), ""),
     )
-
-
-def _product(shape: list[int]) -> int:
-    count = 1
-    for n in shape:
-        count *= n
-    return count
