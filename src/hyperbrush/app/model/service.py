@@ -10,12 +10,12 @@ from hyperbrush.app.workspace import Workspace
 from hyperbrush.assets import MODELS, model_folder
 from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.files import read_json, write_json
+from hyperbrush.ldm.families import BY_CROSS_WIDTH
 
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".bin")
 HUB_ID = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}")
 DEPTH = 3  # folders within the models' folder that are looked into
 MOST = 300  # models that are listed
-_BY_CONTEXT = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 
 Form = Literal["embedded", "folder", "file", "hub"]
 
@@ -249,7 +249,7 @@ def _of_folder(path: Path) -> dict[str, Any]:
         raise UserError(f"it does not read text but {conditioning!r:.40}: it cannot draw from prompts")
     context = unet.get("cross_attention_dim")
     blocks, side = vae.get("block_out_channels"), unet.get("sample_size")
-    kind = _BY_CONTEXT.get(context, "other") if isinstance(context, int) else "other"
+    kind = BY_CROSS_WIDTH[context].key if isinstance(context, int) and context in BY_CROSS_WIDTH else "other"
     widths = unet.get("block_out_channels")
     if not isinstance(widths, list) or widths[:1] != [320]:
         kind = "other"

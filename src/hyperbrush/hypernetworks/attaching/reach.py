@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks.attention.hypernetwork import AttentionHypernetwork
+from hyperbrush.ldm.families import BY_CROSS_WIDTH
 from hyperbrush.ldm.modules.attention_sites import AttentionSite
-
-_FAMILIES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,8 @@ class Reach:
             text += f"; its networks for {_listed(self.unused_widths)} fit nothing here"
         # Widths are shared between families, so part of a foreign file can fit by accident.
         for width in self.unused_widths:
-            if width in _FAMILIES:
-                text += f" (the file is likely for {_FAMILIES[width]})"
+            if width in BY_CROSS_WIDTH:
+                text += f" (the file is likely for {BY_CROSS_WIDTH[width].name})"
         return text
 
 
@@ -97,7 +96,7 @@ def _explain(
         f"it has networks for {hypernetwork.describe_keys()}, but the contexts{where} are "
         f"{_listed(s.context_width for s in wanted)} wide. "
     )
-    families = [_FAMILIES[w] for w in hypernetwork.widths if w in _FAMILIES]
+    families = [BY_CROSS_WIDTH[w].name for w in hypernetwork.widths if w in BY_CROSS_WIDTH]
     if families:
         text += f"The file is likely for {families[0]}. "
     return text + "Use a hypernetwork made for this model, or the model it was made for"

@@ -18,10 +18,11 @@ from hyperbrush.hypernetworks.attention.context_network import (
     derived_dropout,
 )
 from hyperbrush.hypernetworks.attention.initialisation import ZERO, check_weight_init, initialise
+from hyperbrush.ldm.families import SD1
 from hyperbrush.ldm.modules.attention_sites import KINDS, AttentionSite, attention_sites
 
 Key = int | str  # a context width, or the path of one attention site
-SD1_WIDTHS = (768, 320, 640, 1280)  # cross-attention first, as the webui writes them
+SD1_WIDTHS = (SD1.cross_width, *SD1.self_widths)  # cross-attention first, as the webui writes them
 
 
 class NetworkPair(torch.nn.Module):

@@ -25,11 +25,11 @@ from hyperbrush.hypernetworks.files.native import CONFIG_KEY, FORMAT_KEY, MAX_CO
 from hyperbrush.hypernetworks.weights.factors import Factors
 from hyperbrush.hypernetworks.weights.frames import Frames
 from hyperbrush.hypernetworks.weights.generated import GeneratedWeights
+from hyperbrush.ldm.families import architecture_of
 
 FORMAT = "generated-weights/1"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MOST = 65536  # of a layer's width
-_CROSS = {768: "stable-diffusion-v1", 1024: "stable-diffusion-v2", 2048: "stable-diffusion-xl-v1-base"}
 
 
 def write(weights: GeneratedWeights, path: Path, dtype: torch.dtype | None = None) -> Path:
@@ -129,11 +129,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def architecture(weights: GeneratedWeights) -> str:
     """ModelSpec's name of the base model, read off the cross-attention widths."""
-    widths = {
-        f.shape[1] for name, f in weights.factors.items() if name.endswith((".attn2.to_k", ".attn2.to_v"))
-    }
-    found = [name for width, name in _CROSS.items() if width in widths]
-    return found[0] if len(found) == 1 else "latent-diffusion"
+    crossing = (".attn2.to_k", ".attn2.to_v")
+    return architecture_of({f.shape[1] for name, f in weights.factors.items() if name.endswith(crossing)})
 
 
 def factors_of(path: Path, down: Tensor, up: Tensor, layer: str) -> Factors:

@@ -20,15 +20,11 @@ from hyperbrush.errors import UserError
 from hyperbrush.files import atomic_folder, atomic_path
 from hyperbrush.hypernetworks.convert.low_rank import LowRank
 from hyperbrush.hypernetworks.files.modelspec import sort_header, tensors_hash
+from hyperbrush.ldm.families import BY_ARCHITECTURE, SD2
 
 FORMS = ("diffusers", "peft", "kohya")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _DIFFUSERS_CONFIG = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "lora_bias")
-_KOHYA_BASES = {
-    "stable-diffusion-v1": "sd_v1",
-    "stable-diffusion-v2": "sd_v2",
-    "stable-diffusion-xl-v1-base": "sdxl_base_v1-0",
-}
 
 
 @dataclass(frozen=True)
@@ -195,12 +191,13 @@ def _usual_rank(layers: Sequence[LoraLayer]) -> int:
 
 
 def _kohya_header(rank: int, title: str, architecture: str, about: str) -> dict[str, str]:
+    family = BY_ARCHITECTURE.get(architecture)
     return {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(float(rank)),
-        "ss_base_model_version": _KOHYA_BASES.get(architecture, architecture),
-        "ss_v2": str(architecture == "stable-diffusion-v2"),
+        "ss_base_model_version": family.kohya if family else architecture,
+        "ss_v2": str(family is SD2),
         "ss_output_name": title,
         "ss_training_comment": about,
     }

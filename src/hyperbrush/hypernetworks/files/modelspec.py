@@ -20,6 +20,7 @@ import torch
 
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks.attention.hypernetwork import AttentionHypernetwork
+from hyperbrush.ldm.families import architecture_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,11 +28,6 @@ if TYPE_CHECKING:
 PREFIX = "modelspec."
 MAX_THUMBNAIL = 1_000_000  # characters; the specification asks for "very small", 256×256
 _OWN = ("sai_model_spec", "architecture", "implementation", "title", "hash_sha256")
-_BY_CROSS_WIDTH = {
-    768: "stable-diffusion-v1",
-    1024: "stable-diffusion-v2",
-    2048: "stable-diffusion-xl-v1-base",
-}
 # The order in which safetensors lays tensors of several types.
 _BY_WIDTH = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -64,9 +60,7 @@ def given_fields(header: Mapping[str, str]) -> dict[str, str]:
 
 def architecture(hypernetwork: AttentionHypernetwork) -> str:
     """ModelSpec's name of the base model, read off the cross-attention widths."""
-    widths = {pair.width for _, pair in hypernetwork.pairs()}
-    found = [name for width, name in _BY_CROSS_WIDTH.items() if width in widths]
-    return found[0] if len(found) == 1 else "latent-diffusion"
+    return architecture_of({pair.width for _, pair in hypernetwork.pairs()})
 
 
 def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -6,16 +6,11 @@ from typing import TYPE_CHECKING
 
 from hyperbrush.hypernetworks.attention.hypernetwork import AttentionHypernetwork
 from hyperbrush.hypernetworks.files.modelspec import hash_matches
+from hyperbrush.ldm.families import BY_CROSS_WIDTH
 
 if TYPE_CHECKING:
     from hyperbrush.hypernetworks.library.inspection import NetworkFacts, Written
 
-# Context widths of the families, by the width of their cross-attention.
-FAMILY_WIDTHS = {
-    768: ("Stable Diffusion 1.x", (320, 640, 768, 1280)),
-    1024: ("Stable Diffusion 2.x", (320, 640, 1024, 1280)),
-    2048: ("Stable Diffusion XL", (640, 1280, 2048)),
-}
 _HUGE = 2.0  # times the context's own size
 _DEAD = 0.2  # share of a layer's units
 
@@ -36,11 +31,11 @@ def oddities(
 def _widths(hypernetwork: AttentionHypernetwork) -> Iterator[str]:
     if hypernetwork.sites:
         return
-    crossing = [FAMILY_WIDTHS[w] for w in hypernetwork.widths if w in FAMILY_WIDTHS]
+    crossing = [BY_CROSS_WIDTH[w] for w in hypernetwork.widths if w in BY_CROSS_WIDTH]
     if len(crossing) > 1:
-        yield f"it has networks for the cross-attention of {' and '.join(name for name, _ in crossing)}"
+        yield f"it has networks for the cross-attention of {' and '.join(family.name for family in crossing)}"
     elif crossing:
-        name, widths = crossing[0]
+        name, widths = crossing[0].name, crossing[0].widths
         missing = [w for w in widths if w not in hypernetwork.widths]
         extra = [w for w in hypernetwork.widths if w not in widths]
         if missing:

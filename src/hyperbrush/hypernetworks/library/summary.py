@@ -15,12 +15,7 @@ from hyperbrush.hypernetworks.files.modelspec import architecture
 from hyperbrush.hypernetworks.files.native import CONFIG_KEY, FORMAT, FORMAT_KEY, header_of
 from hyperbrush.hypernetworks.files.torch_files import Tensor, outline
 from hyperbrush.hypernetworks.library.summaries import GENERATED, KIND, Summary
-
-_FAMILIES = {
-    "stable-diffusion-v1": "Stable Diffusion 1.x",
-    "stable-diffusion-v2": "Stable Diffusion 2.x",
-    "stable-diffusion-xl-v1-base": "Stable Diffusion XL",
-}
+from hyperbrush.ldm.families import BY_ARCHITECTURE
 
 
 def summarise(path: Path) -> Summary:
@@ -80,8 +75,13 @@ def _generated(path: Path, header: Mapping[str, str]) -> Summary:
         layer_norm=False,
         parameters=sum(math.prod(shape) for shape in shapes.values()),
         step=step if isinstance(step, int) else 0,
-        trained_for=_FAMILIES.get(base, ""),
+        trained_for=_family(base),
     )
+
+
+def _family(architecture: str) -> str:
+    """In words, of ModelSpec's name; "" for another."""
+    return BY_ARCHITECTURE[architecture].name if architecture in BY_ARCHITECTURE else ""
 
 
 def _webui(path: Path) -> Summary:
@@ -117,5 +117,5 @@ def _summary(path: Path, form: str, network: AttentionHypernetwork, counts: list
         layer_norm=settings.layer_norm,
         parameters=sum(counts),
         step=network.step,
-        trained_for=named if isinstance(named, str) and named else _FAMILIES.get(architecture(network), ""),
+        trained_for=named if isinstance(named, str) and named else _family(architecture(network)),
     )

@@ -9,11 +9,8 @@ import torch
 
 from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.hypernetworks.attention.hypernetwork import AttentionHypernetwork
+from hyperbrush.ldm.families import SD1
 from hyperbrush.ldm.modules.attention_sites import KINDS, PROJECTIONS, find_attentions
-
-# Widths of Stable Diffusion 1.x's UNet, and how many transformer blocks stand at each level on either way.
-_SD1_WIDTHS = (320, 640, 1280)
-_SD1_CROSS = 768
 
 
 @dataclass(frozen=True)
@@ -113,11 +110,13 @@ def sd15_targets(target_layers: Collection[str] | None = None) -> list[Target]:
     Raises:
         UserError: as `select`.
     """
-    places = [(f"down_blocks.{i}", f"down.{i}", j, w) for i, w in enumerate(_SD1_WIDTHS) for j in range(2)]
+    places = [
+        (f"down_blocks.{i}", f"down.{i}", j, w) for i, w in enumerate(SD1.self_widths) for j in range(2)
+    ]
     places += [("mid_block", "mid", 0, 1280)]
     places += [
         (f"up_blocks.{i + 1}", f"up.{i + 1}", j, w)
-        for i, w in enumerate(reversed(_SD1_WIDTHS))
+        for i, w in enumerate(reversed(SD1.self_widths))
         for j in range(3)
     ]
     targets = []
@@ -126,7 +125,7 @@ def sd15_targets(target_layers: Collection[str] | None = None) -> list[Target]:
             path = f"{part}.attentions.{number}.transformer_blocks.0.{kind}"
             for projection in PROJECTIONS:
                 cross = kind == "attn2" and projection in ("to_k", "to_v")
-                seen = _SD1_CROSS if cross else width
+                seen = SD1.cross_width if cross else width
                 targets.append(Target(f"{path}.{projection}", kind, projection, block, depth, seen, width))
     return select(targets, target_layers)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from hyperbrush.assets import FOLDER
 from hyperbrush.assets.clip import END, clip_tokenizer
 from hyperbrush.errors import UserError
+from hyperbrush.ldm.families import BY_CROSS_WIDTH
 from hyperbrush.ldm.models.inpainting import SPECIAL, reads_masks
 
 CONFIGS = FOLDER / "configs"
@@ -174,8 +175,8 @@ def looks_like(shapes: Mapping[str, tuple[int, ...]]) -> str:
 def architecture(checkpoint: Checkpoint) -> str:
     """One of "sd1", "sd2", "sdxl", by the shapes of the UNet's tensors.
 
-    They differ in the width of the context: 768 (CLIP ViT-L), 1024 (OpenCLIP ViT-H), 2048 (ViT-L and bigG); a UNet for
-    inpainting takes 9 channels instead of 4.
+    They differ in the width of the context (`ldm.families`): CLIP ViT-L's, OpenCLIP ViT-H's, or ViT-L's and bigG's; a
+    UNet for inpainting takes 9 channels instead of 4.
 
     Raises:
         UserError: none of them; ``config`` can describe it.
@@ -190,7 +191,7 @@ def architecture(checkpoint: Checkpoint) -> str:
         ),
         0,
     )
-    kind = {768: "sd1", 1024: "sd2", 2048: "sdxl"}.get(context)
+    kind = BY_CROSS_WIDTH[context].key if context in BY_CROSS_WIDTH else None
     found = f"its UNet is {width} channels wide, takes {channels} channels and a context {context} wide"
     if channels - 4 in SPECIAL:
         found = f"it is {SPECIAL[channels - 4]} model ({channels} input channels, expected 4, or 9 for inpainting)"
