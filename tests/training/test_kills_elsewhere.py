@@ -57,7 +57,6 @@ def hyper_train(place: Path, model: str, data: Path) -> Life:
 
 
 def sweep(place: Path, model: str, data: Path) -> Life:
-    pytest.importorskip("optuna")
     from hyperbrush.training.sweep.run import begin, work
 
     pictures = str(data / "styles/one")

@@ -25,8 +25,8 @@ from hyperbrush.training.data.pictures import PictureSettings
 from hyperbrush.training.loop import checkpoint as checkpoints
 from hyperbrush.training.loop.progress import Interrupted, Progress
 from hyperbrush.training.loop.settings import save_run
-from hyperbrush.training.sweep.queue import Failed, Queue, open_queue
-from hyperbrush.training.sweep.settings import Sweep, Trial, begin_sweep, read_sweep, write_sweep
+from hyperbrush.training.sweep.claim import RETRIES, Held, claim
+from hyperbrush.training.sweep.settings import FILE, Sweep, Trial, begin_sweep, read_sweep
 
 OUTCOME = "trial.json"  # in a trial's run folder, once it has ended
 THREADS = "threads.json"  # in a sweep's folder
@@ -74,16 +74,12 @@ def outcome_of(trial: Trial) -> Outcome | None:
 
 
 def begin(path: str | Path, run: str | Path | None = None) -> Path:
-    """Check every trial of a sweep's file, queue them, and return the sweep's folder (runs/NAME by default).
+    """Check every trial of a sweep's file and return the sweep's folder (runs/NAME by default).
 
     Raises:
-        UserError: whatever is wrong with any of them; a sweep stands there already; no database.
+        UserError: whatever is wrong with any of them; a sweep stands there already.
     """
-    sweep = begin_sweep(Path(path), None if run is None else Path(run))
-    with open_queue(sweep) as queue:
-        queue.fill([trial.number for trial in sweep.trials])
-        write_sweep(sweep, Path(path))
-    return sweep.folder
+    return begin_sweep(Path(path), None if run is None else Path(run)).folder
 
 
 def work(
@@ -104,80 +100,65 @@ def work(
         should_stop: True saves what runs, to be gone on with by another call.
 
     Raises:
-        UserError: no sweep there; its database cannot be opened; all workers died.
+        UserError: no sweep there; all workers died.
     """
     if workers < 1:
         raise UserError(f"--workers {workers}; expected 1 or more")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("a sweep starts processes of its own: take --workers in place of accelerate launch")
     sweep = read_sweep(Path(folder))
+    if sweep.config.storage:
+        note(f"{sweep.folder / FILE}: 'storage' does nothing any more: the folder says which trial is whose")
     if workers > 1:
         return _by_processes(sweep, workers, note, should_stop)
-    with open_queue(sweep) as queue:
-        return _Worker(sweep, queue, note, bars, should_stop).run()
-
-
-class _Held(Exception):
-    """Another process is at it, though its heartbeat was missed."""
+    with same_threads(sweep, note):
+        return _Worker(sweep, note, bars, should_stop).run()
 
 
 @dataclass
 class _Worker:
     sweep: Sweep
-    queue: Queue
     note: Callable[[str], None]
     bars: Bars | None
     should_stop: Callable[[], bool]
 
     def run(self) -> bool:
         """Take trials until all have ended, or until it is to stop."""
-        with same_threads(self.sweep, self.note):
-            return self._take_all()
-
-    def _take_all(self) -> bool:
-        waited = False
+        waits = False
         while to_do := [trial for trial in self.sweep.trials if outcome_of(trial) is None]:
-            if self.should_stop():
-                return False
-            self.queue.revive()
-            if self.queue.is_waiting():
-                waited = False
+            free = 0
+            for trial in to_do:
+                if self.should_stop():
+                    return False
                 try:
-                    self.queue.take(self._do)
+                    with claim(trial.run, self.sweep.config.heartbeat) as deaths:
+                        self._do(trial, deaths)
+                except Held:
+                    continue
                 except Interrupted:
                     return False
-                except _Held:
-                    self._pause()
+                free += 1
+            if free:
+                waits = False
                 continue
-            for number in self.queue.fill([trial.number for trial in to_do]):
-                self._give_up(self.sweep.trials[number])
-            if not self.queue.is_waiting():
-                if not waited:
-                    self.note(f"waiting for other workers, who have trial {_numbers(to_do)}")
-                waited = True
-                self._pause()
+            if not waits:
+                numbers = ", ".join(str(trial.number) for trial in to_do)
+                self.note(f"waiting for other workers, who have trial {numbers}")
+            waits = True
+            self._pause()
         return True
 
-    def _do(self, number: int) -> float:
-        """One trial, from where it was left; returns its validation loss."""
-        from filelock import FileLock, Timeout
-
-        trial = self.sweep.trials[number]
-        trial.run.mkdir(parents=True, exist_ok=True)
-        try:
-            held = FileLock(trial.run / ".trial.lock").acquire(blocking=False)
-        except Timeout as error:
-            raise _Held from error
-        with held:
-            found = outcome_of(trial)
-            if found is None:
-                self.note(f"trial {number} of {len(self.sweep.trials)}: {trial.label}")
-                found = self._train(trial)
-                write_json(trial.run / OUTCOME, asdict(found))
-                self.note(f"trial {number}: {found}")
-        if found.state == "failed":
-            raise Failed(found.error)
-        return math.inf if found.best_loss is None else found.best_loss
+    def _do(self, trial: Trial, deaths: int) -> None:
+        """One trial, from where it was left; deaths: of workers that were at it."""
+        if outcome_of(trial) is not None:  # another worker was faster
+            return
+        if deaths > RETRIES:
+            outcome = fail_abandoned(trial)
+        else:
+            self.note(f"trial {trial.number} of {len(self.sweep.trials)}: {trial.label}")
+            outcome = self._train(trial)
+        write_json(trial.run / OUTCOME, asdict(outcome))
+        self.note(f"trial {trial.number}: {outcome}")
 
     def _train(self, trial: Trial) -> Outcome:
         worker = f"{socket.gethostname()} {os.getpid()}"
@@ -219,15 +200,16 @@ class _Worker:
             file=result.file.name,
         )
 
-    def _give_up(self, trial: Trial) -> None:
-        said = f"its worker died again and again (killed, or out of memory); see {trial.run}"
-        write_json(trial.run / OUTCOME, asdict(Outcome(trial.number, trial.label, "failed", error=said)))
-        self.note(f"trial {trial.number}: failed: {said}")
-
     def _pause(self) -> None:
         until = time.monotonic() + min(2.0, self.sweep.config.heartbeat)
         while time.monotonic() < until and not self.should_stop():
             time.sleep(0.1)
+
+
+def fail_abandoned(trial: Trial) -> Outcome:
+    """What a trial comes to whose workers died too often."""
+    error = f"its worker died again and again (killed, or out of memory); see {trial.run}"
+    return Outcome(trial.number, trial.label, "failed", error=error)
 
 
 @contextlib.contextmanager
@@ -346,7 +328,3 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> None:
         if process.poll() is None:
             process.kill()
             process.wait()
-
-
-def _numbers(trials: list[Trial]) -> str:
-    return ", ".join(str(trial.number) for trial in trials)

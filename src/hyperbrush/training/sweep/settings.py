@@ -6,7 +6,6 @@ import json
 import math
 import random
 import re
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,13 +40,11 @@ class SweepConfig(Strict):
     entries: list[dict[str, Any]] = Field([], alias="list", description="or just these combinations")
     seeds: list[int] = Field([], description="try each combination with each of these seeds")
     random: int | None = Field(None, ge=1, description="so many combinations, drawn from the grid")
-    storage: str = Field(
-        "", description="URL of a database, for several machines; $NAMES come from the environment"
-    )
     heartbeat: int = Field(
-        15, ge=1, description="seconds; a worker silent for four times as long counts as dead"
+        15, ge=1, description="seconds; another machine's worker silent for four times as long counts as dead"
     )
-    study: str = Field("", description="name in the database; made when the sweep begins")
+    storage: str = Field("", description="in older files: a database; the sweep's folder says it all now")
+    study: str = Field("", description="in older files: the sweep's name in that database")
 
     @model_validator(mode="after")
     def _one_of_them(self) -> "SweepConfig":
@@ -108,7 +105,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep's folder: `FILE`, the engine's database, and trials/0000-…, each an ordinary run folder."""
+    """A sweep's folder: `FILE`, and trials/0000-…, each an ordinary run folder."""
 
     folder: Path
     config: SweepConfig
@@ -135,21 +132,12 @@ def begin_sweep(path: Path, folder: Path | None = None) -> Sweep:
         raise UserError(
             f"{folder} holds a sweep already; go on with --resume {folder}, or take another --run"
         )
-    study = f"{values['name']}-{uuid.uuid4().hex[:8]}"
-    values["sweep"] = {**values["sweep"], "study": study}
-    found = _opened(values, folder, str(path))
-    _check(found.trials, str(path))
-    return found
-
-
-def write_sweep(sweep: Sweep, path: Path) -> None:
-    """Write `FILE` into the folder: from then on, workers can join.
-
-    path: the person's file, kept as it is but for the name of the study.
-    """
-    values = {"name": sweep.name, **read_yaml(path)}
-    values["sweep"] = {**values["sweep"], "study": sweep.config.study}
-    write_text(sweep.folder / FILE, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+    sweep = _opened(values, folder, str(path))
+    _check(sweep.trials, str(path))
+    # As it was written; from then on, workers can join.
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    write_text(folder / FILE, text)
+    return sweep
 
 
 def read_sweep(folder: Path) -> Sweep:
