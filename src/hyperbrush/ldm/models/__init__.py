@@ -2,7 +2,6 @@
 
 from hyperbrush.ldm.models.autoencoder import first_stage
 from hyperbrush.ldm.models.diffusion_model import DiffusionModel
-from hyperbrush.ldm.models.latent_diffusion import LatentDiffusion
-from hyperbrush.ldm.models.steps import train_step
+from hyperbrush.ldm.models.latent_diffusion import LatentDiffusion, train_step
 
 __all__ = ["DiffusionModel", "LatentDiffusion", "first_stage", "train_step"]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperbrush.errors import UserError, unknown_name
+from hyperbrush.ldm.models.latents import decode_tiled
 
 
 def first_stage(
@@ -108,8 +109,7 @@ class EncodeMethod:
         """
         if self.stage is None:
             raise UserError("this encoder is a copy without its first stage: take model.encoder anew")
-        found = moments(self.stage, images)
-        return scaled(self.stage, found["mean"], found["std"], generator)
+        return encode(self.stage, images, generator)
 
     def __reduce__(self) -> tuple[type["EncodeMethod"], tuple[()]]:
         return EncodeMethod, ()  # a copy of the encoder must not carry the whole first stage along
@@ -122,7 +122,28 @@ def scaled(
     if generator is not None and std is not None:
         mean = mean + std * torch.randn(mean.shape, generator=generator).to(mean)
     config: Any = model.config
-    return (mean - float(getattr(config, "shift_factor", None) or 0.0)) * float(config.scaling_factor)
+    return (mean - shift_of(model)) * float(config.scaling_factor)
+
+
+def shift_of(model: nn.Module) -> float:
+    """Number taken from the latents before they are scaled."""
+    return float(getattr(model.config, "shift_factor", None) or 0.0)
+
+
+def encode(model: nn.Module, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Latents as diffusion sees them of pictures (batch, 3, H, W) in [-1, 1]: the posterior's mean, or a sample of it."""
+    latents = moments(model, images)
+    return scaled(model, latents["mean"], latents["std"], generator)
+
+
+def decode(model: nn.Module, latents: Tensor, *, tiled: bool = False) -> Tensor:
+    """Undo `encode`; ``tiled``: overlapping tiles one by one."""
+    stage: Any = model
+    unscaled = latents / float(stage.config.scaling_factor) + shift_of(model)
+    if tiled:
+        return decode_tiled(lambda z: stage.decode(z).sample, unscaled, downsampling(model))
+    pictures: Tensor = stage.decode(unscaled).sample
+    return pictures
 
 
 def reconstruct(model: nn.Module, images: Tensor, noise: Tensor | None = None) -> dict[str, Tensor]:

@@ -1,13 +1,13 @@
-"""What the UNet is told of a batch: texts, labels, pictures, and the empty ones of each."""
+"""What a batch holds for the UNet: latents; texts, labels, pictures, and the empty ones of each."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hyperbrush.errors import UserError, unknown_name
-from hyperbrush.ldm.models import text
+from hyperbrush.ldm.models import autoencoder, text
 from hyperbrush.ldm.models.inpainting import all_missing, check_batch, masked_input
 from hyperbrush.ldm.modules.attention_sites import WITHOUT_CONTEXT
 
@@ -35,7 +35,7 @@ def conditions(
         told = _text(model, batch, dropped)
         if model.inpaints and "inpaint_masks" in batch:
             check_batch(model, batch)
-            images, masks = _moved(model, batch["images"]), _moved(model, batch["inpaint_masks"])
+            images, masks = moved(model, batch["images"]), moved(model, batch["inpaint_masks"])
             told["concat"] = masked_input(model, images, masks)
         return told
     needed = CONDITIONING[model.conditioning]
@@ -44,18 +44,34 @@ def conditions(
             f"a batch for a model conditioned by {model.conditioning!r} needs {needed!r}; got {sorted(batch)}"
         )
     if model.conditioning == "class":
-        labels = _moved(model, batch["class_labels"]).clone()
+        labels = moved(model, batch["class_labels"]).clone()
         if not 0 <= int(labels.min()) <= int(labels.max()) < model.null_label:
             raise UserError(f"class labels {labels.tolist()} are not all within 0 to {model.null_label - 1}")
         if dropped is not None:
             labels[dropped.to(labels.device)] = model.null_label
         return {"class_labels": labels}
     if model.conditioning == "image":
-        picture = _moved(model, batch["condition_images"])
+        picture = moved(model, batch["condition_images"])
         if dropped is not None:
             picture = torch.where(dropped.to(picture.device)[:, None, None, None], 0.0, picture)
         return {"concat": picture}
     return {}
+
+
+def latents_of(
+    model: "LatentDiffusion", batch: Mapping[str, Any], generator: torch.Generator | None = None
+) -> Tensor:
+    """See `LatentDiffusion.latents_of`."""
+    if "latents" in batch:
+        return moved(model, batch["latents"])
+    if "latent_means" in batch:
+        stds = batch.get("latent_stds")
+        stds = None if stds is None else moved(model, stds)
+        return autoencoder.scaled(model.first_stage, moved(model, batch["latent_means"]), stds, generator)
+    if "images" in batch:
+        with torch.no_grad():
+            return model.encode(moved(model, batch["images"]), generator)
+    raise UserError(f"a batch needs 'images', 'latents' or 'latent_means'; got {sorted(batch)}")
 
 
 def unconditional_batch(model: "LatentDiffusion", images: Tensor) -> dict[str, Any]:
@@ -77,6 +93,25 @@ def unconditional_batch(model: "LatentDiffusion", images: Tensor) -> dict[str, A
         return {"images": images, "class_labels": torch.zeros(len(images), dtype=torch.long)}
     batch: dict[str, Any] = {"images": images, "captions": [""] * len(images)}
     return batch | {"inpaint_masks": torch.ones_like(images[:, :1])} if model.inpaints else batch
+
+
+def check_kind(conditioning: str, num_classes: int | None, class_names: Sequence[str] | None) -> int | None:
+    """The number of classes of a kind of condition; None where it has none.
+
+    Raises:
+        UserError: no such kind, or classes that do not go with it or with each other.
+    """
+    if conditioning not in CONDITIONING:
+        raise unknown_name("conditioning", conditioning, CONDITIONING)
+    if class_names is not None:
+        num_classes = len(check_names(class_names)) if num_classes is None else num_classes
+        if conditioning != "class" or num_classes != len(class_names):
+            raise UserError(
+                f"{len(class_names)} class_names for conditioning={conditioning!r} with {num_classes} classes"
+            )
+    if conditioning == "class" and not num_classes:
+        raise UserError("conditioning='class' needs num_classes, the number of labels")
+    return num_classes if conditioning == "class" else None
 
 
 def check_names(names: Sequence[str]) -> Sequence[str]:
@@ -102,8 +137,8 @@ def label_of(model: "LatentDiffusion", name: str) -> int:
     raise unknown_name("class", name, names)
 
 
-def told_text(unet: Any, conditioning: str) -> None:
-    """Mark a UNet that is told no text, so that hypernetworks leave its cross-attentions alone."""
+def mark_textless(unet: nn.Module, conditioning: str) -> None:
+    """Mark a UNet that reads no text, so that hypernetworks leave its cross-attentions alone."""
     if conditioning != "text":
         setattr(unet, WITHOUT_CONTEXT, True)
 
@@ -137,9 +172,9 @@ def text_conditions(model: "LatentDiffusion", captions: Sequence[str]) -> dict[s
 
 def _text(model: "LatentDiffusion", batch: Mapping[str, Any], dropped: Tensor | None) -> dict[str, Tensor]:
     if "embeddings" in batch:
-        found = {"context": _moved(model, batch["embeddings"])}
+        found = {"context": moved(model, batch["embeddings"])}
         if "pooled_embeddings" in batch:
-            found["pooled"] = _moved(model, batch["pooled_embeddings"])
+            found["pooled"] = moved(model, batch["pooled_embeddings"])
         if dropped is not None and dropped.any():
             null = model.text_conditions([""])
             for key, value in found.items():
@@ -154,5 +189,6 @@ def _text(model: "LatentDiffusion", batch: Mapping[str, Any], dropped: Tensor | 
     return model.text_conditions(captions)
 
 
-def _moved(model: "LatentDiffusion", value: Tensor) -> Tensor:
+def moved(model: "LatentDiffusion", value: Tensor) -> Tensor:
+    """A part of a batch where the model is."""
     return value.to(model.device, non_blocking=True)

@@ -7,26 +7,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hyperbrush.errors import UserError, unknown_name
+from hyperbrush.errors import UserError
 from hyperbrush.ldm.models import autoencoder, text
 from hyperbrush.ldm.models.conditioning import (
-    CONDITIONING,
-    check_names,
+    check_kind,
     conditions,
     label_of,
+    latents_of,
+    mark_textless,
+    moved,
     text_conditions,
-    told_text,
     unconditional_batch,
 )
-from hyperbrush.ldm.models.diffusion_model import DiffusionModel, build_unet
-from hyperbrush.ldm.models.inpainting import check_batch, reads_masks
-from hyperbrush.ldm.models.process import schedule_of, scheduler_config
-from hyperbrush.ldm.modules.diffusion import (
-    Loss,
-    perturb,
-    sample_noise,
-    sample_timesteps,
+from hyperbrush.ldm.models.diffusion_model import (
+    DiffusionModel,
+    build_unet,
+    schedule_of,
+    scheduler_config,
 )
+from hyperbrush.ldm.models.inpainting import check_batch, reads_masks
+from hyperbrush.ldm.modules.diffusion import Loss
 from hyperbrush.ldm.sampling import pictures as drawing
 
 
@@ -88,54 +88,68 @@ class LatentDiffusion(nn.Module):
         tokenizer: Any = None,
     ) -> None:
         super().__init__()
-        if conditioning not in CONDITIONING:
-            raise unknown_name("conditioning", conditioning, CONDITIONING)
-        if class_names is not None:
-            num_classes = len(check_names(class_names)) if num_classes is None else num_classes
-            if conditioning != "class" or num_classes != len(class_names):
-                raise UserError(
-                    f"{len(class_names)} class_names for conditioning={conditioning!r} with {num_classes} classes"
-                )
-        if conditioning == "class" and not num_classes:
-            raise UserError("conditioning='class' needs num_classes, the number of labels")
-        self.class_names = None if class_names is None else list(class_names)
-        self.conditioning = conditioning
-        # While guidance is sampled: its sides, the unconditional one first in the batch.
-        self.rows_per_picture = 1
-        self.first_stage = (
-            autoencoder.first_stage(
+        num_classes = check_kind(conditioning, num_classes, class_names)
+        if isinstance(first_stage, str):
+            first_stage = autoencoder.first_stage(
                 first_stage, latent_dim=latent_dim, channels=first_stage_channels, sample_size=image_size
             )
-            if isinstance(first_stage, str)
-            else first_stage
-        )
-        self.text_encoder, self.tokenizer = text_encoder, tokenizer
-        self.text_encoder_2: nn.Module | None = None  # Stable Diffusion XL's second one
-        self.tokenizer_2: Any = None
-        self.zero_empty_text = False
         if conditioning == "text" and text_encoder is None:
-            self.tokenizer = tokenizer if tokenizer is not None else text.default_tokenizer()
-            self.text_encoder = text.build_text_encoder(self.tokenizer, width=text_width, layers=text_layers)
+            tokenizer = tokenizer if tokenizer is not None else text.default_tokenizer()
+            text_encoder = text.build_text_encoder(tokenizer, width=text_width, layers=text_layers)
         if unet is None:
             unet = build_unet(
                 latent_dim=latent_dim,
-                sample_size=image_size // autoencoder.downsampling(self.first_stage),
+                sample_size=image_size // autoencoder.downsampling(first_stage),
                 channels=channels,
                 attention_resolutions=attention_resolutions,
                 num_heads=num_heads,
                 layers_per_block=layers_per_block,
                 dropout=dropout,
-                context_dim=text.width_of(self.text_encoder),
+                context_dim=text.width_of(text_encoder),
                 # One label more than asked for: the last one means "no label".
-                num_classes=num_classes + 1 if conditioning == "class" and num_classes else None,
+                num_classes=num_classes + 1 if num_classes else None,
                 extra_channels=image_channels if conditioning == "image" else 0,
             )
-        config = scheduler_config(schedule, train_timesteps, prediction, zero_terminal_snr)
-        self.diffusion = DiffusionModel(
-            unet, schedule_of(config), prediction, config, autoencoder.downsampling(self.first_stage)
-        )
-        told_text(self.unet, conditioning)
+        process = scheduler_config(schedule, train_timesteps, prediction, zero_terminal_snr)
+        self._put_together(first_stage, unet, text_encoder, tokenizer, process, conditioning, class_names)
         self.scale_factor = scale_factor
+
+    @classmethod
+    def of_parts(cls, *parts: Any) -> "LatentDiffusion":
+        """A model of ready parts, without drawing any weights.
+
+        parts: first stage, UNet, text encoder and tokenizer (or None), diffusers' settings of the process, the kind of
+            conditioning, and the names of classes where there are some.
+        """
+        model = cls.__new__(cls)
+        nn.Module.__init__(model)
+        model._put_together(*parts)
+        return model
+
+    def _put_together(
+        self,
+        first_stage: nn.Module,
+        unet: nn.Module,
+        text_encoder: nn.Module | None,
+        tokenizer: Any,
+        process: dict[str, Any],
+        conditioning: str,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        self.conditioning = conditioning
+        # While guidance is sampled: its sides, the unconditional one first in the batch.
+        self.rows_per_picture = 1
+        self.class_names = None if class_names is None else list(class_names)
+        self.first_stage = first_stage
+        self.text_encoder, self.tokenizer = text_encoder, tokenizer
+        self.text_encoder_2: nn.Module | None = None  # Stable Diffusion XL's second one
+        self.tokenizer_2: Any = None
+        self.zero_empty_text = False
+        prediction = process.get("prediction_type", "epsilon")
+        self.diffusion = DiffusionModel(
+            unet, schedule_of(process), prediction, process, autoencoder.downsampling(first_stage)
+        )
+        mark_textless(unet, conditioning)
         self.known_words: frozenset[str] | None = None  # of the captions it was trained on, if known
 
     @property
@@ -177,7 +191,7 @@ class LatentDiffusion(nn.Module):
     @property
     def shift_factor(self) -> float:
         """Number taken from the latents before they are scaled (0 for most models)."""
-        return float(getattr(self.first_stage.config, "shift_factor", None) or 0.0)
+        return autoencoder.shift_of(self.first_stage)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -209,25 +223,14 @@ class LatentDiffusion(nn.Module):
 
         Without a generator the posterior's mean, else a sample drawn from it.
         """
-        found = autoencoder.moments(self.first_stage, images)
-        return self._scaled(found["mean"], found["std"], generator)
-
-    def _scaled(self, mean: Tensor, std: Tensor | None, generator: torch.Generator | None) -> Tensor:
-        return autoencoder.scaled(self.first_stage, mean, std, generator)
+        return autoencoder.encode(self.first_stage, images, generator)
 
     def decode(self, latents: Tensor, *, tiled: bool = False) -> Tensor:
         """Pictures (batch, 3, H, W), about [-1, 1], of scaled latents (batch, c, h, w).
 
         ``tiled`` decodes overlapping tiles one by one, for pictures that do not fit in memory.
         """
-        from hyperbrush.ldm.models.latents import decode_tiled
-
-        unscaled = latents / self.scale_factor + self.shift_factor
-        stage: Any = self.first_stage
-        if tiled:
-            return decode_tiled(lambda z: stage.decode(z).sample, unscaled, autoencoder.downsampling(stage))
-        pictures: Tensor = stage.decode(unscaled).sample
-        return pictures
+        return autoencoder.decode(self.first_stage, latents, tiled=tiled)
 
     @torch.no_grad()
     def measure_scale(self, images: Tensor | Iterable[Tensor]) -> float:
@@ -267,20 +270,7 @@ class LatentDiffusion(nn.Module):
         Raises:
             UserError: the batch holds none of them.
         """
-        if "latents" in batch:
-            return self._moved(batch["latents"])
-        if "latent_means" in batch:
-            stds = batch.get("latent_stds")
-            return self._scaled(
-                self._moved(batch["latent_means"]), None if stds is None else self._moved(stds), generator
-            )
-        if "images" in batch:
-            with torch.no_grad():
-                return self.encode(self._moved(batch["images"]), generator)
-        raise UserError(f"a batch needs 'images', 'latents' or 'latent_means'; got {sorted(batch)}")
-
-    def _moved(self, value: Tensor) -> Tensor:
-        return value.to(self.device, non_blocking=True)
+        return latents_of(self, batch, generator)
 
     def conditions(self, batch: Mapping[str, Any], keep: Tensor | None = None) -> dict[str, Tensor]:
         """Keyword arguments for `diffusion` out of a batch: see `ldm.models.conditioning.conditions`."""
@@ -299,38 +289,9 @@ class LatentDiffusion(nn.Module):
         """The class label that means none."""
         return int(self.unet.config.num_class_embeds) - 1  # type: ignore[union-attr, arg-type]
 
-    def draw(
-        self,
-        shape: tuple[int, ...],
-        generator: torch.Generator,
-        *,
-        condition_dropout: float = 0.0,
-        offset_noise: float = 0.0,
-        perturbation: float = 0.0,
-        timestep_sampling: str = "uniform",
-        timestep_range: tuple[int, int] | None = None,
-    ) -> dict[str, Tensor]:
-        """All randomness of one training step: noise, timesteps, which conditions are kept.
-
-        shape: (batch, c, h, w) of the latents.  A batch split over processes draws it whole from one
-        generator and takes its rows.
-        """
-        low, high = timestep_range or (0, len(self.diffusion.schedule))
-        drawn = {
-            "timesteps": sample_timesteps(
-                shape[0],
-                len(self.diffusion.schedule),
-                generator,
-                low=low,
-                high=high,
-                method=timestep_sampling,
-            ),
-            "noise": sample_noise(shape, generator, offset=offset_noise),
-            "keep": torch.rand(shape[0], generator=generator) >= condition_dropout,
-        }
-        if perturbation:
-            drawn["perturbed"] = perturb(drawn["noise"], generator, perturbation)
-        return drawn
+    def draw(self, shape: tuple[int, ...], generator: torch.Generator, **settings: Any) -> dict[str, Tensor]:
+        """All randomness of one training step for latents (batch, c, h, w): see `DiffusionModel.draw`."""
+        return self.diffusion.draw(shape, generator, **settings)
 
     def losses(
         self,
@@ -354,7 +315,7 @@ class LatentDiffusion(nn.Module):
             check_batch(self, batch)
         latents = self.latents_of(batch, generator if batch.get("sample_latents") else None)
         drawn = batch if "noise" in batch else self.draw(tuple(latents.shape), generator, **drawing)
-        noise, timesteps = self._moved(drawn["noise"]), self._moved(drawn["timesteps"])
+        noise, timesteps = moved(self, drawn["noise"]), moved(self, drawn["timesteps"])
         perturbed = drawn.get("perturbed")
         masks = batch.get("masks")
         return self.diffusion.losses(
@@ -363,8 +324,8 @@ class LatentDiffusion(nn.Module):
             timesteps,
             weighting=weighting,
             loss=loss,
-            perturbation=None if perturbed is None else self._moved(perturbed).to(latents.dtype),
-            mask=None if masks is None else self._moved(masks),
+            perturbation=None if perturbed is None else moved(self, perturbed).to(latents.dtype),
+            mask=None if masks is None else moved(self, masks),
             **self.conditions(batch, drawn.get("keep")),
         )
 
@@ -489,3 +450,43 @@ class LatentDiffusion(nn.Module):
         from hyperbrush.ldm.models.loading import pipeline
 
         return pipeline(self)
+
+
+def train_step(
+    model: LatentDiffusion,
+    batch: Mapping[str, Any] | Tensor,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator | None = None,
+    *,
+    max_grad_norm: float | None = 1.0,
+    **settings: Any,
+) -> float:
+    """One documented step for people with their own loop: loss, gradient, clip, update.
+
+    Returns the loss.  ``settings`` go to `LatentDiffusion.losses` (weighting, condition_dropout, …).
+
+    Raises:
+        UserError: the loss is not finite; no parameter was changed.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    return update(model(batch, generator, **settings), optimizer, max_grad_norm)
+
+
+def update(loss: Tensor, optimizer: torch.optim.Optimizer | None, max_grad_norm: float | None) -> float:
+    """Gradient, clip, optimizer step (without an optimizer the gradient alone); returns the loss.
+
+    Raises:
+        UserError: the loss is not finite; no parameter was changed.
+    """
+    if not torch.isfinite(loss):
+        raise UserError(
+            f"the loss is {loss.item()}: lower the learning rate, or look at this batch's pictures"
+        )
+    loss.backward()  # type: ignore[no-untyped-call]
+    if optimizer is None:
+        return float(loss.detach())
+    if max_grad_norm is not None:
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(trained, max_grad_norm)
+    optimizer.step()
+    return float(loss.detach())

@@ -11,7 +11,6 @@ from hyperbrush.assets import MODELS, model_folder
 from hyperbrush.errors import UserError
 from hyperbrush.files import atomic_folder, write_json
 from hyperbrush.ldm.models import text
-from hyperbrush.ldm.models.conditioning import told_text
 from hyperbrush.ldm.models.inpainting import check_channels
 
 if TYPE_CHECKING:
@@ -104,10 +103,11 @@ def _from_own_folder(cls: "type[LatentDiffusion]", path: Path, dtype: torch.dtyp
         process = json.loads((path / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"cannot open the model in {path}: {_first_line(error)}") from error
-    model = assemble(cls, first, unet, encoder, tokenizer, process, about["conditioning"])
+    model = cls.of_parts(
+        first, unet, encoder, tokenizer, process, about["conditioning"], about.get("classes")
+    )
     if "words" in about:
         model.known_words = frozenset(about["words"])
-    model.class_names = about.get("classes")
     return model.to(dtype=dtype).eval()
 
 
@@ -137,8 +137,7 @@ def from_pipeline(cls: "type[LatentDiffusion]", pipe: Any) -> "LatentDiffusion":
     if not hasattr(pipe, "unet") or not hasattr(pipe, "vae"):
         raise UserError(f"{type(pipe).__name__} has no UNet and VAE; Stable Diffusion 1, 2 and XL do")
     check_channels(pipe.unet)
-    model = assemble(
-        cls,
+    model = cls.of_parts(
         pipe.vae,
         pipe.unet,
         getattr(pipe, "text_encoder", None),
@@ -150,33 +149,6 @@ def from_pipeline(cls: "type[LatentDiffusion]", pipe: Any) -> "LatentDiffusion":
         model.text_encoder_2, model.tokenizer_2 = pipe.text_encoder_2, pipe.tokenizer_2
         model.zero_empty_text = bool(pipe.config.get("force_zeros_for_empty_prompt", False))
     return model.eval()
-
-
-def assemble(
-    cls: "type[LatentDiffusion]",
-    first: nn.Module,
-    unet: nn.Module,
-    text_encoder: nn.Module | None,
-    tokenizer: Any,
-    process: dict[str, Any],
-    conditioning: str,
-) -> "LatentDiffusion":
-    """A model of ready parts, without drawing any weights."""
-    from hyperbrush.ldm.models.autoencoder import downsampling
-    from hyperbrush.ldm.models.diffusion_model import DiffusionModel
-    from hyperbrush.ldm.models.process import schedule_of
-
-    model = cls.__new__(cls)
-    nn.Module.__init__(model)
-    model.conditioning = conditioning
-    model.first_stage = first
-    model.text_encoder, model.tokenizer = text_encoder, tokenizer
-    prediction = process.get("prediction_type", "epsilon")
-    model.text_encoder_2 = model.tokenizer_2 = model.known_words = model.class_names = None
-    told_text(unet, conditioning)
-    model.zero_empty_text = False
-    model.diffusion = DiffusionModel(unet, schedule_of(process), prediction, process, downsampling(first))
-    return model
 
 
 def pipeline(model: "LatentDiffusion") -> Any:
@@ -193,30 +165,24 @@ def pipeline(model: "LatentDiffusion") -> Any:
             f"a Stable Diffusion pipeline needs a text condition and a first stage without a codebook; this model has "
             f"{model.conditioning!r} and {type(model.first_stage).__name__}"
         )
-    made: Any = getattr(diffusers, _pipeline_class(model))
+    parts: dict[str, Any] = {
+        "vae": model.first_stage,
+        "text_encoder": model.text_encoder,
+        "tokenizer": model.tokenizer,
+        "unet": model.unet,
+        "scheduler": DDIMScheduler.from_config(model.diffusion.scheduler_config),
+    }
     if model.text_encoder_2 is not None:
-        return made(
-            vae=model.first_stage,
-            text_encoder=model.text_encoder,
-            text_encoder_2=model.text_encoder_2,
-            tokenizer=model.tokenizer,
-            tokenizer_2=model.tokenizer_2,
-            unet=model.unet,
-            scheduler=DDIMScheduler.from_config(model.diffusion.scheduler_config),
-            force_zeros_for_empty_prompt=model.zero_empty_text,
-            add_watermarker=False,
-        )
-    return made(
-        vae=model.first_stage,
-        text_encoder=model.text_encoder,
-        tokenizer=model.tokenizer,
-        unet=model.unet,
-        scheduler=DDIMScheduler.from_config(model.diffusion.scheduler_config),
-        safety_checker=None,
-        feature_extractor=None,
-        image_encoder=None,
-        requires_safety_checker=False,
-    )
+        parts |= {
+            "text_encoder_2": model.text_encoder_2,
+            "tokenizer_2": model.tokenizer_2,
+            "force_zeros_for_empty_prompt": model.zero_empty_text,
+            "add_watermarker": False,
+        }
+    else:
+        parts |= dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"))
+        parts["requires_safety_checker"] = False
+    return getattr(diffusers, _pipeline_class(model))(**parts)
 
 
 def _is_plain(model: "LatentDiffusion") -> bool:
@@ -265,18 +231,13 @@ def _write_parts(model: "LatentDiffusion", folder: Path, dtype: torch.dtype | No
     from diffusers import DDIMScheduler
 
     def write(module: nn.Module, name: str) -> None:
-        own = next(module.parameters()).dtype
-        cast = dtype is not None and dtype != own  # diffusers warns of casts that change nothing too
-        if cast:
+        # diffusers warns of casts that change nothing too
+        if dtype is not None and dtype != next(module.parameters()).dtype:
             module.to(dtype)
-        try:
-            if name == "text_encoder":
-                text.save_text_encoder(module, folder / name)
-            else:
-                module.save_pretrained(folder / name)  # type: ignore[operator]
-        finally:
-            if cast:
-                module.to(own)
+        if name == "text_encoder":
+            text.save_text_encoder(module, folder / name)
+        else:
+            module.save_pretrained(folder / name)  # type: ignore[operator]
 
     if dtype is not None:  # casting down and back would lose digits of the model in memory
         import copy

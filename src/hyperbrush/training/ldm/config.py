@@ -143,7 +143,7 @@ class ProcessConfig(Strict):
     @field_validator("schedule")
     @classmethod
     def _sound(cls, value: str | list[float]) -> str | list[float]:
-        from hyperbrush.ldm.models.process import scheduler_config
+        from hyperbrush.ldm.models.diffusion_model import scheduler_config
 
         scheduler_config(value, 1000, "epsilon", False)
         return value
