@@ -30,7 +30,7 @@ def test_exif_orientation_is_honoured(paint):
     exif = Image.Exif()
     exif[0x0112] = 6
     path = paint("turned.jpg", size=(32, 16), exif=exif)
-    assert pictures.check(path) == (16, 32)
+    assert pictures.look(path)[0] == pictures.Look(16, 32)
     assert pictures.read(path, BLUE).size == (16, 32)
 
 

@@ -45,7 +45,7 @@ def read(folder: Path, wanted: Sequence[Path], pictures: Sequence[Path]) -> list
         try:
             source = "filename"
             said: tuple[str, ...] = (caption_from_name(path),)
-            if name in metadata.captions:
+            if name in metadata.alternatives:
                 source, said = "metadata", metadata.alternatives[name]
             elif (read_text := _said_beside(path, text)) is not None:
                 source, said = read_text

@@ -5,7 +5,7 @@ import os
 import tarfile
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import accumulate
@@ -241,10 +241,14 @@ def _table(archive: Path, changed: int, size: int) -> _Table:
     return _Table(archive)
 
 
+def undecoded(value: Any) -> Any:
+    """A file's bytes or path of a mapping {"bytes", "path"}, as Hugging Face has pictures; anything else as it is."""
+    return value.get("bytes") or value.get("path") if isinstance(value, Mapping) else value
+
+
 def _bytes_of(cell: Any, archive: Path) -> bytes:
-    """The picture file in a cell: its bytes, or {"bytes", "path"} as Hugging Face has it, or a path beside the table."""
-    if isinstance(cell, dict):
-        cell = cell.get("bytes") or cell.get("path")
+    """The picture file in a cell: its bytes, or {"bytes", "path"}, or a path beside the table."""
+    cell = undecoded(cell)
     if isinstance(cell, bytes):
         return cell
     if isinstance(cell, str):

@@ -28,13 +28,11 @@ class CaptionError(ValueError):
 class Metadata:
     """What a folder's files of metadata say.
 
-    captions: by picture, its path relative to the folder, posix, NFC; the first where a row has several.
-    alternatives: in the same way all captions of a row, the first included.
+    alternatives: by picture, its path relative to the folder, posix, NFC: all captions of its row.
     bad: pictures whose row is unusable; they have a caption that cannot be told.
     problems: (path of the metadata file, reason with its line number).
     """
 
-    captions: dict[str, str] = field(default_factory=dict)
     alternatives: dict[str, tuple[str, ...]] = field(default_factory=dict)
     bad: set[str] = field(default_factory=set)
     problems: list[tuple[Path, str]] = field(default_factory=list)
@@ -165,8 +163,7 @@ def read_metadata(folder: Path, files: Iterable[Path], pictures: Iterable[str]) 
                 if name in first_line:
                     raise CaptionError(f"a second row for {name!r}, after {first_line[name]}")
                 first_line[name] = number
-                found.alternatives[name] = said = _captions(row)
-                found.captions[name] = said[0]
+                found.alternatives[name] = _captions(row)
                 found.bad.discard(name)
             except CaptionError as error:
                 found.problems.append((file, f"{number}: {error}"))

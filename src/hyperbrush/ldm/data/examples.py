@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from torch.utils.data import Dataset
 
 from hyperbrush.errors import UserError
+from hyperbrush.ldm.data.captioning import Captioning
 
 
 class CaptionedExamples(Protocol):
@@ -34,7 +35,41 @@ class CaptionedExamples(Protocol):
         ...
 
 
-class Selection(Dataset[dict[str, Any]]):
+class Examples(Dataset[dict[str, Any]]):
+    """What the datasets of this folder share as torch's."""
+
+    captions: list[str]
+    paths: list[str]
+    groups: list[tuple[int, int]]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.example(index, epoch=0)
+
+    def example(self, index: int, epoch: int) -> dict[str, Any]:
+        """See `CaptionedExamples`."""
+        raise NotImplementedError
+
+
+class CaptionedPictures(Examples):
+    """Pictures, or their latents, with all that is written of each: ``alternatives``."""
+
+    alternatives: list[tuple[str, ...]]
+    captioning: Captioning
+    seed: int
+
+    def caption(self, index: int, epoch: int) -> str:
+        """Caption of an example in an epoch."""
+        return self.captioning.caption(self.alternatives[index], self.seed, epoch, index)
+
+    def variants(self, index: int) -> list[str]:
+        """Every caption an example may have, with all of its tags; see ``Captioning.variants``."""
+        return self.captioning.variants(self.alternatives[index])
+
+
+class Selection(Examples):
     """Some examples of a dataset, in the order given; their chances are those they have in the whole.
 
     Raises:
@@ -50,12 +85,6 @@ class Selection(Dataset[dict[str, Any]]):
         self.captions = [data.captions[i] for i in indices]
         self.paths = [data.paths[i] for i in indices]
         self.groups = [data.groups[i] for i in indices]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.example(index, epoch=0)
 
     def example(self, index: int, epoch: int) -> dict[str, Any]:
         """The example of the whole."""

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.ldm.data import augment, pictures
@@ -18,6 +17,7 @@ from hyperbrush.ldm.data.buckets import Buckets, OriginalSizes
 from hyperbrush.ldm.data.cache import content_digest
 from hyperbrush.ldm.data.captioning import Captioning
 from hyperbrush.ldm.data.captions import FileNames
+from hyperbrush.ldm.data.examples import CaptionedPictures
 from hyperbrush.ldm.data.masks import Masks, coverage, find_masks, read_mask
 from hyperbrush.ldm.data.scan import Problem, Scan, scan
 
@@ -26,7 +26,7 @@ _counting = threading.Lock()
 Fitted = tuple[augment.Pixels, augment.Pixels | None]  # a picture (h, w, 3) and its mask (h, w)
 
 
-class ImageFolder(Dataset[dict[str, Any]]):
+class ImageFolder(CaptionedPictures):
     """Pictures of a folder, nested folders too, with captions.
 
     folder: where the pictures are; see ``scan`` for what is found and how captions are.
@@ -158,12 +158,6 @@ class ImageFolder(Dataset[dict[str, Any]]):
         path = self.mask_files[index]
         return content_digest(b"" if path is None else str(path))
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.example(index, epoch=0)
-
     def example(self, index: int, epoch: int) -> dict[str, Any]:
         """Give one example, the same whenever it is asked for the same (seed, epoch, index).
 
@@ -186,14 +180,6 @@ class ImageFolder(Dataset[dict[str, Any]]):
         if self.masks is not None and mask is not None:
             found["mask"] = self.masks.weights(coverage(mask, self.masks.downscale))
         return found
-
-    def caption(self, index: int, epoch: int) -> str:
-        """Caption of an example in an epoch."""
-        return self.captioning.caption(self.alternatives[index], self.seed, epoch, index)
-
-    def variants(self, index: int) -> list[str]:
-        """Every caption an example may have, with all of its tags; see ``Captioning.variants``."""
-        return self.captioning.variants(self.alternatives[index])
 
     def picture(self, index: int, *, flipped: bool = False, variant: int = 0) -> Tensor:
         """One picture without chance, mirrored if asked: float32 (3, height, width) in [-1, 1].

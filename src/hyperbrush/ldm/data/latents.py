@@ -1,16 +1,15 @@
 """Pictures encoded once: the first stage runs before training, not in each step."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVar, overload
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.ldm.data.augment import view
 from hyperbrush.ldm.data.cache import LatentCache, key_of
-from hyperbrush.ldm.data.examples import Selection
+from hyperbrush.ldm.data.examples import CaptionedPictures, Selection
 from hyperbrush.ldm.data.folder import ImageFolder
 from hyperbrush.ldm.data.mixture import Mixture
 from hyperbrush.ldm.util import keyed_generator
@@ -19,11 +18,12 @@ from hyperbrush.stopping import may_stop_here
 Encode = Callable[[Tensor], Mapping[str, Tensor]]
 Posterior = Literal["deterministic", "once", "random"]
 View = tuple[int, bool]  # (which fixed crop, mirrored?)
+Some = TypeVar("Some", Selection, Mixture)
 
 POSTERIORS = ("deterministic", "once", "random")
 
 
-class LatentDataset(Dataset[dict[str, Any]]):
+class LatentDataset(CaptionedPictures):
     """An ``ImageFolder`` with latents for pictures, in memory; same captions, groups, flips and crops.
 
     rows: for each example, by its number, the encoder's tensors for each of its views (``views``);
@@ -60,12 +60,6 @@ class LatentDataset(Dataset[dict[str, Any]]):
                 '"std" to sample from'
             )
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.example(index, epoch=0)
-
     def example(self, index: int, epoch: int) -> dict[str, Any]:
         """Give one example, the same whenever it is asked for the same (seed, epoch, index).
 
@@ -88,14 +82,6 @@ class LatentDataset(Dataset[dict[str, Any]]):
             found["mask"] = self.masks.weights(self._coverages[index][number])
         return {**found, "caption": self.caption(index, epoch), "path": self.paths[index]}
 
-    def caption(self, index: int, epoch: int) -> str:
-        """Caption of an example in an epoch: the folder's."""
-        return self.captioning.caption(self.alternatives[index], self.seed, epoch, index)
-
-    def variants(self, index: int) -> list[str]:
-        """Every caption an example may have: the folder's."""
-        return self.captioning.variants(self.alternatives[index])
-
 
 def views(dataset: ImageFolder) -> list[View]:
     """Every (crop, mirrored?) that an example of a dataset may show."""
@@ -117,26 +103,14 @@ def cache_latents(
 
 @overload
 def cache_latents(
-    dataset: Selection,
+    dataset: Some,
     encode: Encode,
     cache: LatentCache,
     batch_size: int = ...,
     progress: Callable[[int, int], None] | None = ...,
     *,
     posterior: Posterior = ...,
-) -> Selection: ...
-
-
-@overload
-def cache_latents(
-    dataset: Mixture,
-    encode: Encode,
-    cache: LatentCache,
-    batch_size: int = ...,
-    progress: Callable[[int, int], None] | None = ...,
-    *,
-    posterior: Posterior = ...,
-) -> Mixture: ...
+) -> Some: ...
 
 
 def cache_latents(

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
 
 from hyperbrush.errors import UserError
-from hyperbrush.ldm.data.examples import CaptionedExamples, Selection
+from hyperbrush.ldm.data.examples import CaptionedExamples, Examples, Selection
 from hyperbrush.ldm.data.folder import ImageFolder
 from hyperbrush.ldm.util import keyed_generator
 
@@ -61,7 +60,7 @@ class _Stretch:
     entries: int
 
 
-class Mixture(Dataset[dict[str, Any]]):
+class Mixture(Examples):
     """Several datasets as one; in an epoch each picture comes once at least.
 
     With shares, a part has as many entries as its share asks for, and they go round its pictures: an
@@ -89,16 +88,10 @@ class Mixture(Dataset[dict[str, Any]]):
             factor = part.share * most / len(part.data) if part.share else part.repeats
             for stretch in _stretches(number, part.data.groups, factor):
                 self._places += [(stretch, entry) for entry in range(stretch.entries)]
-        first = [self.place(index, 0) for index in range(len(self))]
+        first = [self.place(index, 0) for index in range(len(self._places))]
         self.captions = [parts[part].data.captions[i] for part, i, _ in first]
         self.paths = [parts[part].data.paths[i] for part, i, _ in first]
         self.groups = [parts[part].data.groups[i] for part, i, _ in first]
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.example(index, epoch=0)
 
     def place(self, index: int, epoch: int) -> tuple[int, int, int]:
         """(part, index in it, how often that picture came before) of an entry in an epoch."""

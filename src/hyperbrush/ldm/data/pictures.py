@@ -282,16 +282,6 @@ def look_at(content: bytes, small: int = 0) -> tuple[Look, Image.Image | None]:
     return Look(width, height, transparent), flat
 
 
-def check(path: Path) -> tuple[int, int]:
-    """(width, height) of a picture, upright, after checking its bytes and decoding all of it.
-
-    Raises:
-        Exception: as ``look``.
-    """
-    found, _ = look(path)
-    return found.width, found.height
-
-
 def read(path: Path, background: tuple[int, int, int]) -> Image.Image:
     """Read one picture as RGB.
 

@@ -18,7 +18,7 @@ from torch.utils.data import IterableDataset
 
 from hyperbrush.errors import UserError
 from hyperbrush.ldm.data import pictures
-from hyperbrush.ldm.data.archives import CAPTION_COLUMNS, IMAGE_COLUMNS, content_of, texts_of
+from hyperbrush.ldm.data.archives import CAPTION_COLUMNS, IMAGE_COLUMNS, content_of, texts_of, undecoded
 from hyperbrush.ldm.data.captions import FileNames
 from hyperbrush.ldm.data.folder import ImageFolder
 from hyperbrush.ldm.data.masks import find_masks
@@ -292,8 +292,7 @@ def picture_of(value: Any) -> Image.Image:
         UserError: it is none of them.
         Exception: whatever Pillow raises on a broken file.
     """
-    if isinstance(value, Mapping):  # as Hugging Face has files that are not decoded
-        value = value.get("bytes") or value.get("path")
+    value = undecoded(value)
     if isinstance(value, Image.Image):
         return value
     if isinstance(value, str | Path):
@@ -337,8 +336,7 @@ def _bytes(array: Any, shape: Any) -> Any:
 
 def _digest(value: Any, image: Image.Image) -> bytes:
     """SHA-256 of a picture: of its file where it is one, so that caches of folders serve it too; else of its pixels."""
-    if isinstance(value, Mapping):
-        value = value.get("bytes") or value.get("path")
+    value = undecoded(value)
     if isinstance(value, str | Path):
         return hashlib.sha256(content_of(value)).digest()
     if isinstance(value, bytes):
@@ -367,8 +365,7 @@ def _streamed(rows: Iterable[Any], folder: Path, keys: tuple[str, str]) -> Itera
 
 def _kept(value: Any, path: Path) -> Any:
     """The path of a picture that is a file already, or that is written now; what is none stays, to be told later."""
-    if isinstance(value, Mapping):
-        value = value.get("bytes") or value.get("path")
+    value = undecoded(value)
     if isinstance(value, str | Path):
         return value
     if isinstance(value, bytes):
