@@ -132,8 +132,7 @@ def begin_sweep(path: Path, folder: Path | None = None) -> Sweep:
         raise UserError(
             f"{folder} holds a sweep already; go on with --resume {folder}, or take another --run"
         )
-    sweep = _opened(values, folder, str(path))
-    _check(sweep.trials, str(path))
+    sweep = _opened(values, folder, str(path), check=True)
     # As it was written; from then on, workers can join.
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     write_text(folder / FILE, text)
@@ -153,7 +152,12 @@ def read_sweep(folder: Path) -> Sweep:
     return _opened(read_yaml(folder / FILE), folder, str(folder / FILE))
 
 
-def _opened(values: dict[str, Any], folder: Path, where: str) -> Sweep:
+def _opened(values: dict[str, Any], folder: Path, where: str, *, check: bool = False) -> Sweep:
+    """A sweep of a file's values; check: see that its trainings can begin.
+
+    Raises:
+        UserError: all that is wrong, each error once, with the first trial that has it, unless all have.
+    """
     base = {key: value for key, value in values.items() if key != "sweep"}
     try:
         config = load_config(SweepConfig, dict(values["sweep"]))
@@ -166,14 +170,22 @@ def _opened(values: dict[str, Any], folder: Path, where: str) -> Sweep:
         settings = {_whole(name, where): value for name, value in combination.items()}
         if len(settings) < len(combination):
             raise UserError(f"{where}: sweep: a setting is given twice among {', '.join(combination)}")
-        run = folder / "trials" / _folder_name(number, settings)
+        name, run = (
+            f"trial {number} ({described(settings)})",
+            folder / "trials" / _folder_name(number, settings),
+        )
         try:
             own = _configured(base, settings)
         except UserError as error:
-            wrong.setdefault(_bare(error), []).append(f"trial {number} ({described(settings)})")
+            wrong.setdefault(_bare(error), []).append(name)
             continue
+        for problem in _problems(own) if check else ():
+            wrong.setdefault(problem, []).append(name)
         found.append(Trial(number, settings, own.model_copy(update={"hypernetworks": str(run)}), run))
-    _raise(wrong, len(combinations), where)
+    if wrong:
+        lines = [e if len(who) == len(combinations) else f"{who[0]}: {e}" for e, who in wrong.items()]
+        more = f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
+        raise UserError(f"{where}: " + "; ".join(lines[:SHOWN]) + more)
     library = Path(_configured(base, found[0].settings).hypernetworks)
     return Sweep(folder, config, found[0].config.name, library, tuple(found))
 
@@ -206,32 +218,12 @@ def _whole(name: str, where: str) -> str:
     return found[0]
 
 
-def _check(trials: Sequence[Trial], where: str) -> None:
-    """What can be known of every trial without opening the model or the pictures.
-
-    Raises:
-        UserError: all that is wrong.
-    """
-    wrong: dict[str, list[str]] = {}
-    for trial in trials:
-        for said in _problems(trial.config):
-            wrong.setdefault(said, []).append(f"trial {trial.number} ({trial.label})")
-    _raise(wrong, len(trials), where)
-
-
-def _raise(wrong: Mapping[str, Sequence[str]], trials: int, where: str) -> None:
-    """Each error once, with the first trial that has it, unless all have."""
-    if wrong:
-        told = [said if len(who) == trials else f"{who[0]}: {said}" for said, who in wrong.items()]
-        more = f"; and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
-        raise UserError(f"{where}: " + "; ".join(told[:SHOWN]) + more)
-
-
 def _bare(error: UserError) -> str:
     return str(error).removeprefix("the configuration: ")
 
 
 def _problems(config: HypernetworkRun) -> Iterator[str]:
+    """What is wrong with a training, as far as it shows without opening the model or the pictures."""
     t, network = config.training, config.network
     for folder in (*config.data, *config.validation):
         if not is_source(folder.path):
