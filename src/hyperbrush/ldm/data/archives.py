@@ -49,11 +49,11 @@ def files_in(
         yield from _inside(folder, unreadable)
         return
 
-    def told(error: OSError) -> None:
+    def report(error: OSError) -> None:
         unreadable(Path(error.filename), f"cannot be listed: {error.strerror}")
 
     seen: set[str] = set()
-    for where, folders, names in os.walk(folder, onerror=told, followlinks=True):
+    for where, folders, names in os.walk(folder, onerror=report, followlinks=True):
         if (real := os.path.realpath(where)) in seen:  # a link back up would never end
             folders.clear()
             continue

@@ -156,10 +156,10 @@ def scan(
                 metadata.alternatives[name] = row.captions
     problems += _unread(files, stems, texts, {*read, *TABLES})
     if not found:
-        told = Scan(folder, (), tuple(problems)).report(3)
+        report = Scan(folder, (), tuple(problems)).report(3)
         raise UserError(
             f"no picture in {folder} or the folders in it; looked for {' '.join(read)}, .tar and .parquet"
-            + (f"; {len(problems)} files are not read:\n{told}" if told else "")
+            + (f"; {len(problems)} files are not read:\n{report}" if report else "")
         )
     items = []
     # Pillow decodes without the interpreter's lock, so threads are enough.

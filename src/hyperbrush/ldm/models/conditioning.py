@@ -32,12 +32,12 @@ def conditions(
     """
     dropped = None if keep is None else ~keep
     if model.conditioning == "text":
-        told = _text(model, batch, dropped)
+        result = _text(model, batch, dropped)
         if model.inpaints and "inpaint_masks" in batch:
             check_batch(model, batch)
             images, masks = moved(model, batch["images"]), moved(model, batch["inpaint_masks"])
-            told["concat"] = masked_input(model, images, masks)
-        return told
+            result["concat"] = masked_input(model, images, masks)
+        return result
     needed = CONDITIONING[model.conditioning]
     if needed is not None and needed not in batch:
         raise UserError(
@@ -153,10 +153,10 @@ def any_conditions(model: "LatentDiffusion", count: int) -> dict[str, Tensor]:
         return conditions(model, {"condition_images": torch.zeros(count, extra, height, width)})
     if model.conditioning == "none":
         return {}
-    told = model.text_conditions([""] * count)
+    result = model.text_conditions([""] * count)
     if model.inpaints:
-        told["concat"] = all_missing(model, count, (model.image_size, model.image_size))
-    return told
+        result["concat"] = all_missing(model, count, (model.image_size, model.image_size))
+    return result
 
 
 def text_conditions(model: "LatentDiffusion", captions: Sequence[str]) -> dict[str, Tensor]:

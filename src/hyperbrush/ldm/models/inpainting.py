@@ -79,8 +79,8 @@ def all_missing(model: "LatentDiffusion", count: int, size: tuple[int, int]) -> 
 
     size: (height, width) in pixels.
     """
-    told = masked_input(model, torch.zeros(1, 3, *size), torch.ones(1, 1, *size))
-    return told.expand(count, -1, -1, -1)
+    condition = masked_input(model, torch.zeros(1, 3, *size), torch.ones(1, 1, *size))
+    return condition.expand(count, -1, -1, -1)
 
 
 def random_mask(size: tuple[int, int], generator: torch.Generator) -> Tensor:

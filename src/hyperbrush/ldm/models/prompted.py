@@ -63,7 +63,7 @@ class Prompted:
         return max(evaluations, 1) if self.evaluations else steps + 1
 
 
-class Telling:
+class StepConditions:
     """Keyword arguments of `LatentDiffusion.diffusion` for each step; equal steps get the same tensors, so that what was
     computed from them can be kept.
 

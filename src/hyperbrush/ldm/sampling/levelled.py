@@ -294,7 +294,7 @@ def run_levelled(
         return torch.cat(drawn).to(noise.device)
 
     x: Tensor = noise * levels[0] if image_latents is None else image_latents + noise * levels[0]
-    told = _Told(steps - first, on_step)
+    report_step = _StepReports(steps - first, on_step)
 
     def masked(x: Tensor, sigma: float, share: float, rows: slice) -> Tensor:
         if mask is None or image_latents is None:
@@ -316,7 +316,7 @@ def run_levelled(
             def then(row: Tensor, sigma: float, share: float, one: slice = one, i: int = i) -> Tensor:
                 row = masked(row, sigma, share, one)
                 x[one] = row
-                told(x, (i + share) / len(x))
+                report_step(x, (i + share) / len(x))
                 return row
 
             loop(alone, x[one].clone(), levels, drawn, then)
@@ -325,13 +325,13 @@ def run_levelled(
 
     def after(x: Tensor, sigma: float, share: float) -> Tensor:
         x = masked(x, sigma, share, slice(None))
-        told(x, share)
+        report_step(x, share)
         return x
 
     return loop(denoise, x, levels, between, after)
 
 
-class _Told:
+class _StepReports:
     """Tells of shares of the whole as steps, each once and the last one at the end."""
 
     def __init__(self, steps: int, on_step: Callable[[int, int, Tensor], None] | None) -> None:

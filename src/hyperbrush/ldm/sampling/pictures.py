@@ -10,7 +10,7 @@ from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.ldm.models import autoencoder, text
 from hyperbrush.ldm.models.conditioning import CONDITIONING
 from hyperbrush.ldm.models.inpainting import all_missing, masked_input
-from hyperbrush.ldm.models.prompted import Prompted, Telling
+from hyperbrush.ldm.models.prompted import Prompted, StepConditions
 
 if TYPE_CHECKING:
     from hyperbrush.ldm.models.latent_diffusion import LatentDiffusion
@@ -60,13 +60,13 @@ def draw_pictures(
         raise UserError("a mask needs an image, of which it keeps a part")
     beside: dict[str, Tensor] = {}  # of an inpainting model; filled below
     if prompted is None:
-        told = model.conditions(condition) if condition or model.conditioning != "none" else {}
-        if "concat" in told:
-            told["concat"] = told["concat"].to(model.dtype)
-        guided = guidance_scale != 1 and bool(told)
+        conditions = model.conditions(condition) if condition or model.conditioning != "none" else {}
+        if "concat" in conditions:
+            conditions["concat"] = conditions["concat"].to(model.dtype)
+        guided = guidance_scale != 1 and bool(conditions)
         if guided:
-            told = _both_sides(_null_conditions(model, condition, null, number), told)
-        predict = _predict(model, lambda: told, guidance_scale if guided else None, beside)
+            conditions = _both_sides(_null_conditions(model, condition, null, number), conditions)
+        predict = _predict(model, lambda: conditions, guidance_scale if guided else None, beside)
         tell = on_step
     else:
         predict, tell = _predict_prompted(model, prompted, guidance_scale, beside, on_step)
@@ -89,7 +89,7 @@ def draw_pictures(
         else:
             shape = map_shape(model, size)
         if model.inpaints:
-            beside["concat"] = _told_of_mask(model, number, shape, image, mask)
+            beside["concat"] = _mask_condition(model, number, shape, image, mask)
             start.pop("mask", None)  # the UNet keeps what is to be kept, as in diffusers
             if image_strength == 1:  # from noise alone, as in diffusers
                 start = {}
@@ -124,14 +124,14 @@ OnStep = Callable[[int, int, Tensor], None]
 
 def _predict(
     model: "LatentDiffusion",
-    told: Callable[[], Mapping[str, Tensor]],
+    conditions: Callable[[], Mapping[str, Tensor]],
     scale: float | None,
     beside: Mapping[str, Tensor],
     weights: Tensor | None = None,
 ) -> Predict:
     """The network, under guidance of a scale where one is given.
 
-    told: asked at each evaluation. beside: of the pictures, the same on all sides of guidance. weights: (parts, batch) of composed prompts, else one part of weight 1.
+    conditions: asked at each evaluation. beside: of the pictures, the same on all sides of guidance. weights: (parts, batch) of composed prompts, else one part of weight 1.
     """
     from hyperbrush.ldm.sampling import samplers as sampling
 
@@ -140,7 +140,7 @@ def _predict(
         model.rows_per_picture = rows
         same = {key: torch.cat([value] * rows) for key, value in beside.items()}
         try:
-            predicted = model.diffusion(torch.cat([latents] * rows), timestep, **told(), **same)
+            predicted = model.diffusion(torch.cat([latents] * rows), timestep, **conditions(), **same)
         finally:
             model.rows_per_picture = 1
         if scale is None:
@@ -162,13 +162,13 @@ def _predict_prompted(
 ) -> tuple[Predict, OnStep]:
     """The network told of prompts that change with the step, and what must be called after each step."""
     guided = prompted.guided(scale)
-    telling = Telling(model, prompted, guided=guided)
+    by_step = StepConditions(model, prompted, guided=guided)
     plain = len(prompted.parts) == 1 and bool((prompted.weights == 1).all())
     done = evaluated = 0
 
-    def told() -> Mapping[str, Tensor]:
+    def conditions() -> Mapping[str, Tensor]:
         nonlocal evaluated
-        now = telling.at(prompted.number(done, evaluated))
+        now = by_step.at(prompted.number(done, evaluated))
         evaluated += 1
         return now
 
@@ -179,10 +179,10 @@ def _predict_prompted(
             on_step(step, steps, latents)
 
     weights = None if plain else prompted.weights.to(model.device)
-    return _predict(model, told, scale if guided else None, beside, weights), tell
+    return _predict(model, conditions, scale if guided else None, beside, weights), tell
 
 
-def _told_of_mask(
+def _mask_condition(
     model: "LatentDiffusion",
     number: int,
     shape: tuple[int, int, int],
@@ -270,9 +270,9 @@ def _null_conditions(
     return model.conditions({"captions": texts})
 
 
-def _both_sides(null: Mapping[str, Tensor], told: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _both_sides(null: Mapping[str, Tensor], conditions: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The conditions of both sides of guidance as one batch, the null ones first."""
-    pairs = {key: (null[key].to(told[key]), told[key]) for key in told}
+    pairs = {key: (null[key].to(conditions[key]), conditions[key]) for key in conditions}
     if "context" in pairs:
         pairs["context"] = text.same_length(*pairs["context"])
     return {key: torch.cat(pair) for key, pair in pairs.items()}
