@@ -5,12 +5,14 @@ import errno
 import functools
 import hashlib
 import json
+import math
 import os
+import secrets
 import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -257,3 +259,88 @@ def sha256(path: str | Path) -> str:
     """Hex digest of a file's content."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def finite(value: Any) -> Any:
+    """A value that JSON can hold: NaN and inf become None, at any depth; what YAML alone has becomes a text."""
+    if isinstance(value, dict):
+        return {str(key): finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)
+
+
+def tail(path: Path, characters: int) -> str:
+    """The end of a text file; nothing where there is none."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - 4 * characters))
+            return file.read().decode("utf-8", "replace")[-characters:]
+    except OSError:
+        return ""
+
+
+def move_all(moves: Mapping[Path, Path]) -> None:
+    """Move files or folders, all or none; over file systems too.
+
+    Raises:
+        FileExistsError: something stands at a target.
+        UserError: one cannot be moved.
+    """
+    done: list[tuple[Path, Path]] = []
+    try:
+        for source, target in moves.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _move_one(source, target)
+            done.append((source, target))
+    except OSError as error:
+        _undo(done)
+        if isinstance(error, FileExistsError):
+            raise
+        raise UserError(
+            f"cannot move {error.filename or 'a file'}: {error.strerror or error}. Nothing was changed"
+        ) from error
+
+
+def _move_one(source: Path, target: Path) -> None:
+    if target.exists() and not (
+        source.exists() and target.samefile(source)
+    ):  # water → Water on one that folds case
+        raise FileExistsError(errno.EEXIST, "it exists", str(target))
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        _copy_over(source, target)
+
+
+def _copy_over(source: Path, target: Path) -> None:
+    """Move to another file system: whole there before anything is gone here."""
+    part, gone = (
+        path.with_name(f".{_short(path.stem)}{_mark()}{secrets.token_hex(4)}{path.suffix}")
+        for path in (target, source)
+    )
+    try:
+        if source.is_dir() and not source.is_symlink():
+            shutil.copytree(source, part, symlinks=True)
+        else:
+            shutil.copy2(source, part, follow_symlinks=False)
+        part.rename(target)
+    finally:
+        _clear(part, shared=False)
+    try:
+        source.rename(gone)
+    except OSError:
+        _clear(target, shared=False)
+        raise
+    _clear(gone, shared=False)
+
+
+def _undo(done: Iterable[tuple[Path, Path]]) -> None:
+    for source, target in reversed(list(done)):
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            _move_one(target, source)

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hyperbrush.app.train import picture_bin
 from hyperbrush.app.train.datasets import Added, Datasets
 from hyperbrush.app.uploads import ACCEPT, FORMATS
 from hyperbrush.app.workspace import Workspace
@@ -102,9 +101,9 @@ def test_hidden_folders_are_named_plainly(datasets: Datasets) -> None:
 
 def test_a_mask_goes_to_the_bin_and_comes_back_with_its_picture(datasets: Datasets) -> None:
     put(datasets, ("a/1.png", RED), ("a/1.txt", b"red"), ("a/1.mask.png", WHITE), ("b/1.png", BLUE))
-    item = picture_bin.put(datasets, "set", 0)
+    item = datasets.remove("set", 0)
     assert list(shown(datasets)) == ["b/1.png"]
-    picture_bin.restore(datasets, item.id)
+    datasets.restore(item.id)
     assert shown(datasets) == {"a/1.png": ("red", RED), "b/1.png": ("1", BLUE)}
     assert (datasets.folder("set") / "a/1.mask.png").read_bytes() == WHITE
 
@@ -192,7 +191,7 @@ def test_folders_that_were_put_there_are_read_and_written_as_they_train(datasets
         datasets.write_caption("set", index, f"new {name}")
     assert both() == {f"{name}.png": f"new {name}" for name in "abcd"}
     assert (folder / "a.caption").read_text() == "new a\n"
-    gone = picture_bin.put(datasets, "set", 2)  # with its JSON
+    gone = datasets.remove("set", 2)  # with its JSON
     assert not list(folder.glob("c.*"))
-    picture_bin.restore(datasets, gone.id)
+    datasets.restore(gone.id)
     assert both()["c.png"] == "new c"

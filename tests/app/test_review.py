@@ -22,7 +22,6 @@ from hyperbrush.app.jobs.jobs import LAST, Jobs
 from hyperbrush.app.jobs.kinds import KINDS
 from hyperbrush.app.jobs.worker import JobContext, StopRequested, Worker, lives
 from hyperbrush.app.requests import DrawRequest
-from hyperbrush.app.runs.run import finite
 from hyperbrush.app.security import COOKIE, Access, Guard
 from hyperbrush.app.server import Address, make_app, serve
 from hyperbrush.app.site import Site
@@ -30,7 +29,7 @@ from hyperbrush.app.train.datasets import Datasets
 from hyperbrush.app.train.service import run_config
 from hyperbrush.app.workspace import Workspace, preferences_from
 from hyperbrush.errors import UserError
-from hyperbrush.files import read_json, write_json
+from hyperbrush.files import finite, read_json, write_json
 
 HALF = "\ud800"
 API = "/api/v1"

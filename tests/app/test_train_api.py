@@ -18,7 +18,6 @@ from PIL import Image
 from running import until
 
 from hyperbrush.app.messages import FOLDER as MESSAGES
-from hyperbrush.app.train import picture_bin
 from hyperbrush.app.train.datasets import Datasets
 from hyperbrush.app.train.draft import Draft
 from hyperbrush.app.train.schema import FILE, folder_settings, groups, settings
@@ -153,9 +152,9 @@ class TestDatasets:
         datasets.write_caption("rows", 0, "new")
         lines = (folder / "metadata.jsonl").read_text().splitlines()
         assert json.loads(lines[0])["text"] == ["new", "second"]
-        binned = picture_bin.put(datasets, "rows", 1).id
+        binned = datasets.remove("rows", 1).id
         assert (folder / "metadata.jsonl").read_text().splitlines() == lines[:1]
-        picture_bin.restore(datasets, binned)
+        datasets.restore(binned)
         assert [p.caption for p in datasets.pictures("rows")[1]] == ["new", "bee"]
 
     def test_removed_pictures_lie_in_the_bin(self, app: Any) -> None:
@@ -163,8 +162,8 @@ class TestDatasets:
         put(app, "api-bin", [("a.png", png()), ("a.txt", b"one"), ("b.png", png("blue"))])
         binned = app.call("/api/v1/datasets/api-bin/pictures/0?expected=a.png", method="DELETE")["bin"]
         assert shown(app, "api-bin") == {"b.png": "b"}
-        kept = {path.name for path in (app.root / ".hyperbrush" / "bin" / binned).iterdir()}
-        assert kept == {"a.png", "a.txt", "from.json"}
+        kept = {path.name for path in (app.root / ".hyperbrush/bin/pictures" / binned / "files").iterdir()}
+        assert kept == {"a.png", "a.txt"}
         refused = app.call("/api/v1/datasets/api-bin/pictures/0?expected=a.png", method="DELETE")
         assert refused["status"] == 400
         (item,) = (one for one in app.call("/api/v1/bin/pictures") if one["id"] == binned)

@@ -4,10 +4,19 @@ from pathlib import Path
 
 import pytest
 
+from hyperbrush import files
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks import AttentionHypernetwork, HypernetworkLibrary
-from hyperbrush.hypernetworks.library import rename as moving
-from hyperbrush.hypernetworks.library.rename import Bin, check_name, files_of, rename, safe_name, take_in
+from hyperbrush.hypernetworks.library.rename import (
+    check_name,
+    discard,
+    files_of,
+    rename,
+    restore,
+    safe_name,
+    take_in,
+)
+from hyperbrush.trash import Trash
 
 SIDES = (
     "water.json",
@@ -69,27 +78,27 @@ def test_a_move_that_fails_half_way_is_taken_back(
     library: HypernetworkLibrary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {path.name for path in (library.folder / "sub").iterdir()}
-    one = moving._move_one
+    one = files._move_one
     moved: list[Path] = []
 
     def failing(source: Path, target: Path) -> None:
         if len(moved) == 3:
-            monkeypatch.setattr(moving, "_move_one", one)
+            monkeypatch.setattr(files, "_move_one", one)
             raise OSError(28, "No space left on device", str(target))
         moved.append(source)
         one(source, target)
 
-    monkeypatch.setattr(moving, "_move_one", failing)
+    monkeypatch.setattr(files, "_move_one", failing)
     with pytest.raises(UserError, match="No space left"):
         rename(library, "water", "sea")
     assert len(moved) == 3
     assert {path.name for path in (library.folder / "sub").iterdir()} == before
     moved.clear()
-    monkeypatch.setattr(moving, "_move_one", failing)
-    bin = Bin(library.folder.parent / "bin")
+    monkeypatch.setattr(files, "_move_one", failing)
+    bin = Trash(library.folder.parent / "bin")
     with pytest.raises(UserError, match="No space left"):
-        bin.put(library, "water")
-    assert bin.items() == []
+        discard(library, "water", bin)
+    assert bin.items("hypernetwork") == []
     assert {path.name for path in (library.folder / "sub").iterdir()} == before
 
 
@@ -106,38 +115,38 @@ def test_other_file_systems_are_copied_to(
         return rename_of(self, target)
 
     monkeypatch.setattr(Path, "rename", elsewhere)
-    bin, content = Bin(library.folder.parent / "bin"), library.find("water").read_bytes()
-    item = bin.put(library, "water")
+    bin, content = Trash(library.folder.parent / "bin"), library.find("water").read_bytes()
+    item = discard(library, "water", bin)
     assert item.size > 0
     assert "water" not in library.names()
-    assert bin.restore(library, item.id).read_bytes() == content
+    assert restore(library, bin, item.id).read_bytes() == content
     assert {path.name for path in (library.folder / "sub").iterdir()} >= set(SIDES)
 
 
 def test_the_bin_restores_to_its_place_or_beside_it(library: HypernetworkLibrary) -> None:
-    bin = Bin(library.folder.parent / "bin")
-    first = bin.put(library, "water")
+    bin = Trash(library.folder.parent / "bin")
+    first = discard(library, "water", bin)
     assert (first.name, first.place) == ("water", "sub")
     AttentionHypernetwork([4], name="new").save(library.folder / "sub" / "Water.pt")
-    second = bin.put(library, "Water")
-    assert [item.id for item in bin.items()] == [second.id, first.id]
-    assert bin.restore(library, second.id).name == "Water.pt"
-    back = bin.restore(library, first.id)
+    second = discard(library, "Water", bin)
+    assert [item.id for item in bin.items("hypernetwork")] == [second.id, first.id]
+    assert restore(library, bin, second.id).name == "Water.pt"
+    back = restore(library, bin, first.id)
     assert back.name == "water-2.safetensors"
     assert (library.folder / "sub" / "water-2.json").read_text() == "water.json"
-    assert bin.items() == []
-    with pytest.raises(UserError, match="nothing"):
-        bin.restore(library, first.id)
+    assert bin.items("hypernetwork") == []
+    with pytest.raises(UserError, match="no hypernetwork"):
+        restore(library, bin, first.id)
 
 
 def test_a_bin_that_was_tampered_with_restores_inside(library: HypernetworkLibrary) -> None:
-    bin = Bin(library.folder.parent / "bin")
-    item = bin.put(library, "fire")
+    bin = Trash(library.folder.parent / "bin")
+    item = discard(library, "fire", bin)
     about = bin.folder / item.id / "about.json"
     about.write_text(about.read_text().replace('"place": ""', '"place": "../../.."'))
-    assert bin.restore(library, item.id) == library.folder.resolve() / "fire.pt"
-    item = bin.put(library, "fire")
-    assert bin.remove(item.id).name == "fire"
+    assert restore(library, bin, item.id) == library.folder.resolve() / "fire.pt"
+    item = discard(library, "fire", bin)
+    assert bin.erase("hypernetwork", item.id).name == "fire"
     assert list(bin.folder.iterdir()) == []
 
 

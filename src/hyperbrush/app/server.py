@@ -25,6 +25,7 @@ from hyperbrush.app.security import Access, Guard, is_loopback
 from hyperbrush.app.site import Site
 from hyperbrush.app.workspace import Workspace
 from hyperbrush.errors import UnknownHypernetwork, UserError
+from hyperbrush.trash import NotInTrash
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,9 @@ def make_app(site: Site, access: Access) -> Any:
 
     @app.exception_handler(UserError)
     async def refused(_: Request, error: UserError) -> Response:
-        return _told(404 if isinstance(error, NotThere | UnknownHypernetwork) else 400, str(error))
+        return _told(
+            404 if isinstance(error, NotThere | NotInTrash | UnknownHypernetwork) else 400, str(error)
+        )
 
     @app.exception_handler(OSError)
     async def unreadable(_: Request, error: OSError) -> Response:

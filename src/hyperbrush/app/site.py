@@ -14,11 +14,11 @@ from typing import Any
 from hyperbrush.app.jobs.jobs import Job, Jobs
 from hyperbrush.app.jobs.worker import lives, server_file, start_worker, worker_file
 from hyperbrush.app.runs.holder import holds
-from hyperbrush.app.runs.run import JOB_KINDS, Runs, tail
+from hyperbrush.app.runs.run import JOB_KINDS, Runs
 from hyperbrush.app.uploads import Uploads
 from hyperbrush.app.workspace import Workspace
 from hyperbrush.errors import UserError
-from hyperbrush.files import read_json, write_json
+from hyperbrush.files import read_json, tail, write_json
 
 log = logging.getLogger(__name__)
 
@@ -159,11 +159,9 @@ class Site:
 
     def _tidy(self) -> None:
         """Remove old jobs; a run's stay as long as the run, since its log is theirs, and so do grids."""
-        from hyperbrush.app.runs import bin as run_bin
-
         if time.monotonic() - self._tidied < TIDY:
             return
-        runs = {*self.runs.folders(), *(run.name for run in run_bin.items(self.workspace))}
+        runs = {*self.runs.folders(), *(run.name for run in self.workspace.trash.items("run"))}
 
         def keeps(job: Job) -> bool:
             trains = job.kind in JOB_KINDS.values() and job.arguments.get("run") in runs

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from hyperbrush.errors import UserError
 from hyperbrush.files import write_text
+from hyperbrush.trash import Trash
 
 LANGUAGES = ("en", "ko", "zh")
 
@@ -62,6 +63,7 @@ class Workspace:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).resolve()
         self.state = self.root / ".hyperbrush"
+        self.trash = Trash(self.state / "bin")
         self._lock = threading.Lock()
         self._kept: tuple[tuple[int, int, int], Preferences] | None = None  # stamp of the file, what it says
 

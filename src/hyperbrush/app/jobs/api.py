@@ -10,8 +10,8 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from hyperbrush.app.errors import NotThere
 from hyperbrush.app.jobs.jobs import Job
-from hyperbrush.app.runs.run import tail
 from hyperbrush.app.site import Site
+from hyperbrush.files import tail
 
 
 def add(router: APIRouter, site: Site) -> None:

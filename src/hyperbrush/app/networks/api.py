@@ -105,7 +105,7 @@ def _add_bin(router: APIRouter, site: Site) -> None:
     @router.get("/bin")
     def binned() -> list[dict[str, Any]]:
         """What was deleted, the last first."""
-        return [item.as_dict() for item in networks.bin_of(site.workspace).items()]
+        return [item.as_dict() for item in site.workspace.trash.items("hypernetwork")]
 
     @router.post("/bin/{item}/restore")
     def restore(item: str) -> dict[str, Any]:
@@ -115,4 +115,4 @@ def _add_bin(router: APIRouter, site: Site) -> None:
     @router.delete("/bin/{item}")
     def remove(item: str) -> dict[str, Any]:
         """Gone for good."""
-        return networks.remove(site, item).as_dict()
+        return networks.erase(site, item).as_dict()

@@ -70,9 +70,9 @@ class NetworksPage:
             t,
             undo,
             "networks",
-            items=lambda: networks.bin_of(site.workspace).items(),
+            items=lambda: site.workspace.trash.items("hypernetwork"),
             restore=lambda item: networks.restore(site, item).entry.name,
-            remove=lambda item: networks.remove(site, item),
+            remove=lambda item: networks.erase(site, item),
         )
         self.actions = Actions(
             inspect=lambda card: show_inspection(site, t, card),

@@ -13,7 +13,7 @@ from hyperbrush.app.messages import Messages
 from hyperbrush.app.networks import service as networks
 from hyperbrush.app.networks.service import Card
 from hyperbrush.app.site import Site
-from hyperbrush.app.ui.frame import refusals, title_of
+from hyperbrush.app.ui.frame import refusals, size_text, title_of
 from hyperbrush.app.ui.threads import in_thread
 
 NOTES = ("activation_text", "preferred_weight", "notes")
@@ -173,8 +173,3 @@ class NetworkCard:
         self.box.set_enabled(entry.error is None)
         for key, field in self.fields.items():
             field.show(getattr(entry.notes, key))
-
-
-def size_text(size: int) -> str:
-    """Bytes for a person."""
-    return f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{size / 1e3:.1f} kB"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hyperbrush.app.networks.requests import ExportRequest, MergeRequest
     from hyperbrush.app.site import Site
     from hyperbrush.app.workspace import Workspace
-    from hyperbrush.hypernetworks.library.rename import Bin, Binned
+    from hyperbrush.trash import TrashItem
 
 MOST_BYTES = 512 << 20  # of a network that is imported
 _CHUNK = 1 << 20
@@ -68,13 +68,6 @@ class Card:
 def library_of(workspace: "Workspace") -> HypernetworkLibrary:
     """The workspace's library."""
     return HypernetworkLibrary(workspace.folder("hypernetworks"))
-
-
-def bin_of(workspace: "Workspace") -> "Bin":
-    """Where deleted networks stay."""
-    from hyperbrush.hypernetworks.library.rename import Bin
-
-    return Bin(workspace.state / "bin")
 
 
 def cards(workspace: "Workspace") -> list[Card]:
@@ -173,14 +166,16 @@ def rename(site: "Site", which: str, new: str) -> Card:
     return _kept(site, moving.rename(library, find(library, which), new))
 
 
-def delete(site: "Site", which: str) -> "Binned":
+def delete(site: "Site", which: str) -> "TrashItem":
     """Put a network into the bin.
 
     Raises:
-        UserError: as `Bin.put`.
+        UserError: as `find`, or a file cannot be moved.
     """
+    from hyperbrush.hypernetworks.library.rename import discard
+
     library = library_of(site.workspace)
-    item = bin_of(site.workspace).put(library, find(library, which))
+    item = discard(library, find(library, which), site.workspace.trash)
     site.news("networks")
     return item
 
@@ -189,30 +184,22 @@ def restore(site: "Site", item: str) -> Card:
     """Take a network out of the bin.
 
     Raises:
-        UserError: as `Bin.restore`.
+        UserError: there is nothing of that id, or a file cannot be moved.
     """
-    from hyperbrush.hypernetworks.library.rename import UnknownInBin
+    from hyperbrush.hypernetworks.library import rename as moving
 
-    try:
-        return _kept(site, bin_of(site.workspace).restore(library_of(site.workspace), item))
-    except UnknownInBin as error:
-        raise NotThere(str(error)) from error
+    return _kept(site, moving.restore(library_of(site.workspace), site.workspace.trash, item))
 
 
-def remove(site: "Site", item: str) -> "Binned":
+def erase(site: "Site", item: str) -> "TrashItem":
     """Remove what is in the bin for good.
 
     Raises:
-        UserError: as `Bin.remove`.
+        UserError: as `Trash.erase`.
     """
-    from hyperbrush.hypernetworks.library.rename import UnknownInBin
-
-    try:
-        removed = bin_of(site.workspace).remove(item)
-    except UnknownInBin as error:
-        raise NotThere(str(error)) from error
+    erased = site.workspace.trash.erase("hypernetwork", item)
     site.news("networks")
-    return removed
+    return erased
 
 
 def merge(site: "Site", request: "MergeRequest") -> Card:

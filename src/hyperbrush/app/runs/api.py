@@ -11,7 +11,6 @@ from pydantic import Field
 
 from hyperbrush.app.errors import NotThere
 from hyperbrush.app.requests import Request
-from hyperbrush.app.runs import bin as run_bin
 from hyperbrush.app.runs import comparison as run_comparison
 from hyperbrush.app.runs import control as run_control
 from hyperbrush.app.runs.comparison import KEEP
@@ -19,6 +18,7 @@ from hyperbrush.app.runs.run import OPEN
 from hyperbrush.app.runs.view import contact_sheet, sparkline, view_of
 from hyperbrush.app.site import Site
 from hyperbrush.app.train import service as trainings
+from hyperbrush.trash import TrashItem
 
 # A report asks nothing of the network and runs nothing; pictures and style are inside of it.
 REPORT_POLICY = (
@@ -151,23 +151,23 @@ def add(router: APIRouter, site: Site) -> None:
     @router.delete("/runs/{name}")
     def remove(name: str) -> dict[str, str]:
         """Put it into the bin; the answer says where it lies, and the id that restores it."""
-        into = run_control.remove(site, name)
-        return {"bin": into.relative_to(site.workspace.root).as_posix(), "id": into.name}
+        item = run_control.remove(site, name)
+        return {"bin": item.files[0].relative_to(site.workspace.root).as_posix(), "id": item.id}
 
     @router.get("/bin/runs")
     def binned() -> list[dict[str, Any]]:
         """Runs that were removed, the last first."""
-        return [item.as_dict() for item in run_bin.items(site.workspace)]
+        return [_binned(item) for item in site.workspace.trash.items("run")]
 
     @router.post("/bin/runs/{item}/restore")
     def restore(item: str) -> dict[str, Any]:
         """Back among the runs, as it was."""
-        return run_bin.restore(site, item).as_dict()
+        return run_control.restore(site, item).as_dict()
 
     @router.delete("/bin/runs/{item}")
     def erase(item: str) -> dict[str, Any]:
         """Gone for good."""
-        return run_bin.remove(site, item).as_dict()
+        return _binned(run_control.erase(site, item))
 
 
 def text_of(prompts: list[str], number: int | None) -> str:
@@ -175,3 +175,7 @@ def text_of(prompts: list[str], number: int | None) -> str:
     if number is None:
         return " / ".join(prompts)
     return prompts[number] if number < len(prompts) else ""
+
+
+def _binned(item: TrashItem) -> dict[str, Any]:
+    return {key: value for key, value in item.as_dict().items() if key != "place"}

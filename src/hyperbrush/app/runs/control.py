@@ -1,15 +1,14 @@
-"""What a person does to a run: pause, stop, finish, resume, roll back, put into the bin."""
+"""What the user does to a run: pause, stop, finish, resume, roll back, put into the bin and take it out."""
 
 import contextlib
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal
 
-from hyperbrush.app.runs import bin as run_bin
 from hyperbrush.app.runs.run import JOB_KINDS, OPEN, Run
 from hyperbrush.app.site import Site
 from hyperbrush.errors import UserError
+from hyperbrush.trash import TrashItem
 
 
 def ask(site: Site, name: str, how: Literal["pause", "stop", "finish"]) -> Run:
@@ -83,8 +82,8 @@ def dropped(run: Run, step: int) -> list[int]:
     return [at for at in run.checkpoints if at > step]
 
 
-def remove(site: Site, name: str) -> Path:
-    """Put a run's folder into the bin (.hyperbrush/bin/runs) and return where it lies now.
+def remove(site: Site, name: str) -> TrashItem:
+    """Put a run's folder into the bin.
 
     Raises:
         UserError: there is none of that name, it trains or waits, or it cannot be moved.
@@ -96,13 +95,39 @@ def remove(site: Site, name: str) -> Path:
         folder = site.runs.folder(name)
         with run_lock(folder):
             pass  # nobody trains in it, whatever running.json says
-        into = run_bin.place(site.workspace, name)
+        return site.workspace.trash.put("run", name, [folder])
+
+
+def restore(site: Site, item: str) -> Run:
+    """Put a run back from the bin to where it was.
+
+    Raises:
+        NotInTrash: there is nothing of that id.
+        UserError: another run has its name now, or it cannot be moved.
+    """
+    with site.runs.changing:
+        found = site.workspace.trash.get("run", item)
         try:
-            into.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(folder, into)
-        except OSError as error:
-            raise UserError(f"cannot move {folder} to {into}: {error.strerror or error}") from error
-    return into
+            moves = {folder: site.workspace.folder("runs") / found.name for folder in found.files}
+            site.workspace.trash.restore(found, moves)
+        except FileExistsError as error:  # under another name its file would meet that run's
+            raise UserError(
+                f"there is another run {found.name!r} now: remove that first, then restore this one"
+            ) from error
+    site.news("runs", f"run:{found.name}")
+    return site.runs.get(found.name)
+
+
+def erase(site: Site, item: str) -> TrashItem:
+    """Remove a run in the bin for good.
+
+    Raises:
+        UserError: as `Trash.erase`.
+    """
+    with site.runs.changing:
+        found = site.workspace.trash.erase("run", item)
+    site.news("runs")
+    return found
 
 
 @contextlib.contextmanager

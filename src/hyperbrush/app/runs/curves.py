@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from hyperbrush.files import finite
+
 Point = tuple[float, float]
 
 MOST = 400  # points of a curve: a screen has no room for more
@@ -42,8 +44,6 @@ class Rows:
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
-    from hyperbrush.app.runs.run import finite
-
     try:
         row = json.loads(line)
     except ValueError:

@@ -9,7 +9,7 @@ from nicegui import ui
 
 from hyperbrush.app.jobs.jobs import Job
 from hyperbrush.app.messages import Messages
-from hyperbrush.app.runs import bin as run_bin
+from hyperbrush.app.runs import control as run_control
 from hyperbrush.app.runs import page_compare as runs_compare
 from hyperbrush.app.runs import page_live as runs_live
 from hyperbrush.app.runs.page_parts import Bar, StateBadge, address, api, clock, figure, standing, words
@@ -78,9 +78,9 @@ class _List:
             t,
             undo,
             "runs",
-            items=lambda: run_bin.items(site.workspace),
-            restore=lambda item: run_bin.restore(site, item).name,
-            remove=lambda item: run_bin.remove(site, item),
+            items=lambda: site.workspace.trash.items("run"),
+            restore=lambda item: run_control.restore(site, item).name,
+            remove=lambda item: run_control.erase(site, item),
         )
         if removed:
             await bin_section.offer(removed)

@@ -124,8 +124,8 @@ class Actions:
         dialog.delete()
         if agreed:
             with refusals():
-                into = await in_thread(run_control.remove, self.site, self.name)
-                ui.navigate.to("/runs?" + urlencode({"removed": into.name}))
+                item = await in_thread(run_control.remove, self.site, self.name)
+                ui.navigate.to("/runs?" + urlencode({"removed": item.id}))
 
 
 def _link(text: str, icon: str, address: str) -> ui.button:

@@ -5,7 +5,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hyperbrush.app.runs import bin as run_bin
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks.files import SUFFIXES
 
@@ -19,8 +18,8 @@ Made = dict[int, list[Path]]  # size → files
 def made_here(workspace: "Workspace") -> Made:
     """What the runs have made, also those in the bin, by size: only files of one size can be the same."""
     found: Made = defaultdict(list)
-    binned = run_bin.folder(workspace)
-    for run in (*workspace.folder("runs").iterdir(), *(binned.iterdir() if binned.is_dir() else ())):
+    removed = (folder for item in workspace.trash.items("run") for folder in item.files)
+    for run in (*workspace.folder("runs").iterdir(), *removed):
         with suppress(OSError):  # no folder, or moved just now
             for file in run.iterdir():
                 if file.suffix in SUFFIXES and file.is_file():

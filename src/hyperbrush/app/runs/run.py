@@ -15,7 +15,7 @@ from hyperbrush.app.jobs.jobs import Job, Jobs
 from hyperbrush.app.runs.curves import Rows
 from hyperbrush.app.runs.holder import holds
 from hyperbrush.app.workspace import Workspace
-from hyperbrush.files import read_json
+from hyperbrush.files import finite, read_json, tail
 
 FINAL = (".safetensors", ".pt")
 JOB_KINDS = {"hypernetwork": "train", "generator": "hyper-train"}  # what trains which kind of run
@@ -251,28 +251,6 @@ class Runs:
         except (OSError, yaml.YAMLError, RecursionError):
             return {}
         return self._configs[path][1]
-
-
-def tail(path: Path, characters: int) -> str:
-    """The end of a text file; nothing where there is none."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - 4 * characters))
-            return file.read().decode("utf-8", "replace")[-characters:]
-    except OSError:
-        return ""
-
-
-def finite(value: Any) -> Any:
-    """A value that JSON can hold: NaN and inf become None, at any depth; what YAML alone has becomes a text."""
-    if isinstance(value, dict):
-        return {str(key): finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(inner) for inner in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, str | int) else str(value)
 
 
 def _state(path: Path, config: Mapping[str, Any], job: Job | None, held: bool) -> str:

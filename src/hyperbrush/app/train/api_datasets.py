@@ -8,8 +8,8 @@ from pydantic import Field
 
 from hyperbrush.app.requests import Request
 from hyperbrush.app.site import Site
-from hyperbrush.app.train import picture_bin
 from hyperbrush.app.train.datasets import LONGEST_NAME, Datasets
+from hyperbrush.trash import TrashItem
 
 MOST = 2**31 - 1
 Expected = Annotated[str, Query(max_length=1000, description="file name it has in the listing, to be sure")]
@@ -106,14 +106,18 @@ def add(router: APIRouter, site: Site) -> None:
     @router.delete("/datasets/{name}/pictures/{index}")
     def remove(name: str, index: int, expected: Expected = "") -> dict[str, str]:
         """Move it to the bin with its caption; the answer says what POST /bin/pictures/{bin}/restore takes."""
-        return {"bin": picture_bin.put(datasets, name, index, expected).id}
+        return {"bin": datasets.remove(name, index, expected).id}
 
     @router.get("/bin/pictures")
     def binned() -> list[dict[str, Any]]:
         """Pictures that were removed, the last first."""
-        return [item.as_dict() for item in picture_bin.items(datasets)]
+        return [_binned(item) for item in site.workspace.trash.items("picture")]
 
     @router.post("/bin/pictures/{item}/restore")
     def restore(item: str) -> dict[str, Any]:
         """Back to its dataset, with its caption."""
-        return picture_bin.restore(datasets, item).as_dict()
+        return _binned(datasets.restore(item))
+
+
+def _binned(item: TrashItem) -> dict[str, Any]:
+    return {"id": item.id, "dataset": item.place, "picture": item.name, "deleted": item.deleted}

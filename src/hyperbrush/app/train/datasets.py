@@ -17,7 +17,8 @@ from hyperbrush.app.train import captions, thumbnails
 from hyperbrush.app.uploads import FORMATS, MOST_BYTES, open_picture
 from hyperbrush.app.workspace import Workspace
 from hyperbrush.errors import UserError
-from hyperbrush.files import atomic_folder, atomic_path
+from hyperbrush.files import atomic_folder, atomic_path, write_text
+from hyperbrush.trash import TrashItem
 
 EXAMPLE = "fluent-high-contrast"
 MOST_PICTURES = 20_000  # in a dataset
@@ -293,6 +294,62 @@ class Datasets:
         """Write a picture's caption; see `captions.write` and `picture`."""
         with writing:  # metadata.jsonl is read and written whole: two at once would lose one
             captions.write(self.folder(name), self.picture(name, index, expected), caption)
+
+    def remove(self, name: str, index: int, expected: str = "") -> TrashItem:
+        """Put a picture with its caption and mask into the bin.
+
+        Raises:
+            UserError: as `picture`; it cannot be moved (then all stays as it was).
+        """
+        with writing:
+            folder, path = self.folder(name), self.picture(name, index, expected)
+            shown = captions.place(folder, path)
+            caption = captions.read(folder, [path], [path])[0]
+            text = captions.text_of(path)
+            own = self._own_files(name, path, text)
+            try:
+                item = self.workspace.trash.put("picture", shown, own, place=name)
+                kept = item.folder / "files"
+                try:
+                    if text is None and caption.source == "metadata":
+                        write_text(kept / f"{path.stem}.txt", caption.text)
+                    captions.without_row(folder, path)
+                except (OSError, UserError):
+                    self.workspace.trash.restore(item, {kept / file.name: file for file in own})
+                    raise
+            except (OSError, UserError) as error:
+                reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+                raise UserError(f"cannot move {shown!r} to the bin: {reason}") from error
+        return item
+
+    def _own_files(self, name: str, path: Path, text: Path | None) -> list[Path]:
+        """A picture's own files: caption and mask too, unless another of its name needs them."""
+        if any(p != path and p.stem == path.stem for p in self.files(name) if p.parent == path.parent):
+            return [path]
+        beside = [one for one in (text, path.with_suffix(".json")) if one is not None and one.is_file()]
+        return [
+            path,
+            *beside,
+            *sorted(_masks(path)),
+        ]  # a mask left behind would be a training picture of its own
+
+    def restore(self, item: str) -> TrashItem:
+        """Bring a picture back from the bin.
+
+        Raises:
+            NotThere: its dataset is gone.
+            UserError: it is not in the bin, its place is taken, or it cannot be moved.
+        """
+        with writing:
+            found = self.workspace.trash.get("picture", item)
+            target = (self.folder(found.place) / found.name).parent
+            try:
+                self.workspace.trash.restore(found, {path: target / path.name for path in found.files})
+            except FileExistsError as error:
+                raise UserError(f"there is another {found.name!r} now") from error
+            except UserError as error:
+                raise UserError(f"cannot bring {found.name!r} back: {error}") from error
+        return found
 
     def thumbnail(self, name: str, index: int, side: int) -> Path:
         """A small copy of a picture; see `thumbnails.thumbnail`.

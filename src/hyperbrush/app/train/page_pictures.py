@@ -8,7 +8,6 @@ from urllib.parse import quote
 from nicegui import run, ui
 
 from hyperbrush.app.messages import Messages
-from hyperbrush.app.train import picture_bin
 from hyperbrush.app.train.captions import LONGEST
 from hyperbrush.app.train.datasets import EXAMPLE, Datasets, Picture
 from hyperbrush.app.train.draft import Draft
@@ -120,14 +119,14 @@ class Pictures:
 
     async def _remove(self, name: str, picture: Picture) -> None:
         with refusals():
-            binned = await in_thread(picture_bin.put, self.datasets, name, picture.index, picture.name)
+            binned = await in_thread(self.datasets.remove, name, picture.index, picture.name)
             await self.show()
             self._offer_undo(picture.name, binned.id)
 
     def _offer_undo(self, shown: str, binned: str) -> None:
         async def undo() -> None:
             with refusals():
-                await in_thread(picture_bin.restore, self.datasets, binned)
+                await in_thread(self.datasets.restore, binned)
             offer.delete()
             await self.show()
 

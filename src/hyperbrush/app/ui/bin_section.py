@@ -7,14 +7,10 @@ from typing import Any
 from nicegui import ui
 
 from hyperbrush.app.messages import Messages
-from hyperbrush.app.networks.page_card import size_text
-from hyperbrush.app.runs.bin import BinnedRun
 from hyperbrush.app.site import Site
-from hyperbrush.app.ui.frame import on_news, refusals, title_of
+from hyperbrush.app.ui.frame import on_news, refusals, size_text, title_of
 from hyperbrush.app.ui.threads import in_thread
-from hyperbrush.hypernetworks.library.rename import Binned
-
-Item = Binned | BinnedRun
+from hyperbrush.trash import TrashItem
 
 
 class BinSection:
@@ -35,7 +31,7 @@ class BinSection:
         undo_place: ui.element,
         news: str,
         *,
-        items: Callable[[], Sequence[Item]],
+        items: Callable[[], Sequence[TrashItem]],
         restore: Callable[[str], str],
         remove: Callable[[str], Any],
     ) -> None:
@@ -44,10 +40,10 @@ class BinSection:
         with ui.expansion(icon="delete").classes("card network-bin") as self.section:
             self.list = ui.element("ul").classes("network-plain")
         self.section.set_visibility(False)
-        self._shown: list[Item] | None = None
+        self._shown: list[TrashItem] | None = None
         on_news(site, news, self._show, every=0.5)
 
-    def deleted(self, item: Item) -> None:
+    def deleted(self, item: TrashItem) -> None:
         """Offer to undo it."""
         self.undo_place.clear()
         with self.undo_place, ui.element("div").classes("notice"):
@@ -60,7 +56,7 @@ class BinSection:
             if found.id == item:
                 self.deleted(found)
 
-    async def _restore(self, item: Item) -> None:
+    async def _restore(self, item: TrashItem) -> None:
         with refusals():
             name = await in_thread(self._put_back, item.id)
             self.undo_place.clear()
@@ -78,7 +74,7 @@ class BinSection:
             for item in items:
                 self._row(item)
 
-    def _row(self, item: Item) -> None:
+    def _row(self, item: TrashItem) -> None:
         t = self.t
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(item.deleted))
         with ui.element("li").classes("bar"):
@@ -88,7 +84,7 @@ class BinSection:
                 button = ui.button(text, on_click=lambda do=do: do(item)).props("flat dense no-caps")
                 button.props["aria-label"] = f"{text}: {item.name}"
 
-    async def _ask(self, item: Item) -> None:
+    async def _ask(self, item: TrashItem) -> None:
         t = self.t
         question = t("bin.remove_sure", name=item.name)
         with ui.dialog() as dialog, ui.element("div").classes("card network-dialog"):

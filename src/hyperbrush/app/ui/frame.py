@@ -140,6 +140,11 @@ def duration(seconds: float | None) -> str:
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
 
 
+def size_text(size: int) -> str:
+    """Bytes for a person."""
+    return f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{size / 1e3:.1f} kB"
+
+
 def _language(t: Messages) -> None:
     async def choose(event: Any) -> None:
         await ui.run_javascript(

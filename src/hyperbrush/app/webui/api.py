@@ -18,7 +18,6 @@ from hyperbrush.app.create import service as drawings
 from hyperbrush.app.errors import NotThere
 from hyperbrush.app.jobs.jobs import Job
 from hyperbrush.app.requests import SKIP
-from hyperbrush.app.runs.run import finite
 from hyperbrush.app.settings import service as choices
 from hyperbrush.app.site import Site
 from hyperbrush.app.train import service as trainings
@@ -27,7 +26,7 @@ from hyperbrush.app.webui import networks as webui_networks
 from hyperbrush.app.webui.options import MODEL, OPTIONS, checked_options, model_source, taken, title
 from hyperbrush.app.webui.requests import Img2Img, Txt2Img, content_of, draw_request
 from hyperbrush.errors import UserError
-from hyperbrush.files import read_json, write_json
+from hyperbrush.files import finite, read_json, write_json
 from hyperbrush.hypernetworks.library.library import UnknownHypernetwork
 
 log = logging.getLogger(__name__)

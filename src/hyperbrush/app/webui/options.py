@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from hyperbrush.app.runs.run import finite
 from hyperbrush.app.site import Site
 from hyperbrush.errors import UserError, unknown_name
+from hyperbrush.files import finite
 
 OPTIONS: dict[str, Any] = {
     "sd_hypernetwork": "None",

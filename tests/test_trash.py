@@ -1,0 +1,67 @@
+"""The bin: what older versions put there is found and restored."""
+
+from pathlib import Path
+
+import pytest
+
+from hyperbrush.files import write_json
+from hyperbrush.trash import NotInTrash, Trash
+
+
+@pytest.fixture
+def trash(tmp_path: Path) -> Trash:
+    return Trash(tmp_path / "bin")
+
+
+def written(path: Path, text: str = "x") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_each_kind_lies_apart(trash: Trash, tmp_path: Path) -> None:
+    items = {
+        kind: trash.put(kind, "a", [written(tmp_path / kind / "a", kind)], place="here")
+        for kind in ("hypernetwork", "run", "picture")
+    }
+    for kind, item in items.items():
+        assert trash.items(kind) == [item]
+        assert item.size == len(kind)
+        with pytest.raises(NotInTrash, match=f"no {kind} 'b' in the bin"):
+            trash.get(kind, "b")
+        trash.restore(item, {item.files[0]: tmp_path / kind / "a"})
+        assert (tmp_path / kind / "a").read_text() == kind
+        assert trash.items(kind) == []
+
+
+def test_a_folder_is_one_thing(trash: Trash, tmp_path: Path) -> None:
+    run = written(tmp_path / "runs" / "a" / "config.yaml").parent
+    written(run / "saved" / "step-1", "four")
+    item = trash.put("run", "a", [run])
+    assert (item.size, run.exists(), item.files[0].name) == (5, False, "a")
+    run.mkdir()
+    with pytest.raises(FileExistsError):
+        trash.restore(item, {item.files[0]: run})
+    assert trash.items("run") == [item]
+    assert trash.erase("run", item.id) == item
+    assert list((trash.folder / "runs").iterdir()) == []
+
+
+def test_older_forms_are_restored(trash: Trash, tmp_path: Path) -> None:
+    network = trash.folder / "0005"
+    write_json(network / "about.json", {"name": "ink", "place": "", "deleted": 3.0})
+    written(network / "files" / "ink.pt", "abc")
+    written(trash.folder / "runs" / "20200102-030405 my run" / "config.yaml")
+    picture = trash.folder / "20200102-030405-aa"
+    write_json(picture / "from.json", {"dataset": "set", "picture": "sub/a.png"})
+    written(picture / "a.png")
+    written(picture / "a.txt")
+    ((old_network,), (old_run,), (old_picture,)) = map(trash.items, ("hypernetwork", "run", "picture"))
+    assert (old_network.name, old_network.size) == ("ink", 3)
+    assert (old_run.name, [path.name for path in old_run.files]) == ("my run", ["20200102-030405 my run"])
+    assert (old_picture.name, old_picture.place) == ("sub/a.png", "set")
+    for item in (old_network, old_run, old_picture):
+        trash.restore(item, {path: tmp_path / "back" / item.id / path.name for path in item.files})
+    assert [trash.items(kind) for kind in ("hypernetwork", "run", "picture")] == [[], [], []]
+    back = {path.name for path in (tmp_path / "back").rglob("*") if path.is_file()}
+    assert back == {"ink.pt", "config.yaml", "a.png", "a.txt"}
