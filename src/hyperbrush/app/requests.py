@@ -1,10 +1,12 @@
 """What may be asked of the app, as pages, API and worker all read it."""
 
+from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hyperbrush.errors import UserError
+from hyperbrush.generation.settings import MAX_SEED, Settings
 
 Text = Field(max_length=20_000)
 SKIP = "skip.json"  # in a drawing's folder: somebody asks to leave out the pictures at hand
@@ -16,41 +18,56 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class DrawRequest(Request):
-    """Pictures from a prompt; see `hyperbrush.generation.generate`."""
+class DrawingRequest(Request):
+    """How pictures are drawn, whoever asks; see `hyperbrush.generation.settings.Settings`."""
 
     prompt: str = Field(min_length=1, max_length=20_000, description="with <hypernet:NAME:STRENGTH> tags")
-    negative: str = Field("", max_length=20_000)
-    sampler: str = Field("DPM++ 2M Karras", max_length=60)
-    steps: int = Field(25, ge=1, le=500)
-    guidance_scale: float = Field(4.0, ge=0, le=100)
-    seed: int | None = Field(None, ge=0, le=2**32 - 1, description="of the first picture; drawn if left out")
-    count: int = Field(1, ge=1, le=64)
+    negative: str = Field(Settings.negative, max_length=20_000)
+    sampler: str = Field(Settings.sampler, max_length=60)
+    steps: int = Field(Settings.steps, ge=1, le=500)
+    guidance_scale: float = Field(Settings.guidance_scale, ge=0, le=100)
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="of the first picture; drawn if left out")
     width: int | None = Field(None, ge=8, le=4096, description="in pixels; the model's own by default")
     height: int | None = Field(None, ge=8, le=4096)
-    clip_skip: int = Field(1, ge=1, le=12)
-    discretisation: str = Field("diffusers", max_length=20)
-    image: str = Field("", max_length=64, description="id of an upload to start from")
-    mask: str = Field("", max_length=64, description="id of an upload, white where `image` is drawn anew")
-    image_strength: float = Field(0.75, gt=0, le=1, description="how much of `image` is drawn anew")
-    missing: Literal["error", "warn"] = "error"
+    clip_skip: int = Field(Settings.clip_skip, ge=1, le=12)
     model: str = Field("", max_length=1000, description="another base model than the preferred one")
 
+    def settings(
+        self, size: tuple[int, int] | None = None, *, image: Any = None, mask: Any = None
+    ) -> Settings:
+        """As they are drawn with; size: (height, width), the model's own by default.
 
-class CompareRequest(Request):
+        Raises:
+            UserError: an unknown sampler or discretisation, a mask without an image.
+        """
+        own = self.model_dump(include={field.name for field in fields(Settings)})
+        return Settings(**{**own, "size": size, "image": image, "mask": mask})
+
+
+class DrawRequest(DrawingRequest):
+    """Pictures from a prompt; see `hyperbrush.generation.generate`."""
+
+    count: int = Field(1, ge=1, le=64)
+    discretisation: str = Field(Settings.discretisation, max_length=20)
+    image: str = Field("", max_length=64, description="id of an upload to start from")
+    mask: str = Field("", max_length=64, description="id of an upload, white where `image` is drawn anew")
+    image_strength: float = Field(
+        Settings.image_strength, gt=0, le=1, description="how much of `image` is drawn anew"
+    )
+    missing: Literal["error", "warn"] = "error"
+
+
+class CompareRequest(DrawingRequest):
     """A grid; axes as on the command line, "strength=0,0.5,1"."""
 
-    prompt: str = Field(min_length=1, max_length=20_000)
     axes: list[Annotated[str, Field(max_length=100_000)]] = Field(min_length=1, max_length=3)
-    negative: str = Field("", max_length=20_000)
-    sampler: str = Field("DPM++ 2M Karras", max_length=60)
-    steps: int = Field(25, ge=1, le=500)
-    guidance_scale: float = Field(4.0, ge=0, le=100)
-    seed: int | None = Field(None, ge=0, le=2**32 - 1)
-    width: int | None = Field(None, ge=8, le=4096)
-    height: int | None = Field(None, ge=8, le=4096)
-    clip_skip: int = Field(1, ge=1, le=12)
-    model: str = Field("", max_length=1000)
+
+
+def limits(request: type[Request], name: str) -> tuple[Any, Any, Any]:
+    """(default, least, most) of a number that is asked for."""
+    field = request.model_fields[name]
+    least, most = ([getattr(one, key) for one in field.metadata if hasattr(one, key)] for key in ("ge", "le"))
+    return field.default, *least, *most
 
 
 class StyleRequest(Request):

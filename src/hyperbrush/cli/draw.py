@@ -25,6 +25,7 @@ from hyperbrush.cli.options import (
     Width,
 )
 from hyperbrush.errors import UserError
+from hyperbrush.generation.settings import Settings
 
 if TYPE_CHECKING:
     from hyperbrush.generation import OpenedModel
@@ -76,20 +77,20 @@ def generate(
         typer.Option("--from", help="Repeat this picture from the settings in it; options given here win."),
     ] = None,
     model: Model = "emoji",
-    negative: Negative = "",
+    negative: Negative = Settings.negative,
     seed: Seed = None,
-    steps: Steps = 25,
-    sampler: Sampler = "DPM++ 2M Karras",
-    cfg: Guidance = 4.0,
+    steps: Steps = Settings.steps,
+    sampler: Sampler = Settings.sampler,
+    cfg: Guidance = Settings.guidance_scale,
     count: Annotated[int, typer.Option(help="Pictures of each prompt, seeds counting up.")] = 1,
     width: Width = None,
     height: Height = None,
-    clip_skip: ClipSkip = 1,
-    discretisation: Discretisation = "diffusers",
+    clip_skip: ClipSkip = Settings.clip_skip,
+    discretisation: Discretisation = Settings.discretisation,
     image: Annotated[Path | None, typer.Option(help="Picture to start from.")] = None,
     image_strength: Annotated[
         float, typer.Option(help="With --image: how much is drawn anew, above 0 to 1.")
-    ] = 0.75,
+    ] = Settings.image_strength,
     mask: Annotated[
         Path | None,
         typer.Option(
@@ -179,15 +180,15 @@ def compare(
     z: Axis = None,
     out: Annotated[Path, typer.Option(help="Grid to write.")] = Path("grid.png"),
     model: Model = "emoji",
-    negative: Negative = "",
+    negative: Negative = Settings.negative,
     seed: Seed = None,
-    steps: Steps = 25,
-    sampler: Sampler = "DPM++ 2M Karras",
-    cfg: Guidance = 4.0,
+    steps: Steps = Settings.steps,
+    sampler: Sampler = Settings.sampler,
+    cfg: Guidance = Settings.guidance_scale,
     width: Width = None,
     height: Height = None,
-    clip_skip: ClipSkip = 1,
-    discretisation: Discretisation = "diffusers",
+    clip_skip: ClipSkip = Settings.clip_skip,
+    discretisation: Discretisation = Settings.discretisation,
     batch: Annotated[int, typer.Option(help="Pictures drawn at once.")] = 4,
     side: Annotated[
         int | None, typer.Option(help="Height of a picture in the grid; its own by default.")

@@ -66,14 +66,14 @@ def compare(
     z: AxisLike | None = None,
     *,
     model: "str | Path | LatentDiffusion | OpenedModel" = "emoji",
-    negative: str = "",
+    negative: str = Settings.negative,
     seed: int | None = None,
-    steps: int = 25,
-    sampler: str = "DPM++ 2M Karras",
-    guidance_scale: float = 4.0,
+    steps: int = Settings.steps,
+    sampler: str = Settings.sampler,
+    guidance_scale: float = Settings.guidance_scale,
     size: tuple[int, int] | None = None,
-    clip_skip: int = 1,
-    discretisation: str = "diffusers",
+    clip_skip: int = Settings.clip_skip,
+    discretisation: str = Settings.discretisation,
     hypernetworks: str | Path = DEFAULT_FOLDER,
     missing: str = "error",
     device: str = "auto",
@@ -104,20 +104,51 @@ def compare(
             and as `generate`. All that can be known is checked before the first picture.
     """
     from hyperbrush.hypernetworks import HypernetworkLibrary
-    from hyperbrush.hypernetworks.files.adapters import load
 
     axes = [None if one is None else _axis(one) for one in (x, y, z)]
     if seed is not None:
         whole("a seed", seed, 0, MAX_SEED)
-    whole("batch", batch, 1, 1000)
-    base = Cell(
-        prompt,
-        random.randrange(2**31) if seed is None else seed,
-        Settings(negative, steps, sampler, guidance_scale, size, clip_skip, discretisation),
+    return draw_grid(
+        Cell(
+            prompt,
+            random.randrange(2**31) if seed is None else seed,
+            Settings(negative, steps, sampler, guidance_scale, size, clip_skip, discretisation),
+        ),
+        axes,
+        lambda: open_model(model, device=device, precision=precision, attention=attention),
+        HypernetworkLibrary(hypernetworks),
+        missing=missing,
+        batch=batch,
+        side=side,
+        on_progress=on_progress,
+        between=between,
     )
-    library = HypernetworkLibrary(hypernetworks)
+
+
+def draw_grid(
+    base: Cell,
+    axes: Sequence[Axis | None],
+    model: Callable[[], OpenedModel],
+    library: "HypernetworkLibrary",
+    *,
+    missing: str = "error",
+    batch: int = 4,
+    side: int | None = None,
+    on_progress: Callable[[float, int], None] | None = None,
+    between: Callable[[], None] | None = None,
+) -> Grid:
+    """Draw what `compare` does: the base cell varied along axes x, y and z.
+
+    model: called once everything else was found sound.
+
+    Raises:
+        UserError: as `compare`.
+    """
+    from hyperbrush.hypernetworks.files.adapters import load
+
+    whole("batch", batch, 1, 1000)
     cells = cells_of(base, axes, library, missing)
-    opened = open_model(model, device=device, precision=precision, attention=attention)
+    opened = model()
     keep = lru_cache(KEPT_NETWORKS)(load)
     drawn: list[tuple[Cell, Picture]] = []
     batches = list(_batches(cells.values(), batch))
@@ -139,7 +170,7 @@ def compare(
         drawn += zip(some, made, strict=True)
     pictures = {place: next(p for own, p in drawn if own == cell) for place, cell in cells.items()}
     return Grid(
-        _page(pictures, axes, prompt, side),
+        _page(pictures, axes, base.prompt, side),
         pictures,
         _settings(base, axes, pictures),
         list(dict.fromkeys(note for _, picture in drawn for note in picture.notes)),
@@ -262,16 +293,11 @@ def _settings(
     hashes: dict[str, str] = {}
     for picture in pictures.values():
         hashes |= picture.settings.hypernet_hashes
-    size, skip = base.settings.size or first.size, base.settings.clip_skip
     return replace(
         first,
+        **base.settings.written(),
         prompt=base.prompt.strip(),
-        negative=base.settings.negative.strip(),
-        steps=base.settings.steps,
-        sampler=base.settings.sampler,
-        guidance_scale=float(base.settings.guidance_scale),
-        size=size,
-        clip_skip=skip if skip > 1 else None,
+        size=base.settings.size or first.size,
         hypernet_hashes=hashes,
         fields=fields,
     )

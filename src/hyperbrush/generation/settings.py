@@ -72,6 +72,16 @@ class Settings:
         if self.mask is not None:
             object.__setattr__(self, "mask", opened(self.mask, "mask", mask=True))
 
+    def written(self) -> dict[str, Any]:
+        """Fields of an `Infotext` that are the same for every picture drawn so; its size is the picture's own."""
+        return {
+            "negative": self.negative.strip(),
+            "steps": self.steps,
+            "sampler": self.sampler,
+            "guidance_scale": float(self.guidance_scale),
+            "clip_skip": self.clip_skip if self.clip_skip > 1 else None,
+        }
+
 
 def check_text(text: str) -> None:
     """Refuse what cannot be written into a picture.

@@ -66,17 +66,17 @@ def generate(
     prompt: str | Sequence[str],
     *,
     model: "str | Path | LatentDiffusion | OpenedModel | DiffusionPipeline" = "emoji",
-    negative: str = "",
+    negative: str = Settings.negative,
     seed: int | None = None,
     count: int = 1,
-    steps: int = 25,
-    sampler: str = "DPM++ 2M Karras",
-    guidance_scale: float = 4.0,
+    steps: int = Settings.steps,
+    sampler: str = Settings.sampler,
+    guidance_scale: float = Settings.guidance_scale,
     size: tuple[int, int] | None = None,
-    clip_skip: int = 1,
-    discretisation: str = "diffusers",
+    clip_skip: int = Settings.clip_skip,
+    discretisation: str = Settings.discretisation,
     image: "Image | str | Path | None" = None,
-    image_strength: float = 0.75,
+    image_strength: float = Settings.image_strength,
     mask: "Image | str | Path | None" = None,
     mask_padding: int | None = None,
     hypernetworks: str | Path = DEFAULT_FOLDER,
@@ -119,24 +119,23 @@ def generate(
     whole("count", count, 1, 10_000)
     if seed is not None:
         whole("a seed", seed, 0, MAX_SEED - count + 1)
-    settings = Settings(
-        negative,
-        steps,
-        sampler,
-        guidance_scale,
-        size,
-        clip_skip,
-        discretisation,
-        image,
-        image_strength,
-        mask,
-        mask_padding,
-    )
     first = random.randrange(2**31) if seed is None else seed
     return draw(
         [text for text in prompts for _ in range(count)],
         [first + i for _ in prompts for i in range(count)],
-        settings,
+        Settings(
+            negative,
+            steps,
+            sampler,
+            guidance_scale,
+            size,
+            clip_skip,
+            discretisation,
+            image,
+            image_strength,
+            mask,
+            mask_padding,
+        ),
         lambda: open_model(model, device=device, precision=precision, attention=attention),
         HypernetworkLibrary(hypernetworks),
         loras=None if loras is None else HypernetworkLibrary(loras),
@@ -175,6 +174,8 @@ def draw(
 
     for text in {*prompts, settings.negative}:
         check_text(text)
+    for seed in seeds:
+        whole("a seed", seed, 0, MAX_SEED)
     also = read_negative(settings.negative)
     read = [read_prompt(text, library, missing, loras) for text in prompts]
     said = [wording(one.text, settings) for one in read]
@@ -249,13 +250,9 @@ def _about(opened: OpenedModel, settings: Settings) -> Infotext:
     if settings.discretisation != "diffusers":
         fields[DISCRETISATION] = settings.discretisation
     return Infotext(
-        negative=settings.negative.strip(),
-        steps=settings.steps,
-        sampler=settings.sampler,
-        guidance_scale=float(settings.guidance_scale),
+        **settings.written(),
         model=opened.name,
         model_hash="" if opened.file is None else file_hash(opened.file),
-        clip_skip=settings.clip_skip if settings.clip_skip > 1 else None,
         version=f"hyperbrush {__version__}",
         fields=fields,
     )

@@ -12,14 +12,15 @@ from hyperbrush.app.compare.page_grid import GridView
 from hyperbrush.app.jobs.jobs import Job
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.model import service as base_models
-from hyperbrush.app.requests import CompareRequest, checked
+from hyperbrush.app.requests import CompareRequest, checked, limits
 from hyperbrush.app.site import Site
 from hyperbrush.app.ui.frame import PATIENCE, duration, frame, on_news, refusals, title_of
 from hyperbrush.errors import UserError
+from hyperbrush.generation.settings import Settings
 from hyperbrush.ldm.sampling.names import sampler_names
 
-NUMBERS = (("steps", 25, 1, 500), ("guidance_scale", 4.0, 0, 100), ("seed", None, 0, 2**32 - 1))
-MORE = (("width", None, 8, 4096), ("height", None, 8, 4096), ("clip_skip", 1, 1, 12))
+NUMBERS = ("steps", "guidance_scale", "seed")
+MORE = ("width", "height", "clip_skip")
 
 
 def add(site: Site) -> None:
@@ -66,26 +67,27 @@ class ComparePage:
             sampler = said.get("sampler")
             self.sampler = ui.select(
                 list(sampler_names()),
-                value=sampler if sampler in sampler_names() else "DPM++ 2M Karras",
+                value=sampler if sampler in sampler_names() else Settings.sampler,
                 label=t("compare.sampler"),
                 on_change=self._look,
             ).props("outlined dense options-dense")
             self.numbers: dict[str, ui.number] = {}
             with ui.element("div").classes("axis-numbers"):
-                for row in NUMBERS:
-                    self._number_field(*row)
+                for name in NUMBERS:
+                    self._number_field(name)
             with (
                 ui.expansion(t("compare.more"), icon="tune").classes("more"),
                 ui.element("div").classes("axis-numbers"),
             ):
-                for row in MORE:
-                    self._number_field(*row)
+                for name in MORE:
+                    self._number_field(name)
             self.told = ui.label().props('role="status" aria-live="polite"')
             ui.button(t("compare.draw"), icon="grid_on", on_click=self._draw).props(
                 "unelevated no-caps color=primary"
             )
 
-    def _number_field(self, name: str, value: float | None, least: int, most: int) -> None:
+    def _number_field(self, name: str) -> None:
+        value, least, most = limits(CompareRequest, name)
         given = self.said.get(name, value)
         step = {"guidance_scale": 0.5, "width": 8, "height": 8}.get(name, 1)
         field = ui.number(

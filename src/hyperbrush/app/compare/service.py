@@ -52,20 +52,11 @@ def estimate(workspace: Workspace, device: str, request: CompareRequest) -> Grid
     """
     from hyperbrush.generation.axes import Cell, read_axis
     from hyperbrush.generation.comparison import cells_of
-    from hyperbrush.generation.settings import Settings
     from hyperbrush.hypernetworks import HypernetworkLibrary
 
     refuse_elsewhere(workspace, request.model)
     axes = [read_axis(axis) for axis in request.axes]
-    settings = Settings(
-        request.negative,
-        request.steps,
-        request.sampler,
-        request.guidance_scale,
-        size_of(request, 0),
-        request.clip_skip,
-    )
-    base = Cell(request.prompt, request.seed or 0, settings)
+    base = Cell(request.prompt, request.seed or 0, request.settings(size_of(request, 0)))
     library = HypernetworkLibrary(workspace.folder("hypernetworks"))
     cells = cells_of(base, [*axes, None, None][:3], library)
     drawn = []

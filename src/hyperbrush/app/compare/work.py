@@ -1,5 +1,6 @@
 """Grids of pictures."""
 
+import random
 import time
 from typing import Any
 
@@ -12,13 +13,15 @@ from hyperbrush.app.requests import CompareRequest, checked
 def compare(context: JobContext) -> dict[str, Any]:
     """Job "compare": a `CompareRequest`; grid.png in the job's folder."""
     from hyperbrush.app.compare.service import estimate, size_of
-    from hyperbrush.generation import compare as draw
-    from hyperbrush.generation.axes import read_axis
+    from hyperbrush.generation.axes import Cell, read_axis
+    from hyperbrush.generation.comparison import draw_grid
+    from hyperbrush.hypernetworks import HypernetworkLibrary
 
     request: CompareRequest = checked(CompareRequest, context.arguments)
     axes = [read_axis(axis) for axis in request.axes]
     model = opened(context, request.model)
     own = model.model.image_size
+    seed = random.randrange(2**31) if request.seed is None else request.seed
     begin, waited = time.perf_counter(), 0.0
 
     def told(done: float, of: int) -> None:
@@ -34,18 +37,11 @@ def compare(context: JobContext) -> dict[str, Any]:
         waited += time.perf_counter() - since
 
     context.tell(now=True, stage="drawing", step=0, done=0)
-    grid = draw(
-        request.prompt,
-        *axes,
-        model=model,
-        negative=request.negative,
-        seed=request.seed,
-        steps=request.steps,
-        sampler=request.sampler,
-        guidance_scale=request.guidance_scale,
-        size=size_of(request, own),
-        clip_skip=request.clip_skip,
-        hypernetworks=context.workspace.folder("hypernetworks"),
+    grid = draw_grid(
+        Cell(request.prompt, seed, request.settings(size_of(request, own))),
+        [*axes, None, None][:3],
+        lambda: model,
+        HypernetworkLibrary(context.workspace.folder("hypernetworks")),
         on_progress=told,
         between=between,
     )

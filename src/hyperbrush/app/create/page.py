@@ -9,7 +9,7 @@ from fastapi import Request
 from nicegui import ui
 
 from hyperbrush.app.create import service as drawings
-from hyperbrush.app.create.page_form import LAST_SEED, Form
+from hyperbrush.app.create.page_form import Form
 from hyperbrush.app.create.page_memory import Memory
 from hyperbrush.app.create.page_networks import complete, known
 from hyperbrush.app.create.page_results import Gallery, Results
@@ -23,6 +23,7 @@ from hyperbrush.app.runs.run import JOB_KINDS
 from hyperbrush.app.site import Site
 from hyperbrush.app.ui.frame import PATIENCE, frame, on_news, refusals
 from hyperbrush.errors import UserError
+from hyperbrush.generation.settings import MAX_SEED
 
 EARLIER = 24  # pictures of the gallery
 VARY = 0.5  # how much "vary" draws anew
@@ -185,7 +186,7 @@ def _first(site: Site, memory: Memory, asked: Mapping[str, str]) -> tuple[dict[s
     if asked.get("prompt"):
         values["prompt"] = asked["prompt"][:20_000]
     if asked.get("seed", "").isdecimal():
-        values["seed"] = min(int(asked["seed"][:12]), LAST_SEED)
+        values["seed"] = min(int(asked["seed"][:12]), MAX_SEED)
     wanted = _network(asked)
     for one in known(site) if wanted else []:
         if one["name"] == wanted:  # with its trigger words and preferred strength

@@ -8,12 +8,11 @@ from nicegui import ui
 from hyperbrush.app.create.page_networks import NetworkChips
 from hyperbrush.app.create.page_start import StartPicture
 from hyperbrush.app.messages import Messages
+from hyperbrush.app.requests import DrawRequest, limits
+from hyperbrush.generation.settings import MAX_SEED, Settings
 from hyperbrush.ldm.sampling.names import sampler_names
 
-# Whole numbers: (field, value at first, least, most)
-MAIN = (("steps", 25, 1, 500), ("count", 1, 1, 64))
-SIZE = (("width", None, 8, 4096), ("height", None, 8, 4096))
-LAST_SEED = 2**32 - 1
+SIZE = ("width", "height")
 
 
 class Form:
@@ -83,19 +82,20 @@ class Form:
     def _numbers(self, on_reuse: Callable[[], int | None]) -> None:
         t = self.t
         with ui.element("div").classes("fields"):
-            self.fields["sampler"] = self._select(
-                "sampler", list(sampler_names()), "DPM++ 2M Karras"
-            ).classes("wide")
-            self._whole(*MAIN[0])
-            value = _number(self._first.get("guidance_scale", 4.0), 4.0)
-            cfg = ui.number(t("create.guidance_scale"), value=value, min=0, max=100, step=0.5)
+            self.fields["sampler"] = self._select("sampler", list(sampler_names()), Settings.sampler).classes(
+                "wide"
+            )
+            self._whole("steps")
+            usual, least, most = limits(DrawRequest, "guidance_scale")
+            value = _number(self._first.get("guidance_scale", usual), usual)
+            cfg = ui.number(t("create.guidance_scale"), value=value, min=least, max=most, step=0.5)
             self.fields["guidance_scale"] = cfg.props("outlined dense")
-            for row in SIZE:
-                self._whole(*row).props("stack-label").props["placeholder"] = t("create.own_size")
-            self._whole(*MAIN[1])
+            for name in SIZE:
+                self._whole(name).props("stack-label").props["placeholder"] = t("create.own_size")
+            self._whole("count")
             with ui.element("div").classes("wide seed"):
                 value = _number(self._first.get("seed"), None)
-                seed = ui.number(t("create.seed"), value=value, min=0, max=LAST_SEED, step=1, precision=0)
+                seed = ui.number(t("create.seed"), value=value, min=0, max=MAX_SEED, step=1, precision=0)
                 seed.props("outlined dense stack-label").classes("grow").props["placeholder"] = t(
                     "create.random"
                 )
@@ -106,7 +106,7 @@ class Form:
     def _more(self) -> None:
         t = self.t
         with ui.expansion(t("create.more"), icon="tune").classes("more"), ui.element("div").classes("fields"):
-            self._whole("clip_skip", 1, 1, 12)
+            self._whole("clip_skip")
             levels = {name: t(f"create.levels_{name}") for name in ("diffusers", "webui")}
             self.fields["discretisation"] = self._select("discretisation", levels, "diffusers").classes(
                 "wide"
@@ -123,8 +123,9 @@ class Form:
             draw.classes("grow go").props["title"] = "Ctrl+Enter"
         ui.label(t("create.ctrl_enter")).classes("soft small")
 
-    def _whole(self, name: str, value: float | None, least: int, most: int) -> ui.number:
-        step = 8 if (name, value, least, most) in SIZE else 1
+    def _whole(self, name: str) -> ui.number:
+        value, least, most = limits(DrawRequest, name)
+        step = 8 if name in SIZE else 1
         value = _number(self._first.get(name, value), value)
         field = ui.number(self.t(f"create.{name}"), value=value, min=least, max=most, step=step, precision=0)
         self.fields[name] = field.props("outlined dense")

@@ -56,7 +56,7 @@ def check(site: Site, request: DrawRequest) -> None:
         UserError: as `ask`.
     """
     from hyperbrush.generation.prompt_networks import read_prompt, refuse_negative_tags
-    from hyperbrush.generation.settings import Settings, check_text
+    from hyperbrush.generation.settings import check_text
     from hyperbrush.generation.wording import wording
     from hyperbrush.hypernetworks import HypernetworkLibrary
 
@@ -64,10 +64,7 @@ def check(site: Site, request: DrawRequest) -> None:
     check_text(request.negative)
     refuse_negative_tags(request.negative)
     read_prompt(request.prompt, HypernetworkLibrary(site.workspace.folder("hypernetworks")), request.missing)
-    settings = Settings(
-        request.negative, request.steps, request.sampler, discretisation=request.discretisation
-    )
-    wording(request.prompt, settings)
+    wording(request.prompt, request.settings())
     if request.mask and not request.image:
         raise UserError("a mask needs a picture to start from, of which it keeps a part: give image too")
     for upload in filter(None, (request.image, request.mask)):

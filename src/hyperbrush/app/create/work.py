@@ -110,7 +110,8 @@ def draw(context: JobContext) -> dict[str, Any]:
     """
     import torch
 
-    from hyperbrush.generation import generate
+    from hyperbrush.generation.text_to_image import draw as draw_pictures
+    from hyperbrush.hypernetworks import HypernetworkLibrary
     from hyperbrush.ldm.data.pictures import opened as opened_picture
 
     request: DrawRequest = checked(DrawRequest, context.arguments)
@@ -120,27 +121,20 @@ def draw(context: JobContext) -> dict[str, Any]:
     told = Progress(context, request)
     told.model = model = opened(context, request.model)
     height, width = size_of(request, model.model.image_size, model.model.size_unit, image)
+    settings = request.settings((height, width), image=image, mask=mask)
+    library = HypernetworkLibrary(context.workspace.folder("hypernetworks"))
     told.tell()
     together = max(1, min(MOST_TOGETHER, TOGETHER_PIXELS // (height * width)))
     while (done := told.next) < request.count:
         some = min(together, request.count - done)
         try:
-            pictures = generate(
-                request.prompt,
-                model=model,
-                negative=request.negative,
-                seed=told.seed + done,
-                count=some,
-                steps=request.steps,
-                sampler=request.sampler,
-                guidance_scale=request.guidance_scale,
-                size=(height, width),
-                clip_skip=request.clip_skip,
-                discretisation=request.discretisation,
-                image=image,
-                image_strength=request.image_strength,
-                mask=mask,
-                hypernetworks=context.workspace.folder("hypernetworks"),
+            first = told.seed + done
+            pictures = draw_pictures(
+                [request.prompt] * some,
+                range(first, first + some),
+                settings,
+                lambda: model,
+                library,
                 missing=request.missing,
                 on_step=told,
             )
