@@ -13,7 +13,7 @@ from PIL import Image
 
 from hyperbrush.app.networks import previews as network_previews
 from hyperbrush.app.networks import service as networks
-from hyperbrush.app.train.thumbnails import thumbnail
+from hyperbrush.app.train.datasets import thumbnail
 from hyperbrush.app.uploads import Uploads, open_picture
 from hyperbrush.cli import main
 from hyperbrush.errors import UserError

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hyperbrush.app.train.datasets import Added, Datasets
+from hyperbrush.app.train.adding import Added
+from hyperbrush.app.train.datasets import Datasets
 from hyperbrush.app.uploads import ACCEPT, FORMATS
 from hyperbrush.app.workspace import Workspace
 from hyperbrush.errors import UserError

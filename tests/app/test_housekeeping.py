@@ -41,8 +41,8 @@ from hyperbrush.app.runs.view import kept_view, view_of
 from hyperbrush.app.security import Access, Guard
 from hyperbrush.app.server import make_app
 from hyperbrush.app.site import Site
+from hyperbrush.app.train.datasets import thumbnail
 from hyperbrush.app.train.service import begin, problems
-from hyperbrush.app.train.thumbnails import thumbnail
 from hyperbrush.app.uploads import MOST_DECODED, Uploads, open_picture
 from hyperbrush.app.workspace import Workspace
 from hyperbrush.errors import UserError

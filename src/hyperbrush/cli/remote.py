@@ -237,7 +237,7 @@ def _sent(part: list[_Picture]) -> Iterator[tuple[str, bytes]]:
 
 def _files(folder: Path, captions: str, mask_folder: str | None) -> list[_Picture]:
     """The usable pictures of a folder."""
-    from hyperbrush.app.train.datasets import plain_name
+    from hyperbrush.app.names import plain_name
     from hyperbrush.cli import console
     from hyperbrush.ldm.data.archives import content_of
     from hyperbrush.ldm.data.masks import Masks, find_masks

@@ -208,7 +208,11 @@ class Runs:
         return found
 
     def _read(self, path: Path, job: Job | None) -> Run:
-        if job is not None and not job.is_open and job.created < _changed(path / "config.yaml") - 1:
+        if (
+            job is not None
+            and not job.is_open
+            and (job.ended or job.created) < _changed(path / "config.yaml") - 1
+        ):
             job = None  # of an earlier run by that name
         held = holds(path)
         stamp = (tuple(_changed(path / name) for name in STAMPED), job, held)

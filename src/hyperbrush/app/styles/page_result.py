@@ -133,7 +133,7 @@ class StyleResult:
     def _offer(self, job: Job) -> None:
         """What can be done with a finished style."""
         t = self.t
-        name = styles.free_name(self.site.workspace)
+        name = styles.unused_name(self.site.workspace)
         with self.after:
             with ui.element("section").classes("stack"):
                 title_of(3, t("styles.keep_title"))

@@ -9,10 +9,10 @@ from pydantic import Field
 
 from hyperbrush.app.errors import NotThere
 from hyperbrush.app.jobs.jobs import Job, Jobs
+from hyperbrush.app.names import free_name, plain_name
 from hyperbrush.app.requests import Request, StyleRequest, TrainRequest
 from hyperbrush.app.site import Site
 from hyperbrush.app.styles import generators
-from hyperbrush.app.train.datasets import plain_name
 from hyperbrush.app.train.service import start as start_training
 from hyperbrush.app.workspace import Workspace
 from hyperbrush.errors import UserError
@@ -174,7 +174,7 @@ def refuse_taken(workspace: Workspace, name: str) -> None:
     taken = names(workspace)
     if name.casefold() in taken:
         raise UserError(
-            f"there is a hypernetwork {name!r} already: choose another name, such as {free(name, taken)!r}"
+            f"there is a hypernetwork {name!r} already: choose another name, such as {free_name(name, taken)!r}"
         )
 
 
@@ -186,15 +186,10 @@ def names(workspace: Workspace) -> set[str]:
     return {p.stem.casefold() for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES}
 
 
-def free(name: str, taken: set[str]) -> str:
-    """The name with the first number that is not taken, or as it is."""
-    return next(n for n in (name, *(f"{name}-{i}" for i in range(2, 10_000))) if n.casefold() not in taken)
-
-
-def free_name(workspace: Workspace, name: str = "style") -> str:
+def unused_name(workspace: Workspace, name: str = "style") -> str:
     """A name that neither a hypernetwork, a run nor a folder of pictures has."""
     others = [p.name for kind in ("runs", "datasets") for p in workspace.folder(kind).iterdir()]
-    return free(name, names(workspace) | {other.casefold() for other in others})
+    return free_name(name, names(workspace) | {other.casefold() for other in others})
 
 
 def tune(site: Site, job: str, request: TuneRequest) -> str:

@@ -6,9 +6,10 @@ from fastapi import APIRouter, File, Query, UploadFile
 from fastapi.responses import FileResponse
 from pydantic import Field
 
+from hyperbrush.app.names import LONGEST_NAME
 from hyperbrush.app.requests import Request
 from hyperbrush.app.site import Site
-from hyperbrush.app.train.datasets import LONGEST_NAME, Datasets
+from hyperbrush.app.train.datasets import Datasets
 from hyperbrush.trash import TrashItem
 
 MOST = 2**31 - 1

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperbrush.app.model import service as base_models
+from hyperbrush.app.names import plain_name
 from hyperbrush.app.requests import TrainRequest
-from hyperbrush.app.train.datasets import Datasets, plain_name
+from hyperbrush.app.train.datasets import Datasets
 from hyperbrush.app.workspace import FOLDERS, Workspace
 from hyperbrush.assets import MODELS
 from hyperbrush.errors import UserError

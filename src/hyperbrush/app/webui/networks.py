@@ -4,9 +4,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from hyperbrush.app.names import plain_name
 from hyperbrush.app.requests import TrainRequest
 from hyperbrush.app.site import Site
-from hyperbrush.app.train.datasets import plain_name
 from hyperbrush.errors import UserError, unknown_name
 
 # Of a training: what is written for people or for its own screen, and changes no network.
