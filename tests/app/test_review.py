@@ -18,9 +18,10 @@ from PIL import Image
 
 from hyperbrush.app import site as site_module
 from hyperbrush.app.create.work import size_of
+from hyperbrush.app.jobs.context import JobContext, StopRequested
 from hyperbrush.app.jobs.jobs import LAST, Jobs
 from hyperbrush.app.jobs.kinds import KINDS
-from hyperbrush.app.jobs.worker import JobContext, StopRequested, Worker, lives
+from hyperbrush.app.jobs.worker import Worker, lives
 from hyperbrush.app.requests import DrawRequest
 from hyperbrush.app.security import COOKIE, Access, Guard
 from hyperbrush.app.server import Address, make_app, serve

@@ -4,7 +4,7 @@ import random
 import time
 from typing import Any
 
-from hyperbrush.app.jobs.worker import JobContext
+from hyperbrush.app.jobs.context import JobContext
 from hyperbrush.app.model.service import Pace, note_pace
 from hyperbrush.app.model.work import opened
 from hyperbrush.app.requests import CompareRequest, checked

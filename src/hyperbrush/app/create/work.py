@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyperbrush.app.jobs.worker import JobContext
+from hyperbrush.app.jobs.context import JobContext
 from hyperbrush.app.model.work import opened
 from hyperbrush.app.requests import SKIP, DrawRequest, checked
 from hyperbrush.app.uploads import Uploads

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hyperbrush.app.errors import NotThere
+from hyperbrush.app.jobs.kinds import LANES
 from hyperbrush.errors import UserError
 from hyperbrush.files import read_json, write_json
 
@@ -29,19 +30,6 @@ KEPT = 500  # jobs that are kept however old they are,
 KEPT_DAYS = 30  # and the days that every other is kept after its end
 _ID = re.compile(r"[0-9a-z-]{1,64}")  # what a job's folder may be called: no dots, no slashes
 _SETTLED = 2e9  # nanoseconds after which a folder's time tells of every change before it
-# What a person waits for is drawn between the steps of a training; the others follow each other.
-LANES = {
-    "draw": "short",
-    "style": "short",
-    "plan": "short",
-    "preflight": "short",
-    "try-model": "short",
-    "doctor": "short",
-    "export": "short",
-    "compare": "long",
-    "train": "long",
-    "hyper-train": "long",
-}
 
 
 @dataclass(frozen=True)

@@ -1,37 +1,40 @@
-"""What the worker does: a function for each kind of job, which returns the job's result."""
+"""The kinds of jobs: the lane each waits in, and the function that does it and returns the job's result."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from hyperbrush.app.jobs.worker import JobContext
+    from hyperbrush.app.jobs.context import JobContext
 
-_ROOMS = {
-    "draw": "create.work",
-    "compare": "compare.work",
-    "plan": "train.work_plan",
-    "preflight": "train.work_plan",
-    "train": "train.work",
-    "hyper-train": "train.work",
-    "style": "styles.work",
-    "try-model": "model.work",
-    "doctor": "model.work",
-    "export": "networks.work",
+# What a person waits for is drawn between the steps of a training ("short"); the others follow each other.
+_KINDS: "Mapping[str, tuple[Literal['short', 'long'], str]]" = {
+    "draw": ("short", "create.work"),
+    "style": ("short", "styles.work"),
+    "plan": ("short", "train.work"),
+    "preflight": ("short", "train.work"),
+    "try-model": ("short", "model.work"),
+    "doctor": ("short", "model.work"),
+    "export": ("short", "networks.work"),
+    "compare": ("long", "compare.work"),
+    "train": ("long", "train.work"),
+    "hyper-train": ("long", "train.work"),
 }
+LANES = {kind: lane for kind, (lane, _) in _KINDS.items()}
 
 
-def _kind(kind: str, room: str) -> "Callable[[JobContext], dict[str, Any] | None]":
+def _function(kind: str, module: str) -> "Callable[[JobContext], dict[str, Any] | None]":
     """The function of a kind, imported when it is first called: none of them is light."""
 
     def call(context: "JobContext") -> dict[str, Any] | None:
-        module = import_module(f"hyperbrush.app.{room}")
-        function: Callable[[JobContext], dict[str, Any] | None] = getattr(module, kind.replace("-", "_"))
+        function: Callable[[JobContext], dict[str, Any] | None] = getattr(
+            import_module(f"hyperbrush.app.{module}"), kind.replace("-", "_")
+        )
         return function(context)
 
     return call
 
 
 KINDS: "Mapping[str, Callable[[JobContext], dict[str, Any] | None]]" = {
-    kind: _kind(kind, room) for kind, room in _ROOMS.items()
+    kind: _function(kind, module) for kind, (_, module) in _KINDS.items()
 }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from hyperbrush.app.model import service as base_models
 
 if TYPE_CHECKING:
-    from hyperbrush.app.jobs.worker import JobContext
+    from hyperbrush.app.jobs.context import JobContext
     from hyperbrush.generation import OpenedModel
 
 TIMED_STEPS = 3  # sampling steps that are timed

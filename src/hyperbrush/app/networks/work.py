@@ -5,7 +5,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from hyperbrush.app.jobs.worker import JobContext
+from hyperbrush.app.jobs.context import JobContext
 from hyperbrush.app.model.work import opened
 from hyperbrush.app.networks.requests import ExportRequest
 from hyperbrush.app.networks.service import file_of

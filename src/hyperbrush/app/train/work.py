@@ -1,12 +1,17 @@
-"""Trainings: everything about them is in their run folder; the job only says which."""
+"""Trainings, of which all is in their run folder, and the looks at one before its first step: plan and preflight."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hyperbrush.app.jobs.worker import JobContext, StopRequested
+from hyperbrush.app.jobs.context import JobContext, StopRequested
+from hyperbrush.app.model.work import opened
+from hyperbrush.app.requests import TrainRequest, checked
 from hyperbrush.errors import UserError
+
+if TYPE_CHECKING:
+    from hyperbrush.training.attention.run import HypernetworkRun
 
 
 def train(context: JobContext) -> dict[str, Any]:
@@ -27,6 +32,42 @@ def hyper_train(context: JobContext) -> dict[str, Any]:
 
     run = _run(context)
     return _carried_out(context, run, read_settings(GeneratorRun, run), train_generator)
+
+
+def plan(context: JobContext) -> dict[str, Any]:
+    """Job "plan": a `TrainRequest`; steps, time and memory, measured on a model of its own as a training's would be."""
+    from hyperbrush.training.before.plan import plan as planned
+
+    context.tell(now=True, stage="planning")
+    found = planned(_config(context))
+    return {
+        "pictures": found.pictures,
+        "held_out": found.held_out,
+        "captions": found.captions,
+        "shapes": [{"width": w, "height": h, "pictures": n} for (h, w), n in sorted(found.shapes.items())],
+        "steps": found.steps,
+        "batch_size": found.config.training.batch_size,
+        "epochs": found.epochs,
+        "parameters": found.parameters,
+        "seconds": found.seconds,
+        "memory": found.memory,
+        "advice": list(found.advice),
+        "text": found.text(),
+        "report": found.report.as_dict(),
+    }
+
+
+def preflight(context: JobContext) -> dict[str, Any]:
+    """Job "preflight": a `TrainRequest`; what is odd about the pictures."""
+    from hyperbrush.training.attention.run import look_over
+
+    config = _config(context)
+
+    def told(done: int, of: int) -> None:
+        context.tell(now=done == of, stage="looking at pictures", step=done, steps=of)
+        context.raise_if_requested()
+
+    return look_over(config, opened(context, config.model).model, told).as_dict()
 
 
 def _carried_out(context: JobContext, run: Path, config: Any, do: Callable[..., Any]) -> dict[str, Any]:
@@ -141,3 +182,10 @@ def _told(context: JobContext) -> dict[str, Any]:
         "on_progress": progressed,
         "should_stop": lambda: bool(context.requested()),
     }
+
+
+def _config(context: JobContext) -> "HypernetworkRun":
+    from hyperbrush.app.train.service import run_config
+
+    request: TrainRequest = checked(TrainRequest, context.arguments)
+    return run_config(context.workspace, request.settings, request.presets)
