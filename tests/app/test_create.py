@@ -13,7 +13,7 @@ from PIL import Image
 from running import until
 
 import hyperbrush as hb
-from hyperbrush.app.create.page_tags import added, changed, written
+from hyperbrush.app.create.page_networks import added, changed, written
 from hyperbrush.files import read_json, write_json
 from hyperbrush.hypernetworks.library.notes import Notes, write_notes
 

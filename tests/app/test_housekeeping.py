@@ -35,8 +35,7 @@ from hyperbrush.app.jobs.jobs import Jobs
 from hyperbrush.app.jobs.kinds import KINDS
 from hyperbrush.app.jobs.worker import MOST_ATTEMPTS, JobContext, Worker
 from hyperbrush.app.runs import control as run_control
-from hyperbrush.app.runs.holder import QUIET, holds
-from hyperbrush.app.runs.run import LOOKED_AT
+from hyperbrush.app.runs.run import LOOKED_AT, QUIET, holds
 from hyperbrush.app.runs.view import kept_view, view_of
 from hyperbrush.app.security import Access, Guard
 from hyperbrush.app.server import make_app

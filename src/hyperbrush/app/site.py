@@ -13,8 +13,7 @@ from typing import Any
 
 from hyperbrush.app.jobs.jobs import Job, Jobs
 from hyperbrush.app.jobs.worker import lives, server_file, start_worker, worker_file
-from hyperbrush.app.runs.holder import holds
-from hyperbrush.app.runs.run import JOB_KINDS, Runs
+from hyperbrush.app.runs.run import JOB_KINDS, Runs, holds
 from hyperbrush.app.uploads import Uploads
 from hyperbrush.app.workspace import Workspace
 from hyperbrush.errors import UserError

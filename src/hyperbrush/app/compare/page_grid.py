@@ -6,10 +6,10 @@ from urllib.parse import urlencode
 from nicegui import ui
 
 from hyperbrush.app.jobs.jobs import Job
-from hyperbrush.app.jobs.page_head import JobHead
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.site import Site
 from hyperbrush.app.ui.frame import duration, on_news
+from hyperbrush.app.ui.parts import JobHead
 from hyperbrush.errors import UserError
 
 STEP = 1.25  # of the zoom

@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 
 from nicegui import ui
 
-from hyperbrush.app.create.page_start import button
+from hyperbrush.app.create.page_form import button
 from hyperbrush.app.create.service import Drawn, pictures_of
 from hyperbrush.app.jobs.jobs import Job
 from hyperbrush.app.messages import Messages

@@ -7,7 +7,7 @@ from fastapi.responses import FileResponse
 
 from hyperbrush.app.networks import previews as network_previews
 from hyperbrush.app.networks import service as networks
-from hyperbrush.app.networks.requests import ExportRequest, MergeRequest, NotesRequest, RenameRequest
+from hyperbrush.app.requests import ExportRequest, MergeRequest, NotesRequest, RenameRequest
 from hyperbrush.app.site import Site
 from hyperbrush.errors import UserError
 

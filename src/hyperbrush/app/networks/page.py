@@ -8,14 +8,19 @@ from nicegui import ui
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.networks import service as networks
 from hyperbrush.app.networks.page_card import Actions, NetworkCard
-from hyperbrush.app.networks.page_dialogs import ask_export, ask_merge, ask_name, ask_preview
-from hyperbrush.app.networks.page_files import drop_zone
-from hyperbrush.app.networks.page_inspect import show_inspection
-from hyperbrush.app.networks.page_jobs import Exports
+from hyperbrush.app.networks.page_dialogs import (
+    Exports,
+    ask_export,
+    ask_merge,
+    ask_name,
+    ask_preview,
+    show_inspection,
+)
 from hyperbrush.app.networks.service import Card
 from hyperbrush.app.site import Site
 from hyperbrush.app.ui.bin_section import BinSection
 from hyperbrush.app.ui.frame import PATIENCE, frame, on_news, refusals
+from hyperbrush.app.ui.parts import drop_zone
 from hyperbrush.app.ui.threads import in_thread
 from hyperbrush.hypernetworks.files import SUFFIXES
 

@@ -2,26 +2,89 @@
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from nicegui import ui
 
+from hyperbrush.app.jobs.jobs import Job
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.networks import previews as network_previews
 from hyperbrush.app.networks import service as networks
-from hyperbrush.app.networks.page_files import drop_zone
-from hyperbrush.app.networks.page_jobs import Exports
-from hyperbrush.app.networks.requests import ExportRequest, MergePart, MergeRequest
+from hyperbrush.app.networks.page_card import Field
 from hyperbrush.app.networks.service import Card
-from hyperbrush.app.requests import checked
+from hyperbrush.app.requests import ExportRequest, MergePart, MergeRequest, checked
 from hyperbrush.app.site import Site
-from hyperbrush.app.ui.frame import refusals, title_of
+from hyperbrush.app.ui.frame import on_news, refusals, title_of
+from hyperbrush.app.ui.parts import drop_zone
 from hyperbrush.app.ui.threads import in_thread
 from hyperbrush.app.uploads import MOST_BYTES, open_picture
 from hyperbrush.app.workspace import Workspace
 from hyperbrush.hypernetworks.library.summaries import GENERATED
+
+SHOWN = 3600.0  # seconds that an export that has ended stays on the page
+
+
+class Exports:
+    """The last exports, from the jobs' folders: a reload and other tabs show them too."""
+
+    def __init__(self, site: Site, t: Messages) -> None:
+        self.site, self.t = site, t
+        self.place = ui.element("section").classes("network-exports").props('aria-live="polite"')
+        self.place.props["aria-label"] = t("networks.exports")
+        self._awaited: set[str] = set()
+        self._shown: list[Job] = []
+        on_news(site, "jobs", self._show)
+
+    def begin(self, job: Job) -> None:
+        """Download what this page asked for once it is there."""
+        self._awaited.add(job.id)
+
+    async def _show(self) -> None:
+        every = await in_thread(self.site.jobs.all, last=60)
+        recent = time.time() - SHOWN
+        jobs = [j for j in every if j.kind == "export" and (j.is_open or (j.ended or j.created) > recent)]
+        for job in jobs:
+            if job.id in self._awaited and not job.is_open:
+                self._awaited.discard(job.id)
+                if job.state == "done":
+                    ui.download.from_url(f"/api/v1/exports/{job.id}")
+        if jobs[:5] == self._shown:
+            return
+        self._shown = jobs[:5]
+        self.place.clear()
+        with self.place:
+            for job in self._shown:
+                self._row(job)
+
+    def _row(self, job: Job) -> None:
+        t = self.t
+        told = job.progress
+        with ui.element("div").classes("notice" + (" bad" if job.state == "failed" else "")):
+            ui.label(f"{job.arguments.get('network')} → {t('networks.to_' + str(job.arguments.get('to')))}")
+            with ui.element("div").classes("grow"):
+                stands = t(f"networks.export_{job.state}")
+                if job.state == "running" and told.get("steps"):
+                    stands += f" {told.get('step')}/{told['steps']}"
+                ui.label(stands).classes("soft")
+                if job.error:
+                    ui.label(job.error).classes("bad")
+                if job.result.get("report"):
+                    ui.label(str(job.result["report"])).classes("soft")
+                for lost in job.result.get("lost", []):
+                    ui.label(t("networks.lost", what=lost)).classes("warn")
+            if job.state == "done":
+                ui.link(t("networks.download"), f"/api/v1/exports/{job.id}").props("download")
+            elif job.is_open:
+                ui.button(t("networks.stop"), on_click=lambda: self._stop(job)).props("flat dense no-caps")
+
+    def _stop(self, job: Job) -> None:
+        with refusals():
+            self.site.jobs.ask(job.id, "stop")
+            self.site.news("jobs", f"job:{job.id}")
+
 
 DRAWN = 24  # pictures to choose a preview from
 
@@ -200,3 +263,97 @@ def _thumbnails(workspace: Workspace) -> dict[str, str]:
         picture.save(content, "JPEG", quality=80)
         found[place] = "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
     return found
+
+
+# Shown by themselves, below the facts.
+APART = ("networks", "readers", "odd", "metadata", "norms", "site_paths")
+
+
+async def show_inspection(site: Site, t: Messages, card: Card) -> None:
+    """A dialog with all of it."""
+    with refusals():
+        said = await in_thread(networks.inspection, site.workspace, card.id)
+        with asking(card.entry.name, t):
+            about = ui.textarea(t("networks.description"), value=card.entry.notes.description)
+
+            async def save(value: Any) -> None:
+                with refusals():
+                    await in_thread(networks.annotate, site, card.id, {"description": value or ""})
+
+            Field(about.props("outlined dense autogrow"), save)
+            _facts((_label(t, key), _text(t, value)) for key, value in said.items() if key not in APART)
+            if said.get("metadata"):
+                title_of(3, t("networks.metadata"))
+                _facts(
+                    (key, _shortened(key, value))
+                    for key, value in said["metadata"].items()
+                    if value is not None
+                )
+            title_of(3, t("networks.readers"))
+            readers = said.get("readers", {})
+            _facts(readers.items() if isinstance(readers, Mapping) else [("", str(readers))])
+            if said.get("networks"):
+                title_of(3, t("networks.parts"))
+                ui.label(t("networks.effect_help")).classes("soft")
+                _parts(t, said["networks"])
+            if said.get("norms"):
+                title_of(3, t("networks.layer_norms"))
+                _facts((layer, f"{norm:.4g}") for layer, norm in said["norms"].items())
+            if "odd" in said:
+                title_of(3, t("networks.odd" if said["odd"] else "networks.nothing_odd"))
+                for odd in said["odd"]:
+                    ui.label(odd).classes("warn")
+
+
+def _facts(rows: Iterable[tuple[str, str]]) -> None:
+    with ui.element("dl").classes("network-facts"):
+        for name, value in rows:
+            with ui.element("dt"):
+                ui.label(name)
+            with ui.element("dd"):
+                ui.label(str(value))
+
+
+def _parts(t: Messages, parts: list[dict[str, Any]]) -> None:
+    """A row for each network."""
+    with ui.element("div").classes("network-wide").props("tabindex=0 role=region") as around:
+        around.props["aria-label"] = t("networks.parts")
+        with ui.element("table").classes("network-facts"):
+            with ui.element("thead"), ui.element("tr"):
+                for key in ("part", "layers", "weight_norms", "effect", "dead"):
+                    with ui.element("th").props("scope=col"):
+                        ui.label(t(f"networks.{key}"))
+            with ui.element("tbody"):
+                for part in parts:
+                    widths = [str(part["layers"][0][0]), *(str(out) for _, out in part["layers"])]
+                    cells = (
+                        f"{part['where']} · {t('networks.' + part['use'])}",
+                        " → ".join(widths),
+                        ", ".join(f"{norm:.3g}" for norm in part["norms"]),
+                        f"{part['effect']:.3g}",
+                        ", ".join(f"{share:.0%}" for share in part["dead"]),
+                    )
+                    with ui.element("tr"):
+                        for text in cells:
+                            with ui.element("td"):
+                                ui.label(text)
+
+
+def _label(t: Messages, key: str) -> str:
+    return t.get(f"networks.fact_{key}", key.replace("_", " "))
+
+
+def _text(t: Messages, value: Any) -> str:
+    if isinstance(value, bool):
+        return t("networks.yes" if value else "networks.no")
+    if value is None or value in ("", [], ()):
+        return "–"
+    if isinstance(value, list | tuple):
+        return ", ".join(f"{x:g}" if isinstance(x, float) else str(x) for x in value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _shortened(key: str, value: Any) -> str:
+    """A thumbnail inside a file's header is no text."""
+    text = str(value)
+    return text if len(text) <= 2000 and not text.startswith("data:") else f"{text[:40]}… ({len(text):,})"

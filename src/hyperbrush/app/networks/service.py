@@ -18,7 +18,7 @@ from hyperbrush.hypernetworks.library.library import Entry, HypernetworkLibrary,
 
 if TYPE_CHECKING:
     from hyperbrush.app.jobs.jobs import Job
-    from hyperbrush.app.networks.requests import ExportRequest, MergeRequest
+    from hyperbrush.app.requests import ExportRequest, MergeRequest
     from hyperbrush.app.site import Site
     from hyperbrush.app.workspace import Workspace
     from hyperbrush.trash import TrashItem

@@ -7,9 +7,8 @@ from typing import Any
 
 from hyperbrush.app.jobs.context import JobContext
 from hyperbrush.app.model.work import opened
-from hyperbrush.app.networks.requests import ExportRequest
 from hyperbrush.app.networks.service import file_of
-from hyperbrush.app.requests import checked
+from hyperbrush.app.requests import ExportRequest, checked
 from hyperbrush.files import atomic_path
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}

@@ -11,11 +11,10 @@ from pydantic import Field
 
 from hyperbrush.app.errors import NotThere
 from hyperbrush.app.requests import Request
-from hyperbrush.app.runs import comparison as run_comparison
 from hyperbrush.app.runs import control as run_control
-from hyperbrush.app.runs.comparison import KEEP
+from hyperbrush.app.runs import view as run_comparison
 from hyperbrush.app.runs.run import OPEN
-from hyperbrush.app.runs.view import contact_sheet, sparkline, view_of
+from hyperbrush.app.runs.view import KEEP, contact_sheet, sparkline, view_of
 from hyperbrush.app.site import Site
 from hyperbrush.app.train import service as trainings
 from hyperbrush.trash import TrashItem

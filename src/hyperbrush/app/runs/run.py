@@ -1,21 +1,67 @@
 """Runs as their folders tell them: whoever started them, from here or from a terminal."""
 
 import math
+import socket
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from hyperbrush.app.errors import NotThere
 from hyperbrush.app.jobs.jobs import Job, Jobs
 from hyperbrush.app.runs.curves import Rows
-from hyperbrush.app.runs.holder import holds
 from hyperbrush.app.workspace import Workspace
 from hyperbrush.files import finite, read_json, tail
+
+QUIET = 300.0  # seconds of silence after which another machine's training is asked for its lock
+
+_left: dict[Path, float] = {}  # of runs that other machines have left: when something was written there last
+
+
+def holds(path: Path) -> bool:
+    """Whether a process trains in a run's folder just now."""
+    said = read_json(path / "running.json")
+    if not said:
+        return False
+    if said.get("host") != socket.gethostname():
+        return _holds_elsewhere(path)
+    try:
+        process = psutil.Process(int(said["pid"]))
+        since = datetime.strptime(str(said["since"]), "%Y-%m-%d %H:%M:%S").timestamp()
+        same = process.create_time() < since + 2  # else its number was given to another
+        return bool(same and process.status() != psutil.STATUS_ZOMBIE)
+    except (KeyError, TypeError, ValueError, OverflowError, psutil.Error):
+        return False
+
+
+def _holds_elsewhere(path: Path) -> bool:
+    """Whether another machine trains in a run's folder; it may be this one, before its name was changed.
+
+    A training writes there all the time, and holds the lock: a silent one is asked for it, once if it has none.
+    """
+    from filelock import FileLock, Timeout
+
+    from hyperbrush.training.loop.lock import LOCK
+
+    files = (path / name for name in ("running.json", "live.json", "metrics.jsonl"))
+    try:
+        written = max(file.stat().st_mtime for file in files if file.is_file())
+        if time.time() - written < QUIET:
+            return True
+        if _left.get(path) != written:
+            with FileLock(path / LOCK, blocking=False):
+                _left[path] = written
+    except (Timeout, OSError, ValueError):  # or its folder cannot be written from here
+        return True
+    return False
+
 
 FINAL = (".safetensors", ".pt")
 JOB_KINDS = {"hypernetwork": "train", "generator": "hyper-train"}  # what trains which kind of run

@@ -9,7 +9,6 @@ from nicegui import ui
 
 from hyperbrush.app.jobs.jobs import Job
 from hyperbrush.app.messages import Messages
-from hyperbrush.app.networks.page_files import drop_zone
 from hyperbrush.app.requests import StyleRequest, checked
 from hyperbrush.app.site import Site
 from hyperbrush.app.styles import generators
@@ -17,6 +16,7 @@ from hyperbrush.app.styles import service as styles
 from hyperbrush.app.styles.generators import Generator
 from hyperbrush.app.styles.page_result import StyleResult
 from hyperbrush.app.ui.frame import PATIENCE, frame, refusals, title_of
+from hyperbrush.app.ui.parts import drop_zone
 from hyperbrush.app.uploads import ACCEPT, MOST_BYTES
 from hyperbrush.errors import UserError
 

@@ -8,13 +8,13 @@ from urllib.parse import quote, urlencode
 from nicegui import ui
 
 from hyperbrush.app.jobs.jobs import Job
-from hyperbrush.app.jobs.page_head import JobHead
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.requests import StyleRequest, checked
 from hyperbrush.app.site import Site
 from hyperbrush.app.styles import service as styles
 from hyperbrush.app.styles.service import SIDES, KeepRequest, TuneRequest
 from hyperbrush.app.ui.frame import on_news, refusals, title_of
+from hyperbrush.app.ui.parts import JobHead
 from hyperbrush.errors import UserError
 
 STAGES = ("opening", "generating", "drawing")

@@ -1,18 +1,247 @@
 """The page "Train": pictures and captions, settings, the plan, the start."""
 
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
 from fastapi import Request
 from fastapi.responses import RedirectResponse, Response
-from nicegui import ui
+from nicegui import run, ui
 
+from hyperbrush.app.errors import NotThere
+from hyperbrush.app.jobs.jobs import Job
+from hyperbrush.app.messages import Messages
+from hyperbrush.app.requests import TrainRequest, checked
 from hyperbrush.app.site import Site
+from hyperbrush.app.train import page as train_start
 from hyperbrush.app.train import page_pictures as train_pictures
 from hyperbrush.app.train import page_settings as train_settings
-from hyperbrush.app.train import page_start as train_start
+from hyperbrush.app.train import service as trainings
 from hyperbrush.app.train.datasets import Datasets
 from hyperbrush.app.train.draft import EMPTY, Draft
 from hyperbrush.app.train.service import cloned
-from hyperbrush.app.ui.frame import PATIENCE, frame, refusals
+from hyperbrush.app.ui.frame import PATIENCE, duration, frame, on_news, refusals, title_of
 from hyperbrush.errors import UserError
+
+NOTES = 8  # files named for each finding
+
+
+def build(site: Site, t: Messages, draft: Draft) -> None:
+    """The sections of the page."""
+    checks: list[Callable[[], Any]] = []
+
+    def look(kind: str) -> Callable[[], Any]:
+        async def ask() -> None:
+            if await wrong(kind == "preflight"):
+                return
+            with refusals():
+                request = checked(TrainRequest, _asked(draft, kind))
+                job = await run.io_bound(trainings.look, site, kind, request)
+                assert job is not None
+                draft.keep(**{kind: job.id})
+
+        return ask
+
+    async def wrong(pictures_alone: bool = False) -> bool:
+        found = await run.io_bound(
+            _problems, site, t, _asked(draft, "preflight" if pictures_alone else "plan")
+        )
+        problems.clear()
+        with problems:
+            if found:
+                ui.label(t("train.mend_first"))
+                with ui.element("ul"):
+                    for said in found:
+                        with ui.element("li"):
+                            ui.label(said)
+        problems.set_visibility(bool(found))
+        return bool(found)
+
+    async def start() -> None:
+        if await wrong():
+            return
+        begin.disable()
+        with refusals():
+            request = checked(TrainRequest, draft.request)
+            job = await run.io_bound(trainings.start, site, request)
+            assert job is not None
+            draft.clear("name")  # the next one needs another
+            draft.keep(plan="")
+            ui.navigate.to(f"/runs/{quote(str(job.arguments['run']), safe='')}")
+        begin.enable()
+
+    with ui.element("section").classes("card").props("aria-labelledby=train-look"):
+        with ui.element("div").classes("bar"):
+            title_of(2, t("train.report")).classes("grow").props("id=train-look")
+            ui.button(t("train.check"), icon="fact_check", on_click=look("preflight")).props(
+                "outline no-caps"
+            )
+        ui.label(t("train.report_help")).classes("soft small")
+        checks.append(_job(site, t, draft, "preflight", lambda job: _report(t, job.result)))
+    with ui.element("section").classes("card").props("aria-labelledby=train-plan"):
+        with ui.element("div").classes("bar"):
+            title_of(2, t("train.plan")).classes("grow").props("id=train-plan")
+            ui.button(t("train.make_plan"), icon="calculate", on_click=look("plan")).props("outline no-caps")
+        ui.label(t("train.plan_help")).classes("soft small")
+        checks.append(_job(site, t, draft, "plan", lambda job: _plan(t, job.result)))
+        problems = ui.element("div").classes("notice bad column").props("role=alert")
+        problems.set_visibility(False)
+        with ui.element("div").classes("bar"):
+            begin = ui.button(t("train.start"), icon="play_arrow", on_click=start).props("no-caps size=lg")
+            ui.label(t("train.start_help")).classes("soft small grow")
+
+    async def settled() -> None:
+        recheck.deactivate()
+        if problems.visible:
+            await wrong()
+
+    recheck = ui.timer(0.5, settled, active=False)
+
+    def changed() -> None:
+        for check in checks:
+            check()
+        recheck.activate()
+
+    draft.on_change.append(changed)
+
+
+def _asked(draft: Draft, kind: str) -> dict[str, Any]:
+    """The request of a look; pictures can be looked at before the training has a name."""
+    request = draft.request
+    if kind == "preflight" and not request["settings"].get("name"):
+        request = {**request, "settings": {**request["settings"], "name": "preflight"}}
+    return request
+
+
+def _problems(site: Site, t: Messages, request: Mapping[str, Any]) -> list[str]:
+    """What is wrong; what everybody meets first in the person's language."""
+    settings = request["settings"]
+    missing = [key for key in ("data", "name") if not settings.get(key)]
+    found = [t(f"train.problem_{key}") for key in missing]
+    rest = {key: value for key, value in settings.items() if key not in missing}
+    if missing == ["name"]:  # what else is wrong is told too
+        rest["name"] = secrets.token_hex(8)
+    known = {f"setting {key!r} is missing" for key in missing}
+    said = trainings.problems(site.workspace, rest, request["presets"])
+    return [*found, *(text for text in said if text not in known)]
+
+
+def _job(site: Site, t: Messages, draft: Draft, kind: str, show: Callable[[Job], None]) -> Callable[[], None]:
+    """Follows the draft's job of a kind; returns what looks whether the draft has changed since."""
+    place = ui.element("div").classes("train-result").props('aria-live="polite"')
+    stale = ui.label(t("train.stale")).classes("warn small")
+    stale.set_visibility(False)
+    state: dict[str, Any] = {"job": "", "seen": ""}
+
+    def compare() -> None:
+        job = _found(site, str(draft.values[kind]))
+        stale.set_visibility(
+            job is not None and not job.is_open and dict(job.arguments) != _asked(draft, kind)
+        )
+
+    def update() -> None:
+        job = _found(site, str(draft.values[kind]))
+        now = (job.id, job.state, str(job.progress)) if job is not None else None
+        if now == state["seen"]:
+            return
+        state["seen"] = now
+        place.clear()
+        with place:
+            if job is None:
+                return
+            if job.is_open:
+                with ui.element("div").classes("bar"):
+                    ui.spinner(size="1.4rem").props("aria-hidden=true")
+                    said = t("train.waits") if job.state == "queued" else t("train.works")
+                    step, steps = job.progress.get("step"), job.progress.get("steps")
+                    ui.label(f"{said} {step}/{steps}" if steps else said)
+                    ui.button(t("train.cancel"), on_click=lambda: _stop(site, job.id)).props("flat no-caps")
+            elif job.state == "failed":
+                ui.label(job.error).classes("notice bad")
+            elif job.state == "done":
+                show(job)
+        compare()
+
+    def names() -> list[str]:
+        job = str(draft.values[kind])
+        return ["jobs", f"job:{job}"] if job else ["jobs"]
+
+    on_news(site, names, update)
+
+    def changed() -> None:
+        update()
+        compare()
+
+    return changed
+
+
+def _stop(site: Site, job: str) -> None:
+    with refusals():
+        site.jobs.ask(job, "stop")
+        site.news("jobs", f"job:{job}")
+
+
+def _found(site: Site, job: str) -> Job | None:
+    try:
+        return site.jobs.get(job) if job else None
+    except NotThere:
+        return None
+
+
+def _report(t: Messages, report: Mapping[str, Any]) -> None:
+    ui.label(t("train.usable", usable=report["usable"], found=report["found"])).classes("strong")
+    shapes = ", ".join(f"{s['width']}×{s['height']}: {s['pictures']}" for s in report["shapes"][:12])
+    ui.label(t("train.shapes", shapes=shapes)).classes("soft small")
+    if not report["findings"]:
+        ui.label(t("train.nothing_to_mend")).classes("good")
+    for finding in report["findings"]:
+        kind, notes = finding["kind"], finding["notes"]
+        with ui.element("div").classes(f"finding {finding['severity']}"):
+            said = t.get(f"train.finding_{kind}", "")
+            summary = said.format(count=len(notes)) if said else finding["summary"]
+            with ui.element("div").classes("bar tight"):
+                ui.label(t(f"train.severity_{finding['severity']}")).classes("badge")
+                ui.label(summary).classes("strong grow")
+            ui.label("→ " + t.get(f"train.advice_{kind}", finding["advice"]))
+            with ui.element("ul").classes("soft small"):
+                for note in notes[:NOTES]:
+                    names = " = ".join(Path(path).name for path in note["paths"][:4])
+                    more = len(note["paths"]) - 4
+                    names += f" +{more}" if more > 0 else ""
+                    with ui.element("li"):
+                        ui.label(": ".join(filter(None, (names, str(note["what"])))))
+            if len(notes) > NOTES:
+                ui.label(t("train.and_more", count=len(notes) - NOTES)).classes("soft small")
+
+
+def _plan(t: Messages, plan: Mapping[str, Any]) -> None:
+    memory = plan["memory"]
+    rows = {
+        "steps": t(
+            "train.plan_steps_of",
+            steps=plan["steps"],
+            batch=plan["batch_size"],
+            epochs=f"{plan['epochs']:.1f}",
+        ),
+        "time": t("train.plan_about", time=duration(plan["seconds"])),
+        "memory": "–" if memory is None else t("train.plan_beside", mib=f"{memory / 2**20:.0f}"),
+        "pictures": t("train.plan_held_out", pictures=plan["pictures"], held_out=plan["held_out"]),
+        "captions": str(plan["captions"]),
+        "parameters": f"{plan['parameters']:,}",
+    }
+    with ui.element("dl").classes("facts"):
+        for name, value in rows.items():
+            with ui.element("div"):
+                with ui.element("dt"):
+                    ui.label(t(f"train.plan_{name}"))
+                with ui.element("dd"):
+                    ui.label(value)
+    for said in plan["advice"]:
+        ui.label(said).classes("notice")
+    with ui.expansion(t("train.report")).classes("more"):
+        _report(t, plan["report"])
 
 
 def add(site: Site) -> None:
