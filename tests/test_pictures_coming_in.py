@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hyperbrush.app.networks import previews as network_previews
 from hyperbrush.app.networks import service as networks
 from hyperbrush.app.train.datasets import thumbnail
 from hyperbrush.app.uploads import Uploads, open_picture
@@ -139,7 +138,7 @@ def by_preview(path: Path, monkeypatch: pytest.MonkeyPatch) -> Image.Image:
     monkeypatch.setattr(networks, "find", lambda library, which: which)
     monkeypatch.setattr(networks, "card", lambda workspace, which: None)
     site: Any = types.SimpleNamespace(workspace=None, news=lambda topic: None)
-    network_previews.set_preview(site, "net", open_picture(path.read_bytes(), path.name))
+    networks.set_preview(site, "net", open_picture(path.read_bytes(), path.name))
     assert kept[0].mode == "RGB"
     return kept[0]
 

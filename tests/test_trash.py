@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from hyperbrush.errors import NotThere
 from hyperbrush.files import write_json
-from hyperbrush.trash import NotInTrash, Trash
+from hyperbrush.trash import Trash
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def test_each_kind_lies_apart(trash: Trash, tmp_path: Path) -> None:
     for kind, item in items.items():
         assert trash.items(kind) == [item]
         assert item.size == len(kind)
-        with pytest.raises(NotInTrash, match=f"no {kind} 'b' in the bin"):
+        with pytest.raises(NotThere, match=f"no {kind} 'b' in the bin"):
             trash.get(kind, "b")
         trash.restore(item, {item.files[0]: tmp_path / kind / "a"})
         assert (tmp_path / kind / "a").read_text() == kind

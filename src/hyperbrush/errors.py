@@ -1,4 +1,4 @@
-"""The one kind of error a user can mend: the command line prints it in one line and exits with 2."""
+"""The one kind of error a user can correct: the command line prints it in one line and exits with 2."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -8,7 +8,11 @@ class UserError(ValueError):
     """What was got, what was expected, where, and what to do next."""
 
 
-class UnknownHypernetwork(UserError):
+class NotThere(UserError):
+    """What was asked for by name or number is not there: status 404 of the app."""
+
+
+class UnknownHypernetwork(NotThere):
     """No file of that name in a library's folder, or no folder to look in."""
 
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from hyperbrush.errors import UserError
+from hyperbrush.errors import NotThere, UserError
 from hyperbrush.files import move_all, read_json, write_json
 
 Kind = Literal["hypernetwork", "run", "picture"]
@@ -22,10 +22,6 @@ Kind = Literal["hypernetwork", "run", "picture"]
 ABOUT, OLD_PICTURE = "about.json", "from.json"
 _OLD_RUN = re.compile(r"(\d{8}-\d{6}) (.+)", re.DOTALL)
 _FOLDERS: Mapping[Kind, str] = {"hypernetwork": "", "run": "runs", "picture": "pictures"}  # within the bin
-
-
-class NotInTrash(UserError):
-    """Nothing in the bin has that id."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +77,12 @@ class Trash:
         """What has an id.
 
         Raises:
-            NotInTrash: nothing has.
+            NotThere: nothing has.
         """
         for found in self.items(kind):
             if found.id == item:
                 return found
-        raise NotInTrash(f"there is no {kind} {item!r:.100} in the bin")
+        raise NotThere(f"there is no {kind} {item!r:.100} in the bin")
 
     def put(self, kind: Kind, name: str, files: Iterable[Path], *, place: str = "") -> TrashItem:
         """Move files, or folders with all that is in them, into the bin.
@@ -119,7 +115,7 @@ class Trash:
         """Remove for good.
 
         Raises:
-            NotInTrash: there is nothing of that id.
+            NotThere: there is nothing of that id.
             UserError: it cannot be removed.
         """
         found = self.get(kind, item)

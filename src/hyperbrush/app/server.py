@@ -9,27 +9,43 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from hyperbrush import __version__
-from hyperbrush.app.errors import NotThere
 from hyperbrush.app.security import Access, Guard, is_loopback
 from hyperbrush.app.site import Site
 from hyperbrush.app.workspace import Workspace
-from hyperbrush.errors import UnknownHypernetwork, UserError
-from hyperbrush.trash import NotInTrash
+from hyperbrush.errors import NotThere, UserError
 
 log = logging.getLogger(__name__)
 
 STATIC = Path(__file__).parent / "static"
+APIS = {  # tag → module with `add(router, site)`
+    "system": "settings.api",
+    "jobs": "jobs.api",
+    "drawings": "create.api",
+    "networks": "networks.api",
+    "datasets": "train.api_datasets",
+    "trainings": "train.api",
+    "runs": "runs.api",
+    "styles": "styles.api",
+    "comparing": "compare.api",
+    "models": "model.api",
+}
+REFUSED: dict[int | str, dict[str, Any]] = {
+    400: {"description": "What was asked cannot be done; `detail` says why"},
+    404: {"description": "It is not there"},
+}
+PAGES = ("create", "networks", "train", "runs", "styles", "compare", "model", "settings")
 
 
 @dataclass(frozen=True)
@@ -59,9 +75,6 @@ def make_app(site: Site, access: Access) -> Any:
     from fastapi_offline import FastAPIOffline
     from nicegui import ui
 
-    from hyperbrush.app import routes as api
-    from hyperbrush.app import ui as pages
-
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         watch = asyncio.create_task(_watch(site))
@@ -78,9 +91,7 @@ def make_app(site: Site, access: Access) -> Any:
 
     @app.exception_handler(UserError)
     async def refused(_: Request, error: UserError) -> Response:
-        return _told(
-            404 if isinstance(error, NotThere | NotInTrash | UnknownHypernetwork) else 400, str(error)
-        )
+        return _told(404 if isinstance(error, NotThere) else 400, str(error))
 
     @app.exception_handler(OSError)
     async def unreadable(_: Request, error: OSError) -> Response:
@@ -105,9 +116,14 @@ def make_app(site: Site, access: Access) -> Any:
         said = [{key: e[key] for key in ("type", "loc", "msg")} for e in error.errors()]
         return _told(422, said)
 
-    api.add(app, site)
+    for tag, module in APIS.items():
+        router = APIRouter(prefix="/api/v1", tags=[tag], responses=REFUSED)
+        import_module(f"hyperbrush.app.{module}").add(router, site)
+        app.include_router(router)
+    import_module("hyperbrush.app.webui.api").add(app, site)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
-    pages.add(site)
+    for page in PAGES:
+        import_module(f"hyperbrush.app.{page}.page").add(site)
     ui.run_with(
         app,
         title="hyperbrush",

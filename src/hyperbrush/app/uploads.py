@@ -8,8 +8,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hyperbrush.app.errors import NotThere
-from hyperbrush.errors import UserError
+from hyperbrush.errors import NotThere, UserError
 from hyperbrush.files import atomic_path
 
 if TYPE_CHECKING:

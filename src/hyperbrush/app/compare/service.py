@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from hyperbrush.app.errors import NotThere
 from hyperbrush.app.jobs.jobs import Job
 from hyperbrush.app.model.service import Pace, pace_of, refuse_elsewhere
 from hyperbrush.app.requests import CompareRequest
 from hyperbrush.app.site import Site
 from hyperbrush.app.workspace import Workspace
+from hyperbrush.errors import NotThere
 
 
 @dataclass(frozen=True)

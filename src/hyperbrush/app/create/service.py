@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hyperbrush.app.errors import NotThere
 from hyperbrush.app.jobs.jobs import Job
 from hyperbrush.app.model import service as base_models
 from hyperbrush.app.requests import DrawRequest
 from hyperbrush.app.site import Site
 from hyperbrush.app.uploads import open_picture
-from hyperbrush.errors import UserError
+from hyperbrush.errors import NotThere, UserError
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from fastapi import APIRouter, Depends, Query
 from fastapi.responses import FileResponse, PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
-from hyperbrush.app.errors import NotThere
 from hyperbrush.app.jobs.jobs import Job
 from hyperbrush.app.site import Site
+from hyperbrush.errors import NotThere
 from hyperbrush.files import tail
 
 

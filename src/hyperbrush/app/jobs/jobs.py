@@ -16,9 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from hyperbrush.app.errors import NotThere
 from hyperbrush.app.jobs.kinds import LANES
-from hyperbrush.errors import UserError
+from hyperbrush.errors import NotThere, UserError
 from hyperbrush.files import read_json, write_json
 
 State = Literal["queued", "running", "paused", "done", "failed", "stopped"]

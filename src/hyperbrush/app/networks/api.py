@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, File, Form, UploadFile
 from fastapi.responses import FileResponse
 
-from hyperbrush.app.networks import previews as network_previews
+from hyperbrush.app.networks import pictures
 from hyperbrush.app.networks import service as networks
 from hyperbrush.app.requests import ExportRequest, MergeRequest, NotesRequest, RenameRequest
 from hyperbrush.app.site import Site
@@ -47,7 +47,7 @@ def add(router: APIRouter, site: Site) -> None:
     @router.get("/hypernetworks/{which:path}/preview")
     def preview(which: str) -> FileResponse:
         """The picture beside it; where there is none, the last preview of the run that made it."""
-        path = network_previews.preview(site.workspace, which)
+        path = networks.preview(site.workspace, which)
         return FileResponse(path, headers={"Cache-Control": "no-cache"})
 
     @router.put("/hypernetworks/{which:path}/preview")
@@ -64,10 +64,10 @@ def add(router: APIRouter, site: Site) -> None:
         if (image is None) == (not picture):
             raise UserError("give either image (a file) or picture (the place of a drawn one)")
         if image is None:
-            found = network_previews.open_drawn(site.workspace, picture)
+            found = pictures.open_drawn(site.workspace, picture)
         else:
             found = open_picture(image.file.read(MOST_BYTES + 1), image.filename or "the picture")
-        return network_previews.set_preview(site, which, found).as_dict()
+        return networks.set_preview(site, which, found).as_dict()
 
     @router.post("/hypernetworks/{which:path}/export", status_code=202)
     def export(which: str, request: ExportRequest) -> dict[str, Any]:

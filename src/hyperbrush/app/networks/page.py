@@ -19,9 +19,8 @@ from hyperbrush.app.networks.page_dialogs import (
 from hyperbrush.app.networks.service import Card
 from hyperbrush.app.site import Site
 from hyperbrush.app.ui.bin_section import BinSection
-from hyperbrush.app.ui.frame import PATIENCE, frame, on_news, refusals
+from hyperbrush.app.ui.frame import PATIENCE, frame, in_thread, on_news, refusals
 from hyperbrush.app.ui.parts import drop_zone
-from hyperbrush.app.ui.threads import in_thread
 from hyperbrush.hypernetworks.files import SUFFIXES
 
 AT_ONCE = 48  # cards; a button shows more

@@ -13,8 +13,7 @@ from hyperbrush.app.messages import Messages
 from hyperbrush.app.networks import service as networks
 from hyperbrush.app.networks.service import Card
 from hyperbrush.app.site import Site
-from hyperbrush.app.ui.frame import refusals, size_text, title_of
-from hyperbrush.app.ui.threads import in_thread
+from hyperbrush.app.ui.frame import in_thread, refusals, size_text, title_of
 
 NOTES = ("activation_text", "preferred_weight", "notes")
 

@@ -11,15 +11,14 @@ from nicegui import ui
 
 from hyperbrush.app.jobs.jobs import Job
 from hyperbrush.app.messages import Messages
-from hyperbrush.app.networks import previews as network_previews
+from hyperbrush.app.networks import pictures
 from hyperbrush.app.networks import service as networks
 from hyperbrush.app.networks.page_card import Field
 from hyperbrush.app.networks.service import Card
 from hyperbrush.app.requests import ExportRequest, MergePart, MergeRequest, checked
 from hyperbrush.app.site import Site
-from hyperbrush.app.ui.frame import on_news, refusals, title_of
+from hyperbrush.app.ui.frame import in_thread, on_news, refusals, title_of
 from hyperbrush.app.ui.parts import drop_zone
-from hyperbrush.app.ui.threads import in_thread
 from hyperbrush.app.uploads import MOST_BYTES, open_picture
 from hyperbrush.app.workspace import Workspace
 from hyperbrush.hypernetworks.library.summaries import GENERATED
@@ -245,7 +244,7 @@ async def ask_preview(site: Site, t: Messages, card: Card) -> None:
 
 
 def _set_drawn(site: Site, which: str, place: str) -> None:
-    network_previews.set_preview(site, which, network_previews.open_drawn(site.workspace, place))
+    networks.set_preview(site, which, pictures.open_drawn(site.workspace, place))
 
 
 def _thumbnails(workspace: Workspace) -> dict[str, str]:
@@ -253,7 +252,7 @@ def _thumbnails(workspace: Workspace) -> dict[str, str]:
     from hyperbrush.ldm.data.pictures import opened
 
     found = {}
-    for place, path in network_previews.drawn(workspace, DRAWN).items():
+    for place, path in pictures.drawn(workspace, DRAWN).items():
         try:
             picture = opened(open_picture(path.read_bytes(), place), place)
         except (OSError, ValueError):

@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from hyperbrush.app.errors import NotThere
-from hyperbrush.app.runs import pictures as run_pictures
-from hyperbrush.errors import UserError
+from hyperbrush.app.networks import pictures
+from hyperbrush.app.uploads import decoding
+from hyperbrush.errors import NotThere, UserError
 from hyperbrush.hypernetworks.library.library import Entry, HypernetworkLibrary, UnknownHypernetwork
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from hyperbrush.app.jobs.jobs import Job
     from hyperbrush.app.requests import ExportRequest, MergeRequest
     from hyperbrush.app.site import Site
@@ -74,7 +76,7 @@ def cards(workspace: "Workspace") -> list[Card]:
     """Every network, by name; hashes what is new, so it can take a while."""
     library = library_of(workspace)
     with _reading:
-        made = run_pictures.made_here(workspace)
+        made = pictures.made_here(workspace)
         found = [_card(library, entry, made) for entry in library.entries()]
         library.cache.save()
         return found
@@ -87,7 +89,7 @@ def card(workspace: "Workspace", which: str) -> Card:
         UserError: there is none, or several of that name.
     """
     library = library_of(workspace)
-    return _card(library, library.entry(find(library, which)), run_pictures.made_here(workspace))
+    return _card(library, library.entry(find(library, which)), pictures.made_here(workspace))
 
 
 def find(library: HypernetworkLibrary, which: str) -> str:
@@ -235,6 +237,38 @@ def inspection(workspace: "Workspace", which: str) -> dict[str, Any]:
     return {**said, "file": path.name}
 
 
+def preview(workspace: "Workspace", which: str) -> Path:
+    """The picture of the network of an id or a name: its own, else the last preview of the run that made it.
+
+    Raises:
+        UserError: as `find`.
+        NotThere: it has none.
+    """
+    library = library_of(workspace)
+    entry = library.entry(find(library, which))
+    path = pictures.shown(library, entry, pictures.made_here(workspace))
+    if path is None:
+        raise NotThere(f"{which!r:.100} has no preview")
+    return path
+
+
+def set_preview(site: "Site", which: str, picture: "Image") -> Card:
+    """Make a picture the preview, at most 1024 pixels wide and high.
+
+    Raises:
+        UserError: as `find`, or it cannot be written.
+    """
+    from hyperbrush.ldm.data.pictures import opened
+
+    library = library_of(site.workspace)
+    with decoding:
+        small = opened(picture, "the preview")
+        small.thumbnail((1024, 1024))
+    library.set_preview(find(library, which), small)
+    site.news("networks")
+    return card(site.workspace, which)
+
+
 def export(site: "Site", which: str, request: "ExportRequest") -> "Job":
     """Submit the job that writes a network for another program.
 
@@ -260,11 +294,11 @@ def exported(site: "Site", job: str) -> Path:
     return path
 
 
-def _card(library: HypernetworkLibrary, entry: Entry, made: run_pictures.Made) -> Card:
+def _card(library: HypernetworkLibrary, entry: Entry, made: pictures.Made) -> Card:
     changed, preview = 0.0, 0
     try:
         changed = entry.path.stat().st_mtime
-        picture = run_pictures.shown(library, entry, made)
+        picture = pictures.shown(library, entry, made)
         preview = picture.stat().st_mtime_ns if picture is not None else 0
     except (OSError, UnknownHypernetwork):  # it has just vanished
         pass

@@ -9,7 +9,6 @@ from fastapi.responses import FileResponse, PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import Field
 
-from hyperbrush.app.errors import NotThere
 from hyperbrush.app.requests import Request
 from hyperbrush.app.runs import control as run_control
 from hyperbrush.app.runs import view as run_comparison
@@ -17,6 +16,7 @@ from hyperbrush.app.runs.run import OPEN
 from hyperbrush.app.runs.view import KEEP, contact_sheet, sparkline, view_of
 from hyperbrush.app.site import Site
 from hyperbrush.app.train import service as trainings
+from hyperbrush.errors import NotThere
 from hyperbrush.trash import TrashItem
 
 # A report asks nothing of the network and runs nothing; pictures and style are inside of it.

@@ -102,7 +102,7 @@ def restore(site: Site, item: str) -> Run:
     """Put a run back from the bin to where it was.
 
     Raises:
-        NotInTrash: there is nothing of that id.
+        NotThere: there is nothing of that id.
         UserError: another run has its name now, or it cannot be moved.
     """
     with site.runs.changing:

@@ -8,7 +8,6 @@ from fastapi import Request
 from nicegui import run as threads
 from nicegui import ui
 
-from hyperbrush.app.errors import NotThere
 from hyperbrush.app.jobs.jobs import Job
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.runs import control as run_control
@@ -32,6 +31,7 @@ from hyperbrush.app.runs.view import KEEP, MOST, View, differences, figures_of, 
 from hyperbrush.app.site import Site
 from hyperbrush.app.ui.bin_section import BinSection
 from hyperbrush.app.ui.frame import PATIENCE, duration, frame, on_news, refusals, title_of
+from hyperbrush.errors import NotThere
 
 
 async def show(site: Site, t: Messages, asked: str) -> None:

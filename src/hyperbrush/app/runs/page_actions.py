@@ -12,8 +12,7 @@ from hyperbrush.app.runs import control as run_control
 from hyperbrush.app.runs.page_parts import api, words
 from hyperbrush.app.runs.view import View
 from hyperbrush.app.site import Site
-from hyperbrush.app.ui.frame import refusals, title_of
-from hyperbrush.app.ui.threads import in_thread
+from hyperbrush.app.ui.frame import in_thread, refusals, title_of
 
 BUTTONS = (  # (what, icon)
     ("resume", "play_arrow"),

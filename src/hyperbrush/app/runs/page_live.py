@@ -7,7 +7,6 @@ from fastapi import Request
 from nicegui import run as threads
 from nicegui import ui
 
-from hyperbrush.app.errors import NotThere
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.runs.page_actions import Actions
 from hyperbrush.app.runs.page_parts import (
@@ -27,6 +26,7 @@ from hyperbrush.app.runs.page_parts import (
 from hyperbrush.app.runs.view import KEEP, View, kept_view, view_of
 from hyperbrush.app.site import Site
 from hyperbrush.app.ui.frame import duration, frame, on_news, title_of
+from hyperbrush.errors import NotThere
 
 ALL = -1
 

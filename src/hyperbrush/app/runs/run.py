@@ -14,10 +14,10 @@ from typing import Any
 import psutil
 import yaml
 
-from hyperbrush.app.errors import NotThere
 from hyperbrush.app.jobs.jobs import Job, Jobs
 from hyperbrush.app.runs.curves import Rows
 from hyperbrush.app.workspace import Workspace
+from hyperbrush.errors import NotThere
 from hyperbrush.files import finite, read_json, tail
 
 QUIET = 300.0  # seconds of silence after which another machine's training is asked for its lock

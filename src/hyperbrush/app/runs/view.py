@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from hyperbrush.app.errors import NotThere
 from hyperbrush.app.runs.curves import Curves
 from hyperbrush.app.runs.run import LOOKED_AT, Preview, Run
 from hyperbrush.app.site import Site
+from hyperbrush.errors import NotThere
 
 SPARK = 24, 120  # pixels, height and width
 

@@ -6,13 +6,12 @@ from typing import Any
 
 import psutil
 
-from hyperbrush.app.errors import NotThere
 from hyperbrush.app.jobs.jobs import Job
 from hyperbrush.app.jobs.worker import lives, worker_file
 from hyperbrush.app.model import service as base_models
 from hyperbrush.app.site import Site
 from hyperbrush.app.workspace import FOLDERS, Preferences, Workspace, preferences_from
-from hyperbrush.errors import UserError
+from hyperbrush.errors import NotThere, UserError
 from hyperbrush.files import read_json
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from pydantic import Field
 
-from hyperbrush.app.errors import NotThere
 from hyperbrush.app.jobs.jobs import Job, Jobs
 from hyperbrush.app.names import free_name, plain_name
 from hyperbrush.app.requests import Request, StyleRequest, TrainRequest
@@ -15,7 +14,7 @@ from hyperbrush.app.site import Site
 from hyperbrush.app.styles import generators
 from hyperbrush.app.train.service import start as start_training
 from hyperbrush.app.workspace import Workspace
-from hyperbrush.errors import UserError
+from hyperbrush.errors import NotThere, UserError
 from hyperbrush.files import atomic_folder
 
 ADAPTER = "networks/adapter.safetensors"  # in a style job's folder

@@ -9,13 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from hyperbrush.app.errors import NotThere
 from hyperbrush.app.names import free_name, plain_name
 from hyperbrush.app.train import captions
 from hyperbrush.app.train.adding import Added, Adding, masks_of
 from hyperbrush.app.uploads import MOST_BYTES, decoding, open_picture
 from hyperbrush.app.workspace import Workspace
-from hyperbrush.errors import UserError
+from hyperbrush.errors import NotThere, UserError
 from hyperbrush.files import atomic_folder, atomic_path, write_text
 from hyperbrush.trash import TrashItem
 

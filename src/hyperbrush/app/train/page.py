@@ -10,7 +10,6 @@ from fastapi import Request
 from fastapi.responses import RedirectResponse, Response
 from nicegui import run, ui
 
-from hyperbrush.app.errors import NotThere
 from hyperbrush.app.jobs.jobs import Job
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.requests import TrainRequest, checked
@@ -23,7 +22,7 @@ from hyperbrush.app.train.datasets import Datasets
 from hyperbrush.app.train.draft import EMPTY, Draft
 from hyperbrush.app.train.service import cloned
 from hyperbrush.app.ui.frame import PATIENCE, duration, frame, on_news, refusals, title_of
-from hyperbrush.errors import UserError
+from hyperbrush.errors import NotThere, UserError
 
 NOTES = 8  # files named for each finding
 

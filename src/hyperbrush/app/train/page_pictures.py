@@ -11,8 +11,7 @@ from hyperbrush.app.messages import Messages
 from hyperbrush.app.train.captions import LONGEST
 from hyperbrush.app.train.datasets import EXAMPLE, Datasets, Picture
 from hyperbrush.app.train.draft import Draft
-from hyperbrush.app.ui.frame import refusals, title_of
-from hyperbrush.app.ui.threads import in_thread
+from hyperbrush.app.ui.frame import in_thread, refusals, title_of
 from hyperbrush.app.uploads import ACCEPT
 
 AT_ONCE = 24  # pictures of a page

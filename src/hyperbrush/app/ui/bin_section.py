@@ -8,8 +8,7 @@ from nicegui import ui
 
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.site import Site
-from hyperbrush.app.ui.frame import on_news, refusals, size_text, title_of
-from hyperbrush.app.ui.threads import in_thread
+from hyperbrush.app.ui.frame import in_thread, on_news, refusals, size_text, title_of
 from hyperbrush.trash import TrashItem
 
 

@@ -4,15 +4,18 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 
 from fastapi import Request
-from nicegui import Client, ui
+from nicegui import Client, run, ui
 
 from hyperbrush.app.messages import NAMES, Messages, chosen_language
 from hyperbrush.app.site import Site
 from hyperbrush.app.styles.generators import fitting
 from hyperbrush.errors import UserError
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 PLACES = (  # (message, address, icon)
     ("create", "/", "brush"),
@@ -120,6 +123,18 @@ def pace(every: float, pages: int, now: float) -> float:
     """
     wait = every * math.pow(max(1.0, pages / FEW), 1.5)
     return wait if pages <= FEW else wait + -(now + wait) % TICK
+
+
+async def in_thread(do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What a function returns that reads or writes files, called in a thread.
+
+    Raises:
+        RuntimeError: the server ends.
+    """
+    found: list[T] | None = await run.io_bound(lambda: [do(*args, **kwargs)])
+    if not found:
+        raise RuntimeError("the server ends")
+    return found[0]
 
 
 @contextlib.contextmanager

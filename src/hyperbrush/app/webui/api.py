@@ -15,7 +15,6 @@ from fastapi import APIRouter, FastAPI
 from pydantic import BaseModel, Field
 
 from hyperbrush.app.create import service as drawings
-from hyperbrush.app.errors import NotThere
 from hyperbrush.app.jobs.jobs import Job
 from hyperbrush.app.requests import SKIP
 from hyperbrush.app.settings import service as choices
@@ -25,7 +24,7 @@ from hyperbrush.app.webui import lists as webui_lists
 from hyperbrush.app.webui import networks as webui_networks
 from hyperbrush.app.webui.options import MODEL, OPTIONS, checked_options, model_source, taken, title
 from hyperbrush.app.webui.requests import Img2Img, Txt2Img, content_of, draw_request
-from hyperbrush.errors import UserError
+from hyperbrush.errors import NotThere, UserError
 from hyperbrush.files import finite, read_json, write_json
 from hyperbrush.hypernetworks.library.library import UnknownHypernetwork
 
@@ -251,10 +250,7 @@ async def _drawn(site: Site, request: Txt2Img) -> dict[str, Any]:
     def begin() -> Job:
         try:
             return drawings.ask(site, draw_request(site, request, _options_now(site)))
-        except (
-            UnknownHypernetwork,
-            NotThere,
-        ) as error:  # to these clients 404 means that there is no such route
+        except NotThere as error:  # to these clients 404 means that there is no such route
             raise UserError(str(error)) from error
 
     # What touches files stands beside the pages' loop.

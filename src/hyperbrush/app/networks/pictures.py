@@ -1,14 +1,17 @@
-"""Pictures of hypernetworks that runs of the workspace have made: what the run drew last stands for the file."""
+"""Pictures for hypernetworks: the last preview of the run that made one, and those that were drawn to choose from."""
 
 from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hyperbrush.errors import UserError
+from hyperbrush.app.uploads import open_picture
+from hyperbrush.errors import NotThere, UserError
 from hyperbrush.hypernetworks.files import SUFFIXES
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from hyperbrush.app.workspace import Workspace
     from hyperbrush.hypernetworks.library.library import Entry, HypernetworkLibrary
 
@@ -61,3 +64,22 @@ def _last_preview(run: Path, kept: int | None) -> Path | None:
 
 def _number(path: Path) -> int:
     return int(path.stem[7:])
+
+
+def drawn(workspace: "Workspace", last: int | None = None) -> dict[str, Path]:
+    """Drawn pictures by their place in the folder of outputs, the newest first."""
+    root = workspace.folder("outputs")
+    found = sorted(root.rglob("*.png"), key=lambda path: (path.parent.name, path.name), reverse=True)
+    return {path.relative_to(root).as_posix(): path for path in found[:last]}
+
+
+def open_drawn(workspace: "Workspace", place: str) -> "Image":
+    """A drawn picture.
+
+    Raises:
+        UserError: there is none at that place, or it is damaged.
+    """
+    path = drawn(workspace).get(place)
+    if path is None:
+        raise NotThere(f"there is no drawn picture {place!r:.100}")
+    return open_picture(path.read_bytes(), place)
