@@ -73,8 +73,6 @@ EXCUSED = {
     ): "GeneratedWeights.save, as a LoRA",
     ("hypernetworks.generator.hypernetwork", "hypernetworks.files.generator"): "Hypernetwork.save and .load",
     ("training.loop.config", "training.loop.optimizers"): "a config's default rate is its optimizer's",
-    ("app.runs.curves", "app.runs.run"): "one helper, `finite`",
-    ("app.site", "app.runs.bin"): "the site empties the bin of runs",
 }
 
 

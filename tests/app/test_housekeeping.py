@@ -30,6 +30,7 @@ from runs_helpers import give_pictures, settings
 from hyperbrush.app import site as site_module
 from hyperbrush.app import uploads
 from hyperbrush.app.jobs import jobs as jobs_module
+from hyperbrush.app.jobs import keeper
 from hyperbrush.app.jobs import worker as worker_module
 from hyperbrush.app.jobs.jobs import Jobs
 from hyperbrush.app.jobs.kinds import KINDS
@@ -263,7 +264,7 @@ def test_a_worker_that_ended_by_itself_is_news_and_no_death(
         begun.append(device)
         return subprocess.Popen([sys.executable, "-c", ""])
 
-    monkeypatch.setattr(site_module, "start_worker", start)
+    monkeypatch.setattr(keeper, "start_worker", start)
     own = {"pid": os.getpid(), "born": psutil.Process().create_time()}
     for device in ("cpu", "mps"):
         write_json(site.workspace.state / f"worker-{device}.json", own | {"device": device})
@@ -276,7 +277,7 @@ def test_a_worker_that_ended_by_itself_is_news_and_no_death(
     for _ in range(3):
         site._keep_workers()
     assert site.version("workers") == seen + 1
-    assert (site.crashes, begun) == ([], [])
+    assert (site.keeper.crashes, begun) == ([], [])
 
 
 # -- what is kept in memory ------------------------------------------------------------------------------------------

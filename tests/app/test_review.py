@@ -18,6 +18,7 @@ from PIL import Image
 
 from hyperbrush.app import site as site_module
 from hyperbrush.app.create.work import size_of
+from hyperbrush.app.jobs import keeper
 from hyperbrush.app.jobs.context import JobContext, StopRequested
 from hyperbrush.app.jobs.jobs import LAST, Jobs
 from hyperbrush.app.jobs.kinds import KINDS
@@ -196,14 +197,14 @@ def test_a_worker_that_dies_before_its_first_word_is_told_once(
         begun.append(subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"]))
         return begun[-1]
 
-    monkeypatch.setattr(site_module, "start_worker", start)
+    monkeypatch.setattr(keeper, "start_worker", start)
     site = Site(Workspace(tmp_path))
     site.workspace.prefer(device="cpu")
     site._keep_workers()
     begun[0].wait()
     for _ in range(3):
         site._keep_workers()
-    assert [crash.log for crash in site.crashes] == ["no room for CUDA"]
+    assert [crash.log for crash in site.keeper.crashes] == ["no room for CUDA"]
     assert len(begun) == 1, "the next one waits"
 
 

@@ -4,35 +4,25 @@ import asyncio
 import contextlib
 import logging
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from hyperbrush.app.jobs.jobs import Job, Jobs
-from hyperbrush.app.jobs.worker import lives, server_file, start_worker, worker_file
+from hyperbrush.app.jobs.jobs import How, Job, Jobs
+from hyperbrush.app.jobs.keeper import Keeper
+from hyperbrush.app.jobs.worker import lives, server_file, worker_file
 from hyperbrush.app.runs.run import JOB_KINDS, Runs, holds
 from hyperbrush.app.uploads import Uploads
 from hyperbrush.app.workspace import Workspace
 from hyperbrush.errors import UserError
-from hyperbrush.files import read_json, tail, write_json
+from hyperbrush.files import read_json, write_json
 
 log = logging.getLogger(__name__)
 
 ACCELERATORS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA, WSL, ROCm
 LOOK = 0.15  # seconds between two looks at the folders
 TIDY = 6 * 3600.0  # seconds between two looks for what is too old
-
-
-@dataclass(frozen=True)
-class WorkerCrash:
-    """A worker that ended without a word."""
-
-    device: str
-    when: float
-    log: str
 
 
 class Site:
@@ -47,14 +37,9 @@ class Site:
         self.jobs = Jobs(workspace.state)
         self.runs = Runs(workspace, self.jobs)
         self.uploads = Uploads(workspace.state / "uploads")
-        self.crashes: list[WorkerCrash] = []
+        self.keeper = Keeper(workspace, self.jobs, lambda: self.news("workers"))
         self.versions: dict[str, int] = {}
         self._seen: dict[str, Any] = {}
-        self._mine: dict[str, subprocess.Popen[bytes]] = {}
-        self._known: dict[str, dict[str, Any]] = {}  # of each device, the worker seen alive last
-        self._wait_until: dict[str, float] = {}
-        self._failures: dict[str, int] = {}  # of each device, workers that died since one was seen alive
-        self._reported: dict[str, Any] = {}  # of each device, the process that was told to be dead last
         self._changed = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._best: str | None = None
@@ -80,6 +65,16 @@ class Site:
         job = self.jobs.submit(kind, arguments, device=self.device)
         self.news("jobs")
         return job
+
+    def ask(self, job: str, how: How) -> Job:
+        """Pause, stop or finish a job, see `Jobs.ask`.
+
+        Raises:
+            UserError: there is none of that id, or it has ended.
+        """
+        asked = self.jobs.ask(job, how)
+        self.news("jobs", f"job:{job}")
+        return asked
 
     def version(self, name: str) -> int:
         """How often there was news of this name."""
@@ -214,48 +209,7 @@ class Site:
         return list(dict.fromkeys(news))
 
     def _keep_workers(self) -> None:
-        """Start the workers that are needed; tell of those that died."""
-        needed = {job.device for job in self.jobs.open()} | {self.device}
-        ended: dict[str, subprocess.Popen[bytes]] = {}
-        for device, process in list(self._mine.items()):
-            if process.poll() is not None:  # or it would stay a zombie
-                ended[device] = self._mine.pop(device)
-        for device in self._known.keys() - needed:
-            if not lives(read_json(worker_file(self.workspace.state, device))):
-                del self._known[device]
-                self.news("workers")
-        for device in needed:
-            file = worker_file(self.workspace.state, device)
-            said = read_json(file)
-            if lives(said):
-                if self._known.get(device) != said:
-                    self._known[device] = said
-                    self._failures.pop(device, None)
-                    self.news("workers")
-                continue
-            self._known.pop(device, None)
-            dead = said.get("pid")
-            if not said and device in ended and ended[device].returncode != 0:
-                dead = ended[device].pid  # before it could say that it lived
-            if said or (dead is not None and dead != self._reported.get(device)):
-                self._reported[device] = dead
-                self._failures[device] = self._failures.get(device, -1) + 1
-                file.unlink(missing_ok=True)
-                self._report_crash(device)
-            if device not in self._mine and time.monotonic() >= self._wait_until.get(device, 0):
-                self._mine[device] = start_worker(self.workspace, device)
-                wait = min(60, 5 * 2 ** min(self._failures.get(device, 0), 4))
-                self._wait_until[device] = time.monotonic() + wait
-
-    def _report_crash(self, device: str) -> None:
-        file = worker_file(self.workspace.state, device).with_suffix(".log")
-        text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
-        lines = [line for line in text.splitlines() if line.strip()][-12:]
-        for job in self.jobs.open():  # what it was at just then
-            if job.state == "running" and job.device == device:
-                lines += tail(self.jobs.folder / job.id / "log.txt", 2000).splitlines()[-6:]
-        self.crashes = [*self.crashes[-4:], WorkerCrash(device, time.time(), "\n".join(lines))]
-        self.news("workers")
+        self.keeper.look(self.device)
 
 
 def best_device() -> str:

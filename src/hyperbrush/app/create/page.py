@@ -145,8 +145,7 @@ class _Create:
     def stop(self) -> None:
         """End the drawing; what is drawn already stays."""
         with refusals():
-            self.site.jobs.ask(self.job, "stop")
-            self.site.news("jobs", f"job:{self.job}")
+            self.site.ask(self.job, "stop")
 
     async def use(self, how: str, one: Drawn) -> None:
         """Go on from a picture: the same again with another seed, a variation, or the next one's start."""

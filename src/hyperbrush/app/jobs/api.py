@@ -30,9 +30,7 @@ def add(router: APIRouter, site: Site) -> None:
     @router.post("/jobs/{job}/{how}")
     def ask(job: str, how: Literal["pause", "stop", "finish"]) -> dict[str, Any]:
         """Pause it, stop it, or (a training) end it and keep what it learned."""
-        asked = site.jobs.ask(job, how).as_dict()
-        site.news("jobs", f"job:{job}")
-        return asked
+        return site.ask(job, how).as_dict()
 
     @router.get("/jobs/{job}/log", response_class=PlainTextResponse)
     def log(job: str) -> str:

@@ -81,8 +81,7 @@ class Exports:
 
     def _stop(self, job: Job) -> None:
         with refusals():
-            self.site.jobs.ask(job.id, "stop")
-            self.site.news("jobs", f"job:{job.id}")
+            self.site.ask(job.id, "stop")
 
 
 DRAWN = 24  # pictures to choose a preview from

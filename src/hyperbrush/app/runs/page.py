@@ -252,8 +252,8 @@ class _List:
 
             def stop(job: Job = job) -> None:
                 with refusals():
-                    self.site.jobs.ask(job.id, "stop")
-                    self.site.news("jobs", "runs", f"job:{job.id}")
+                    self.site.ask(job.id, "stop")
+                    self.site.news("runs")
 
             button = ui.button(text, icon="close" if waits else "stop", on_click=stop).props(
                 "flat dense no-caps"

@@ -23,7 +23,7 @@ def add(router: APIRouter, site: Site) -> None:
             "model": site.workspace.preferences.model,
             "device": site.device,
             "workers": [site.worker(device) for device in devices],
-            "deaths": [{"device": d.device, "when": d.when, "log": d.log} for d in site.crashes],
+            "deaths": [{"device": d.device, "when": d.when, "log": d.log} for d in site.keeper.crashes],
             "running": [job.id for job in jobs if job.state == "running"],
             "queued": [job.id for job in jobs if job.state == "queued"],
         }

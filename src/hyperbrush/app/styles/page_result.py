@@ -124,7 +124,7 @@ class StyleResult:
             if strength == before.arguments.get("strength"):
                 return
             if before.is_open:
-                self.site.jobs.ask(before.id, "stop")
+                self.site.ask(before.id, "stop")
             source = str(before.arguments.get("adapter") or before.id)  # the one that was generated
             values = {**before.arguments, "strength": strength, "adapter": source, "keep": False}
             job = await asyncio.to_thread(styles.begin, self.site, checked(StyleRequest, values))

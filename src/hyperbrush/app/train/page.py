@@ -178,8 +178,7 @@ def _job(site: Site, t: Messages, draft: Draft, kind: str, show: Callable[[Job],
 
 def _stop(site: Site, job: str) -> None:
     with refusals():
-        site.jobs.ask(job, "stop")
-        site.news("jobs", f"job:{job}")
+        site.ask(job, "stop")
 
 
 def _found(site: Site, job: str) -> Job | None:

@@ -175,13 +175,13 @@ def _language(t: Messages) -> None:
 def _notices(site: Site, t: Messages) -> None:
     """Workers that died, until the page is told that this was read."""
     place = ui.element("div").props('role="status" aria-live="assertive"').style("display: contents")
-    told = site.crashes[-1:]
+    told = site.keeper.crashes[-1:]
 
     def show() -> None:
         nonlocal told
-        if site.crashes[-1:] == told:  # it is open, perhaps, and being read
+        if site.keeper.crashes[-1:] == told:  # it is open, perhaps, and being read
             return
-        told = site.crashes[-1:]
+        told = site.keeper.crashes[-1:]
         crash = told[0]
         place.clear()
         with place, ui.element("div").classes("notice bad"):

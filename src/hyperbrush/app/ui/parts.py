@@ -95,5 +95,4 @@ class JobHead:
 
     def _stop(self) -> None:
         with refusals():
-            self.site.jobs.ask(self._job, "stop")
-            self.site.news("jobs", f"job:{self._job}")
+            self.site.ask(self._job, "stop")

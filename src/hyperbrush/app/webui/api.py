@@ -205,8 +205,7 @@ def _add_drawing(router: APIRouter, site: Site) -> None:
     def interrupt() -> dict[str, Any]:
         """Stop the drawing at hand; who asked for it gets what is done."""
         for job in _running(site):
-            site.jobs.ask(job.id, "stop")
-            site.news("jobs", f"job:{job.id}")
+            site.ask(job.id, "stop")
         return {}
 
     @router.post("/skip")
