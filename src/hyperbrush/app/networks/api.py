@@ -15,6 +15,7 @@ from hyperbrush.errors import UserError
 def add(router: APIRouter, site: Site) -> None:
     """Add the routes of this room; {which} is an id or a name as listed."""
     _add_bin(router, site)
+    _add_previews(router, site)
 
     @router.get("/hypernetworks")
     def listed() -> list[dict[str, Any]]:
@@ -44,31 +45,6 @@ def add(router: APIRouter, site: Site) -> None:
         """Everything about it, as `hyperbrush inspect --json` says it."""
         return networks.inspection(site.workspace, which)
 
-    @router.get("/hypernetworks/{which:path}/preview")
-    def preview(which: str) -> FileResponse:
-        """The picture beside it; where there is none, the last preview of the run that made it."""
-        path = networks.preview(site.workspace, which)
-        return FileResponse(path, headers={"Cache-Control": "no-cache"})
-
-    @router.put("/hypernetworks/{which:path}/preview")
-    def set_preview(
-        which: str,
-        image: Annotated[UploadFile | None, File(description="a picture")] = None,
-        picture: Annotated[
-            str, Form(max_length=1000, description="or a drawn one: its place in the outputs")
-        ] = "",
-    ) -> dict[str, Any]:
-        """Give it a picture: an uploaded one, or one that was drawn."""
-        from hyperbrush.app.uploads import MOST_BYTES, open_picture
-
-        if (image is None) == (not picture):
-            raise UserError("give either image (a file) or picture (the place of a drawn one)")
-        if image is None:
-            found = pictures.open_drawn(site.workspace, picture)
-        else:
-            found = open_picture(image.file.read(MOST_BYTES + 1), image.filename or "the picture")
-        return networks.set_preview(site, which, found).as_dict()
-
     @router.post("/hypernetworks/{which:path}/export", status_code=202)
     def export(which: str, request: ExportRequest) -> dict[str, Any]:
         """A job that writes it for another program; its file is at /exports/{job}."""
@@ -93,6 +69,33 @@ def add(router: APIRouter, site: Site) -> None:
     def delete(which: str) -> dict[str, Any]:
         """Into the bin; the answer says what restores it."""
         return networks.delete(site, which).as_dict()
+
+
+def _add_previews(router: APIRouter, site: Site) -> None:
+    @router.get("/hypernetworks/{which:path}/preview")
+    def preview(which: str) -> FileResponse:
+        """The picture beside it; where there is none, the last preview of the run that made it."""
+        path = networks.preview(site.workspace, which)
+        return FileResponse(path, headers={"Cache-Control": "no-cache"})
+
+    @router.put("/hypernetworks/{which:path}/preview")
+    def set_preview(
+        which: str,
+        image: Annotated[UploadFile | None, File(description="a picture")] = None,
+        picture: Annotated[
+            str, Form(max_length=1000, description="or a drawn one: its place in the outputs")
+        ] = "",
+    ) -> dict[str, Any]:
+        """Give it a picture: an uploaded one, or one that was drawn."""
+        from hyperbrush.app.uploads import MOST_BYTES, open_picture
+
+        if (image is None) == (not picture):
+            raise UserError("give either image (a file) or picture (the place of a drawn one)")
+        if image is None:
+            found = pictures.open_drawn(site.workspace, picture)
+        else:
+            found = open_picture(image.file.read(MOST_BYTES + 1), image.filename or "the picture")
+        return networks.set_preview(site, which, found).as_dict()
 
 
 def _add_bin(router: APIRouter, site: Site) -> None:

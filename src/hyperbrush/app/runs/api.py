@@ -11,9 +11,8 @@ from pydantic import Field
 
 from hyperbrush.app.requests import Request
 from hyperbrush.app.runs import control as run_control
-from hyperbrush.app.runs import view as run_comparison
 from hyperbrush.app.runs.run import OPEN
-from hyperbrush.app.runs.view import KEEP, contact_sheet, sparkline, view_of
+from hyperbrush.app.runs.view import KEEP, MOST, compared, contact_sheet, sparkline, view_of
 from hyperbrush.app.site import Site
 from hyperbrush.app.train import service as trainings
 from hyperbrush.errors import NotThere
@@ -35,6 +34,9 @@ class Rollback(Request):
 
 def add(router: APIRouter, site: Site) -> None:
     """Add the routes of this room."""
+    _add_pictures(router, site)
+    _add_events(router, site)
+    _add_changes(router, site)
 
     @router.get("/runs")
     def runs(search: str = Query("", max_length=200)) -> list[dict[str, Any]]:
@@ -43,13 +45,11 @@ def add(router: APIRouter, site: Site) -> None:
 
     @router.get("/run-comparison")
     def compare(
-        run: Annotated[
-            list[str], Query(min_length=1, max_length=run_comparison.MOST, description="names, each its own")
-        ],
+        run: Annotated[list[str], Query(min_length=1, max_length=MOST, description="names, each its own")],
         smoothing: float = Query(KEEP, ge=0, le=0.99, description="share of the old in each new value"),
     ) -> dict[str, Any]:
         """Several runs in one chart: their curves, their figures, and what differs in their settings."""
-        return run_comparison.compared([view_of(site, name) for name in dict.fromkeys(run)], smoothing)
+        return compared([view_of(site, name) for name in dict.fromkeys(run)], smoothing)
 
     @router.get("/runs/{name}")
     def run(name: str) -> dict[str, Any]:
@@ -66,6 +66,25 @@ def add(router: APIRouter, site: Site) -> None:
         """Its figures and events, line by line, after a step."""
         return site.runs.metrics(name, after)
 
+    @router.get("/runs/{name}/log", response_class=PlainTextResponse)
+    def log(name: str) -> str:
+        """The end of its log."""
+        return site.runs.log(name)
+
+    @router.get("/runs/{name}/report", response_class=FileResponse)
+    def report(name: str) -> FileResponse:
+        """Its report, a page without scripts."""
+        path = site.runs.folder(name) / "report.html"
+        if not path.is_file():
+            raise NotThere(f"run {name!r} has no report yet: it is written when the run ends")
+        return FileResponse(
+            path,
+            media_type="text/html",
+            headers={"Content-Security-Policy": REPORT_POLICY, "Cache-Control": "no-store"},
+        )
+
+
+def _add_pictures(router: APIRouter, site: Site) -> None:
     @router.get("/runs/{name}/previews")
     def previews(name: str) -> list[dict[str, Any]]:
         """Its preview pictures by step and prompt; prompt is None where one file shows all prompts."""
@@ -93,23 +112,8 @@ def add(router: APIRouter, site: Site) -> None:
         """Its smoothed loss as a small line (SVG)."""
         return Response(sparkline(view_of(site, name).curves), media_type="image/svg+xml", headers=PICTURE)
 
-    @router.get("/runs/{name}/log", response_class=PlainTextResponse)
-    def log(name: str) -> str:
-        """The end of its log."""
-        return site.runs.log(name)
 
-    @router.get("/runs/{name}/report", response_class=FileResponse)
-    def report(name: str) -> FileResponse:
-        """Its report, a page without scripts."""
-        path = site.runs.folder(name) / "report.html"
-        if not path.is_file():
-            raise NotThere(f"run {name!r} has no report yet: it is written when the run ends")
-        return FileResponse(
-            path,
-            media_type="text/html",
-            headers={"Content-Security-Policy": REPORT_POLICY, "Cache-Control": "no-store"},
-        )
-
+def _add_events(router: APIRouter, site: Site) -> None:
     def found(name: str) -> str:
         return site.runs.get(name).name
 
@@ -132,6 +136,8 @@ def add(router: APIRouter, site: Site) -> None:
             while await site.wait("runs", seen) == seen:
                 yield ServerSentEvent(comment="still there")
 
+
+def _add_changes(router: APIRouter, site: Site) -> None:
     @router.post("/runs/{name}/rollback")
     def rollback(name: str, to: Rollback) -> dict[str, Any]:
         """Drop what came after a checkpoint, and train on from there."""

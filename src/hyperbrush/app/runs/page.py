@@ -11,7 +11,6 @@ from nicegui import ui
 from hyperbrush.app.jobs.jobs import Job
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.runs import control as run_control
-from hyperbrush.app.runs import page as runs_compare
 from hyperbrush.app.runs import page_live as runs_live
 from hyperbrush.app.runs.page_parts import (
     Bar,
@@ -34,7 +33,7 @@ from hyperbrush.app.ui.frame import PATIENCE, duration, frame, on_news, refusals
 from hyperbrush.errors import NotThere
 
 
-async def show(site: Site, t: Messages, asked: str) -> None:
+async def show_comparison(site: Site, t: Messages, asked: str) -> None:
     """The page's inside; asked: names joined by commas."""
     ui.link(t("runs.all"), "/runs")
     views, missing = await threads.io_bound(_views, site, asked) or ([], [])
@@ -135,7 +134,7 @@ def add(site: Site) -> None:
         asked = ",".join(request.query_params.getlist("compare"))
         with frame(site, request, "runs") as t:
             if asked:
-                await runs_compare.show(site, t, asked)
+                await show_comparison(site, t, asked)
             else:
                 await _List(site, t).begin(request.query_params.get("removed", ""))
 

@@ -8,102 +8,97 @@ from urllib.parse import quote
 
 from fastapi import Request
 from fastapi.responses import RedirectResponse, Response
-from nicegui import run, ui
+from nicegui import ui
 
 from hyperbrush.app.jobs.jobs import Job
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.requests import TrainRequest, checked
 from hyperbrush.app.site import Site
-from hyperbrush.app.train import page as train_start
 from hyperbrush.app.train import page_pictures as train_pictures
 from hyperbrush.app.train import page_settings as train_settings
 from hyperbrush.app.train import service as trainings
 from hyperbrush.app.train.datasets import Datasets
 from hyperbrush.app.train.draft import EMPTY, Draft
 from hyperbrush.app.train.service import cloned
-from hyperbrush.app.ui.frame import PATIENCE, duration, frame, on_news, refusals, title_of
+from hyperbrush.app.ui.frame import PATIENCE, duration, frame, in_thread, on_news, refusals, title_of
 from hyperbrush.errors import NotThere, UserError
 
 NOTES = 8  # files named for each finding
 
 
-def build(site: Site, t: Messages, draft: Draft) -> None:
-    """The sections of the page."""
-    checks: list[Callable[[], Any]] = []
+class Start:
+    """The sections that look at the pictures, make the plan, and start the training."""
 
-    def look(kind: str) -> Callable[[], Any]:
-        async def ask() -> None:
-            if await wrong(kind == "preflight"):
-                return
-            with refusals():
-                request = checked(TrainRequest, _asked(draft, kind))
-                job = await run.io_bound(trainings.look, site, kind, request)
-                assert job is not None
-                draft.keep(**{kind: job.id})
+    def __init__(self, site: Site, t: Messages, draft: Draft) -> None:
+        self.site, self.t, self.draft = site, t, draft
+        self._checks: list[Callable[[], Any]] = []
+        self._section("preflight", "report", "check", "fact_check")
+        with self._section("plan", "plan", "make_plan", "calculate"):
+            self.problems = ui.element("div").classes("notice bad column").props("role=alert")
+            self.problems.set_visibility(False)
+            with ui.element("div").classes("bar"):
+                self.begin = ui.button(t("train.start"), icon="play_arrow", on_click=self._start)
+                self.begin.props("no-caps size=lg")
+                ui.label(t("train.start_help")).classes("soft small grow")
+        self._recheck = ui.timer(0.5, self._settled, active=False)
+        draft.on_change.append(self._changed)
 
-        return ask
+    def _section(self, kind: str, title: str, button: str, icon: str) -> ui.element:
+        """A card that asks for a look at the training and shows what came of it; kind: of the look's job."""
+        t = self.t
+        name = {"preflight": "train-look", "plan": "train-plan"}[kind]
+        show = {"preflight": _report, "plan": _plan}[kind]
+        with ui.element("section").classes("card").props(f"aria-labelledby={name}") as section:
+            with ui.element("div").classes("bar"):
+                title_of(2, t(f"train.{title}")).classes("grow").props(f"id={name}")
+                ask = ui.button(t(f"train.{button}"), icon=icon, on_click=lambda: self._look(kind))
+                ask.props("outline no-caps")
+            ui.label(t(f"train.{title}_help")).classes("soft small")
+            self._checks.append(_job(self.site, t, self.draft, kind, lambda job: show(t, job.result)))
+        return section
 
-    async def wrong(pictures_alone: bool = False) -> bool:
-        found = await run.io_bound(
-            _problems, site, t, _asked(draft, "preflight" if pictures_alone else "plan")
-        )
-        problems.clear()
-        with problems:
+    async def _look(self, kind: str) -> None:
+        if await self._wrong(kind):
+            return
+        with refusals():
+            request = checked(TrainRequest, _asked(self.draft, kind))
+            job = await in_thread(trainings.look, self.site, kind, request)
+            self.draft.keep(**{kind: job.id})
+
+    async def _wrong(self, kind: str = "plan") -> bool:
+        """Show all that is wrong; whether anything is."""
+        found = await in_thread(_problems, self.site, self.t, _asked(self.draft, kind))
+        self.problems.clear()
+        with self.problems:
             if found:
-                ui.label(t("train.mend_first"))
+                ui.label(self.t("train.mend_first"))
                 with ui.element("ul"):
-                    for said in found:
+                    for problem in found:
                         with ui.element("li"):
-                            ui.label(said)
-        problems.set_visibility(bool(found))
+                            ui.label(problem)
+        self.problems.set_visibility(bool(found))
         return bool(found)
 
-    async def start() -> None:
-        if await wrong():
+    async def _start(self) -> None:
+        if await self._wrong():
             return
-        begin.disable()
+        self.begin.disable()
         with refusals():
-            request = checked(TrainRequest, draft.request)
-            job = await run.io_bound(trainings.start, site, request)
-            assert job is not None
-            draft.clear("name")  # the next one needs another
-            draft.keep(plan="")
+            job = await in_thread(trainings.start, self.site, checked(TrainRequest, self.draft.request))
+            self.draft.clear("name")  # the next one needs another
+            self.draft.keep(plan="")
             ui.navigate.to(f"/runs/{quote(str(job.arguments['run']), safe='')}")
-        begin.enable()
+        self.begin.enable()
 
-    with ui.element("section").classes("card").props("aria-labelledby=train-look"):
-        with ui.element("div").classes("bar"):
-            title_of(2, t("train.report")).classes("grow").props("id=train-look")
-            ui.button(t("train.check"), icon="fact_check", on_click=look("preflight")).props(
-                "outline no-caps"
-            )
-        ui.label(t("train.report_help")).classes("soft small")
-        checks.append(_job(site, t, draft, "preflight", lambda job: _report(t, job.result)))
-    with ui.element("section").classes("card").props("aria-labelledby=train-plan"):
-        with ui.element("div").classes("bar"):
-            title_of(2, t("train.plan")).classes("grow").props("id=train-plan")
-            ui.button(t("train.make_plan"), icon="calculate", on_click=look("plan")).props("outline no-caps")
-        ui.label(t("train.plan_help")).classes("soft small")
-        checks.append(_job(site, t, draft, "plan", lambda job: _plan(t, job.result)))
-        problems = ui.element("div").classes("notice bad column").props("role=alert")
-        problems.set_visibility(False)
-        with ui.element("div").classes("bar"):
-            begin = ui.button(t("train.start"), icon="play_arrow", on_click=start).props("no-caps size=lg")
-            ui.label(t("train.start_help")).classes("soft small grow")
+    async def _settled(self) -> None:
+        self._recheck.deactivate()
+        if self.problems.visible:
+            await self._wrong()
 
-    async def settled() -> None:
-        recheck.deactivate()
-        if problems.visible:
-            await wrong()
-
-    recheck = ui.timer(0.5, settled, active=False)
-
-    def changed() -> None:
-        for check in checks:
+    def _changed(self) -> None:
+        for check in self._checks:
             check()
-        recheck.activate()
-
-    draft.on_change.append(changed)
+        self._recheck.activate()
 
 
 def _asked(draft: Draft, kind: str) -> dict[str, Any]:
@@ -266,7 +261,7 @@ def add(site: Site) -> None:
                 ui.label(refused).classes("notice bad").props("role=alert")
             gallery = train_pictures.Pictures(t, draft, datasets)
             train_settings.build(t, draft, datasets, site.workspace)
-            train_start.build(site, t, draft)
+            Start(site, t, draft)
             with refusals():
                 await gallery.show()
         return None

@@ -58,7 +58,6 @@ def problems(workspace: Workspace, settings: Mapping[str, Any], presets: str = "
     """Everything that is wrong with a training's settings, as far as it shows without opening the model."""
     from pydantic import ValidationError
 
-    from hyperbrush.app.train.service import tried
     from hyperbrush.ldm.util import wrong_settings
     from hyperbrush.training.attention.run import HypernetworkRun
 
