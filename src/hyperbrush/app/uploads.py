@@ -90,7 +90,7 @@ def open_picture(content: bytes, name: str = "the picture") -> "Image":
 
 
 class Uploads:
-    """Pictures a person gave for the next job; folder: of the app's state."""
+    """Pictures the user gave for the next job; folder: of the app's state."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

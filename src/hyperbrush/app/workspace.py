@@ -1,4 +1,4 @@
-"""The folders a person works in, and what they prefer."""
+"""The folders the user works in, and their preferences."""
 
 import threading
 from functools import cached_property
@@ -58,7 +58,7 @@ FOLDERS = ("hypernetworks", "generators", "models", "runs", "datasets", "outputs
 
 
 class Workspace:
-    """A folder with everything a person has: networks, runs, pictures, and in .hyperbrush the app's own state."""
+    """A folder with everything the user has: networks, runs, pictures, and in .hyperbrush the app's own state."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).resolve()

@@ -1,4 +1,4 @@
-"""The command line: one command per thing a person does, a module per kind of thing."""
+"""The command line: one command per thing the user does, a module per kind of thing."""
 
 import sys
 from typing import Annotated, Any

@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: progress with time left, notes, one-line errors."""
+"""What the user sees in the terminal: progress with time left, notes, one-line errors."""
 
 import contextlib
 import os

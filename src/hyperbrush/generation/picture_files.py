@@ -71,7 +71,7 @@ def settings_text(path: str | Path) -> str:
 
 
 def text_in(picture: "Image", name: str) -> str:
-    """The settings inside an opened picture; name: what a person calls it.
+    """The settings inside an opened picture; name: what the user calls it.
 
     Raises:
         UserError: there are none in it.

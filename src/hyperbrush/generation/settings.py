@@ -23,7 +23,7 @@ class Settings:
         steps, sampler, guidance_scale, discretisation: see `ldm.sampling`.
         size: (height, width) in pixels, the model's own by default.
         clip_skip: n reads the text states before the last n - 1 layers of the text encoder.
-        image: a picture to start from, or its path, taken as a person sees it: upright, on white; image_strength: the share of the steps that is then run.
+        image: a picture to start from, or its path, taken as the user sees it: upright, on white; image_strength: the share of the steps that is then run.
         mask: with `image`, a picture of any size, or its path: white is drawn anew, black (and what is transparent) is kept, grey is a
             share. Its edges are softened by `MASK_BLUR`.
         mask_padding: with `mask`, only its white region with so many pixels of the picture around it is drawn, at `size`,

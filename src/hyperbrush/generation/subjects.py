@@ -25,7 +25,7 @@ def subjects(
     images: "Sequence[Image | str | Path]" = (),
     count: int = 4,
 ) -> dict[str, Any]:
-    """Arguments of `LatentDiffusion.sample` for what a person asked for.
+    """Arguments of `LatentDiffusion.sample` for what the user asked for.
 
     prompts: one picture each. classes, images: names or numbers of classes, or pictures to be told of, `count` pictures
         of each. Of nothing: `count` empty texts, classes in turn, or unconditional pictures.

@@ -74,7 +74,7 @@ def add(site: Site) -> None:
     @ui.page("/", response_timeout=PATIENCE)
     async def page(request: Request) -> None:
         # All that is read comes first: once the frame stands, waiting for anything sends the page as it is, and
-        # what is put in afterwards would take the place of what a person is typing already.
+        # what is put in afterwards would take the place of what the user is typing already.
         memory, asked = Memory(site, request), request.query_params
         first, job = await asyncio.to_thread(_first, site, memory, asked)
         with frame(site, request, "create") as t:

@@ -123,7 +123,7 @@ class Gallery:
             self._pictures = ui.element("div").classes("pictures small")
 
     def show(self, found: list[Drawn]) -> None:
-        """Anew."""
+        """Show these instead."""
         self.place.set_visibility(bool(found))
         self._pictures.clear()
         with self._pictures:

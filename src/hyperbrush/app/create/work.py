@@ -106,7 +106,7 @@ def draw(context: JobContext) -> dict[str, Any]:
 
     Raises:
         UserError: whatever cannot be drawn.
-        StopRequested: a person stopped it; what was drawn stays in its progress.
+        StopRequested: the user stopped it; what was drawn stays in its progress.
     """
     import torch
 

@@ -44,10 +44,10 @@ class Job:
         state: queued, running, paused, done, failed or stopped.
         progress: what its function told last, such as step and steps.
         result: what it came to.
-        error: why it failed, for a person.
+        error: why it failed, for the user.
         attempts: how often it was begun.
         forgiven: attempts whose worker died that count no more, since the job got further afterwards.
-        asked: what a person asked of it: pause, stop or finish.
+        asked: what the user asked of it: pause, stop or finish.
     """
 
     id: str
@@ -234,7 +234,7 @@ class Jobs:
         return gone
 
     def ids(self) -> list[str]:
-        """Ids of all jobs, the newest first; the folder is listed anew only where it has changed."""
+        """Ids of all jobs, the newest first; the folder is listed again only where it has changed."""
         try:
             changed = self.folder.stat().st_mtime_ns
             kept = self._listed

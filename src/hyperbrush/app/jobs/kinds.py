@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from hyperbrush.app.jobs.context import JobContext
 
-# What a person waits for is drawn between the steps of a training ("short"); the others follow each other.
+# What the user waits for is drawn between the steps of a training ("short"); the others follow each other.
 _KINDS: "Mapping[str, tuple[Literal['short', 'long'], str]]" = {
     "draw": ("short", "create.work"),
     "style": ("short", "styles.work"),

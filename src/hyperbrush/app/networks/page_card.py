@@ -45,7 +45,7 @@ class Field:
         element.on_value_change(self._changed)
 
     def show(self, value: Any) -> None:
-        """What stands on the disk now, unless a person is just writing."""
+        """What stands on the disk now, unless the user is just writing."""
         if not self._focused and value != self.element.value:
             self._kept = value
             self.element.set_value(value)

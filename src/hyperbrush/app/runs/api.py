@@ -1,4 +1,4 @@
-"""Runs: how they stand, what they have shown so far, and what a person asks of them."""
+"""Runs: how they stand, what they have shown so far, and what the user asks of them."""
 
 import asyncio
 from collections.abc import AsyncIterator

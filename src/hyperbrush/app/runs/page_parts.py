@@ -111,12 +111,12 @@ def clock(seconds: float) -> str:
 
 
 def figure(value: Any, form: str = ".4f") -> str:
-    """A number for a person."""
+    """A number for the user."""
     return f"{value:{form}}" if isinstance(value, int | float) else "–"
 
 
 def size_of(size: Any) -> str:
-    """Bytes for a person."""
+    """Bytes for the user."""
     if not isinstance(size, int | float) or size <= 0:
         return "–"
     return f"{size / 1024**3:.1f} GB" if size >= 1024**3 else f"{size / 1024**2:.0f} MB"

@@ -84,9 +84,9 @@ class Run:
         checkpoints, saved: steps there are states and usable copies of.
         job: the newest job for it, if the app started it.
         elsewhere: a process that is no worker of the app trains in it.
-        asked: what a person asked of that job: pause, stop or finish.
+        asked: what the user asked of that job: pause, stop or finish.
         stage: what is done before the first step, with stage_step and stage_steps.
-        error: why it failed, for a person.
+        error: why it failed, for the user.
         changed: when its folder changed last, seconds since 1970.
         report: whether report.html is there.
     """
@@ -110,7 +110,7 @@ class Run:
 
     @property
     def can(self) -> tuple[str, ...]:
-        """What a person may ask of it now."""
+        """What the user may ask of it now."""
         if self.elsewhere:
             return ()
         if self.state in OPEN:

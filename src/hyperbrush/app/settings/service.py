@@ -1,4 +1,4 @@
-"""What a person chooses about the app: preferences checked against this machine, the base model, the workers."""
+"""What the user chooses about the app: preferences checked against this machine, the base model, the workers."""
 
 import os
 from pathlib import Path

@@ -95,7 +95,7 @@ def find(workspace: Workspace, name: str, model: str = "") -> Generator:
 
 @lru_cache(maxsize=64)
 def _header(path: Path, size: int, changed: int) -> dict[str, Any]:
-    """What the file says of itself; size, changed: its state, so that another file is read anew. Without torch."""
+    """What the file says of itself; size, changed: its state, so that another file is read again. Without torch."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         if length > min(size, MOST_HEADER):

@@ -274,7 +274,7 @@ def thumbnail(kept: Path, path: Path, side: int, shown: str) -> Path:
 
     Args:
         kept: folder of the copies.
-        path, shown: the picture, and its name for a person.
+        path, shown: the picture, and its name for the user.
 
     Raises:
         UserError: the picture cannot be read, or the copy cannot be written.

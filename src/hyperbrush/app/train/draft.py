@@ -1,4 +1,4 @@
-"""The training a person is preparing: kept on the disk, so that no reload loses it."""
+"""The training the user is preparing: kept on the disk, so that no reload loses it."""
 
 import threading
 from collections.abc import Callable, Mapping

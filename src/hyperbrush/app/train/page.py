@@ -110,7 +110,7 @@ def _asked(draft: Draft, kind: str) -> dict[str, Any]:
 
 
 def _problems(site: Site, t: Messages, request: Mapping[str, Any]) -> list[str]:
-    """What is wrong; what everybody meets first in the person's language."""
+    """What is wrong; what everybody meets first in the user's language."""
     settings = request["settings"]
     missing = [key for key in ("data", "name") if not settings.get(key)]
     found = [t(f"train.problem_{key}") for key in missing]

@@ -57,7 +57,7 @@ class Pictures:
         return name if name in self.datasets.folders() else ""
 
     async def show(self) -> None:
-        """Read the folder anew and show a page of it."""
+        """Read the folder again and show a page of it."""
         t, name = self.t, self.name
         self.choice.set_options(self._choices(), value=self._shown())
         self.drop.props["data-dataset"] = name

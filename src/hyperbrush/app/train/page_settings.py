@@ -50,7 +50,7 @@ class Input:
 
 
 def helped(t: Messages, setting: Setting, prefix: str = "") -> str:
-    """A setting's sentence of help, in the person's language."""
+    """A setting's sentence of help, in the user's language."""
     return t(f"train_help.{prefix}{setting.key}")
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hyperbrush.training.attention.run import HypernetworkRun
 
 
+TRIED_STEPS = 1000  # that settings are tried with where the number is not known yet
 _beginning = threading.Lock()  # held between a run's folder and its settings
 
 
@@ -246,9 +247,6 @@ def _plain(settings: Mapping[str, Any]) -> None:
         raise UserError(f"the settings cannot be written down: {error}") from error
 
 
-STEPS = 1000  # where the number is not known yet
-
-
 def tried(config: "HypernetworkRun") -> list[str]:
     """What is wrong with names and combinations that the models of settings let through."""
     found = []
@@ -277,9 +275,9 @@ def _optimizer(config: "HypernetworkRun") -> None:
     from hyperbrush.training.loop.optimizers import configured
     from hyperbrush.training.loop.rates import RateSchedule
 
-    settings = config.training.trainer(STEPS).optimizer
+    settings = config.training.trainer(TRIED_STEPS).optimizer
     configured(settings, [{"params": [torch.nn.Parameter(torch.zeros(2))]}])
-    RateSchedule(settings, config.training.max_steps or STEPS)
+    RateSchedule(settings, config.training.max_steps or TRIED_STEPS)
 
 
 def _draws(config: "HypernetworkRun") -> None:

@@ -139,7 +139,7 @@ async def in_thread(do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
 @contextlib.contextmanager
 def refusals() -> Iterator[None]:
-    """Tell a person what cannot be done, instead of failing."""
+    """Tell the user what cannot be done, instead of failing."""
     try:
         yield
     except UserError as error:
@@ -147,7 +147,7 @@ def refusals() -> Iterator[None]:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds for a person: 1:23:45."""
+    """Seconds for the user: 1:23:45."""
     if seconds is None or seconds < 0:
         return "–"
     whole = round(seconds)
@@ -156,7 +156,7 @@ def duration(seconds: float | None) -> str:
 
 
 def size_text(size: int) -> str:
-    """Bytes for a person."""
+    """Bytes for the user."""
     return f"{size / 1e6:.1f} MB" if size >= 100_000 else f"{size / 1e3:.1f} kB"
 
 

@@ -136,7 +136,7 @@ def _always(value: Any) -> Any:
 
 def _refresh(site: Site) -> Any:
     def refresh() -> None:
-        """Folders are read anew at each question: nothing needs to be done."""
+        """Folders are read again at each question: nothing needs to be done."""
         site.news("networks")
 
     return refresh
