@@ -3,7 +3,7 @@
 import threading
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from hyperbrush.errors import UserError
 from hyperbrush.files import write_text
 from hyperbrush.trash import Trash
+
+if TYPE_CHECKING:
+    from hyperbrush.hypernetworks.library.library import HypernetworkLibrary
 
 LANGUAGES = ("en", "ko", "zh")
 
@@ -105,6 +108,17 @@ class Workspace:
             new = preferences_from({**self.preferences.model_dump(), **changes})
             write_text(self._file, yaml.safe_dump(new.model_dump(), sort_keys=False, allow_unicode=True))
         return new
+
+    @property
+    def library(self) -> "HypernetworkLibrary":
+        """Its hypernetworks.
+
+        Raises:
+            UserError: their folder cannot be made.
+        """
+        from hyperbrush.hypernetworks.library.library import HypernetworkLibrary
+
+        return HypernetworkLibrary(self.folder("hypernetworks"))
 
     def folder(self, name: str) -> Path:
         """One of `FOLDERS`, made where it is missing.

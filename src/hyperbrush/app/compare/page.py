@@ -252,9 +252,7 @@ class ComparePage:
 
 def _known(site: Site) -> tuple[list[str], int]:
     """Hypernetworks there are, and the side of the model's pictures."""
-    from hyperbrush.hypernetworks import HypernetworkLibrary
-
-    names = HypernetworkLibrary(site.workspace.folder("hypernetworks")).names()
+    names = site.workspace.library.names()
     try:
         side = base_models.describe(site.workspace, site.workspace.preferences.model).image_size
     except UserError:

@@ -52,12 +52,11 @@ def estimate(workspace: Workspace, device: str, request: CompareRequest) -> Grid
     """
     from hyperbrush.generation.axes import Cell, read_axis
     from hyperbrush.generation.comparison import cells_of
-    from hyperbrush.hypernetworks import HypernetworkLibrary
 
     refuse_elsewhere(workspace, request.model)
     axes = [read_axis(axis) for axis in request.axes]
     base = Cell(request.prompt, request.seed or 0, request.settings(size_of(request, 0)))
-    library = HypernetworkLibrary(workspace.folder("hypernetworks"))
+    library = workspace.library
     cells = cells_of(base, [*axes, None, None][:3], library)
     drawn = []
     for cell in dict.fromkeys(cells.values()):

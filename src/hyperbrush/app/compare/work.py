@@ -15,7 +15,6 @@ def compare(context: JobContext) -> dict[str, Any]:
     from hyperbrush.app.compare.service import estimate, size_of
     from hyperbrush.generation.axes import Cell, read_axis
     from hyperbrush.generation.comparison import draw_grid
-    from hyperbrush.hypernetworks import HypernetworkLibrary
 
     request: CompareRequest = checked(CompareRequest, context.arguments)
     axes = [read_axis(axis) for axis in request.axes]
@@ -41,7 +40,7 @@ def compare(context: JobContext) -> dict[str, Any]:
         Cell(request.prompt, seed, request.settings(size_of(request, own))),
         [*axes, None, None][:3],
         lambda: model,
-        HypernetworkLibrary(context.workspace.folder("hypernetworks")),
+        context.workspace.library,
         on_progress=told,
         between=between,
     )

@@ -185,9 +185,7 @@ class NetworkChips:
 
 def known(site: Site) -> list[dict[str, Any]]:
     """Networks to complete with: {"name", "strength", "words"}."""
-    from hyperbrush.hypernetworks import HypernetworkLibrary
-
-    library = HypernetworkLibrary(site.workspace.folder("hypernetworks"))
+    library = site.workspace.library
     found = []
     for name in library.names():
         strength, words = 1.0, ""

@@ -57,12 +57,11 @@ def check(site: Site, request: DrawRequest) -> None:
     from hyperbrush.generation.prompt_networks import read_prompt, refuse_negative_tags
     from hyperbrush.generation.settings import check_text
     from hyperbrush.generation.wording import wording
-    from hyperbrush.hypernetworks import HypernetworkLibrary
 
     check_text(request.prompt)
     check_text(request.negative)
     refuse_negative_tags(request.negative)
-    read_prompt(request.prompt, HypernetworkLibrary(site.workspace.folder("hypernetworks")), request.missing)
+    read_prompt(request.prompt, site.workspace.library, request.missing)
     wording(request.prompt, request.settings())
     if request.mask and not request.image:
         raise UserError("a mask needs a picture to start from, of which it keeps a part: give image too")
@@ -82,7 +81,6 @@ def settings_of(site: Site, content: bytes, name: str = "the picture") -> dict[s
     from hyperbrush.generation import read_infotext, repeat_of
     from hyperbrush.generation.picture_files import text_in
     from hyperbrush.generation.repeat import renamed
-    from hyperbrush.hypernetworks import HypernetworkLibrary
     from hyperbrush.ldm.sampling.names import find_sampler
 
     try:
@@ -94,7 +92,7 @@ def settings_of(site: Site, content: bytes, name: str = "the picture") -> dict[s
     fields = dict(repeat.arguments)
     moved: list[str] = []
     if "prompt" in fields:
-        library = HypernetworkLibrary(site.workspace.folder("hypernetworks"))
+        library = site.workspace.library
         fields["prompt"], moved = renamed(info, fields["prompt"], library)
     if "sampler" in fields:
         fields["sampler"] = find_sampler(fields["sampler"]).name

@@ -111,7 +111,6 @@ def draw(context: JobContext) -> dict[str, Any]:
     import torch
 
     from hyperbrush.generation.text_to_image import draw as draw_pictures
-    from hyperbrush.hypernetworks import HypernetworkLibrary
     from hyperbrush.ldm.data.pictures import opened as opened_picture
 
     request: DrawRequest = checked(DrawRequest, context.arguments)
@@ -122,7 +121,7 @@ def draw(context: JobContext) -> dict[str, Any]:
     told.model = model = opened(context, request.model)
     height, width = size_of(request, model.model.image_size, model.model.size_unit, image)
     settings = request.settings((height, width), image=image, mask=mask)
-    library = HypernetworkLibrary(context.workspace.folder("hypernetworks"))
+    library = context.workspace.library
     told.tell()
     together = max(1, min(MOST_TOGETHER, TOGETHER_PIXELS // (height * width)))
     while (done := told.next) < request.count:

@@ -54,9 +54,8 @@ def try_model(context: "JobContext") -> dict[str, Any]:
 def doctor(context: "JobContext") -> dict[str, Any]:
     """Job "doctor": `hyperbrush doctor` on the preferred model and the first hypernetworks; page and pictures."""
     from hyperbrush.commands.doctor import examine
-    from hyperbrush.hypernetworks import HypernetworkLibrary
 
-    library = HypernetworkLibrary(context.workspace.folder("hypernetworks"))
+    library = context.workspace.library
     model = opened(context)
 
     def told(text: str) -> None:

@@ -91,7 +91,7 @@ class NetworksPage:
     async def _read(self) -> None:
         with refusals():
             if self.found is None:
-                names = await in_thread(lambda: networks.library_of(self.site.workspace).names())
+                names = await in_thread(lambda: self.site.workspace.library.names())
                 with self.grid:
                     for name in names[: self.most]:
                         with ui.element("div").classes("card network"):

@@ -67,14 +67,9 @@ class Card:
         }
 
 
-def library_of(workspace: "Workspace") -> HypernetworkLibrary:
-    """The workspace's library."""
-    return HypernetworkLibrary(workspace.folder("hypernetworks"))
-
-
 def cards(workspace: "Workspace") -> list[Card]:
     """Every network, by name; hashes what is new, so it can take a while."""
-    library = library_of(workspace)
+    library = workspace.library
     with _reading:
         made = pictures.made_here(workspace)
         found = [_card(library, entry, made) for entry in library.entries()]
@@ -88,7 +83,7 @@ def card(workspace: "Workspace", which: str) -> Card:
     Raises:
         UserError: there is none, or several of that name.
     """
-    library = library_of(workspace)
+    library = workspace.library
     return _card(library, library.entry(find(library, which)), pictures.made_here(workspace))
 
 
@@ -111,7 +106,7 @@ def file_of(workspace: "Workspace", which: str) -> Path:
     Raises:
         UserError: as `find`.
     """
-    library = library_of(workspace)
+    library = workspace.library
     return library.find(find(library, which))
 
 
@@ -121,7 +116,7 @@ def annotate(site: "Site", which: str, changes: Mapping[str, Any]) -> Card:
     Raises:
         UserError: as `find`; a side file is damaged, or cannot be written.
     """
-    library = library_of(site.workspace)
+    library = site.workspace.library
     name = find(library, which)
     with _noting:  # two tabs that change different notes at once
         library.write_notes(name, replace(library.notes(name), **changes))
@@ -153,7 +148,7 @@ def take(site: "Site", content: BinaryIO, filename: str) -> Card:
             load(file)
         except UserError as error:
             raise UserError(str(error).replace(str(file), f"{name:.100}")) from error
-        return _kept(site, take_in(library_of(site.workspace), file, file.stem))
+        return _kept(site, take_in(site.workspace.library, file, file.stem))
 
 
 def rename(site: "Site", which: str, new: str) -> Card:
@@ -164,7 +159,7 @@ def rename(site: "Site", which: str, new: str) -> Card:
     """
     from hyperbrush.hypernetworks.library import rename as moving
 
-    library = library_of(site.workspace)
+    library = site.workspace.library
     return _kept(site, moving.rename(library, find(library, which), new))
 
 
@@ -176,7 +171,7 @@ def delete(site: "Site", which: str) -> "TrashItem":
     """
     from hyperbrush.hypernetworks.library.rename import discard
 
-    library = library_of(site.workspace)
+    library = site.workspace.library
     item = discard(library, find(library, which), site.workspace.trash)
     site.news("networks")
     return item
@@ -190,7 +185,7 @@ def restore(site: "Site", item: str) -> Card:
     """
     from hyperbrush.hypernetworks.library import rename as moving
 
-    return _kept(site, moving.restore(library_of(site.workspace), site.workspace.trash, item))
+    return _kept(site, moving.restore(site.workspace.library, site.workspace.trash, item))
 
 
 def erase(site: "Site", item: str) -> "TrashItem":
@@ -214,7 +209,7 @@ def merge(site: "Site", request: "MergeRequest") -> Card:
     from hyperbrush.hypernetworks.files.adapters import load
     from hyperbrush.hypernetworks.library.rename import check_name, take_in
 
-    name, library = check_name(request.name), library_of(site.workspace)
+    name, library = check_name(request.name), site.workspace.library
     sources = [(load(library.find(find(library, part.name))), part.weight) for part in request.parts]
     result = merged(sources, how=request.how, name=name)
     with _aside(site.workspace) as folder:
@@ -244,7 +239,7 @@ def preview(workspace: "Workspace", which: str) -> Path:
         UserError: as `find`.
         NotThere: it has none.
     """
-    library = library_of(workspace)
+    library = workspace.library
     entry = library.entry(find(library, which))
     path = pictures.shown(library, entry, pictures.made_here(workspace))
     if path is None:
@@ -260,7 +255,7 @@ def set_preview(site: "Site", which: str, picture: "Image") -> Card:
     """
     from hyperbrush.ldm.data.pictures import opened
 
-    library = library_of(site.workspace)
+    library = site.workspace.library
     with decoding:
         small = opened(picture, "the preview")
         small.thumbnail((1024, 1024))
@@ -275,7 +270,7 @@ def export(site: "Site", which: str, request: "ExportRequest") -> "Job":
     Raises:
         UserError: as `find`, or the queue cannot be written.
     """
-    name = find(library_of(site.workspace), which)
+    name = find(site.workspace.library, which)
     return site.submit("export", {"network": name, **request.model_dump(exclude_defaults=True)})
 
 
@@ -313,7 +308,7 @@ def _id(library: HypernetworkLibrary, path: Path) -> str:
 
 def _kept(site: "Site", path: Path) -> Card:
     site.news("networks")
-    return card(site.workspace, _id(library_of(site.workspace), path))
+    return card(site.workspace, _id(site.workspace.library, path))
 
 
 @contextmanager

@@ -146,7 +146,6 @@ def keep_as(
     """
     from PIL import Image
 
-    from hyperbrush.hypernetworks import HypernetworkLibrary
     from hyperbrush.hypernetworks.generator import GeneratedWeights
     from hyperbrush.hypernetworks.library.notes import Notes
 
@@ -155,7 +154,7 @@ def keep_as(
         weights = GeneratedWeights.load(adapter)
         weights.name = name
         weights.save(workspace.folder("hypernetworks") / f"{name}.safetensors")
-    library = HypernetworkLibrary(workspace.folder("hypernetworks"))
+    library = workspace.library
     if strength != 1:
         library.write_notes(name, Notes(preferred_weight=strength))
     if preview is not None:

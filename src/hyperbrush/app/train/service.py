@@ -178,10 +178,10 @@ def _pictures(workspace: Workspace, path: str) -> Path:
 
 def _network(workspace: Workspace, name: str) -> Path:
     """A hypernetwork to go on from: its name in the library, or a file of the workspace."""
-    from hyperbrush.hypernetworks.library.library import HypernetworkLibrary, UnknownHypernetwork
+    from hyperbrush.hypernetworks.library.library import UnknownHypernetwork
 
     try:
-        return HypernetworkLibrary(workspace.folder("hypernetworks")).find(name)
+        return workspace.library.find(name)
     except UnknownHypernetwork as error:
         path = inside(workspace, name)
         if not path.is_file():

@@ -20,7 +20,7 @@ from hyperbrush.app.requests import SKIP
 from hyperbrush.app.settings import service as choices
 from hyperbrush.app.site import Site
 from hyperbrush.app.train import service as trainings
-from hyperbrush.app.webui import lists as webui_lists
+from hyperbrush.app.webui import lists
 from hyperbrush.app.webui import networks as webui_networks
 from hyperbrush.app.webui.options import MODEL, OPTIONS, checked_options, model_source, taken, title
 from hyperbrush.app.webui.requests import Img2Img, Txt2Img, content_of, draw_request
@@ -42,7 +42,7 @@ def add(app: FastAPI, site: Site) -> None:
     router = APIRouter(
         prefix="/sdapi/v1", tags=["webui"], responses={400: {"description": "`detail` says why"}}
     )
-    _add_lists(router, site)
+    lists.add(router, site)
     _add_options(router, site)
     _add_drawing(router, site)
     _add_networks(router, site)
@@ -55,91 +55,6 @@ def add(app: FastAPI, site: Site) -> None:
         raise NotThere(f"there is no /sdapi/v1/{rest[:100]} here; the routes are listed in /docs")
 
     app.include_router(router)
-
-
-def _add_lists(router: APIRouter, site: Site) -> None:
-    @router.get("/hypernetworks")
-    def hypernetworks() -> list[dict[str, str]]:
-        """Names and files."""
-        from hyperbrush.hypernetworks import HypernetworkLibrary
-
-        library = HypernetworkLibrary(site.workspace.folder("hypernetworks"))
-        return [{"name": name, "path": str(library.find(name))} for name in library.names()]
-
-    @router.get("/samplers")
-    def samplers() -> list[dict[str, Any]]:
-        """Names of the samplers."""
-        return webui_lists.samplers()
-
-    @router.get("/schedulers")
-    def schedulers() -> list[dict[str, Any]]:
-        """Noise schedules that may stand beside a sampler."""
-        return webui_lists.schedules()
-
-    @router.get("/sd-models")
-    def models() -> list[dict[str, Any]]:
-        """Base models."""
-        return webui_lists.checkpoints(site)
-
-    @router.get("/memory")
-    def memory() -> dict[str, Any]:
-        """How much there is, and how much is free."""
-        return webui_lists.memory()
-
-    @router.get("/loras")
-    def loras() -> list[dict[str, Any]]:
-        """LoRA files that prompts can name."""
-        return webui_lists.loras(site)
-
-    router.add_api_route("/lycos", loras, methods=["GET"], name="lycos")  # one kind to newer webuis
-
-    @router.post("/unload-checkpoint")
-    def unload() -> dict[str, Any]:
-        """Free the models' memory."""
-        if any(job.state == "running" for job in site.jobs.open()):
-            raise UserError("a job is running with the model: wait until it is done, or interrupt it")
-        choices.restart(site, site.device)
-        return {}
-
-    @router.post("/reload-checkpoint")
-    def reload() -> dict[str, Any]:
-        """A model is read with the first picture that needs it: nothing needs to be done."""
-        return {}
-
-    @router.get("/extra-networks")
-    def extra_networks(
-        page: str | None = None, name: str | None = None, filename: str | None = None, hash: str | None = None
-    ) -> list[dict[str, Any]]:
-        """Base models, hypernetworks and LoRAs; page: checkpoint, hypernetwork or lora."""
-        wanted = {"type": page, "name": name, "filename": filename, "hash": hash}
-        return [
-            one
-            for one in webui_lists.extra_networks(site)
-            if all(
-                value is None or str(one[key]).casefold() == value.casefold() for key, value in wanted.items()
-            )
-        ]
-
-    for path, value in webui_lists.EMPTY.items():
-        router.add_api_route(f"/{path}", _always(value), methods=["GET"], name=path)
-    for what in ("checkpoints", "vae", "embeddings", "loras"):
-        router.add_api_route(f"/refresh-{what}", _refresh(site), methods=["POST"], name=f"refresh-{what}")
-
-
-def _always(value: Any) -> Any:
-    def empty() -> Any:
-        """What the webui lists here and hyperbrush does not have."""
-        return value
-
-    return empty
-
-
-def _refresh(site: Site) -> Any:
-    def refresh() -> None:
-        """Folders are read again at each question: nothing needs to be done."""
-        site.news("networks")
-
-    return refresh
 
 
 def _add_options(router: APIRouter, site: Site) -> None:

@@ -2,9 +2,13 @@
 
 from typing import Any
 
+from fastapi import APIRouter
+
 from hyperbrush.app.model import service as base_models
+from hyperbrush.app.settings import service as choices
 from hyperbrush.app.site import Site
 from hyperbrush.app.webui.options import title
+from hyperbrush.errors import UserError
 
 # What clients ask for and there is none of.
 EMPTY: dict[str, Any] = {
@@ -20,6 +24,81 @@ EMPTY: dict[str, Any] = {
     "extensions": [],
     "cmd-flags": {},
 }
+
+
+def add(router: APIRouter, site: Site) -> None:
+    """Add the routes."""
+
+    @router.get("/hypernetworks")
+    def hypernetworks() -> list[dict[str, str]]:
+        """Names and files."""
+        library = site.workspace.library
+        return [{"name": name, "path": str(library.find(name))} for name in library.names()]
+
+    router.get("/samplers")(samplers)
+
+    router.get("/schedulers")(schedules)
+
+    @router.get("/sd-models")
+    def models() -> list[dict[str, Any]]:
+        """Base models."""
+        return checkpoints(site)
+
+    router.get("/memory")(memory)
+
+    @router.get("/loras")
+    @router.get("/lycos", name="lycos")  # one kind to newer webuis
+    def lora_files() -> list[dict[str, Any]]:
+        """LoRA files that prompts can name."""
+        return loras(site)
+
+    @router.post("/unload-checkpoint")
+    def unload() -> dict[str, Any]:
+        """Free the models' memory."""
+        if any(job.state == "running" for job in site.jobs.open()):
+            raise UserError("a job is running with the model: wait until it is done, or interrupt it")
+        choices.restart(site, site.device)
+        return {}
+
+    @router.post("/reload-checkpoint")
+    def reload() -> dict[str, Any]:
+        """A model is read with the first picture that needs it: nothing needs to be done."""
+        return {}
+
+    @router.get("/extra-networks")
+    def extra_networks(
+        page: str | None = None, name: str | None = None, filename: str | None = None, hash: str | None = None
+    ) -> list[dict[str, Any]]:
+        """Base models, hypernetworks and LoRAs; page: checkpoint, hypernetwork or lora."""
+        wanted = {"type": page, "name": name, "filename": filename, "hash": hash}
+        return [
+            one
+            for one in _extra_networks(site)
+            if all(
+                value is None or str(one[key]).casefold() == value.casefold() for key, value in wanted.items()
+            )
+        ]
+
+    for path, value in EMPTY.items():
+        router.add_api_route(f"/{path}", _always(value), methods=["GET"], name=path)
+    for what in ("checkpoints", "vae", "embeddings", "loras"):
+        router.add_api_route(f"/refresh-{what}", _refresh(site), methods=["POST"], name=f"refresh-{what}")
+
+
+def _always(value: Any) -> Any:
+    def empty() -> Any:
+        """What the webui lists here and hyperbrush does not have."""
+        return value
+
+    return empty
+
+
+def _refresh(site: Site) -> Any:
+    def refresh() -> None:
+        """Folders are read again at each question: nothing needs to be done."""
+        site.news("networks")
+
+    return refresh
 
 
 def checkpoints(site: Site) -> list[dict[str, Any]]:
@@ -86,11 +165,9 @@ def loras(site: Site) -> list[dict[str, Any]]:
     ]
 
 
-def extra_networks(site: Site) -> list[dict[str, Any]]:
+def _extra_networks(site: Site) -> list[dict[str, Any]]:
     """Checkpoints, hypernetworks and LoRAs in one list, as SD.Next's API has it."""
-    from hyperbrush.hypernetworks import HypernetworkLibrary
-
-    library = HypernetworkLibrary(site.workspace.folder("hypernetworks"))
+    library = site.workspace.library
     found = [
         _entry(one["model_name"], "checkpoint", one["title"], one["filename"], one["hash"])
         for one in checkpoints(site)
