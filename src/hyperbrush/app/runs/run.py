@@ -257,7 +257,7 @@ class Runs:
         if (
             job is not None
             and not job.is_open
-            and (job.ended or job.created) < _changed(path / "config.yaml") - 1
+            and max(job.created, job.ended or 0) < _changed(path / "config.yaml") - 1
         ):
             job = None  # of an earlier run by that name
         held = holds(path)
