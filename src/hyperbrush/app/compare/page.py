@@ -118,7 +118,7 @@ def add(site: Site) -> None:
 
     @ui.page("/compare", response_timeout=PATIENCE)
     async def page(request: Request, job: str = "") -> None:
-        found = _found(site, job)
+        found = site.jobs.find(job, "compare")
         said: dict[str, Any] = dict(found.arguments) if found else _asked(request)
         with frame(site, request, "compare") as t:
             networks, side = await asyncio.to_thread(_known, site)
@@ -275,12 +275,3 @@ def _asked(request: Request) -> dict[str, Any]:
         except ValueError:
             continue
     return said
-
-
-def _found(site: Site, job: str) -> Job | None:
-    """The grid that the address names, if it is one."""
-    try:
-        found = site.jobs.get(job)
-    except UserError:
-        return None
-    return found if found.kind == "compare" else None

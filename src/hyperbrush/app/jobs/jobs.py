@@ -171,6 +171,14 @@ class Jobs:
             raise NotThere(f"there is no job {job!r:.40}; ended ones are removed after {KEPT_DAYS} days")
         return found
 
+    def find(self, job: str, *kinds: str) -> Job | None:
+        """A job of an id and one of the kinds (any by default); None where there is none."""
+        try:
+            found = self.get(job)
+        except NotThere:
+            return None
+        return found if not kinds or found.kind in kinds else None
+
     def all(self, *, kinds: tuple[str, ...] = (), last: int | None = None) -> list[Job]:
         """Jobs, the newest first; only some kinds, only the last so many."""
         found = []

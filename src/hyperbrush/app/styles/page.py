@@ -18,7 +18,6 @@ from hyperbrush.app.styles.page_result import StyleResult
 from hyperbrush.app.ui.frame import PATIENCE, frame, refusals, title_of
 from hyperbrush.app.ui.parts import drop_zone
 from hyperbrush.app.uploads import ACCEPT, MOST_BYTES
-from hyperbrush.errors import UserError
 
 MOST = 16
 PROMPTS = {"emoji": ("cat face", "red heart", "pizza")}
@@ -33,7 +32,7 @@ def add(site: Site) -> None:
         with frame(site, request, "styles") as t:
             listed = await asyncio.to_thread(generators.generators, site.workspace)
             if any(one.fits for one in listed):
-                StylesPage(site, t, [one for one in listed if one.fits], _found(site, job))
+                StylesPage(site, t, [one for one in listed if one.fits], site.jobs.find(job, "style"))
             else:
                 _how_to_get_one(site, t, listed)
 
@@ -158,15 +157,6 @@ def _whole(label: str, value: Any, least: int, most: int) -> ui.number:
 
 def _number(field: ui.number) -> int | None:
     return None if field.value is None else int(field.value)
-
-
-def _found(site: Site, job: str) -> Job | None:
-    """The style that the address names, if it is one."""
-    try:
-        found = site.jobs.get(job)
-    except UserError:
-        return None
-    return found if found.kind == "style" else None
 
 
 def _how_to_get_one(site: Site, t: Messages, listed: list[Generator]) -> None:

@@ -21,7 +21,7 @@ from hyperbrush.app.train.datasets import Datasets
 from hyperbrush.app.train.draft import EMPTY, Draft
 from hyperbrush.app.train.service import cloned
 from hyperbrush.app.ui.frame import PATIENCE, duration, frame, in_thread, on_news, refusals, title_of
-from hyperbrush.errors import NotThere, UserError
+from hyperbrush.errors import UserError
 
 NOTES = 8  # files named for each finding
 
@@ -130,13 +130,13 @@ def _job(site: Site, t: Messages, draft: Draft, kind: str, show: Callable[[Job],
     state: dict[str, Any] = {"job": "", "seen": ""}
 
     def compare() -> None:
-        job = _found(site, str(draft.values[kind]))
+        job = site.jobs.find(str(draft.values[kind]))
         stale.set_visibility(
             job is not None and not job.is_open and dict(job.arguments) != _asked(draft, kind)
         )
 
     def update() -> None:
-        job = _found(site, str(draft.values[kind]))
+        job = site.jobs.find(str(draft.values[kind]))
         now = (job.id, job.state, str(job.progress)) if job is not None else None
         if now == state["seen"]:
             return
@@ -174,13 +174,6 @@ def _job(site: Site, t: Messages, draft: Draft, kind: str, show: Callable[[Job],
 def _stop(site: Site, job: str) -> None:
     with refusals():
         site.ask(job, "stop")
-
-
-def _found(site: Site, job: str) -> Job | None:
-    try:
-        return site.jobs.get(job) if job else None
-    except NotThere:
-        return None
 
 
 def _report(t: Messages, report: Mapping[str, Any]) -> None:
