@@ -326,7 +326,7 @@ def demo(
     with console.stop_on_signal() as should_stop, console.training_bar("ink") as told:
         try:
             if hyper:
-                from hyperbrush.commands.hyper_demo import run_hyper_demo
+                from hyperbrush.commands.demo import run_hyper_demo
 
                 made = run_hyper_demo(
                     out,
