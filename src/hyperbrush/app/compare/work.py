@@ -23,7 +23,7 @@ def compare(context: JobContext) -> dict[str, Any]:
     seed = random.randrange(2**31) if request.seed is None else request.seed
     begin, waited = time.perf_counter(), 0.0
 
-    def told(done: float, of: int) -> None:
+    def report(done: float, of: int) -> None:
         gone = time.perf_counter() - begin - waited
         left = gone / done * (of - done) if done else None
         context.tell(now=done == of, stage="drawing", step=int(done), steps=of, done=done, left=left)
@@ -41,7 +41,7 @@ def compare(context: JobContext) -> dict[str, Any]:
         [*axes, None, None][:3],
         lambda: model,
         context.workspace.library,
-        on_progress=told,
+        on_progress=report,
         between=between,
     )
     grid.save(context.folder / "grid.png")

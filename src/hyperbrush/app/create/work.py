@@ -117,17 +117,17 @@ def draw(context: JobContext) -> dict[str, Any]:
     uploads = Uploads(context.workspace.state / "uploads")
     image = opened_picture(uploads.open(request.image), "the start picture") if request.image else None
     mask = uploads.open(request.mask) if request.mask else None
-    told = Progress(context, request)
-    told.model = model = opened(context, request.model)
+    progress = Progress(context, request)
+    progress.model = model = opened(context, request.model)
     height, width = size_of(request, model.model.image_size, model.model.size_unit, image)
     settings = request.settings((height, width), image=image, mask=mask)
     library = context.workspace.library
-    told.tell()
+    progress.tell()
     together = max(1, min(MOST_TOGETHER, TOGETHER_PIXELS // (height * width)))
-    while (done := told.next) < request.count:
+    while (done := progress.next) < request.count:
         some = min(together, request.count - done)
         try:
-            first = told.seed + done
+            first = progress.seed + done
             pictures = draw_pictures(
                 [request.prompt] * some,
                 range(first, first + some),
@@ -135,21 +135,21 @@ def draw(context: JobContext) -> dict[str, Any]:
                 lambda: model,
                 library,
                 missing=request.missing,
-                on_step=told,
+                on_step=progress,
             )
         except Skipped:
-            told.left_out += some
-            told.tell()
+            progress.left_out += some
+            progress.tell()
             continue
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"{width}x{height} pixels do not fit into the memory of {context.worker.device}: take a smaller size, or the "
                 "precision fp16 in Settings"
             ) from error
-        told.pictures += [keep(context, picture) for picture in pictures]
-        told.tell()
+        progress.pictures += [keep(context, picture) for picture in pictures]
+        progress.tell()
         context.got_further()
-    return {"pictures": told.pictures, "seed": told.seed}
+    return {"pictures": progress.pictures, "seed": progress.seed}
 
 
 def size_of(request: DrawRequest, own: int, unit: int, image: "Image | None") -> tuple[int, int]:

@@ -58,7 +58,7 @@ def doctor(context: "JobContext") -> dict[str, Any]:
     library = context.workspace.library
     model = opened(context)
 
-    def told(text: str) -> None:
+    def report(text: str) -> None:
         context.tell(now=True, stage=text)
         context.raise_if_requested()
 
@@ -68,7 +68,7 @@ def doctor(context: "JobContext") -> dict[str, Any]:
         name=model.name,
         steps=10,
         pairs=3,
-        on_progress=told,
+        on_progress=report,
     )
     found.save(context.folder / "doctor.md")
     rows = {"": found.environment, **found.files}

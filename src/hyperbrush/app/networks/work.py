@@ -37,7 +37,7 @@ def export(context: JobContext) -> dict[str, Any]:
         if model.model.dtype != torch.float32:  # what is folded into a LoRA is measured in full precision
             model = opened(context, precision="fp32")
 
-    def told(site: str, done: int, of: int) -> None:
+    def report_progress(site: str, done: int, of: int) -> None:
         context.tell(now=done == of, stage=site, step=done, steps=of)
         context.raise_if_requested()
 
@@ -51,12 +51,12 @@ def export(context: JobContext) -> dict[str, Any]:
         dtype=dtype,
         prompts=request.prompts or None,
         strength=request.strength,
-        on_progress=told,
+        on_progress=report_progress,
         **given,
     )
     report = written.report
-    said = {} if report is None else {"report": str(report), "lost": report.lost}
-    return {"file": _packed(target).name, **said}
+    result = {} if report is None else {"report": str(report), "lost": report.lost}
+    return {"file": _packed(target).name, **result}
 
 
 def _target(folder: Path, stem: str, to: str) -> Path:

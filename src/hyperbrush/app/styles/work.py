@@ -55,21 +55,21 @@ def _again(context: JobContext, request: StyleRequest) -> dict[str, Any]:
     """The adapter of an earlier style, and its pictures without it where they would be the same."""
     before = context.jobs.get(request.adapter)
     source = adapter_file(context.jobs, before.id)
-    told = before.result or before.progress
-    if "seconds" not in told:
+    result = before.result or before.progress
+    if "seconds" not in result:
         raise UserError(f"style {before.id} was stopped before its adapter was whole: generate it again")
     (context.folder / ADAPTER).parent.mkdir(exist_ok=True)
     with atomic_path(context.folder / ADAPTER) as path:
         shutil.copyfile(source, path)
     same = ("prompts", "seed", "steps")
     if all(before.arguments.get(key) == context.arguments.get(key) for key in same):
-        for name in told.get("pictures", {}).get(SIDES[0], []):
+        for name in result.get("pictures", {}).get(SIDES[0], []):
             shutil.copyfile(context.jobs.folder / before.id / name, context.folder / name)
-    return {key: told[key] for key in ("seconds", "size", "rank", "model")}
+    return {key: result[key] for key in ("seconds", "size", "rank", "model")}
 
 
 def _draw(context: JobContext, request: StyleRequest, done: dict[str, Any]) -> None:
-    """The prompts without and with the adapter, each from the same seed; told as they come."""
+    """The prompts without and with the adapter, each from the same seed; reported as they come."""
     from hyperbrush.generation import generate
 
     model = opened(context, done["model"])

@@ -63,11 +63,11 @@ def preflight(context: JobContext) -> dict[str, Any]:
 
     config = _config(context)
 
-    def told(done: int, of: int) -> None:
+    def report(done: int, of: int) -> None:
         context.tell(now=done == of, stage="looking at pictures", step=done, steps=of)
         context.raise_if_requested()
 
-    return look_over(config, opened(context, config.model).model, told).as_dict()
+    return look_over(config, opened(context, config.model).model, report).as_dict()
 
 
 def _carried_out(context: JobContext, run: Path, config: Any, do: Callable[..., Any]) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def _carried_out(context: JobContext, run: Path, config: Any, do: Callable[..., 
     _begin_log(context, last, finish)
     if not finish:
         try:
-            return _left(context, do(config, run, resume=last is not None, **_told(context)))
+            return _left(context, do(config, run, resume=last is not None, **_callbacks(context)))
         except (Interrupted, StopRequested) as stopped:
             how = stopped.how if isinstance(stopped, StopRequested) else context.requested()
             last = _last(run)
@@ -157,7 +157,7 @@ def _stages(context: JobContext) -> Callable[[str, int, int], None]:
     return prepared
 
 
-def _told(context: JobContext) -> dict[str, Any]:
+def _callbacks(context: JobContext) -> dict[str, Any]:
     """What a training tells and asks."""
     run, stages = str(context.arguments["run"]), _stages(context)
 
