@@ -133,11 +133,12 @@ def by_upload(path: Path) -> Image.Image:
 
 def by_preview(path: Path, monkeypatch: pytest.MonkeyPatch) -> Image.Image:
     kept: list[Image.Image] = []
-    shelf = types.SimpleNamespace(set_preview=lambda name, image: kept.append(image))
-    monkeypatch.setattr(networks, "shelf", lambda workspace: shelf)
+    library = types.SimpleNamespace(set_preview=lambda name, image: kept.append(image))
     monkeypatch.setattr(networks, "find", lambda library, which: which)
     monkeypatch.setattr(networks, "card", lambda workspace, which: None)
-    site: Any = types.SimpleNamespace(workspace=None, news=lambda topic: None)
+    site: Any = types.SimpleNamespace(
+        workspace=types.SimpleNamespace(library=library), news=lambda topic: None
+    )
     networks.set_preview(site, "net", open_picture(path.read_bytes(), path.name))
     assert kept[0].mode == "RGB"
     return kept[0]
