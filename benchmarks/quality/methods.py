@@ -20,7 +20,7 @@ Settings = Mapping[str, Any]
 class Adapter(nn.Module):
     """What a method trains: its parameters that require a gradient, already at work on the model."""
 
-    def told(self, captions: Sequence[str]) -> dict[str, Tensor] | None:
+    def text_states(self, captions: Sequence[str]) -> dict[str, Tensor] | None:
         """Text states of captions where the method has its own; None: the model's."""
         return None
 
@@ -82,7 +82,7 @@ class TextualInversion(Adapter):
         self.first = len(table)  # the new words' ids
         inner.embeddings.token_embedding = _Extended(inner.embeddings.token_embedding, self.vectors)
 
-    def told(self, captions: Sequence[str]) -> dict[str, Tensor]:
+    def text_states(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """States of the captions with the new words at their end."""
         end, new = self.tokenizer.eos_token_id, range(self.first, self.first + len(self.vectors))
         rows = []

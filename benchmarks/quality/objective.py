@@ -59,9 +59,9 @@ class StyleObjective(Objective):
         captions = [t if k else "" for t, k in zip(batch["captions"], keep, strict=True)]
         return batch | drawn | {"captions": captions}
 
-    def told(self, captions: Sequence[str]) -> dict[str, Tensor]:
+    def text_states(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """What the UNet is told: the cached states, or the adapter's own."""
-        own = self.adapter.told(captions)
+        own = self.adapter.text_states(captions)
         if own is not None:
             return own
         return {"embeddings": torch.stack([self.data.texts[t]["embeddings"] for t in captions])}
@@ -69,7 +69,9 @@ class StyleObjective(Objective):
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """The mean weighted loss."""
         found = self._model[0].losses(
-            {**batch, **self.told(batch["captions"])}, weighting=self.config.weighting, loss=self.config.loss
+            {**batch, **self.text_states(batch["captions"])},
+            weighting=self.config.weighting,
+            loss=self.config.loss,
         )
         return {"loss": found.mean()}
 
@@ -84,7 +86,7 @@ class StyleObjective(Objective):
     def validation_loss(self, pictures: Any) -> float:
         """Mean loss over some pictures' fixed grid of timesteps and noises."""
         with torch.no_grad():
-            return float(validation_losses(self._model[0], pictures, told=self.told).mean())
+            return float(validation_losses(self._model[0], pictures, text_states=self.text_states).mean())
 
     def save(self, folder: Path) -> Path:
         """The run's result is a line of figures: no weights are kept."""

@@ -197,8 +197,8 @@ class Study:
     @torch.no_grad()
     def _pictures(self, model: LatentDiffusion, objective: StyleObjective, names: list[str]) -> Tensor:
         made: Tensor = model.sample(
-            embeddings=objective.told(names)["embeddings"],
-            negative_embeddings=objective.told([""] * len(names))["embeddings"],
+            embeddings=objective.text_states(names)["embeddings"],
+            negative_embeddings=objective.text_states([""] * len(names))["embeddings"],
             seeds=list(range(len(names))),
             steps=self.plan.sampling_steps,
             guidance_scale=self.plan.guidance,

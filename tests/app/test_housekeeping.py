@@ -47,7 +47,7 @@ from hyperbrush.app.uploads import MOST_DECODED, Uploads, open_picture
 from hyperbrush.app.workspace import Workspace
 from hyperbrush.errors import UserError
 from hyperbrush.files import read_json, write_json
-from hyperbrush.training.loop.lock import run_lock
+from hyperbrush.training.loop.run_folder import run_lock
 
 API = "/api/v1"
 LONG_AGO = time.time() - 40 * 86400

@@ -19,9 +19,8 @@ from hyperbrush.training.attention.run import HypernetworkRun
 from hyperbrush.training.generator.run import GeneratorRun
 from hyperbrush.training.loop import checkpoint as checkpoints
 from hyperbrush.training.loop.going_on import resumed
-from hyperbrush.training.loop.lock import run_lock
 from hyperbrush.training.loop.metrics import read
-from hyperbrush.training.loop.run_folder import opened_run
+from hyperbrush.training.loop.run_folder import opened_run, run_lock
 
 
 def tree(folder: Path) -> dict[str, bytes]:

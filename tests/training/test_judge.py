@@ -80,7 +80,7 @@ def test_validation_verdicts() -> None:
     ]
     assert [event for event, _ in said[4]] == ["early_stop"]
     again = Judge(overfitting_after=2, patience=4).restored(judge.state())
-    assert not again.impatient, "the settings are those of now"
+    assert not again.patience_exceeded, "the settings are those of now"
     assert again.without_better == 3
 
 

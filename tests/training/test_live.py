@@ -10,8 +10,7 @@ from toys import Regression, train
 
 from hyperbrush.files import read_json
 from hyperbrush.training.loop import live
-from hyperbrush.training.loop.live import Live
-from hyperbrush.training.loop.progress import Progress
+from hyperbrush.training.loop.progress import Live, Progress
 
 
 def told(step: int, *, steps: int = 100, loss: float = 1.0, seconds: float = 0.0, **more: Any) -> Progress:

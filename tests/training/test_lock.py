@@ -10,12 +10,11 @@ import forked
 import pytest
 
 from hyperbrush.errors import UserError
-from hyperbrush.training.loop.lock import HOLDER, run_lock
-from hyperbrush.training.loop.run_folder import begin_anew
+from hyperbrush.training.loop.run_folder import HOLDER, begin_anew, run_lock
 
 HOLD = """
 import sys, time
-from hyperbrush.training.loop.lock import run_lock
+from hyperbrush.training.loop.run_folder import run_lock
 with run_lock(sys.argv[1]):
     print("held", flush=True)
     time.sleep(600)

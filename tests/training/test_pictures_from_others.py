@@ -16,7 +16,7 @@ from hyperbrush.errors import UserError
 from hyperbrush.ldm.data import Selection
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.training import HypernetworkConfig
-from hyperbrush.training.attention.run import HypernetworkRun, configured, look_over, train_run
+from hyperbrush.training.attention.run import HypernetworkRun, configured, run_preflight, train_run
 from hyperbrush.training.attention.trainer import pictures_of
 from hyperbrush.training.data.pictures import FolderConfig, named_repeats
 from hyperbrush.training.loop.going_on import resumed
@@ -100,7 +100,7 @@ def test_repeats_are_told_kept_and_resumed(tmp_path: Path, tiny: LatentDiffusion
     assert torch.equal(run("two", 4, resume=True), whole)
     written = yaml.safe_load((tmp_path / "two/config.yaml").read_text())
     assert written["data"][0]["repeats"] is None
-    report = look_over(HypernetworkRun.of(name="t", data=str(root)), tiny).text()
+    report = run_preflight(HypernetworkRun.of(name="t", data=str(root)), tiny).text()
     assert "note: 1 folders have repeats in their names" in report
     assert "3_a: each picture counts 3 times" in report
 
@@ -144,7 +144,7 @@ def test_masks_in_some_of_several_folders(source: str, tmp_path: Path, tiny: Lat
     assert all(held.example(i, 0)["mask"].min() == 1 for i in range(3))
     assert not [p for part in train.parts for p in part.data.problems]
     config = HypernetworkRun.of(name="t", data=[str(masked), str(bare)], training=SHORT | settings)
-    report = look_over(config, tiny)
+    report = run_preflight(config, tiny)
     assert len(report.of("unmasked").notes) == 3  # type: ignore[union-attr]
     assert report.of("bad_masks") is None
     train_run(config.model_copy(update={"hypernetworks": str(tmp_path / "l")}), tmp_path / "run", model=tiny)

@@ -275,11 +275,11 @@ def test_interrupted_and_resumed_it_ends_the_same(
     assert work(whole)
 
     @contextlib.contextmanager
-    def impatient(_: str) -> Iterator[Callable[[Progress], None]]:
+    def patience_exceeded(_: str) -> Iterator[Callable[[Progress], None]]:
         yield lambda told: signal.raise_signal(signal.SIGINT) if told.step == 1 else None
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
-        patch.setattr(console, "training_bar", impatient)
+        patch.setattr(console, "training_bar", patience_exceeded)
         main(["sweep", str(path), "--run", str(parts)])
     assert stop.value.code == 130
     assert f"stopped; go on with: hyperbrush sweep --resume {parts}" in capsys.readouterr().err

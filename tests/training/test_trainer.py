@@ -21,13 +21,14 @@ from hyperbrush.ldm.modules.losses import FirstStageLoss
 from hyperbrush.ldm.util import load_config
 from hyperbrush.training import Interrupted, Progress, Trainer, TrainerConfig
 from hyperbrush.training.generator.run import configured_generator
-from hyperbrush.training.ldm.config import read_config, save_config
+from hyperbrush.training.ldm.config import read_config
 from hyperbrush.training.ldm.first_stage import FirstStageObjective
 from hyperbrush.training.ldm.objectives import DenoisingObjective
 from hyperbrush.training.ldm.run import build
 from hyperbrush.training.loop import checkpoint as checkpoints
 from hyperbrush.training.loop.metrics import Metrics, read
 from hyperbrush.training.loop.objectives import Objective, trained_tensors
+from hyperbrush.training.loop.settings import write_settings
 
 SETTINGS: dict[str, Any] = {
     "steps": 6,
@@ -342,7 +343,7 @@ def test_from_config_files(pictures: Path, tmp_path: Path) -> None:
     assert len(objective.data) == 24
     assert objective.data.example(0, 0)["caption"].endswith(", flat style")
     model = Trainer(objective, config.training, tmp_path / "b").train()
-    save_config(config, tmp_path / "b")
+    write_settings(config, tmp_path / "b")
     assert read_config(tmp_path / "b/config.yaml") == config
     opened = LatentDiffusion.from_pretrained(model)
     assert {"red", "flat", "style"} <= opened.known_words

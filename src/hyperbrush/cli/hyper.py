@@ -1,11 +1,24 @@
 """`hyperbrush hyper train` and `hyper generate`: hypernetworks that generate weights."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from hyperbrush.cli.options import Model
+from hyperbrush.cli.training import (
+    At,
+    BaseModel,
+    LearningRate,
+    Prompts,
+    Resume,
+    Run,
+    Seed,
+    Settings,
+    check_at,
+    loop_values,
+    watch,
+)
 from hyperbrush.errors import UserError
 
 hyper = typer.Typer(
@@ -21,9 +34,7 @@ def complete_format(incomplete: str) -> list[str]:
 
 @hyper.command("train")
 def hyper_train(
-    config: Annotated[
-        Path | None, typer.Argument(help="YAML file of settings; flags win over it. Or flags alone.")
-    ] = None,
+    config: Settings = None,
     data: Annotated[
         Path | None, typer.Option(help="Folder with one folder of captioned pictures for each style.")
     ] = None,
@@ -31,93 +42,49 @@ def hyper_train(
     validation: Annotated[
         Path | None, typer.Option(help="Folder of held-out styles; else a tenth of the data's.")
     ] = None,
-    model: Annotated[
-        str, typer.Option(help="emoji (embedded, the default), a diffusers folder, a checkpoint or a hub id.")
-    ] = "",
+    model: BaseModel = "",
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option("--learning-rate", "--lr", help="Peak; by steps: -s schedule='5e-5:100, 5e-6:1000'."),
-    ] = None,
+    learning_rate: LearningRate = None,
     batch_size: Annotated[int | None, typer.Option(help="Target pictures per step.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Everything random follows from it.")] = None,
-    prompt: Annotated[list[str] | None, typer.Option(help="Of the previews; repeat for several.")] = None,
+    seed: Seed = None,
+    prompt: Prompts = None,
     setting: Annotated[
         list[str] | None,
         typer.Option("--set", "-s", help="Any other setting, as KEY=VALUE: -s rank=8 -s trunk=mlp."),
     ] = None,
-    run: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME by default.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="Run folder to go on with.")] = None,
-    at: Annotated[int | None, typer.Option(help="Step to resume at; the newest by default.")] = None,
+    run: Run = None,
+    resume: Resume = None,
+    at: At = None,
 ) -> None:
     """Train a generator on many styles: look at some pictures of one, draw others in it."""
-    from hyperbrush.cli import console
     from hyperbrush.training.generator.run import GeneratorRun, configured_generator, train_generator
     from hyperbrush.training.loop.going_on import resumed
-    from hyperbrush.training.loop.processes import is_main
-    from hyperbrush.training.loop.trainer import Interrupted
 
-    given = {
-        "max_steps": steps,
-        "learning_rate": learning_rate,
-        "batch_size": batch_size,
-        "seed": seed,
-        "prompts": prompt or None,
+    check_at(at, resume)
+    given: dict[str, Any] = {
+        "settings": setting or (),
+        "training": loop_values(steps, learning_rate, batch_size, seed, prompt),
+        "name": name,
+        "data": str(data) if data else "",
+        "validation": str(validation) if validation else "",
+        "model": model,
     }
     changed = False
     if resume is not None:
-        folder = resume
-        settings, changed = resumed(
-            GeneratorRun,
-            resume,
-            at=at,
-            refused={str(config): config, "--run": run},
-            settings=setting or (),
-            training=given,
-            name=name,
-            model=model,
-            data=str(data) if data else "",
-            validation=str(validation) if validation else "",
-        )
+        refused = {str(config): config, "--run": run}
+        settings, changed = resumed(GeneratorRun, resume, at=at, refused=refused, **given)
+    elif config is None and not (data and name):
+        raise UserError("give --data FOLDER and --name NAME, a file of settings, or --resume RUN")
     else:
-        if at is not None:
-            raise UserError(
-                f"--at {at} is the step that --resume RUN goes on from; give the run, or leave it out"
-            )
-        if config is None and not (data and name):
-            raise UserError("give --data FOLDER and --name NAME, a file of settings, or --resume RUN")
-        settings = configured_generator(
-            config,
-            settings=setting or (),
-            name=name,
-            data=str(data) if data else "",
-            validation=str(validation) if validation else "",
-            model=model,
-            training=given,
-        )
-        folder = run or Path("runs") / settings.name
-    with (
-        console.stop_on_signal() as should_stop,
-        console.preparing_bar() as prepared,
-        console.training_bar(settings.name) as told,
-    ):
-        try:
-            result = train_generator(
-                settings,
-                folder,
-                resume=resume is not None,
-                at=at,
-                changed=changed,
-                on_prepare=prepared,
-                on_progress=told,
-                should_stop=should_stop,
-            )
-        except Interrupted as stopped:
-            if is_main():
-                console.stopped(stopped, "hyperbrush hyper train")
-            raise typer.Exit(130) from None
-    if is_main():
-        console.done(result.summary())
+        settings = configured_generator(config, **given)
+    folder = resume or run or Path("runs") / settings.name
+
+    def trained(**listeners: Any) -> str:
+        return train_generator(
+            settings, folder, resume=resume is not None, at=at, changed=changed, **listeners
+        ).summary()
+
+    watch("hyperbrush hyper train", settings.name, trained)
 
 
 @hyper.command("generate", context_settings={"allow_extra_args": True, "ignore_unknown_options": False})

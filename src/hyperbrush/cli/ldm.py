@@ -1,15 +1,24 @@
 """`hyperbrush ldm train` and `ldm sample`: latent diffusion models."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from hyperbrush.cli.options import Device, Guidance, Model, Precision, Sampler, Seed, Steps
+from hyperbrush.cli.training import (
+    At,
+    BatchSize,
+    DryRun,
+    LearningRate,
+    Processes,
+    check_at,
+    launch_processes,
+    show_report,
+    watch,
+)
+from hyperbrush.cli.training import Seed as TrainingSeed
 from hyperbrush.errors import UserError
-
-if TYPE_CHECKING:
-    from hyperbrush.training.ldm.config import Run
 
 ldm = typer.Typer(no_args_is_help=True, help="Latent diffusion models: train one, sample from one.")
 
@@ -20,12 +29,9 @@ def ldm_train(
         Path | None, typer.Argument(help="YAML file; flags win over it. recipes/emoji has two.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option("--learning-rate", "--lr", help="Peak; by steps: -s schedule='5e-5:100, 5e-6:1000'."),
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Pictures per step.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Everything random follows from it.")] = None,
+    learning_rate: LearningRate = None,
+    batch_size: BatchSize = None,
+    seed: TrainingSeed = None,
     prompt: Annotated[
         list[str] | None, typer.Option(help="Of a diffusion model's previews; repeat for several.")
     ] = None,
@@ -39,31 +45,19 @@ def ldm_train(
     resume: Annotated[
         Path | None, typer.Option(help="Run folder to go on with; --steps, --lr, --prompt may change.")
     ] = None,
-    at: Annotated[
-        int | None, typer.Option(help="Step to resume at; the newest checkpoint by default.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show pictures, steps, memory and time; train nothing.")
-    ] = False,
-    processes: Annotated[int, typer.Option(help="Train with so many processes on this machine.")] = 1,
+    at: At = None,
+    dry_run: DryRun = False,
+    processes: Processes = 1,
 ) -> None:
     """Train a first stage or a diffusion model from a config."""
-    from hyperbrush.training.ldm.training import settings_of, settings_to_go_on
+    from hyperbrush.training.ldm.training import settings_of, settings_to_go_on, train_ldm
 
     if (config is None) == (resume is None):
         raise UserError("give a config file, or --resume RUN")
-    if processes < 1:
-        raise UserError(f"--processes {processes}; expected 1 or more")
-    if resume is None and at is not None:
-        raise UserError(
-            f"--at {at} is the step that --resume RUN goes on from; give the run, or leave it out"
-        )
     if resume is not None and run is not None:
         raise UserError("--resume names the run's folder; leave --run out")
-    if processes > 1 and not dry_run:
-        from hyperbrush.training.loop.launch import launch
-
-        raise typer.Exit(launch(processes))
+    check_at(at, resume)
+    launch_processes(processes, trying=dry_run)
     numbers = {"steps": steps, "batch_size": batch_size, "seed": seed}
     training = numbers | ({} if learning_rate is None else {"optimizer": {"learning_rate": learning_rate}})
     given: dict[str, Any] = {"settings": setting or (), "training": training, "prompts": prompt}
@@ -76,44 +70,27 @@ def ldm_train(
         settings = settings_of(config, **given)
     if dry_run:
         from hyperbrush.cli import console
-        from hyperbrush.training.ldm.plan import plan_ldm
+        from hyperbrush.training.before.plan import plan_ldm
         from hyperbrush.training.loop.run_folder import step_to_go_on_from
 
         done = step_to_go_on_from(folder, at) if resume is not None else 0
         console.done(plan_ldm(settings, done=done).text())
         return
-    _train(settings, folder, resume=resume is not None, at=at, changed=changed)
 
-
-def _train(config: "Run", run: Path, *, resume: bool, at: int | None, changed: bool) -> None:
-    from hyperbrush.cli import console
-    from hyperbrush.training.ldm.training import train_ldm
-    from hyperbrush.training.loop.processes import is_main
-    from hyperbrush.training.loop.trainer import Interrupted
-
-    with (
-        console.stop_on_signal() as should_stop,
-        console.preparing_bar() as prepared,
-        console.training_bar(config.kind) as told,
-    ):
-        try:
-            saved = train_ldm(
-                config,
-                run,
-                resume=resume,
+    def trained(**listeners: Any) -> str:
+        return str(
+            train_ldm(
+                settings,
+                folder,
+                resume=resume is not None,
                 at=at,
                 changed=changed,
-                on_report=lambda report: console.note(report.text(limit=4)) if report.findings else None,
-                on_prepare=prepared,
-                on_progress=told,
-                should_stop=should_stop,
+                on_report=show_report,
+                **listeners,
             )
-        except Interrupted as stopped:
-            if is_main():
-                console.stopped(stopped, "hyperbrush ldm train")
-            raise typer.Exit(130) from None
-    if is_main():
-        console.done(f"{saved}")
+        )
+
+    watch("hyperbrush ldm train", settings.kind, trained)
 
 
 @ldm.command("sample")

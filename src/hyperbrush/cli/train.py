@@ -3,11 +3,29 @@
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hyperbrush.cli.options import DEFAULT_NETWORKS, Model, Networks
+from hyperbrush.cli.training import (
+    At,
+    BaseModel,
+    BatchSize,
+    DryRun,
+    LearningRate,
+    Processes,
+    Prompts,
+    Resume,
+    Run,
+    Seed,
+    Settings,
+    check_at,
+    launch_processes,
+    loop_values,
+    show_report,
+    watch,
+)
 from hyperbrush.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,7 +33,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-# As `training.hypernetwork_config.PRESETS` has them: completion must not wait for torch.
+# As `training.attention.config.PRESETS` has them: completion must not wait for torch.
 PRESETS = ("quick", "balanced", "quality", "style", "subject")
 
 
@@ -27,9 +45,7 @@ def complete_preset(incomplete: str) -> list[str]:
 
 @app.command()
 def train(
-    config: Annotated[
-        Path | None, typer.Argument(help="YAML file of settings; flags win over it. Or flags alone.")
-    ] = None,
+    config: Settings = None,
     data: Annotated[
         list[Path] | None, typer.Option(help="Folder of pictures with captions; repeat for several.")
     ] = None,
@@ -41,9 +57,7 @@ def train(
             autocompletion=complete_preset,
         ),
     ] = "",
-    model: Annotated[
-        str, typer.Option(help="emoji (embedded, the default), a diffusers folder, a checkpoint or a hub id.")
-    ] = "",
+    model: BaseModel = "",
     validation: Annotated[
         list[Path] | None, typer.Option(help="Folder of held-out pictures; else a tenth of the data.")
     ] = None,
@@ -56,13 +70,10 @@ def train(
         ),
     ] = "",
     steps: Annotated[int | None, typer.Option(help="Optimizer steps; 20 epochs by default.")] = None,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option("--learning-rate", "--lr", help="Peak; by steps: -s schedule='5e-5:100, 5e-6:1000'."),
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Pictures per step.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Everything random follows from it.")] = None,
-    prompt: Annotated[list[str] | None, typer.Option(help="Of the previews; repeat for several.")] = None,
+    learning_rate: LearningRate = None,
+    batch_size: BatchSize = None,
+    seed: Seed = None,
+    prompt: Prompts = None,
     setting: Annotated[
         list[str] | None,
         typer.Option(
@@ -72,22 +83,15 @@ def train(
     hypernetworks: Annotated[
         Path | None, typer.Option(help="Folder the file goes to; models/hypernetworks by default.")
     ] = None,
-    run: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME by default.")] = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option(help="Run folder to go on with; --steps, --lr, --prompt, moved --data may change."),
-    ] = None,
-    at: Annotated[
-        int | None, typer.Option(help="Step to resume at; the newest checkpoint by default.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show pictures, steps, memory and time; train nothing.")
-    ] = False,
+    run: Run = None,
+    resume: Resume = None,
+    at: At = None,
+    dry_run: DryRun = False,
     find_lr: Annotated[bool, typer.Option("--find-lr", hidden=True)] = False,
     find_batch_size: Annotated[
         bool, typer.Option("--find-batch-size", help="The most pictures at once that fit; train nothing.")
     ] = False,
-    processes: Annotated[int, typer.Option(help="Train with so many processes on this machine.")] = 1,
+    processes: Processes = 1,
     server: Annotated[
         str,
         typer.Option(
@@ -97,156 +101,88 @@ def train(
     token: Annotated[str, typer.Option(envvar="HYPERBRUSH_TOKEN", help="Of that server.")] = "",
 ) -> None:
     """Train a hypernetwork on a folder of pictures."""
-    from hyperbrush.training.attention.run import HypernetworkRun, configured
+    from hyperbrush.training.attention.run import HypernetworkRun, configured, train_run
+    from hyperbrush.training.loop.going_on import resumed
 
     if find_lr:
         raise UserError(
             "--find-lr is no more, since its rates did worse than the default: leave the rate to the default or to "
             "-s optimizer=prodigy, or compare some by `hyperbrush sweep` (docs/sweeps.md)"
         )
-    if processes < 1:
-        raise UserError(f"--processes {processes}; expected 1 or more")
-    if at is not None and resume is None:
-        raise UserError(
-            f"--at {at} is the step that --resume RUN goes on from; give the run, or leave it out"
-        )
-    if server:
-        here = {
-            "--resume": resume,
-            "--at": at,
-            "--run": run,
-            "--hypernetworks": hypernetworks,
-            "--find-batch-size": find_batch_size,
-            "--processes": processes > 1,
-        }
-        if used := [flag for flag, value in here.items() if value]:
-            raise UserError(
-                f"{', '.join(used)} cannot be used with --server: leave it out, or see the run's page"
-            )
-    trying = dry_run or find_batch_size
-    if processes > 1 and not trying:
-        from hyperbrush.training.loop.launch import launch
-
-        raise typer.Exit(launch(processes))
-    given = {
-        "max_steps": steps,
-        "learning_rate": learning_rate,
-        "batch_size": batch_size,
-        "seed": seed,
-        "prompts": prompt or None,
+    check_at(at, resume)
+    here = {
+        "--resume": resume,
+        "--at": at,
+        "--run": run,
+        "--hypernetworks": hypernetworks,
+        "--find-batch-size": find_batch_size,
+        "--processes": processes > 1,
     }
-    if resume is not None:
-        from hyperbrush.training.loop.going_on import resumed
-
-        settings, changed = resumed(
-            HypernetworkRun,
-            resume,
-            at=at,
-            refused={
-                str(config): config,
-                "--preset": preset,
-                "--run": run,
-                "--find-batch-size": find_batch_size,
-            },
-            settings=setting or (),
-            training=given,
-            name=name,
-            model=model,
-            start_from=start_from,
-            data=[str(folder) for folder in data or ()],
-            validation=[str(folder) for folder in validation or ()],
-            hypernetworks=str(hypernetworks) if hypernetworks else "",
+    if server and (used := [flag for flag, value in here.items() if value]):
+        raise UserError(
+            f"{', '.join(used)} cannot be used with --server: leave it out, or see the run's page"
         )
-        if dry_run:
-            _try_out(settings, resume, dry_run=True, at=at, resume=True)
-        else:
-            _train(settings, resume, resume=True, at=at, changed=changed)
-        return
-    if config is None and not (data and name):
+    launch_processes(processes, trying=dry_run or find_batch_size)
+    given: dict[str, Any] = {
+        "settings": setting or (),
+        "training": loop_values(steps, learning_rate, batch_size, seed, prompt),
+        "name": name,
+        "data": [str(folder) for folder in data or ()],
+        "validation": [str(folder) for folder in validation or ()],
+        "model": model,
+        "start_from": start_from,
+        "hypernetworks": str(hypernetworks) if hypernetworks else "",
+    }
+    changed = False
+    if resume is not None:
+        refused = {
+            str(config): config,
+            "--preset": preset,
+            "--run": run,
+            "--find-batch-size": find_batch_size,
+        }
+        settings, changed = resumed(HypernetworkRun, resume, at=at, refused=refused, **given)
+    elif config is None and not (data and name):
         raise UserError("give --data FOLDER and --name NAME, a file of settings, or --resume RUN")
-    settings = configured(
-        config,
-        presets=preset,
-        settings=setting or (),
-        name=name,
-        data=[str(folder) for folder in data or ()],
-        validation=[str(folder) for folder in validation or ()],
-        model=model,
-        start_from=start_from,
-        hypernetworks=str(hypernetworks) if hypernetworks else "",
-        training=given,
-    )
+    else:
+        settings = configured(config, presets=preset, **given)
+    folder = resume or run or Path("runs") / settings.name
     if server:
         from hyperbrush.cli import remote
 
         sent = settings.model_dump(mode="json", exclude_unset=True, exclude={"hypernetworks"})
         remote.train(settings, sent, remote.Server(server, token), dry_run=dry_run)
-        return
-    folder = run or Path("runs") / settings.name
-    if trying:
-        _try_out(settings, folder, dry_run=dry_run, batch=find_batch_size)
-        return
-    _train(settings, folder)
+    elif dry_run or find_batch_size:
+        _try_out(settings, folder, dry_run, find_batch_size, at, resume=resume is not None)
+    else:
 
-
-def _train(
-    config: "HypernetworkRun",
-    run: Path,
-    *,
-    resume: bool = False,
-    at: int | None = None,
-    changed: bool = False,
-) -> None:
-    from hyperbrush.cli import console
-    from hyperbrush.training.attention.run import train_run
-    from hyperbrush.training.loop.processes import is_main
-    from hyperbrush.training.loop.trainer import Interrupted
-
-    with (
-        console.stop_on_signal() as should_stop,
-        console.preparing_bar() as prepared,
-        console.training_bar(config.name) as told,
-    ):
-        try:
-            result = train_run(
-                config,
-                run,
-                resume=resume,
+        def trained(**listeners: Any) -> str:
+            return train_run(
+                settings,
+                folder,
+                resume=resume is not None,
                 at=at,
                 changed=changed,
-                on_report=lambda report: console.note(report.text(limit=4)) if report.findings else None,
-                on_prepare=prepared,
-                on_progress=told,
-                should_stop=should_stop,
-            )
-        except Interrupted as stopped:
-            if is_main():
-                console.stopped(stopped, "hyperbrush train")
-            raise typer.Exit(130) from None
-    if is_main():
-        console.done(result.summary())
+                on_report=show_report,
+                **listeners,
+            ).summary()
+
+        watch("hyperbrush train", settings.name, trained)
 
 
 def _try_out(
-    config: "HypernetworkRun",
-    run: Path,
-    *,
-    dry_run: bool,
-    batch: bool = False,
-    resume: bool = False,
-    at: int | None = None,
+    config: "HypernetworkRun", run: Path, dry_run: bool, batch: bool, at: int | None, *, resume: bool
 ) -> None:
     """What a training would be: its plan, a batch size."""
     from hyperbrush.cli import console
     from hyperbrush.training.before.plan import plan, suggest_batch_size
+    from hyperbrush.training.loop.run_folder import step_to_go_on_from
 
     if dry_run:
-        from hyperbrush.training.loop.run_folder import step_to_go_on_from
-
         console.done(plan(config, done=step_to_go_on_from(run, at) if resume else 0).text())
     if batch:
-        with console.preparing_bar() as prepared:
-            size = suggest_batch_size(config, run, prepared)
+        with console.preparing_bar() as on_prepare:
+            size = suggest_batch_size(config, run, on_prepare)
         console.done(
             f"{size} pictures at a time fit: batch_size up to that, or gradient_accumulation beyond it"
         )
@@ -272,8 +208,7 @@ def sweep(
 
     from hyperbrush.cli import console
     from hyperbrush.cli.tables import show
-    from hyperbrush.training.data.cached import Told
-    from hyperbrush.training.loop.trainer import Progress
+    from hyperbrush.training.loop.progress import PrepareCallback, Progress
     from hyperbrush.training.sweep.run import begin, work
     from hyperbrush.training.sweep.table import finish
 
@@ -283,9 +218,9 @@ def sweep(
         raise UserError("--resume names the sweep's folder; leave --run out")
 
     @contextlib.contextmanager
-    def bars(name: str) -> Iterator[tuple[Told, Callable[[Progress], None]]]:
-        with console.preparing_bar() as prepared, console.training_bar(name) as told:
-            yield prepared, told
+    def bars(name: str) -> Iterator[tuple[PrepareCallback, Callable[[Progress], None]]]:
+        with console.preparing_bar() as on_prepare, console.training_bar(name) as on_progress:
+            yield on_prepare, on_progress
 
     folder = resume if resume is not None else begin(Path(str(config)), run)
     with console.stop_on_signal() as should_stop:
@@ -316,35 +251,19 @@ def demo(
     generator: Annotated[Path | None, typer.Option(help="With --hyper: another generator's file.")] = None,
 ) -> None:
     """Train a first hypernetwork on 48 bundled pictures and see what it does (a few minutes)."""
-    from hyperbrush.cli import console
-    from hyperbrush.commands.demo import run_demo
-    from hyperbrush.training.loop.trainer import Interrupted
-
     if generator is not None and not hyper:
         raise UserError("--generator is for --hyper")
 
-    with console.stop_on_signal() as should_stop, console.training_bar("ink") as told:
-        try:
-            if hyper:
-                from hyperbrush.commands.demo import run_hyper_demo
+    def trained(on_prepare: object, **listeners: Any) -> str:
+        from hyperbrush.commands.demo import run_demo, run_hyper_demo
 
-                made = run_hyper_demo(
-                    out,
-                    generator=generator,
-                    steps=steps or 50,
-                    seed=seed,
-                    on_progress=told,
-                    should_stop=should_stop,
-                )
-                summary = made.summary()
-            else:
-                summary = run_demo(
-                    out, steps=steps or 150, seed=seed, on_progress=told, should_stop=should_stop
-                ).summary()
-        except Interrupted as stopped:
-            console.stopped(stopped, "hyperbrush train")
-            raise typer.Exit(130) from None
-    console.done(summary)
+        if hyper:
+
+            tuned = run_hyper_demo(out, generator=generator, steps=steps or 50, seed=seed, **listeners)
+            return tuned.summary()
+        return run_demo(out, steps=steps or 150, seed=seed, **listeners).summary()
+
+    watch("hyperbrush train", "ink", trained)
 
 
 @app.command()

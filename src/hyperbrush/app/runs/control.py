@@ -58,7 +58,7 @@ def roll_back(site: Site, name: str, step: int) -> Run:
         UserError: there is none of that name or step, it cannot be done now, or the checkpoint is damaged.
     """
     from hyperbrush.training.loop import checkpoint
-    from hyperbrush.training.loop.lock import run_lock
+    from hyperbrush.training.loop.run_folder import run_lock
     from hyperbrush.training.report.contact_sheet import find_previews
 
     with _changing(site, name) as run:
@@ -88,7 +88,7 @@ def remove(site: Site, name: str) -> TrashItem:
     Raises:
         UserError: there is none of that name, it trains or waits, or it cannot be moved.
     """
-    from hyperbrush.training.loop.lock import run_lock
+    from hyperbrush.training.loop.run_folder import run_lock
 
     with _changing(site, name) as run:
         _check(site, run, "delete")
@@ -142,7 +142,7 @@ def _check(site: Site, run: Run, what: str) -> None:
     if what in run.can:
         return
     if run.elsewhere:
-        from hyperbrush.training.loop.lock import holder
+        from hyperbrush.training.loop.run_folder import holder
 
         raise UserError(
             f"run {run.name!r} is trained by a process outside of the app ({holder(site.runs.folder(run.name))}): end it "

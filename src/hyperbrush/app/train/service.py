@@ -36,7 +36,7 @@ def run_config(workspace: Workspace, settings: Mapping[str, Any], presets: str =
     """
     from hyperbrush.training.attention.config import preset
     from hyperbrush.training.attention.run import HypernetworkRun
-    from hyperbrush.training.loop.settings import from_everywhere
+    from hyperbrush.training.loop.settings import merge_settings
 
     _plain(settings)
     for room in ("training", "network"):
@@ -44,7 +44,7 @@ def run_config(workspace: Workspace, settings: Mapping[str, Any], presets: str =
             raise UserError(f"{room}: expected settings by name (got {settings[room]!r:.60})")
     values = {"model": workspace.preferences.model, **settings}
     values["hypernetworks"] = str(workspace.folder("hypernetworks"))
-    config = from_everywhere(HypernetworkRun, None, values, first={"training": preset(presets)})
+    config = merge_settings(HypernetworkRun, None, values, first={"training": preset(presets)})
     plain_name(config.name, "hypernetwork")
     for folder in (*config.data, *config.validation):
         folder.path = str(_pictures(workspace, folder.path))

@@ -8,7 +8,15 @@ from hyperbrush.ldm.data.examples import CaptionedExamples, Selection
 from hyperbrush.ldm.data.folder import ImageFolder
 from hyperbrush.ldm.data.latents import LatentDataset, cache_latents
 from hyperbrush.ldm.data.masks import Masks
-from hyperbrush.ldm.data.mixture import Mixture, Part, folders_by_name, repeats_by_name, split
+from hyperbrush.ldm.data.mixture import (
+    Mixture,
+    Part,
+    folders_by_name,
+    folders_in,
+    over_folders,
+    repeats_by_name,
+    split,
+)
 from hyperbrush.ldm.data.order import BatchOrder, collate
 from hyperbrush.ldm.data.rows import PictureRows
 from hyperbrush.ldm.data.scan import Item, Problem, Scan, scan
@@ -39,6 +47,8 @@ __all__ = [
     "collate",
     "content_key",
     "folders_by_name",
+    "folders_in",
+    "over_folders",
     "read_templates",
     "repeats_by_name",
     "scan",

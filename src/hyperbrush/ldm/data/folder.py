@@ -50,6 +50,7 @@ class ImageFolder(CaptionedPictures):
         leaves both out and keeps ``problems``.
     memory_limit: bytes of decoded, resized pictures kept in memory; 0 keeps none.
     progress: called with (pictures looked at, pictures in all) while the folder is scanned.
+    look: as in ``scan``.
 
     captions, paths: of each example, in the order of the paths; captions as they are written, the first
         where there are several.
@@ -85,6 +86,7 @@ class ImageFolder(CaptionedPictures):
         on_problem: Literal["raise", "skip"] = "raise",
         memory_limit: int = 512 * 2**20,
         progress: Callable[[int, int], None] | None = None,
+        look: Callable[[Path], pictures.Look] | None = None,
     ) -> None:
         if crop not in augment.CROPS:
             raise unknown_name("crop", crop, augment.CROPS)
@@ -110,6 +112,7 @@ class ImageFolder(CaptionedPictures):
             "file_names": file_names,
             "caption_lines": caption_lines,
             "progress": progress,
+            "look": look,
         }
         found, self.mask_files = self._found(folder, how)
         self.folder, items, problems = found.folder, found.items, found.problems
@@ -170,7 +173,7 @@ class ImageFolder(CaptionedPictures):
                 another size.
         """
         index = range(len(self))[index]
-        chance = self.crop == "random" or self.flip or self._repaints
+        chance = self.crop == "random" or self.flip or self._recolours
         pixels, mask = self._augmented(index, epoch) if chance else self._fitted(index)
         found = {
             "image": augment.to_tensor(pixels),
@@ -223,7 +226,12 @@ class ImageFolder(CaptionedPictures):
         return same
 
     @property
-    def _repaints(self) -> bool:
+    def repaints(self) -> bool:
+        """Whether its pictures are others each time, so that they cannot be encoded once."""
+        return self._recolours or (self.crop == "random" and self.crop_variants is None)
+
+    @property
+    def _recolours(self) -> bool:
         return bool(self.jitter or self.rotate or self.transform)
 
     def _fitted(self, index: int) -> Fitted:
@@ -283,7 +291,7 @@ class ImageFolder(CaptionedPictures):
         if self.crop == "random" and corner is None:
             corner = down, right
         pixels, mask = self._viewed(index, flipped, corner)
-        if not self._repaints:
+        if not self._recolours:
             return pixels, mask
         shape, image = self.groups[index], Image.fromarray(np.ascontiguousarray(pixels))
         if self.rotate:

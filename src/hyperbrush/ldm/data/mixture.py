@@ -138,6 +138,30 @@ class Mixture(Examples):
         return Mixture([replace(part, data=change(part.data)) for part in self.parts], self.seed)
 
 
+def folders_in(data: Any) -> list[ImageFolder]:
+    """The folders of pictures that a dataset shows: itself, its parts', what it is a selection of; none of latents."""
+    if isinstance(data, ImageFolder):
+        return [data]
+    inside = [part.data for part in data.parts] if isinstance(data, Mixture) else []
+    inside += [data.data] if isinstance(data, Selection) else []
+    return [folder for one in inside for folder in folders_in(one)]
+
+
+def over_folders(data: Any, change: Callable[[ImageFolder], ImageFolder]) -> Any:
+    """The same dataset with each of its folders changed.
+
+    Raises:
+        UserError: it shows something else.
+    """
+    if isinstance(data, Mixture):
+        return data.over(lambda part: over_folders(part, change))
+    if isinstance(data, Selection):
+        return Selection(over_folders(data.data, change), data.indices)
+    if not isinstance(data, ImageFolder):
+        raise UserError(f"dataset: expected folders of pictures, got {type(data).__name__}")
+    return change(data)
+
+
 def split(
     data: ImageFolder | Mixture, share: float, seed: int = 0
 ) -> tuple[Selection | Mixture, Selection | Mixture]:

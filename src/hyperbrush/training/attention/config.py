@@ -7,8 +7,8 @@ from pydantic import Field
 
 from hyperbrush.errors import unknown_name
 from hyperbrush.training.data.pictures import PictureSettings
+from hyperbrush.training.loop.adapter_settings import AdapterSettings
 from hyperbrush.training.loop.config import Rate
-from hyperbrush.training.loop.loop_settings import LoopSettings
 
 RATE = 0.512  # times 1/width; measured on the embedded model, see docs/quality.md
 
@@ -22,8 +22,10 @@ def usual_rate(width: int) -> float:
     return RATE / width
 
 
-class HypernetworkConfig(PictureSettings, LoopSettings):
+class HypernetworkConfig(PictureSettings, AdapterSettings):
     """Settings of `HypernetworkTrainer`, all with defaults."""
+
+    DEFAULTS = {"timestep_sampling": "stratified"}
 
     max_epochs: int = Field(20, ge=1, description="times each picture is seen")
     target_layers: list[Literal["attn1", "attn2"]] = Field(
@@ -40,9 +42,6 @@ class HypernetworkConfig(PictureSettings, LoopSettings):
     )
     validation_pictures: int = Field(
         256, ge=1, description="held-out pictures that a validation looks at, at most; evenly spread"
-    )
-    timestep_sampling: str = Field(
-        "stratified", description="stratified (spread evenly over each batch), uniform or logit_normal"
     )
     loss: Literal["mse", "l1", "huber"] = Field(
         "mse", description="of predicted against true noise (or velocity)"

@@ -18,7 +18,7 @@ from hyperbrush.ldm.modules.diffusion import Loss
 from hyperbrush.ldm.util import keyed_generator
 from hyperbrush.training.attention.config import HypernetworkConfig
 from hyperbrush.training.data.ahead import Ahead
-from hyperbrush.training.data.cached import FORMS, Texts
+from hyperbrush.training.data.cached import FORMS, Texts, text_states
 from hyperbrush.training.data.conditioned import check_wanted, shown_conditions
 from hyperbrush.training.ldm.objectives import latent_shape, validation_losses
 from hyperbrush.training.loop.objectives import Objective
@@ -132,9 +132,9 @@ class HypernetworkObjective(Objective):
         keep = drawn.pop("keep").tolist()
         captions = [c if k else "" for c, k in zip(batch["captions"], keep, strict=True)]
         batch |= drawn | {"captions": captions}
-        return batch if self.texts is None else batch | self._told(captions)
+        return batch if self.texts is None else batch | self._text_states(captions)
 
-    def _told(self, captions: Sequence[str]) -> dict[str, Tensor]:
+    def _text_states(self, captions: Sequence[str]) -> dict[str, Tensor]:
         assert self.texts is not None
         if missing := [caption for caption in dict.fromkeys(captions) if caption not in self.texts]:
             with (
@@ -144,8 +144,7 @@ class HypernetworkObjective(Objective):
                 found = self.model.text_conditions(missing)
             for number, caption in enumerate(missing):
                 self.texts[caption] = {FORMS[key]: value[number].cpu() for key, value in found.items()}
-        told = [self.texts[caption] for caption in captions]
-        return {key: torch.stack([t[key] for t in told]) for key in told[0]}
+        return text_states(self.texts, captions)
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """The mean weighted loss."""
@@ -171,8 +170,8 @@ class HypernetworkObjective(Objective):
 
     def _validation_loss(self) -> float:
         assert self.held_out is not None
-        told = None if self.texts is None else self._told
-        return float(validation_losses(self.model, self.held_out, told=told).mean())
+        states = None if self.texts is None else self._text_states
+        return float(validation_losses(self.model, self.held_out, text_states=states).mean())
 
     def write_preview(self, run: Path, step: int) -> Path | None:
         """One picture a prompt, with fixed seeds, and with its settings inside."""

@@ -1,8 +1,8 @@
 """`hyperbrush train`: a hypernetwork's run, from its config to a file in the library."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,18 +20,15 @@ from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.util import keyed_seed, load_config, read_yaml
 from hyperbrush.training.attention.config import HypernetworkConfig, preset
 from hyperbrush.training.attention.trainer import HypernetworkTrainer
-from hyperbrush.training.before.findings import Finding, Note
-from hyperbrush.training.before.preflight import Preflight, preflight
-from hyperbrush.training.data.cached import Told
-from hyperbrush.training.data.pictures import FolderConfig, named_repeats
-from hyperbrush.training.loop.caller import AccelerateStates, generators_kept
+from hyperbrush.training.before.preflight import Preflight, preflight_of
+from hyperbrush.training.data.pictures import FolderConfig
+from hyperbrush.training.loop.caller import generators_kept
 from hyperbrush.training.loop.config import Place, Strict, TrainedName
-from hyperbrush.training.loop.metrics import read
 from hyperbrush.training.loop.processes import is_main, prepared
+from hyperbrush.training.loop.progress import PrepareCallback, Progress
 from hyperbrush.training.loop.run_folder import opened_run
-from hyperbrush.training.loop.settings import from_everywhere, names_of, read_settings, write_settings
-from hyperbrush.training.loop.trainer import Progress
-from hyperbrush.training.report.report import report_run
+from hyperbrush.training.loop.settings import merge_settings, names_of, read_settings, write_settings
+from hyperbrush.training.report.result import RunResult, figures_of, keep_result
 
 
 class NetworkConfig(Strict):
@@ -90,6 +87,16 @@ class HypernetworkRun(Strict):
             return []
         return [value] if isinstance(value, str | Path | dict | FolderConfig) else value
 
+    def check_folders(self) -> None:
+        """See that all folders are there, before the model is opened.
+
+        Raises:
+            UserError: one is not.
+        """
+        for folder in (*self.data, *self.validation):
+            if not is_source(folder.path):
+                raise UserError(f"there is no folder {folder.path}: expected one with pictures to train on")
+
     @classmethod
     def of(cls, **values: Any) -> "HypernetworkRun":
         """Validate values given by a person, all errors together."""
@@ -109,7 +116,7 @@ def configured(
     Args:
         source: the file; its stem is the name where none is given.
         presets: names joined by commas, see `preset`.
-        settings: "KEY=VALUE" texts, see `from_everywhere`.
+        settings: "KEY=VALUE" texts, see `merge_settings`.
         training, values: settings by name; None and "" say nothing.
 
     Raises:
@@ -117,7 +124,7 @@ def configured(
     """
     read_values = {} if source is None else read_yaml(Path(source))
     first = {"training": preset(str(read_values.pop("preset", ""))) | preset(presets)}
-    return from_everywhere(
+    return merge_settings(
         HypernetworkRun, source, read_values, first=first, settings=settings, training=training, **values
     )
 
@@ -128,30 +135,11 @@ def setting_names() -> list[str]:
 
 
 @dataclass
-class Result:
-    """What a finished run left."""
+class Result(RunResult):
+    """What a finished run left; conditioning: of its model."""
 
     config: HypernetworkRun
-    run: Path
-    file: Path
-    steps: int
-    seconds: float
-    base_loss: float
-    best_loss: float
-    best_step: int
-    report: Path
-    conditioning: str = "text"  # of its model
-
-    def summary(self) -> str:
-        """A few lines for a person."""
-        lines = [f"{self.file}  ({self.steps} steps, {self.seconds:.0f} s)"]
-        if math.isfinite(self.best_loss):
-            lines.append(
-                f"validation loss {self.base_loss:.4f} without, {self.best_loss:.4f} with it "
-                f"(best, at step {self.best_step})"
-            )
-        lines += [f"report: {self.report}", f"try: {self.command()}"]
-        return "\n".join(lines)
+    conditioning: str = "text"
 
     def command(self) -> str:
         """A command that draws with it."""
@@ -170,36 +158,22 @@ def read_run(run: Path) -> HypernetworkRun:
     return read_settings(HypernetworkRun, run)
 
 
-def look_over(
+def run_preflight(
     config: HypernetworkRun, model: LatentDiffusion, progress: Callable[[int, int], None] | None = None
 ) -> Preflight:
-    """The preflight of a run's pictures, as its training will see them."""
+    """The preflight of a run's pictures."""
     t = config.training
-    named = t if t.trigger else t.model_copy(update={"trigger": config.name})
-    size = t.size or model.image_size
-    report = preflight(
-        [f.path for f in config.data],
-        validation=[f.path for f in config.validation] or None,
-        size=size,
-        buckets=t.shapes(size, model.size_unit),
-        crop=t.crop,
-        captions=t.captions,
-        file_names=t.file_names(),
-        caption_lines=t.caption_lines,
-        captioning=named.captioning(),
-        masks=t.mask_settings(model.image_size // model.latent_shape[1]),
+    return preflight_of(
+        config.data,
+        config.validation,
+        t if t.trigger else t.model_copy(update={"trigger": config.name}),
+        size=t.size or model.image_size,
+        downscale=model.image_size // model.latent_shape[1],
+        multiple=model.size_unit,
         tokenizer=model.tokenizer,
         batch_size=t.batch_size,
         progress=progress,
     )
-    repeats = Finding.of(
-        "repeats",
-        "note",
-        [Note((path,), f"each picture counts {times} times") for path, times in named_repeats(config.data)],
-        "folders have repeats in their names",
-        "as sd-scripts reads them; with repeats: 1 for the folder above, the names say nothing",
-    )
-    return replace(report, findings=(*report.findings, repeats)) if repeats else report
 
 
 @generators_kept()
@@ -243,7 +217,7 @@ def train_run(
     changed: bool = False,
     model: LatentDiffusion | None = None,
     on_report: Callable[[Preflight], None] | None = None,
-    on_prepare: Told | None = None,
+    on_prepare: PrepareCallback | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Result:
@@ -261,25 +235,24 @@ def train_run(
         UserError: whatever is wrong with data, model or settings, before the first step where possible.
         Interrupted: `should_stop` said so; the run can be resumed.
     """
-    for folder in (*config.data, *config.validation):
-        if not is_source(folder.path):  # before the model is opened
-            raise UserError(f"there is no folder {folder.path}: expected one with pictures to train on")
+    config.check_folders()
     check_place(config.hypernetworks, "--hypernetworks")
-    with AccelerateStates().entered(), generators_kept(), opened_run(run, resume=resume, at=at):
+    with opened_run(run, resume=resume, at=at):
+        reports: list[Preflight] = []
 
         def begin() -> tuple[LatentDiffusion, Any, OptimizerState | None]:
             opened = model or LatentDiffusion.from_pretrained(config.model)
             if is_main() and not resume:
-                told = None if on_prepare is None else _named(on_prepare, "looking at")
-                report = look_over(config, opened, told)
+                progress = None if on_prepare is None else partial(on_prepare, "looking at")
+                reports.append(run_preflight(config, opened, progress))
                 write_settings(config, run)
-                write_json(run / "preflight.json", report.as_dict())
+                write_json(run / "preflight.json", reports[0].as_dict())
                 if on_report is not None:
-                    on_report(report)
+                    on_report(reports[0])
             return opened, *open_network(config, opened)
 
         opened, network, optimizer_state = prepared(run, begin, should_stop)
-        before = int(network.step or 0)
+        steps_before = int(network.step or 0)
         trainer = HypernetworkTrainer(
             network,
             config.training,
@@ -288,6 +261,7 @@ def train_run(
             on_progress=on_progress,
             should_stop=should_stop,
             on_prepare=on_prepare if is_main() else None,
+            look=reports[0].look if reports else None,
         )
         trained = trainer.train(
             opened,
@@ -296,53 +270,19 @@ def train_run(
             resume=resume,
             at=at,
             held=True,
-            on_begin=(lambda: write_settings(config, run)) if changed else (lambda: None),
+            on_begin=partial(write_settings, config, run) if changed else None,
         )
-        result = _result(config, run, trained, opened.conditioning)
-        network.step = before + result.best_step
-        if is_main():
-            _keep(network, trainer, trained, result)
-        return result
+        file = Path(config.hypernetworks) / trained.name
+        result = Result(
+            run=run, file=file, config=config, conditioning=opened.conditioning, **figures_of(run)
+        )
+        network.step = steps_before + result.best_step
 
-
-def _result(config: HypernetworkRun, run: Path, trained: Path, conditioning: str) -> Result:
-    """What the run's figures say."""
-    rows = [row for row in read(run / "metrics.jsonl") if "loss" in row]
-    best = min((r for r in rows if "validation_loss" in r), key=lambda r: r["validation_loss"], default={})
-    return Result(
-        config,
-        run,
-        Path(config.hypernetworks) / trained.name,
-        rows[-1]["step"],
-        rows[-1]["seconds"],
-        best.get("validation_base", math.inf),
-        best.get("validation_loss", math.inf),
-        int(best.get("step", rows[-1]["step"])),
-        run / "report.html",
-        conditioning,
-    )
-
-
-def _keep(
-    network: AttentionHypernetwork | TunedWeights, trainer: HypernetworkTrainer, trained: Path, result: Result
-) -> None:
-    """Write the finished file into the run and into the library, and the report."""
-    config = result.config
-    for file in (trained, result.file):
-        try:
-            network.save(file)
+        def save(path: Path) -> None:
+            network.save(path)
             if config.save_optimizer:
-                name, state = trainer.optimizer_state_dict()
-                write_optimizer(file, name, state)
-        except UserError as error:
-            if file == trained:
-                raise
-            raise UserError(
-                f"{error}. The training is done and its file stands at {trained}; to write it elsewhere: "
-                f"hyperbrush train --resume {result.run} --hypernetworks FOLDER"
-            ) from error
-    report_run(result.run, commands=[result.command()])
+                write_optimizer(path, *trainer.optimizer_state_dict())
 
-
-def _named(told: Told, what: str) -> Callable[[int, int], None]:
-    return lambda done, of: told(what, done, of)
+        if is_main():
+            keep_result(result, save, f"hyperbrush train --resume {run} --hypernetworks FOLDER")
+        return result

@@ -12,7 +12,7 @@ from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks import AttentionHypernetwork, attach
 from hyperbrush.hypernetworks.files.optimizer import OptimizerState, check_fits
 from hyperbrush.hypernetworks.generator import Hypernetwork, TargetNetwork, TunedWeights
-from hyperbrush.ldm.data import BatchOrder, ImageFolder, captions_seen
+from hyperbrush.ldm.data import BatchOrder, ImageFolder, captions_seen, over_folders
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.models.latent_diffusion import update
 from hyperbrush.ldm.models.loading import from_pipeline
@@ -20,15 +20,16 @@ from hyperbrush.ldm.modules.diffusion import Loss
 from hyperbrush.ldm.util import load_config
 from hyperbrush.training.attention.config import HypernetworkConfig, usual_rate
 from hyperbrush.training.attention.objective import Compute, HypernetworkObjective
-from hyperbrush.training.data.cached import Told, cached_latents, cached_texts
+from hyperbrush.training.data.cached import cached_latents, cached_texts
 from hyperbrush.training.data.conditioned import conditioned
-from hyperbrush.training.data.pictures import Pictures, hold_out, open_pictures, without_chance
+from hyperbrush.training.data.pictures import LookAt, Pictures, hold_out, open_pictures
 from hyperbrush.training.generator.config import GeneratorConfig
 from hyperbrush.training.generator.objective import GeneratorObjective, generator_objective
 from hyperbrush.training.generator.step import generated
-from hyperbrush.training.loop.caller import AccelerateStates, ModuleAsFound, generators_kept
+from hyperbrush.training.loop.caller import ModuleAsFound
 from hyperbrush.training.loop.optimizers import resolve, restore_moments
 from hyperbrush.training.loop.processes import join, main_first, prepared
+from hyperbrush.training.loop.progress import PrepareCallback
 from hyperbrush.training.loop.run_folder import opened_run
 from hyperbrush.training.loop.trainer import OptimizerFactory, Progress, Trainer
 
@@ -50,6 +51,7 @@ class HypernetworkTrainer:
         optimizer_state: to begin with, such as `read_optimizer` finds beside a file.
         on_progress, should_stop: see `Trainer`.
         on_prepare: called with (what, done, in all) while pictures and captions are encoded.
+        look: what a picture is, where that is known already, as of `Preflight.look`.
 
     Raises:
         UserError: whatever is wrong with the settings.
@@ -68,7 +70,8 @@ class HypernetworkTrainer:
         optimizer_state: OptimizerState | None = None,
         on_progress: Callable[[Progress], None] | None = None,
         should_stop: Callable[[], bool] = lambda: False,
-        on_prepare: Told | None = None,
+        on_prepare: PrepareCallback | None = None,
+        look: LookAt | None = None,
     ) -> None:
         self.hypernetwork = hypernetwork
         self._target_layers: list[str] | None = None
@@ -88,6 +91,7 @@ class HypernetworkTrainer:
         self.optimizer_factory, self.optimizer_state = optimizer_factory, optimizer_state
         self.learning_rate = learning_rate
         self.on_progress, self.should_stop, self.on_prepare = on_progress, should_stop, on_prepare
+        self.look = look
         self.optimizer: torch.optim.Optimizer | None = None  # after a training
 
     def train(
@@ -99,7 +103,7 @@ class HypernetworkTrainer:
         resume: bool = False,
         at: int | None = None,
         held: bool = False,
-        on_begin: Callable[[], None] = lambda: None,
+        on_begin: Callable[[], None] | None = None,
     ) -> Path:
         """Train and return the file written.
 
@@ -117,8 +121,6 @@ class HypernetworkTrainer:
             UserError: see `Trainer.train`; and whatever is wrong with the pictures.
         """
         with contextlib.ExitStack() as stack:
-            stack.enter_context(AccelerateStates().entered())
-            stack.enter_context(generators_kept())
             if not held:
                 stack.enter_context(opened_run(self.run, resume=resume, at=at))
             objective = prepared(self.run, lambda: self._open(model, dataset, validation), self.should_stop)
@@ -219,7 +221,7 @@ class HypernetworkTrainer:
         self, opened: LatentDiffusion, c: HypernetworkConfig, dataset: Any, validation: Any
     ) -> HypernetworkObjective:
         assert isinstance(self.hypernetwork, AttentionHypernetwork | TunedWeights)
-        train, held_out = pictures_of(opened, c, dataset, validation)
+        train, held_out = pictures_of(opened, c, dataset, validation, self.look)
         order = BatchOrder(train.groups, c.batch_size, c.seed)
         captions = ["", *captions_seen(train, order, c.steps(len(train)))]
         if held_out is not None:
@@ -233,7 +235,7 @@ class HypernetworkTrainer:
             (train, held_out),
             cache / "latents",
             posterior=c.latent_sampling,
-            told=self.on_prepare,
+            on_prepare=self.on_prepare,
         )
         assert data is not None
         about: dict[str, Any] = {
@@ -275,7 +277,11 @@ def _settings(
 
 
 def pictures_of(
-    model: LatentDiffusion, config: HypernetworkConfig, dataset: Any, validation: Any = None
+    model: LatentDiffusion,
+    config: HypernetworkConfig,
+    dataset: Any,
+    validation: Any = None,
+    look: LookAt | None = None,
 ) -> tuple[Pictures, Pictures | None]:
     """Training and held-out pictures for a model.
 
@@ -287,14 +293,13 @@ def pictures_of(
         "downscale": model.image_size // model.latent_shape[1],
         "multiple": model.size_unit,
         "seed": config.seed,
+        "look": look,
     }
     data = open_pictures(dataset, config, **about)
     if validation is None:
         return hold_out(data, config.validation_share, config.seed)
     held = open_pictures(validation, config, **about, held_out=True)
-    if isinstance(held, ImageFolder):
-        return data, held.without_chance()
-    return data, held.over(without_chance)
+    return data, over_folders(held, ImageFolder.without_chance)
 
 
 def train_hypernetwork(

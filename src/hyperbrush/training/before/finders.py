@@ -1,16 +1,18 @@
-"""What to set before a training: the largest batch that fits."""
+"""Steps tried out before a training, with everything put back: what one takes, the largest batch that fits."""
 
-from collections.abc import Callable
+import contextlib
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hyperbrush.errors import UserError
-from hyperbrush.training.before.trial import trial
+from hyperbrush.training.loop.caller import AccelerateStates, generators_kept, modes_kept
 from hyperbrush.training.loop.config import TrainerConfig
 from hyperbrush.training.loop.memory import PeakMemory, free_memory
-from hyperbrush.training.loop.micro_batches import is_out_of_memory
+from hyperbrush.training.loop.micro_batches import MicroBatches, is_out_of_memory
 from hyperbrush.training.loop.objectives import Objective
 from hyperbrush.training.loop.optimizers import begin_training, configured
 
@@ -19,10 +21,57 @@ if TYPE_CHECKING:
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 
+TIMED_STEPS = 2
 NO_ROOM = (
     "out of memory with one picture at a time; take smaller pictures, gradient_checkpointing, mixed_precision, "
     "or another device"
 )
+
+
+@contextlib.contextmanager
+def trial(objective: Objective, config: TrainerConfig) -> Iterator["Accelerator"]:
+    """An accelerator like the training's; everything a trial changes is put back after it, to the bit."""
+    from accelerate import Accelerator
+
+    with AccelerateStates().entered(), generators_kept(), modes_kept(objective):
+        accelerator = Accelerator(mixed_precision=config.mixed_precision)
+        objective.to(accelerator.device)
+        objective.place(accelerator.device)
+        parameters = list(objective.parameters())
+        tensors = [p for p in parameters if p.requires_grad] + list(objective.buffers())
+        values = [tensor.detach().clone() for tensor in tensors]
+        gradients = [None if p.grad is None else p.grad.clone() for p in parameters]
+        try:
+            yield accelerator
+        finally:
+            with torch.no_grad():
+                for tensor, value in zip(tensors, values, strict=True):
+                    tensor.copy_(value)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+
+
+def timed(objective: Objective, config: TrainerConfig) -> tuple[float, int | None]:
+    """Seconds of a step and the bytes it takes."""
+    with trial(objective, config) as accelerator:
+        trained: list[torch.Tensor] = [p for p in objective.parameters() if p.requires_grad]
+        micro = MicroBatches(accelerator, objective, trained, config.batch_size, config.gradient_accumulation)
+        objective.train()
+
+        def step(number: int) -> None:
+            micro.gradients(lambda: objective.batch(number, config.batch_size), number)
+            for parameter in trained:
+                parameter.grad = None
+            if accelerator.device.type == "cuda":
+                torch.cuda.synchronize()
+
+        peak = PeakMemory(accelerator.device)
+        with peak:
+            step(0)
+        begin = time.perf_counter()
+        for number in range(TIMED_STEPS):
+            step(1 + number)
+        return (time.perf_counter() - begin) / TIMED_STEPS, peak.grown or None
 
 
 def find_batch_size(

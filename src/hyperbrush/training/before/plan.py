@@ -1,58 +1,64 @@
 """What a training will do, take and need, before it begins."""
 
-import contextlib
 import math
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks import AttentionHypernetwork
 from hyperbrush.hypernetworks.generator import TunedWeights
-from hyperbrush.ldm.data.archives import is_source
+from hyperbrush.ldm.data import CaptionedExamples
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.training.attention.config import HypernetworkConfig
 from hyperbrush.training.attention.objective import HypernetworkObjective
-from hyperbrush.training.attention.run import HypernetworkRun, look_over, open_network
+from hyperbrush.training.attention.run import HypernetworkRun, open_network, run_preflight
 from hyperbrush.training.attention.trainer import HypernetworkTrainer, pictures_of
-from hyperbrush.training.before.finders import find_batch_size
+from hyperbrush.training.before.finders import TIMED_STEPS, find_batch_size, timed
 from hyperbrush.training.before.preflight import Preflight
-from hyperbrush.training.before.trial import trial
-from hyperbrush.training.data.cached import FORMS, Told
+from hyperbrush.training.data.cached import FORMS
+from hyperbrush.training.ldm.config import FirstStageRun, Run
+from hyperbrush.training.ldm.run import (
+    denoising_objective,
+    diffusion_model,
+    first_stage_objective,
+    open_data,
+    open_origin,
+)
+from hyperbrush.training.ldm.run import run_preflight as preflight_of_ldm
 from hyperbrush.training.loop.caller import AccelerateStates, ModuleAsFound
 from hyperbrush.training.loop.config import TrainerConfig
-from hyperbrush.training.loop.lock import run_lock
-from hyperbrush.training.loop.memory import PeakMemory
-from hyperbrush.training.loop.micro_batches import MicroBatches
 from hyperbrush.training.loop.objectives import Objective
 from hyperbrush.training.loop.optimizers import advice
 from hyperbrush.training.loop.processes import join
+from hyperbrush.training.loop.progress import PrepareCallback
+from hyperbrush.training.loop.run_folder import run_lock
 from hyperbrush.training.report.report import duration
-
-TRIED = 2  # steps that are timed
 
 
 @dataclass(frozen=True)
 class Plan:
     """A run before its first step.
 
-    report: what the preflight found. pictures, held_out: as many examples an epoch; captions: different
-    ones. shapes: (height, width) in pixels → examples. steps, epochs; parameters: trained ones.
-    seconds: of the steps to do, from ``TRIED`` steps timed now; memory: bytes one step takes beside the
-    model, None where that cannot be measured. advice: about settings that are legal but rarely meant.
+    loop: settings of its loop. report: what the preflight found. kind, network: what is trained, in words.
+    pictures, held_out: as many examples an epoch; captions: different ones. shapes: (height, width) in pixels → examples.
+    parameters: trained ones. seconds: of the steps to do, from ``TIMED_STEPS`` steps timed now; memory: bytes one step
+    takes beside the model, None where that cannot be measured. advice: about settings that are legal but rarely meant.
+    done: steps made already, of a run that goes on.
     """
 
-    config: HypernetworkRun
+    loop: TrainerConfig
     report: Preflight
+    kind: str
+    network: str
     pictures: int
     held_out: int
     captions: int
     shapes: dict[tuple[int, int], int]
-    steps: int
     parameters: int
     seconds: float
     memory: int | None
@@ -60,29 +66,68 @@ class Plan:
     done: int = 0
 
     @property
+    def steps(self) -> int:
+        """Optimizer steps in all."""
+        return self.loop.steps
+
+    @property
     def epochs(self) -> float:
         """Times each picture is seen."""
-        return self.steps * self.config.training.batch_size / self.pictures
+        return self.steps * self.loop.batch_size / self.pictures
 
     def text(self) -> str:
-        """For a person."""
-        t = self.config.training
-        shapes = ", ".join(f"{w}×{h}: {n}" for (h, w), n in sorted(self.shapes.items()))
-        memory = "" if self.memory is None else f"{self.memory / 2**20:.0f} MiB for a step, beside the model"
+        """In lines to show."""
+        loop = self.loop
+        encoding = ", and encoding the pictures once before" if self.kind.startswith("diffusion") else ""
         rows = {
+            "kind": self.kind,
             "pictures": f"{self.pictures} to train on, {self.held_out} held out; {self.captions} captions",
-            "shapes": shapes,
-            "hypernetwork": f"{self.config.name}, {self.parameters:,} trained numbers"
-            + (f", from {self.config.start_from}" if self.config.start_from else ""),
-            "steps": f"{self.steps} of {t.batch_size} pictures; each picture {self.epochs:.1f} times",
+            "shapes": ", ".join(f"{w}×{h}: {n}" for (h, w), n in sorted(self.shapes.items())),
+            "network" if self.kind else "hypernetwork": self.network,
+            "steps": f"{self.steps} of {loop.batch_size} pictures; each picture {self.epochs:.1f} times",
             "goes on": f"from step {self.done}, {max(0, self.steps - self.done)} to do" if self.done else "",
-            "optimizer": f"{t.optimizer}, {t.schedule}",
-            "time": f"about {duration(self.seconds)} (measured on {TRIED} steps)",
-            "memory": memory,
+            "optimizer": f"{loop.optimizer.name}, {loop.optimizer.schedule}",
+            "time": f"about {duration(self.seconds)} (measured on {TIMED_STEPS} steps){encoding}",
+            "memory": ""
+            if self.memory is None
+            else f"{self.memory / 2**20:.0f} MiB for a step, beside the model",
         }
         width = max(map(len, rows))
         lines = [f"{name.ljust(width)}  {value}" for name, value in rows.items() if value]
-        return "\n".join([*lines, *(f"note: {said}" for said in self.advice), "", str(self.report)])
+        return "\n".join([*lines, *(f"note: {line}" for line in self.advice), "", str(self.report)])
+
+
+def _planned(
+    objective: Objective,
+    loop: TrainerConfig,
+    report: Preflight,
+    pictures: Sequence[CaptionedExamples | None],
+    done: int,
+    *,
+    kind: str = "",
+    name: str = "",
+) -> Plan:
+    """A plan of what is trained on pictures, after two steps of it; pictures: to train on, and held out."""
+    seconds, memory = timed(objective, loop)
+    train, held_out = pictures
+    assert train is not None
+    parameters = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+    optimizer = loop.optimizer
+    return Plan(
+        loop,
+        report,
+        kind,
+        f"{name}{parameters:,} trained numbers",
+        len(train),
+        0 if held_out is None else len(held_out),
+        len({train.caption(i, 0) for i in range(len(train))}),
+        dict(Counter(train.groups)),
+        parameters,
+        seconds * max(0, loop.steps - done),
+        memory,
+        tuple(advice(optimizer.name, optimizer.learning_rate, optimizer.schedule)),
+        done,
+    )
 
 
 def plan(config: HypernetworkRun, model: LatentDiffusion | None = None, *, done: int = 0) -> Plan:
@@ -93,62 +138,60 @@ def plan(config: HypernetworkRun, model: LatentDiffusion | None = None, *, done:
     Raises:
         UserError: as `train_run`, before the first step.
     """
-    for folder in (*config.data, *config.validation):
-        if not is_source(folder.path):
-            raise UserError(f"there is no folder {folder.path}: expected one with pictures to train on")
+    config.check_folders()
     opened = model or LatentDiffusion.from_pretrained(config.model)
-    report = look_over(config, opened)
+    report = run_preflight(config, opened)
     network, _ = open_network(config, opened)
-    trainer = HypernetworkTrainer(network, config.training)
-    t = trainer.config
+    t = HypernetworkTrainer(network, config.training).config
     assert isinstance(t, HypernetworkConfig)
-    train, held = pictures_of(opened, t, config.data, config.validation or None)
-    steps = t.steps(len(train))
-    shapes: dict[tuple[int, int], int] = {}
-    for shape in train.groups:
-        shapes[shape] = shapes.get(shape, 0) + 1
+    pictures = pictures_of(opened, t, config.data, config.validation or None, report.look)
+    origin = f", from {config.start_from}" if config.start_from else ""
     found = ModuleAsFound(opened)
     with AccelerateStates().entered():
-        objective = _trial_objective(network, t, opened, max(shapes, key=math.prod))
+        objective = _trial_objective(network, t, opened, max(pictures[0].groups, key=math.prod))
         try:
-            seconds, memory = timed(objective, t.trainer(1))
+            made = _planned(
+                objective, t.trainer(len(pictures[0])), report, pictures, done, name=f"{config.name}, "
+            )
         finally:
             objective.close()
             found.restore()
-    return Plan(
-        config,
-        report,
-        len(train),
-        0 if held is None else len(held),
-        len({train.caption(i, 0) for i in range(len(train))}),
-        shapes,
-        steps,
-        sum(p.numel() for p in network.parameters() if p.requires_grad),
-        seconds * max(0, steps - done),
-        memory,
-        tuple(advice(t.optimizer, t.learning_rate, t.schedule)),
-        done,
-    )
+    return replace(made, network=made.network + origin)
 
 
-def suggest_batch_size(config: HypernetworkRun, run: Path, told: Told | None = None) -> int:
+def plan_ldm(config: Run, *, done: int = 0) -> Plan:
+    """As `plan`, of a first stage or a diffusion model.
+
+    Raises:
+        UserError: as `train_ldm`, before the first step.
+    """
+    opened = open_origin(config)
+    report = preflight_of_ldm(config, opened)
+    pictures = open_data(config, opened, report.look)
+    train, held_out = pictures
+    objective: Objective
+    with tempfile.TemporaryDirectory() as folder, AccelerateStates().entered():
+        if isinstance(config, FirstStageRun):
+            kind = f"{config.kind}, {config.model.type}"
+            objective = first_stage_objective(config, train, held_out)
+        else:
+            origin = f"from {config.start_from}" if config.start_from else f"on {config.first_stage}"
+            kind = f"{config.kind}, {origin}"
+            model = diffusion_model(config, opened, train, Path(folder), resume=False)
+            blanks = Blanks(model, max(train.groups, key=math.prod), config.training.batch_size)
+            objective = denoising_objective(config, model, blanks, None)
+        return _planned(objective, config.training, report, pictures, done, kind=kind)
+
+
+def suggest_batch_size(config: HypernetworkRun, run: Path, on_prepare: PrepareCallback | None = None) -> int:
     """The most of a run's own pictures that one step can compute at once; see `find_batch_size`."""
-    with _opened(config, run, told) as (objective, trainer):
-        return find_batch_size(objective, trainer.config.trainer(len(objective.data)))
-
-
-@contextlib.contextmanager
-def _opened(
-    config: HypernetworkRun, run: Path, told: Told | None
-) -> Iterator[tuple[HypernetworkObjective, HypernetworkTrainer]]:
     with AccelerateStates().entered(), run_lock(run):
         opened = LatentDiffusion.from_pretrained(config.model)
         network, _ = open_network(config, opened)
-        trainer = HypernetworkTrainer(network, config.training, run=run, on_prepare=told)
+        trainer = HypernetworkTrainer(network, config.training, run=run, on_prepare=on_prepare)
         objective = trainer.objective(opened, config.data, config.validation or None)
-        assert isinstance(objective, HypernetworkObjective)
         try:
-            yield objective, trainer
+            return find_batch_size(objective, trainer.config.trainer(len(objective.data)))
         finally:
             objective.close()
 
@@ -199,26 +242,3 @@ def _trial_objective(
             texts = {"": {FORMS[key]: value[0].cpu() for key, value in model.text_conditions([""]).items()}}
     data = Blanks(model, shape, config.batch_size)
     return HypernetworkObjective(model, network, config, data, texts=texts)
-
-
-def timed(objective: Objective, config: TrainerConfig) -> tuple[float, int | None]:
-    """Seconds of a step and the bytes it takes."""
-    with trial(objective, config) as accelerator:
-        trained: list[torch.Tensor] = [p for p in objective.parameters() if p.requires_grad]
-        micro = MicroBatches(accelerator, objective, trained, config.batch_size, config.gradient_accumulation)
-        objective.train()
-
-        def step(number: int) -> None:
-            micro.gradients(lambda: objective.batch(number, config.batch_size), number)
-            for parameter in trained:
-                parameter.grad = None
-            if accelerator.device.type == "cuda":
-                torch.cuda.synchronize()
-
-        peak = PeakMemory(accelerator.device)
-        with peak:
-            step(0)
-        begin = time.perf_counter()
-        for number in range(TRIED):
-            step(1 + number)
-        return (time.perf_counter() - begin) / TRIED, peak.grown or None

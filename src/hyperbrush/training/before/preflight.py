@@ -1,6 +1,6 @@
 """What is wrong, odd or worth knowing about training pictures, found before the first step."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from hyperbrush.ldm.data.masks import ORPHAN, Masks, find_masks
 from hyperbrush.ldm.data.scan import Item, Problem, scan
 from hyperbrush.training.before.findings import Finding, Note, captions_of, shapes_of, words_of
 from hyperbrush.training.before.likeness import SIDE, Fingerprint, alike, fingerprint
-from hyperbrush.training.data.pictures import no_masks
+from hyperbrush.training.data.pictures import FolderConfig, PictureSettings, Size, named_repeats, no_masks
 
 Folders = str | Path | Sequence[str | Path]
 
@@ -25,7 +25,7 @@ class Preflight:
     """The report: `findings`, worst first, and the table of shapes.
 
     folders: looked at; found, usable: pictures in them, and those training can use; shapes: pictures of
-    each shape (height, width) in pixels, after crop or bucketing.
+    each shape (height, width) in pixels, after crop or bucketing. looks: what each picture is.
     """
 
     folders: tuple[Path, ...]
@@ -33,6 +33,15 @@ class Preflight:
     usable: int
     findings: tuple[Finding, ...]
     shapes: dict[tuple[int, int], int] = field(default_factory=dict)
+    looks: Mapping[Path, pictures.Look] = field(default_factory=dict, repr=False, compare=False)
+
+    def look(self, path: Path) -> pictures.Look:
+        """What a picture is, without decoding it again; for `ldm.data.scan`.
+
+        Raises:
+            Exception: as `ldm.data.pictures.look`.
+        """
+        return self.looks[path] if path in self.looks else pictures.look(path)[0]
 
     @property
     def set_aside(self) -> tuple[Path, ...]:
@@ -116,30 +125,72 @@ def preflight(
     if not 0 <= distance <= 32:
         raise UserError(f"distance is {distance}; expected 0 to 32 of the hash's 64 bits")
     shape = (size, size) if isinstance(size, int) else size
-    looked = _look(folders, captions, file_names, caption_lines, masks, progress)
-    items = looked.items
+    looks: dict[Path, pictures.Look] = {}
+    seen = _look(folders, captions, looks, progress, file_names, caption_lines, masks)
+    items = seen.items
     finished = {
         item.path: max((captioning or Captioning()).variants(item.written), key=len) for item in items
     }
     shapes = [buckets.assign(item.width, item.height) if buckets else shape for item in items]
     findings = [
-        *_unusable(looked.problems),
-        _leaks(looked, validation, captions, distance, progress),
-        _duplicates(looked, distance),
+        *_unusable(seen.problems),
+        _leaks(seen, validation, captions, looks, distance, progress),
+        _duplicates(seen, distance),
         *captions_of(items),
         *(words_of(finished, tokenizer) if tokenizer is not None else ()),
         *shapes_of(items, shapes, crop, batch_size),
         _transparent(items, masks),
-        _unmasked(looked),
+        _unmasked(seen),
     ]
     table = {one: shapes.count(one) for one in sorted(set(shapes))}
     order = ("error", "warning", "note")
     present = sorted((f for f in findings if f is not None), key=lambda f: order.index(f.severity))
-    return Preflight(looked.folders, looked.found, len(items), tuple(present), table)
+    return Preflight(seen.folders, seen.found, len(items), tuple(present), table, looks)
+
+
+def preflight_of(
+    folders: Sequence[FolderConfig],
+    validation: Sequence[FolderConfig],
+    settings: PictureSettings,
+    *,
+    size: Size,
+    downscale: int,
+    multiple: int,
+    tokenizer: Any,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Preflight:
+    """The preflight of a run's pictures, as its training will see them.
+
+    size, downscale, multiple: see `open_pictures`. The others: see `preflight`.
+    """
+    report = preflight(
+        [folder.path for folder in folders],
+        validation=[folder.path for folder in validation] or None,
+        size=size,
+        buckets=settings.shapes(size, multiple),
+        crop=settings.crop,
+        captions=settings.captions,
+        file_names=settings.file_names(),
+        caption_lines=settings.caption_lines,
+        captioning=settings.captioning(),
+        masks=settings.mask_settings(downscale),
+        tokenizer=tokenizer,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    repeats = Finding.of(
+        "repeats",
+        "note",
+        [Note((path,), f"each picture counts {times} times") for path, times in named_repeats(folders)],
+        "folders have repeats in their names",
+        "as sd-scripts reads them; with repeats: 1 for the folder above, the names say nothing",
+    )
+    return replace(report, findings=(*report.findings, repeats)) if repeats else report
 
 
 @dataclass
-class _Looked:
+class _Seen:
     folders: tuple[Path, ...]
     items: list[Item]
     problems: list[Problem]
@@ -151,25 +202,26 @@ class _Looked:
 def _look(
     folders: Folders,
     captions: str,
-    file_names: FileNames | None,
-    caption_lines: bool,
-    masks: Masks | None,
+    looks: dict[Path, pictures.Look],
     progress: Callable[[int, int], None] | None,
-) -> _Looked:
-    """Every picture of the folders, decoded once: what `scan` tells, and a fingerprint of each."""
+    file_names: FileNames | None = None,
+    caption_lines: bool = False,
+    masks: Masks | None = None,
+) -> _Seen:
+    """Every picture of the folders, decoded once: what `scan` tells, and a fingerprint of each; ``looks`` is added to."""
     given = [folders] if isinstance(folders, str | Path) else list(folders)
     if not given:
         raise UserError("no folder to look at; expected one or more")
-    total = _Looked(tuple(Path(folder).expanduser() for folder in given), [], [], {}, 0, [])
+    total = _Seen(tuple(Path(folder).expanduser() for folder in given), [], [], {}, 0, [])
     counted = 0
     if masks is not None and len(given) > 1:
         masks = replace(masks, needed=False)
 
     def look(path: Path) -> pictures.Look:
-        found, small = pictures.look(path, SIDE)
+        looks[path], small = pictures.look(path, SIDE)
         assert small is not None
         total.prints[path] = fingerprint(small, path)
-        return found
+        return looks[path]
 
     def count(done: int, of: int) -> None:
         nonlocal counted
@@ -179,7 +231,7 @@ def _look(
 
     for folder in total.folders:
         exclude = masks.folder if masks is not None else None
-        seen = scan(
+        scanned = scan(
             folder,
             captions,
             count,
@@ -188,7 +240,7 @@ def _look(
             exclude=exclude,
             look=look,
         )
-        items, problems = seen.items, list(seen.problems)
+        items, problems = scanned.items, list(scanned.problems)
         if masks is not None and items:
             items, files, bad_masks = find_masks(masks, folder, items)
             problems += bad_masks
@@ -224,9 +276,9 @@ def _unusable(problems: Sequence[Problem]) -> Iterator[Finding | None]:
         yield Finding.of(name, "warning" if kind == "unread" else "error", notes, what, advice)
 
 
-def _duplicates(looked: _Looked, distance: int) -> Finding | None:
-    paths = [item.path for item in looked.items]
-    pairs = alike([looked.prints[path] for path in paths], None, distance)
+def _duplicates(seen: _Seen, distance: int) -> Finding | None:
+    paths = [item.path for item in seen.items]
+    pairs = alike([seen.prints[path] for path in paths], None, distance)
     notes = [Note((paths[p.one], paths[p.other]), p.text, {"distance": p.distance}) for p in pairs]
     advice = (
         "keep one of each, or the model sees these more often than the others; "
@@ -236,17 +288,18 @@ def _duplicates(looked: _Looked, distance: int) -> Finding | None:
 
 
 def _leaks(
-    looked: _Looked,
+    seen: _Seen,
     validation: Folders | None,
     captions: str,
+    looks: dict[Path, pictures.Look],
     distance: int,
     progress: Callable[[int, int], None] | None,
 ) -> Finding | None:
     if validation is None:
         return None
-    held = _look(validation, "none" if captions == "none" else "auto", None, False, None, progress)
-    paths, held_paths = [i.path for i in looked.items], [i.path for i in held.items]
-    prints = [looked.prints[path] for path in paths]
+    held = _look(validation, "none" if captions == "none" else "auto", looks, progress)
+    paths, held_paths = [i.path for i in seen.items], [i.path for i in held.items]
+    prints = [seen.prints[path] for path in paths]
     pairs = alike(prints, [held.prints[path] for path in held_paths], distance)
     notes = [Note((paths[p.one], held_paths[p.other]), p.text, {"distance": p.distance}) for p in pairs]
     return Finding.of(
@@ -268,8 +321,8 @@ def _transparent(items: Sequence[Item], masks: Masks | None) -> Finding | None:
     return Finding.of("transparent", "note", notes, "pictures are transparent in places", advice)
 
 
-def _unmasked(looked: _Looked) -> Finding | None:
-    notes = [Note((path,), "") for path in looked.unmasked]
+def _unmasked(seen: _Seen) -> Finding | None:
+    notes = [Note((path,), "") for path in seen.unmasked]
     return Finding.of(
         "unmasked",
         "note",

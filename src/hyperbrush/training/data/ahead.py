@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
-from hyperbrush.ldm.data import BatchOrder, ImageFolder, collate
+from hyperbrush.ldm.data import BatchOrder, collate, folders_in
 
 AHEAD = 2  # batches
 MOST_THREADS = 4
@@ -62,14 +62,5 @@ class Ahead:
 
 def decodes(data: Examples) -> bool:
     """Whether a dataset's examples are pictures that may be decoded in threads."""
-    folders = _folders(data)
+    folders = [folder for source in getattr(data, "sources", (data,)) for folder in folders_in(source)]
     return bool(folders) and all(folder.transform is None for folder in folders)
-
-
-def _folders(data: Any) -> list[ImageFolder]:
-    """The folders of pictures that a dataset decodes: its parts', what it selects from, what is beside its examples."""
-    if isinstance(data, ImageFolder):
-        return [data]
-    inside = [part.data for part in getattr(data, "parts", ())]
-    inside += [getattr(data, "data", None), getattr(getattr(data, "beside", None), "pictures", None)]
-    return [folder for one in inside if one is not None for folder in _folders(one)]

@@ -1,6 +1,7 @@
 """What frozen encoders say of pictures and captions, computed once and kept on disk."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,12 @@ import torch
 from torch import Tensor
 
 from hyperbrush.errors import UserError
-from hyperbrush.ldm.data import ImageFolder, LatentCache, Mixture, Selection, cache_latents, cache_texts
+from hyperbrush.ldm.data import LatentCache, cache_latents, cache_texts, folders_in
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.training.data.pictures import Pictures
 from hyperbrush.training.loop.checkpoint import digest
+from hyperbrush.training.loop.progress import PrepareCallback
 
-Told = Callable[[str, int, int], None]  # (what is encoded, done, in all)
 Texts = dict[
     str, dict[str, Tensor]
 ]  # caption → "embeddings", and "pooled_embeddings" for Stable Diffusion XL
@@ -27,7 +28,7 @@ def cached_latents(
     folder: Path,
     *,
     posterior: str = "deterministic",
-    told: Told | None = None,
+    on_prepare: PrepareCallback | None = None,
 ) -> list[Pictures | None]:
     """The same datasets with latents for pictures; None stays None.
 
@@ -40,7 +41,7 @@ def cached_latents(
     for data in parts:
         if data is not None and repaints(data):
             check_posterior(posterior)
-    progress = None if told is None else lambda done, of: told("pictures", done, of)
+    progress = None if on_prepare is None else partial(on_prepare, "pictures")
     with LatentCache(folder, digest(dict(model.first_stage.state_dict()))) as cache:
         return [
             None
@@ -52,16 +53,15 @@ def cached_latents(
         ]
 
 
+def text_states(texts: Texts, captions: Sequence[str]) -> dict[str, Tensor]:
+    """What the UNet is told of captions, a row each."""
+    states = [texts[caption] for caption in captions]
+    return {key: torch.stack([one[key] for one in states]) for key in states[0]}
+
+
 def repaints(data: Any) -> bool:
     """Whether a dataset's pictures are others each time, so that they cannot be encoded once."""
-    if isinstance(data, Mixture):
-        return any(repaints(part.data) for part in data.parts)
-    if isinstance(data, Selection):
-        return repaints(data.data)
-    if not isinstance(data, ImageFolder):
-        return False
-    anywhere = data.crop == "random" and data.crop_variants is None
-    return anywhere or bool(data.jitter or data.rotate or data.transform)
+    return any(folder.repaints for folder in folders_in(data))
 
 
 def check_posterior(posterior: str) -> None:
@@ -78,7 +78,7 @@ def check_posterior(posterior: str) -> None:
 
 
 def cached_texts(
-    model: LatentDiffusion, captions: Sequence[str], folder: Path, told: Told | None = None
+    model: LatentDiffusion, captions: Sequence[str], folder: Path, on_prepare: PrepareCallback | None = None
 ) -> Texts | None:
     """What the UNet is told of each caption; None where they take more than `TEXT_BYTES` together."""
     captions = list(dict.fromkeys(captions))
@@ -89,7 +89,7 @@ def cached_texts(
     found: Texts = {caption: {} for caption in captions}
     encoders = [e for e in (model.text_encoder, model.text_encoder_2) if e is not None]
     weights = {f"{i}.{k}": v for i, e in enumerate(encoders) for k, v in e.state_dict().items()}
-    progress = None if told is None else lambda done, of: told("captions", done, of)
+    progress = None if on_prepare is None else partial(on_prepare, "captions")
     for key in one:
 
         def encode(texts: list[str], key: str = key) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from hyperbrush.errors import UserError
-from hyperbrush.ldm.data import ImageFolder, Mixture, Selection
+from hyperbrush.ldm.data import ImageFolder, folders_in, over_folders
 from hyperbrush.ldm.data.examples import CaptionedExamples
 from hyperbrush.ldm.data.pictures import SUFFIXES
 from hyperbrush.ldm.models import LatentDiffusion
@@ -38,6 +38,12 @@ class ConditionedExamples(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.example(index, epoch=0)
+
+    @property
+    def sources(self) -> list[CaptionedExamples]:
+        """The datasets that an example is made of."""
+        pictures = getattr(self.beside, "pictures", None)
+        return [self.data, *([] if pictures is None else [pictures])]
 
     def example(self, index: int, epoch: int) -> dict[str, Any]:
         """The dataset's example and what is beside; a function of (seed, epoch, index) alone."""
@@ -156,7 +162,11 @@ def conditioned(
             raise UserError(
                 f"this model is told pictures of {read} channels; folders have such of {CONDITION_CHANNELS}, red, green, blue"
             )
-        shown = _of_folder(pictures, Path(condition_folder)) if condition_folder else _plain(pictures)
+        shown = (
+            _of_folder(pictures, Path(condition_folder))
+            if condition_folder
+            else over_folders(pictures, _uncoloured)
+        )
         return ConditionedExamples(data, SmallPictures(shown, downsampling(model.first_stage)))
     return data
 
@@ -179,29 +189,14 @@ def class_names_of(data: CaptionedExamples, classes: str = "folders") -> list[st
 
 def _names_by_path(data: Any, classes: str) -> dict[str, str]:
     found: dict[str, str] = {}
-
-    def add(folder: ImageFolder) -> ImageFolder:
+    for folder in folders_in(data):
         for path, caption in zip(folder.paths, folder.captions, strict=True):
             inside = Path(path).relative_to(folder.folder).parts
             name = caption if classes == "captions" else inside[0] if len(inside) > 1 else folder.folder.name
             if not name:
                 raise UserError(f"the picture {path} has no caption, which is to be its class")
             found[path] = name
-        return folder
-
-    over_folders(data, add)
     return found
-
-
-def over_folders(data: Any, change: Callable[[ImageFolder], Any]) -> Any:
-    """The same dataset with each of its folders changed."""
-    if isinstance(data, Mixture):
-        return data.over(lambda part: over_folders(part, change))
-    if isinstance(data, Selection):
-        return Selection(over_folders(data.data, change), data.indices)
-    if not isinstance(data, ImageFolder):
-        raise UserError(f"dataset: expected folders of pictures, got {type(data).__name__}")
-    return change(data)
 
 
 def _with_whole_masks(data: Any) -> Any:
@@ -225,10 +220,6 @@ def _uncoloured(folder: ImageFolder) -> ImageFolder:
     same = copy.copy(folder)
     same.jitter, same.transform, same.masks = 0.0, None, None
     return same
-
-
-def _plain(data: Any) -> Any:
-    return over_folders(data, _uncoloured)
 
 
 def _of_folder(data: Any, source: Path) -> Any:

@@ -3,7 +3,7 @@
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,6 +30,7 @@ from hyperbrush.ldm.data import (
 from hyperbrush.ldm.data.captioning import check_append
 from hyperbrush.ldm.data.examples import CaptionedExamples
 from hyperbrush.ldm.data.mixture import MOST_REPEATS
+from hyperbrush.ldm.data.pictures import Look
 from hyperbrush.ldm.data.rows import is_rows
 from hyperbrush.ldm.util import keyed_seed
 from hyperbrush.training.loop.config import Place, Share, Strict
@@ -37,6 +38,7 @@ from hyperbrush.training.loop.config import Place, Share, Strict
 log = logging.getLogger(__name__)
 Size = int | tuple[int, int]  # a side, or (height, width), in pixels
 Pictures = ImageFolder | Selection | Mixture
+LookAt = Callable[[Path], Look]
 
 
 def _checked_append(value: Any) -> Any:
@@ -245,12 +247,14 @@ def open_pictures(
     multiple: int,
     seed: int,
     held_out: bool = False,
+    look: LookAt | None = None,
 ) -> ImageFolder | Mixture:
     """Folders, or a dataset of one's own (see `PictureRows`), as a dataset, unusable pictures set aside; an `ImageFolder`
     or `Mixture` passes through.
 
     size, downscale, multiple: of the model: its side in pixels, pixels for each place of its latent map, what sides
     of pictures must be multiples of. held_out: to judge by, where no mask is needed and names say no repeats.
+    look: as of `ldm.data.scan`, where folders are.
 
     Raises:
         UserError: neither; a folder without a usable picture; a setting that makes no sense.
@@ -286,6 +290,7 @@ def open_pictures(
         multiple=multiple,
         seed=seed,
         held_out=held_out,
+        look=look,
     )
     only = found.parts[0]
     if len(found.parts) > 1 or only.repeats != 1 or only.loss_weight != 1:
@@ -304,6 +309,7 @@ def as_mixture(
     seed: int,
     on_problem: Literal["raise", "skip"] = "skip",
     held_out: bool = False,
+    look: LookAt | None = None,
 ) -> Mixture:
     """Folders as a mixture, whatever their number; see `open_pictures`.
 
@@ -321,6 +327,7 @@ def as_mixture(
             captioning=settings.captioning(folder.caption_suffix, folder.append),
             masks=masks,
             on_problem=on_problem,
+            look=look,
         )
         for folder in folders
     ]
@@ -388,10 +395,3 @@ def hold_out(data: ImageFolder | Mixture, share: float, seed: int) -> tuple[Pict
     if share == 0 or pictures < 10:  # whatever their repeats
         return data, None
     return split(data, share, seed)
-
-
-def without_chance(data: CaptionedExamples) -> CaptionedExamples:
-    """Pictures of a folder always alike; see `ImageFolder.without_chance`."""
-    if isinstance(data, Selection):
-        return Selection(without_chance(data.data), data.indices)
-    return data.without_chance() if isinstance(data, ImageFolder) else data

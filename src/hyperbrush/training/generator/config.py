@@ -4,8 +4,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from hyperbrush.training.loop.adapter_settings import AdapterSettings
 from hyperbrush.training.loop.config import Rate, Share, Strict
-from hyperbrush.training.loop.loop_settings import LoopSettings
 
 
 class GeneratorNetwork(Strict):
@@ -29,8 +29,17 @@ class GeneratorNetwork(Strict):
     patch_size: int = Field(4, ge=1, description="side of a patch of latents that becomes a token")
 
 
-class GeneratorConfig(LoopSettings):
+class GeneratorConfig(AdapterSettings):
     """Settings of `HypernetworkTrainer` for a `Hypernetwork`, all with defaults."""
+
+    DEFAULTS = {
+        "warmup_steps": 50,
+        "ema_decay": 0.99,
+        "validate_every": 200,
+        "preview_every": 500,
+        "checkpoint_every": 200,
+        "log_every": 10,
+    }
 
     learning_rate: Rate | None = Field(
         3e-4, gt=0, description="peak rate; too high a one makes the weights the same for every condition"
@@ -65,12 +74,6 @@ class GeneratorConfig(LoopSettings):
         0.0, ge=0, description="weight of ‖ΔW‖² of the null condition, which holds it to the model"
     )
     norm_weight: float = Field(0.0, ge=0, description="weight of ‖ΔW‖² of all samples")
-    warmup_steps: int = Field(50, ge=0, description="steps from 0 up to the learning rate")
-    ema_decay: float | None = Field(0.99, ge=0, lt=1, description="decay of the weights' moving average")
-    validate_every: int = Field(200, ge=1, description="steps between validations")
-    preview_every: int = Field(500, ge=1, description="steps between previews")
-    checkpoint_every: int = Field(200, ge=1, description="steps between states to resume from")
-    log_every: int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
     validation_styles: int = Field(24, ge=1, description="held-out styles a validation looks at, at most")
     validation_pictures: int = Field(8, ge=1, description="targets of each of them")
     validation_share: Share = Field(0.1, description="share of the styles held out where none are given")
@@ -95,8 +98,3 @@ class GeneratorConfig(LoopSettings):
         if self.max_epochs is None:
             return super().steps(pictures)
         return max(1, -(-pictures * self.max_epochs // self.batch_size))
-
-
-def network_settings(network: GeneratorNetwork) -> dict[str, Any]:
-    """Arguments for `Hypernetwork`."""
-    return network.model_dump()

@@ -23,10 +23,11 @@ from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.modules.diffusion import Loss
 from hyperbrush.ldm.util import keyed_generator
 from hyperbrush.training.attention.objective import Compute
-from hyperbrush.training.data.cached import Texts, Told, cached_texts
+from hyperbrush.training.data.cached import Texts, cached_texts, text_states
 from hyperbrush.training.generator.config import GeneratorConfig
-from hyperbrush.training.generator.styles import ABOUT, Looked, Style, StyleBatches, open_styles
+from hyperbrush.training.generator.styles import ABOUT, References, Style, StyleBatches, open_styles
 from hyperbrush.training.loop.objectives import Objective
+from hyperbrush.training.loop.progress import PrepareCallback
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -119,7 +120,7 @@ class GeneratorObjective(Objective):
     def batch(self, step: int, batch_size: int) -> dict[str, Any]:
         """References of some styles, targets with other contents, and this step's noise and timesteps."""
         c = self.config
-        looked, rows = self.batches.draw(step, batch_size)
+        references, rows = self.batches.draw(step, batch_size)
         styles = self.batches.styles
         latents = torch.stack([styles[style].latents[picture] for _, style, picture in rows])
         generator = keyed_generator(c.seed, "noise", step)
@@ -135,32 +136,31 @@ class GeneratorObjective(Objective):
         told_of = enumerate(styles[style].said(picture) for _, style, picture in rows)
         said = [Captioning().caption(captions, c.seed, step, row) for row, captions in told_of]
         captions = [caption if kept else "" for caption, kept in zip(said, keep, strict=True)]
-        told = torch.rand(len(looked.styles), generator=generator) < c.text_share
+        told = torch.rand(len(references.styles), generator=generator) < c.text_share
         return {
             **drawn,
-            **self.told(captions),
+            **self.text_states(captions),
             "latents": latents,
             "captions": captions,
             "samples": torch.tensor([sample for sample, _, _ in rows]),
-            "looked": looked,
-            "by_text": [bool(t) and bool(looked.text[i]) for i, t in enumerate(told.tolist())] + [False],
+            "references": references,
+            "by_text": [bool(t) and bool(references.text[i]) for i, t in enumerate(told.tolist())] + [False],
             "paths": [f"{styles[style].name}: {styles[style].captions[p]}" for _, style, p in rows],
             "step": step,
         }
 
-    def told(self, captions: Sequence[str]) -> dict[str, Tensor]:
+    def text_states(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """What the UNet is told of captions, from the cache; empty where there is none."""
         if self.texts is None:
             return {}
-        told = [self.texts[caption] for caption in captions]
-        return {key: torch.stack([t[key] for t in told]) for key in told[0]}
+        return text_states(self.texts, captions)
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """Loss terms: "denoising", "reconstruction" and the penalties, as far as they are on."""
-        c, looked = self.config, batch["looked"]
+        c, references = self.config, batch["references"]
         samples, rows = batch["samples"].unique(return_inverse=True)
         with _Trained(self.net, self._shared(), batch["step"] < c.shared_steps if c.shared_steps else None):
-            weights = self.weights(looked, samples.tolist(), batch["by_text"])
+            weights = self.weights(references, samples.tolist(), batch["by_text"])
         terms: dict[str, Tensor] = {}
         extra: dict[str, Tensor] = {}
         if c.objective != "reconstruction":
@@ -168,11 +168,11 @@ class GeneratorObjective(Objective):
                 terms["denoising"], extra = self._drawn(batch)
         if c.objective != "denoising":
             scale = 1.0 if c.objective == "reconstruction" else c.reconstruction_weight
-            terms["reconstruction"] = scale * self._reconstruction(weights, looked, samples.tolist())
+            terms["reconstruction"] = scale * self._reconstruction(weights, references, samples.tolist())
         if c.norm_weight:
             terms["norm"] = c.norm_weight * weights.squared_norm().mean()
         if c.retain:
-            null = looked.drop[samples.cpu()].to(self.net.device)
+            null = references.drop[samples.cpu()].to(self.net.device)
             terms["retain"] = c.retain * (weights.squared_norm() * null).sum() / len(null)
         return {**extra, "loss": torch.stack(list(terms.values())).sum(), **terms}
 
@@ -191,7 +191,7 @@ class GeneratorObjective(Objective):
         return found["loss"], {key: value for key, value in found.items() if key != "loss"}
 
     def weights(
-        self, looked: Looked, samples: Sequence[int], by_text: Sequence[bool] = ()
+        self, references: References, samples: Sequence[int], by_text: Sequence[bool] = ()
     ) -> GeneratedWeights:
         """Weights for samples of a batch, in their order."""
         device = self.net.device
@@ -200,22 +200,24 @@ class GeneratorObjective(Objective):
         made: list[GeneratedWeights] = []
         if seen:
             condition = ImageCondition(
-                latents=looked.latents[seen].to(device), present=looked.present[seen].to(device)
+                latents=references.latents[seen].to(device), present=references.present[seen].to(device)
             )
-            made.append(self.net.generate_weights(condition, drop=looked.drop[seen].to(device)))
+            made.append(self.net.generate_weights(condition, drop=references.drop[seen].to(device)))
         if text:
-            said = TextCondition([looked.text[i] for i in text])
-            made.append(self.net.generate_weights(said, drop=looked.drop[text].to(device)))
+            said = TextCondition([references.text[i] for i in text])
+            made.append(self.net.generate_weights(said, drop=references.drop[text].to(device)))
         if len(made) == 1:
             return made[0]
         places = [(seen + text).index(i) for i in samples]
         return _picked(_joined(made), torch.tensor(places, device=device))
 
-    def _reconstruction(self, weights: GeneratedWeights, looked: Looked, samples: Sequence[int]) -> Tensor:
+    def _reconstruction(
+        self, weights: GeneratedWeights, references: References, samples: Sequence[int]
+    ) -> Tensor:
         """Mean of ‖ΔW − ΔW*‖² / ‖ΔW*‖², whatever the factors of either."""
         errors = []
         for place, sample in enumerate(samples):
-            adapter = self.batches.styles[looked.styles[sample]].adapter
+            adapter = self.batches.styles[references.styles[sample]].adapter
             assert adapter is not None
             goal = adapter.to(self.net.device)
             errors.append(weights[place].squared_distance(goal) / goal.squared_norm().clamp_min(1e-12))
@@ -230,7 +232,7 @@ class GeneratorObjective(Objective):
         styles = self.held_out[: self.config.validation_styles]
         batches = StyleBatches(styles, 1, self.config.references, 0.0, self.config.seed)
         shown = [list(range(min(style.references, self.config.references))) for style in styles]
-        made = self.weights(batches.look(range(len(styles)), shown), range(len(styles)))
+        made = self.weights(batches.show(range(len(styles)), shown), range(len(styles)))
         if self._base is None:
             self._base = self._judged(styles, None)
         turned = torch.arange(1, len(styles) + 1, device=self.net.device) % len(styles)
@@ -257,7 +259,7 @@ class GeneratorObjective(Objective):
         styles = self.held_out[:6]
         batches = StyleBatches(styles, 1, c.references, 0.0, c.seed)
         shown = [list(range(min(style.references, c.references))) for style in styles]
-        made = self.weights(batches.look(range(len(styles)), shown), range(len(styles)))
+        made = self.weights(batches.show(range(len(styles)), shown), range(len(styles)))
         rows = []
         for number, style in enumerate(styles):
             seen = self.model.decode(style.latents[[0, min(1, len(style) - 1)]].to(self.model.device))
@@ -295,7 +297,7 @@ def style_losses(
     places = range(style.references, len(style))[:pictures]
     latents = style.latents[list(places)].to(model.device)
     batch: dict[str, Any] = {"captions": [style.captions[i] for i in places]}
-    conditions: dict[str, Any] = model.conditions(batch | objective.told(batch["captions"]))
+    conditions: dict[str, Any] = model.conditions(batch | objective.text_states(batch["captions"]))
     steps = len(model.diffusion.schedule)
     columns = []
     applied = contextlib.nullcontext() if weights is None else objective.target.apply_weights(weights)
@@ -319,7 +321,7 @@ def generator_objective(
     dataset: Any,
     validation: Any,
     run: Path,
-    told: Told | None = None,
+    on_prepare: PrepareCallback | None = None,
     *,
     loss: Loss | None = None,
     compute: Compute | None = None,
@@ -356,7 +358,7 @@ def generator_objective(
     def opened(source: Any, adapters: bool) -> list[Style]:
         if isinstance(source, list | tuple) and all(isinstance(s, Style) for s in source):
             return list(source)
-        return open_styles(source, model, run / "cache/latents", adapters=adapters, told=told)
+        return open_styles(source, model, run / "cache/latents", adapters=adapters, on_prepare=on_prepare)
 
     styles = opened(dataset, adapters)
     if config.text_share and not any(style.text for style in styles):
@@ -372,7 +374,7 @@ def generator_objective(
         held = [style for i, style in enumerate(styles) if i in out]
         styles = [style for i, style in enumerate(styles) if i not in out]
     captions = ["", *(c for s in (*styles, *(held or ())) for i in range(len(s)) for c in s.said(i))]
-    texts = cached_texts(model, captions, run / "cache/texts", told)
+    texts = cached_texts(model, captions, run / "cache/texts", on_prepare)
     net.requires_grad_(True)
     if config.shared_steps:
         net.decoder.shared_parameters()  # type: ignore[operator]  # or says that this form has none

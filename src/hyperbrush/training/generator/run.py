@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,16 +16,13 @@ from hyperbrush.hypernetworks.generator import Hypernetwork, TargetNetwork
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.util import keyed_seed, read_yaml
 from hyperbrush.training.attention.trainer import HypernetworkTrainer
-from hyperbrush.training.data.cached import Told
 from hyperbrush.training.generator.config import GeneratorConfig, GeneratorNetwork
-from hyperbrush.training.loop.caller import AccelerateStates, generators_kept
 from hyperbrush.training.loop.config import Place, Strict, TrainedName
-from hyperbrush.training.loop.metrics import read
 from hyperbrush.training.loop.processes import is_main, prepared
+from hyperbrush.training.loop.progress import PrepareCallback, Progress
 from hyperbrush.training.loop.run_folder import opened_run
-from hyperbrush.training.loop.settings import from_everywhere, write_settings
-from hyperbrush.training.loop.trainer import Progress
-from hyperbrush.training.report.report import report_run
+from hyperbrush.training.loop.settings import merge_settings, write_settings
+from hyperbrush.training.report.result import RunResult, figures_of, keep_result
 
 
 class GeneratorRun(Strict):
@@ -51,37 +49,37 @@ def configured_generator(
     training: Mapping[str, Any] | None = None,
     **values: Any,
 ) -> GeneratorRun:
-    """A run's settings from a YAML file and what is given; see `from_everywhere`.
+    """A run's settings from a YAML file and what is given; see `merge_settings`.
 
     Raises:
         UserError: whatever is wrong with any of them.
     """
     read_values = {} if source is None else read_yaml(Path(source))
-    return from_everywhere(GeneratorRun, source, read_values, settings=settings, training=training, **values)
+    return merge_settings(GeneratorRun, source, read_values, settings=settings, training=training, **values)
 
 
 @dataclass
-class GeneratorResult:
+class GeneratorResult(RunResult):
     """What a finished run left; losses are those of held-out styles."""
 
     config: GeneratorRun
-    run: Path
-    file: Path
-    steps: int
-    seconds: float
-    base_loss: float
-    loss: float
-    shuffled_loss: float
 
-    def summary(self) -> str:
-        """A few lines for a person."""
-        lines = [f"{self.file}  ({self.steps} steps, {self.seconds:.0f} s)"]
-        if math.isfinite(self.loss):
-            lines.append(
-                f"held-out styles: loss {self.base_loss:.4f} without, {self.loss:.4f} from their own pictures, "
-                f"{self.shuffled_loss:.4f} from another style's"
-            )
-        return "\n".join([*lines, f"report: {self.run / 'report.html'}", f"try: {self.command()}"])
+    @property
+    def loss(self) -> float:
+        """With weights from their own pictures."""
+        return self.best_loss
+
+    @property
+    def shuffled_loss(self) -> float:
+        """With weights from another style's."""
+        return float(self.best.get("validation_shuffled", math.inf))
+
+    def judged(self) -> str:
+        """The losses in words."""
+        return (
+            f"held-out styles: loss {self.base_loss:.4f} without, {self.loss:.4f} from their own pictures, "
+            f"{self.shuffled_loss:.4f} from another style's"
+        )
 
     def command(self) -> str:
         """A command that generates with it."""
@@ -98,7 +96,7 @@ def train_generator(
     at: int | None = None,
     changed: bool = False,
     model: LatentDiffusion | None = None,
-    on_prepare: Told | None = None,
+    on_prepare: PrepareCallback | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> GeneratorResult:
@@ -119,14 +117,14 @@ def train_generator(
         if not Path(folder).is_dir():  # before the model is opened
             raise UserError(f"there is no folder {folder}: expected one with a folder for each style")
     check_place(config.generators, "generators")
-    with AccelerateStates().entered(), generators_kept(), opened_run(run, resume=resume, at=at):
+    with opened_run(run, resume=resume, at=at):
         opened = model or prepared(run, lambda: LatentDiffusion.from_pretrained(config.model), should_stop)
         torch.manual_seed(keyed_seed(config.training.seed, "initialisation"))
-        network = config.network.model_dump()
         target = TargetNetwork(opened, tuple(config.network.target_layers))
         if is_main() and not resume:
             write_settings(config, run)
-        net = Hypernetwork(target=target, name=config.name, condition_dropout=0.0, **network)
+        settings = config.network.model_dump()
+        net = Hypernetwork(target=target, name=config.name, condition_dropout=0.0, **settings)
         trainer = HypernetworkTrainer(
             net,
             config.training,
@@ -142,25 +140,11 @@ def train_generator(
             resume=resume,
             at=at,
             held=True,
-            on_begin=(lambda: write_settings(config, run)) if changed else (lambda: None),
+            on_begin=partial(write_settings, config, run) if changed else None,
         )
-        rows = [row for row in read(run / "metrics.jsonl") if "loss" in row]
-        best = min(
-            (r for r in rows if "validation_loss" in r), key=lambda r: r["validation_loss"], default={}
-        )
-        net.step = int(best.get("step", rows[-1]["step"]))
-        result = GeneratorResult(
-            config,
-            run,
-            Path(config.generators) / trained.name,
-            rows[-1]["step"],
-            rows[-1]["seconds"],
-            best.get("validation_base", math.inf),
-            best.get("validation_loss", math.inf),
-            best.get("validation_shuffled", math.inf),
-        )
+        file = Path(config.generators) / trained.name
+        result = GeneratorResult(run=run, file=file, config=config, **figures_of(run))
+        net.step = result.best_step
         if is_main():
-            for file in (trained, result.file):
-                net.save(file)
-            report_run(run, commands=[result.command()])
+            keep_result(result, net.save, f"hyperbrush hyper train --resume {run} -s generators=FOLDER")
         return result

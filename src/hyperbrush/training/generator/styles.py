@@ -14,8 +14,8 @@ from hyperbrush.ldm.data import ImageFolder, LatentCache, PictureRows, cache_lat
 from hyperbrush.ldm.data.archives import content_of, is_source
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.util import keyed_generator
-from hyperbrush.training.data.cached import Told
 from hyperbrush.training.loop.checkpoint import digest
+from hyperbrush.training.loop.progress import PrepareCallback
 
 ADAPTERS = ("adapter.safetensors", "lora.safetensors")  # of a style, for reconstruction
 ABOUT = "style.txt"  # a style in words
@@ -53,7 +53,7 @@ def open_styles(
     cache: Path,
     *,
     adapters: bool = False,
-    told: Told | None = None,
+    on_prepare: PrepareCallback | None = None,
 ) -> list[Style]:
     """Each subfolder, tar or table as a style: its pictures (captions as for training), or references/ and targets/ in it.
 
@@ -94,8 +94,8 @@ def open_styles(
             first = tuple(captions[0] for captions in said)
             about = "" if folder is None else _about(folder)
             styles.append(Style(name, torch.cat(latents), first, references, about, adapter, said))
-            if told is not None:
-                told("styles", number + 1, len(found))
+            if on_prepare is not None:
+                on_prepare("styles", number + 1, len(found))
     return styles
 
 
@@ -149,7 +149,7 @@ def _adapter(path: Path) -> GeneratedWeights:
 
 
 @dataclass(frozen=True)
-class Looked:
+class References:
     """What the styles of a batch are told from, one sample each; it is never cut with the batch's rows.
 
     latents: (styles, references, c, h, w); present: (styles, references) bool; text: in words, "" for none;
@@ -176,7 +176,7 @@ class StyleBatches:
     condition_dropout: float
     seed: int
 
-    def draw(self, step: int, batch_size: int) -> tuple[Looked, list[tuple[int, int, int]]]:
+    def draw(self, step: int, batch_size: int) -> tuple[References, list[tuple[int, int, int]]]:
         """References, and the targets as (sample, style, picture): row i is of sample i mod samples."""
         count = max(1, batch_size // self.per_style)
         generator = keyed_generator(self.seed, "styles", step)
@@ -195,11 +195,11 @@ class StyleBatches:
             targets.append([rest[i % len(rest)] for i in range(self.per_style)])
         drop = torch.rand(count, generator=generator) < self.condition_dropout
         rows = [(s, chosen[s], targets[s][k]) for k in range(self.per_style) for s in range(count)]
-        return self.look(chosen, shown, drop), rows[:batch_size]
+        return self.show(chosen, shown, drop), rows[:batch_size]
 
-    def look(
+    def show(
         self, chosen: Sequence[int], shown: Sequence[Sequence[int]], drop: Tensor | None = None
-    ) -> Looked:
+    ) -> References:
         """Styles by number with the pictures to look at."""
         most = max(map(len, shown))
         first = self.styles[chosen[0]].latents
@@ -209,7 +209,7 @@ class StyleBatches:
             latents[row, : len(pictures)] = self.styles[style].latents[list(pictures)]
             present[row, : len(pictures)] = True
         drop = torch.zeros(len(chosen), dtype=torch.bool) if drop is None else drop
-        return Looked(latents, present, tuple(self.styles[s].text for s in chosen), drop, tuple(chosen))
+        return References(latents, present, tuple(self.styles[s].text for s in chosen), drop, tuple(chosen))
 
 
 def _log_uniform(share: float, most: int) -> int:

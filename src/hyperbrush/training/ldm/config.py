@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
 from hyperbrush.errors import unknown_name
-from hyperbrush.files import write_text
 from hyperbrush.ldm.util import load_config, read_yaml
 from hyperbrush.training.data.pictures import FolderConfig, PictureSettings
 from hyperbrush.training.loop.config import Rate, Share, Strict, TrainerConfig
@@ -18,12 +16,13 @@ Side = Annotated[int, Field(ge=8)]
 class DataConfig(PictureSettings):
     """Where the pictures are, and how they and their captions become examples."""
 
+    DEFAULTS = {"flip": 0.0}
+
     folders: list[FolderConfig] = Field(min_length=1, description="folders of pictures, see above")
     held_out: list[FolderConfig] = Field(
         [], description="folders to validate on; else validation_share of the pictures"
     )
     size: Side | tuple[Side, Side] = Field(64, description="side in pixels, or [height, width]")
-    flip: Share = Field(0.0, description="share of mirrored pictures")
     validation_share: Share = Field(
         0.0, description="share of the pictures held out where no folders are; 0.1 is usual"
     )
@@ -226,8 +225,3 @@ def read_config(source: str | Path | dict[str, Any], **overrides: Any) -> Run:
     """
     model: Any = kind_of(source if isinstance(source, dict) else read_yaml(Path(source)))
     return TypeAdapter(Run).validate_python(load_config(model, source, **overrides))
-
-
-def save_config(config: Run, run: Path) -> None:
-    """Write config.yaml into the run folder, defaults included: what `--resume` reads."""
-    write_text(run / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))

@@ -140,7 +140,7 @@ def validation_losses(
     shares: Sequence[float] = (0.125, 0.375, 0.625, 0.875),
     seed: int = 0,
     batch_size: int = 64,
-    told: Callable[[Sequence[str]], dict[str, Tensor]] | None = None,
+    text_states: Callable[[Sequence[str]], dict[str, Tensor]] | None = None,
 ) -> Tensor:
     """Unweighted denoising loss over one fixed grid: (pictures, timesteps), float32 on the CPU.
 
@@ -148,7 +148,7 @@ def validation_losses(
     the batch or the adapter; so that two models differ by what they know alone.  With four shares of
     the process the first is nearly clean and the last nearly noise.
 
-    told: captions to "embeddings", where they are known already.
+    text_states: captions to "embeddings", where they are known already.
     """
     count = len(data) if limit is None else min(limit, len(data))
     steps = [int(share * len(model.diffusion.schedule)) for share in shares]
@@ -164,7 +164,8 @@ def validation_losses(
     ):
         batch = make_batch(data, [(0, i) for i in indices])
         latents = model.latents_of(batch)
-        conditions: dict[str, Any] = model.conditions(batch | told(batch["captions"]) if told else batch)
+        states = {} if text_states is None else text_states(batch["captions"])
+        conditions: dict[str, Any] = model.conditions(batch | states)
         columns = []
         for j, step in enumerate(steps):
             noise = torch.stack(

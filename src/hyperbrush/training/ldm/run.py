@@ -13,24 +13,24 @@ from torch import nn
 
 from hyperbrush.errors import UserError
 from hyperbrush.files import atomic_folder, read_json, write_json
-from hyperbrush.ldm.data import LatentCache, Mixture, cache_latents, split
+from hyperbrush.ldm.data import CaptionedExamples, ImageFolder, Mixture, over_folders, split
 from hyperbrush.ldm.models import LatentDiffusion, first_stage
 from hyperbrush.ldm.models.autoencoder import downsampling
 from hyperbrush.ldm.modules.losses import FirstStageLoss
 from hyperbrush.ldm.modules.perceptual import perceptual_loss
 from hyperbrush.ldm.util import keyed_seed
-from hyperbrush.training.before.preflight import Preflight, preflight
-from hyperbrush.training.data.cached import Told, check_posterior, repaints
+from hyperbrush.training.before.preflight import Preflight, preflight_of
+from hyperbrush.training.data.cached import cached_latents
 from hyperbrush.training.data.conditioned import CONDITION_CHANNELS, class_names_of, conditioned
-from hyperbrush.training.data.pictures import as_mixture, without_chance
+from hyperbrush.training.data.pictures import LookAt, as_mixture
 from hyperbrush.training.ldm.config import DataConfig, DiffusionRun, FirstStageRun, Run, TextConfig
 from hyperbrush.training.ldm.config import read_config as read_config
 from hyperbrush.training.ldm.first_stage import FirstStageObjective
 from hyperbrush.training.ldm.objectives import DenoisingObjective
 from hyperbrush.training.loop.caller import generators_kept
-from hyperbrush.training.loop.checkpoint import digest
 from hyperbrush.training.loop.objectives import Objective
 from hyperbrush.training.loop.processes import join
+from hyperbrush.training.loop.progress import PrepareCallback
 
 SCALE = "scale.json"  # in a run folder
 CLASSES = "classes.json"  # in a run folder
@@ -100,7 +100,13 @@ def _check_size(config: Run, unit: int) -> None:
 
 
 def open_folders(
-    data: DataConfig, held_out: bool, seed: int, *, downscale: int = 1, multiple: int = 1
+    data: DataConfig,
+    held_out: bool,
+    seed: int,
+    *,
+    downscale: int = 1,
+    multiple: int = 1,
+    look: LookAt | None = None,
 ) -> Mixture:
     """The folders of a config, to train on or held out; see `as_mixture`."""
     found = as_mixture(
@@ -112,18 +118,19 @@ def open_folders(
         seed=seed,
         on_problem=data.on_problem,
         held_out=held_out,
+        look=look,
     )
-    return found.over(without_chance) if held_out else found
+    return found.over(lambda part: over_folders(part, ImageFolder.without_chance)) if held_out else found
 
 
-def open_data(config: Run, opened: Opened) -> tuple[Mixture, Mixture | None]:
-    """Pictures to train on, and held out.
+def open_data(config: Run, opened: Opened, look: LookAt | None = None) -> tuple[Mixture, Mixture | None]:
+    """Pictures to train on, and held out; look: as of `open_pictures`.
 
     Raises:
         UserError: whatever is wrong with them.
     """
     data, seed = config.data, config.training.seed
-    about = {"downscale": opened.downscale, "multiple": opened.unit}
+    about: dict[str, Any] = {"downscale": opened.downscale, "multiple": opened.unit, "look": look}
     train = open_folders(data, False, seed, **about)
     if data.held_out:
         return train, open_folders(data, True, seed, **about)
@@ -135,23 +142,21 @@ def open_data(config: Run, opened: Opened) -> tuple[Mixture, Mixture | None]:
     return rest, held
 
 
-def look_over(config: Run, opened: Opened, told: Callable[[int, int], None] | None = None) -> Preflight:
-    """The preflight of a run's pictures, as its training will see them."""
+def run_preflight(
+    config: Run, opened: Opened, progress: Callable[[int, int], None] | None = None
+) -> Preflight:
+    """The preflight of a run's pictures."""
     data = config.data
-    return preflight(
-        [folder.path for folder in data.folders],
-        validation=[folder.path for folder in data.held_out] or None,
+    return preflight_of(
+        data.folders,
+        data.held_out,
+        data,
         size=data.size,
-        buckets=data.shapes(data.size, opened.unit),
-        crop=data.crop,
-        captions=data.captions,
-        file_names=data.file_names(),
-        caption_lines=data.caption_lines,
-        captioning=data.captioning(),
-        masks=data.mask_settings(opened.downscale),
+        downscale=opened.downscale,
+        multiple=opened.unit,
         tokenizer=opened.model.tokenizer if opened.model is not None else None,
         batch_size=config.training.batch_size,
-        progress=told,
+        progress=progress,
     )
 
 
@@ -164,60 +169,50 @@ def captions_of(data: Mixture) -> list[str]:
 def build(
     config: Run,
     run: Path,
-    told: Told | None = None,
+    on_prepare: PrepareCallback | None = None,
     *,
     resume: bool = False,
     opened: Opened | None = None,
+    look: LookAt | None = None,
 ) -> Objective:
     """Data, networks and objective of a run; pictures are checked before anything is computed.
 
-    told: called with (what is encoded, done, in all).
+    on_prepare: called with (what is encoded, done, in all).
     resume: tokenizer and scale factor are those the run began with, whatever pictures came or went.
-    opened: of `open_origin`, where that was called already.
+    opened: of `open_origin`, where that was called already. look: as of `open_pictures`.
 
     Raises:
         UserError: whatever is wrong with them; a size that the networks cannot halve as often as they do.
     """
     opened = opened or open_origin(config)
-    train, held_out = open_data(config, opened)
+    pictures, held_out_pictures = open_data(config, opened, look)
     if isinstance(config, FirstStageRun):
-        return first_stage_objective(config, train, held_out)
-    model = diffusion_model(config, opened, train, run, resume)
+        return first_stage_objective(config, pictures, held_out_pictures)
+    model = diffusion_model(config, opened, pictures, run, resume)
     model.first_stage.to(join())
     if not config.start_from:
-        _scale(model, train, run / SCALE, resume)
-    shown, shown_held_out = train, held_out
-    cache = Path(config.data.cache) if config.data.cache else run / "cache"
-    posterior = config.data.latent_sampling
-    train = cached(train, model, cache, told, posterior=posterior)
-    if held_out is not None:
-        held_out = cached(held_out, model, cache, told)
+        _scale(model, pictures, run / SCALE, resume)
+    data = config.data
     about: dict[str, Any] = {
         "seed": config.training.seed,
-        "missing": config.data.missing,
-        "classes": config.data.classes,
-        "condition_folder": config.data.condition_folder,
+        "missing": data.missing,
+        "classes": data.classes,
+        "condition_folder": data.condition_folder,
     }
-    told_train: Any = conditioned(model, train, shown, **about)
-    told_held_out = held_out and shown_held_out and conditioned(model, held_out, shown_held_out, **about)
-    return denoising_objective(config, model, told_train, told_held_out)
-
-
-def cached(
-    data: Mixture,
-    model: LatentDiffusion,
-    folder: Path,
-    told: Told | None,
-    *,
-    posterior: Any = "deterministic",
-) -> Mixture:
-    """Latents for pictures, encoded once and kept in ``folder``."""
-    if repaints(data):
-        check_posterior(posterior)
-        return data
-    progress = None if told is None else lambda done, of: told("pictures", done, of)
-    with LatentCache(folder, digest(dict(model.first_stage.state_dict()))) as cache:
-        return cache_latents(data, model.moments, cache, progress=progress, posterior=posterior)
+    found: list[CaptionedExamples | None] = [None, None]
+    for number, shown in enumerate((pictures, held_out_pictures)):
+        if shown is None:
+            continue
+        [latents] = cached_latents(
+            model,
+            (shown,),
+            Path(data.cache) if data.cache else run / "cache",
+            posterior="deterministic" if number else data.latent_sampling,
+            on_prepare=on_prepare,
+        )
+        assert latents is not None
+        found[number] = conditioned(model, latents, shown, **about)
+    return denoising_objective(config, model, *found)
 
 
 def first_stage_objective(

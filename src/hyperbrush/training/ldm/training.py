@@ -1,35 +1,34 @@
 """`hyperbrush ldm train`: a run of a first stage or a diffusion model, from its config to the finished folder."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hyperbrush.files import write_json
 from hyperbrush.ldm.util import read_yaml
 from hyperbrush.training.before.preflight import Preflight
-from hyperbrush.training.data.cached import Told
-from hyperbrush.training.ldm.config import Run, kind_of, save_config
-from hyperbrush.training.ldm.run import build, look_over, open_origin
-from hyperbrush.training.loop.caller import AccelerateStates, generators_kept
+from hyperbrush.training.ldm.config import Run, kind_of
+from hyperbrush.training.ldm.run import build, open_origin, run_preflight
 from hyperbrush.training.loop.going_on import resumed
 from hyperbrush.training.loop.objectives import Objective
 from hyperbrush.training.loop.processes import is_main, prepared
-from hyperbrush.training.loop.progress import Progress
+from hyperbrush.training.loop.progress import PrepareCallback, Progress
 from hyperbrush.training.loop.run_folder import opened_run
-from hyperbrush.training.loop.settings import from_everywhere
+from hyperbrush.training.loop.settings import merge_settings, write_settings
 from hyperbrush.training.loop.trainer import Trainer
 
 
 def settings_of(
     source: Path, *, settings: Sequence[str] = (), training: Mapping[str, Any] | None = None, **given: Any
 ) -> Run:
-    """A config's settings; those given win over it, see `from_everywhere`.
+    """A config's settings; those given win over it, see `merge_settings`.
 
     Raises:
         UserError: whatever is wrong with any of them.
     """
     values = read_yaml(source)
-    found: Run = from_everywhere(kind_of(values), None, values, settings=settings, training=training, **given)
+    found: Run = merge_settings(kind_of(values), None, values, settings=settings, training=training, **given)
     return found
 
 
@@ -58,7 +57,7 @@ def train_ldm(
     at: int | None = None,
     changed: bool = False,
     on_report: Callable[[Preflight], None] | None = None,
-    on_prepare: Told | None = None,
+    on_prepare: PrepareCallback | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Path:
@@ -76,25 +75,25 @@ def train_ldm(
         UserError: whatever is wrong with data, models or settings; another training is there.
         Interrupted: `should_stop` said so; the run can be resumed.
     """
-    told = on_prepare or (lambda what, done, of: None)
-    reports: list[Preflight] = []
 
     def begin() -> Objective:
-        opened = open_origin(config)
+        opened, report = open_origin(config), None
         if is_main() and not resume:
-            reports.append(look_over(config, opened, lambda done, of: told("looking at", done, of)))
+            progress = None if on_prepare is None else partial(on_prepare, "looking at")
+            report = run_preflight(config, opened, progress)
             if on_report is not None:
-                on_report(reports[0])
-        return build(config, run, told if is_main() else None, resume=resume, opened=opened)
+                on_report(report)
+        told = on_prepare if is_main() else None
+        objective = build(
+            config, run, told, resume=resume, opened=opened, look=None if report is None else report.look
+        )
+        if report is not None:
+            write_settings(config, run)
+            write_json(run / "preflight.json", report.as_dict())
+        return objective
 
-    def keep() -> None:
-        if changed or not resume:
-            save_config(config, run)
-
-    with AccelerateStates().entered(), generators_kept(), opened_run(run, resume=resume, at=at):
+    with opened_run(run, resume=resume, at=at):
         objective = prepared(run, begin, should_stop)
-        if reports:
-            save_config(config, run)
-            write_json(run / "preflight.json", reports[0].as_dict())
         trainer = Trainer(objective, config.training, run, on_progress=on_progress, should_stop=should_stop)
-        return trainer.train(resume=resume, at=at, held=True, on_begin=keep)
+        on_begin = partial(write_settings, config, run) if changed else None
+        return trainer.train(resume=resume, at=at, held=True, on_begin=on_begin)

@@ -1,7 +1,8 @@
-"""What a training can be told, validated at the edge."""
+"""What a training can be told, validated at the edge; each setting is declared once."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -26,9 +27,20 @@ def with_trackers(values: Any) -> Any:
 
 
 class Strict(BaseModel):
-    """Unknown keys are errors."""
+    """Settings; unknown keys are errors.
 
+    DEFAULTS: of settings that a class inherits, where they are others than its base's.
+    """
+
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {}
     model_config = ConfigDict(extra="forbid")
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        if defaults := vars(cls).get("DEFAULTS"):
+            for name, value in defaults.items():
+                cls.model_fields[name].default = value
+            cls.model_rebuild(force=True)
 
 
 def _one_rate(value: Any) -> Any:
@@ -63,22 +75,21 @@ Rate = Annotated[float, BeforeValidator(_one_rate)]  # a learning rate
 Schedule = Annotated[str, BeforeValidator(_text), AfterValidator(_sound_schedule)]  # of learning rates
 
 
-class OptimizerConfig(Strict):
-    """Which optimizer (`optimizers.make_optimizer`), its rate over the steps, and clipping."""
+class StepSettings(Strict):
+    """How an optimizer steps: its rate over the steps, its moments, clipping."""
 
-    name: str = Field("adamw", description="see `optimizers.METHODS`, or a class of torch.optim")
-    options: dict[str, Any] = Field({}, description="what else the optimizer's class takes")
     learning_rate: Rate | None = Field(
         None, gt=0, description="peak learning rate; the optimizer's usual one by default (adamw: 1e-3)"
     )
     schedule: Schedule = Field(
-        "constant", description="constant, linear, cosine, …, or '5e-5:100, 5e-6:1000'"
+        "constant",
+        description="of the learning rate: constant, linear, cosine, …, or '5e-5:100, 5e-6:1000'",
     )
     warmup_steps: int = Field(0, ge=0, description="steps from 0 up to the learning rate")
     decay_from: float = Field(
         0.0, ge=0, lt=1, description="share of the steps before the schedule starts to fall"
     )
-    num_cycles: int = Field(1, ge=1, description="of a schedule with restarts")
+    num_cycles: int = Field(1, ge=1, description="of cosine_with_restarts")
     weight_decay: float | None = Field(None, ge=0, description="the optimizer's usual one by default")
     betas: tuple[float, ...] | None = Field(
         None, description="decay of the optimizer's moments; its usual ones by default"
@@ -90,6 +101,13 @@ class OptimizerConfig(Strict):
     max_grad_norm: Limit = Field(
         1.0, description="what they are clipped to; a number, '1.0:100, 0.5' by steps, or null: never"
     )
+
+
+class OptimizerConfig(StepSettings):
+    """Which optimizer (`optimizers.make_optimizer`), and how it steps."""
+
+    name: str = Field("adamw", description="see `optimizers.METHODS`, or a class of torch.optim")
+    options: dict[str, Any] = Field({}, description="what else the optimizer's class takes")
 
     @property
     def rate(self) -> float:
@@ -103,20 +121,18 @@ class OptimizerConfig(Strict):
         return default_learning_rate(self.name) if self.learning_rate is None else self.learning_rate
 
 
-class TrainerConfig(Strict):
-    """The loop: how long, how large, how often it writes."""
+class LoopSettings(Strict):
+    """What every loop is told: how large its steps are, how often it writes, when it stops or goes back."""
 
-    steps: int = Field(1000, ge=1, description="optimizer steps in all")
     batch_size: int = Field(8, ge=1, description="pictures per optimizer step, over all processes")
     gradient_accumulation: int = Field(1, ge=1, description="parts a batch is computed in, to save memory")
     seed: int = Field(0, ge=0, description="everything random follows from it")
-    optimizer: OptimizerConfig = OptimizerConfig()
     ema_decay: float | None = Field(None, ge=0, lt=1, description="decay of the weights' moving average")
     mixed_precision: Literal["no", "fp16", "bf16"] = Field(
-        "no", description="of the computation; weights stay in fp32"
+        "no", description="of the computation; what is trained stays in fp32"
     )
     gradient_checkpointing: bool = Field(
-        False, description="compute activations twice instead of keeping them"
+        False, description="compute activations twice instead of keeping them: less memory, a third slower"
     )
     channels_last: bool = Field(False, description="memory layout that convolutions like")
     checkpoint_every: int = Field(500, ge=1, description="steps between states to resume from")
@@ -133,19 +149,11 @@ class TrainerConfig(Strict):
     patience: int | None = Field(
         None, ge=1, description="stop after so many validations without a lower loss; null: never"
     )
-    overfitting_after: int = Field(
-        3, ge=1, description="warn when the validation loss has risen so many times in a row"
-    )
-    divergence_factor: float | None = Field(
-        3.0, gt=1, description="warn when the loss is so many times its running median; null: never"
-    )
     on_divergence: Literal["stop", "back_off"] = Field(
         "stop",
         description="when the loss is not finite: stop, or go back to the last good checkpoint with a lower "
-        "rate (then also on the warning)",
+        "rate (then also when it explodes)",
     )
-    back_off_factor: float = Field(0.5, gt=0, lt=1, description="what the rate is multiplied by then")
-    back_off_times: int = Field(3, ge=1, description="how often, before it stops all the same")
     trackers: list[Literal["tensorboard", "trackio", "wandb"]] = Field(
         [], description="where else figures are logged; TensorBoard's files lie in the run folder"
     )
@@ -156,13 +164,28 @@ class TrainerConfig(Strict):
         return with_trackers(values)
 
     @model_validator(mode="after")
-    def _parts(self) -> "TrainerConfig":
+    def _parts(self) -> Self:
         if self.batch_size % self.gradient_accumulation:
             raise ValueError(
                 f"batch_size {self.batch_size} cannot be split into gradient_accumulation "
                 f"{self.gradient_accumulation} equal parts"
             )
         return self
+
+
+class TrainerConfig(LoopSettings):
+    """The loop: what a `Trainer` is told."""
+
+    steps: int = Field(1000, ge=1, description="optimizer steps in all")
+    optimizer: OptimizerConfig = OptimizerConfig()
+    overfitting_after: int = Field(
+        3, ge=1, description="warn when the validation loss has risen so many times in a row"
+    )
+    divergence_factor: float | None = Field(
+        3.0, gt=1, description="warn when the loss is so many times its running median; null: never"
+    )
+    back_off_factor: float = Field(0.5, gt=0, lt=1, description="what the rate is multiplied by then")
+    back_off_times: int = Field(3, ge=1, description="how often, before it stops all the same")
 
 
 Share = Annotated[float, Field(ge=0, le=1)]

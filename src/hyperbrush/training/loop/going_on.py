@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from hyperbrush.errors import UserError
 from hyperbrush.ldm.util import read_yaml
 from hyperbrush.training.loop import checkpoint as checkpoints
-from hyperbrush.training.loop.settings import from_everywhere, read_settings
+from hyperbrush.training.loop.settings import merge_settings, read_settings
 
 Run = TypeVar("Run", bound=BaseModel)
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def resumed(
         model, run: of `read_settings`.
         at: step it goes on from; its newest checkpoint by default.
         refused: flag → value of what a run that goes on cannot take; those with a value are named.
-        settings, training, given: as for `from_everywhere`.  ``data`` and ``validation`` are places of the folders
+        settings, training, given: as for `merge_settings`.  ``data`` and ``validation`` are places of the folders
             the run has, moved: as many.
 
     Raises:
@@ -76,7 +76,7 @@ def resumed(
     for key in ("data", "validation"):
         if places := given.pop(key, None):
             given[key] = _moved(key, getattr(before, key), places)
-    after = from_everywhere(model, None, own, settings=settings, training=training, **given)
+    after = merge_settings(model, None, own, settings=settings, training=training, **given)
     was, now = _flat(before.model_dump(mode="json")), _flat(after.model_dump(mode="json"))
     different = [name for name in {**was, **now} if was.get(name) != now.get(name)]
     if wrong := [name for name in different if not _may_change(name, was.get(name), now.get(name))]:

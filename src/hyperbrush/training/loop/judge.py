@@ -1,8 +1,13 @@
-"""How a training goes, judged by its losses: diverging, overfitting, time to stop."""
+"""How a training goes, judged by its losses: diverging (and where to go back to), overfitting, time to stop."""
 
+import math
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import Any, Self
+
+from hyperbrush.errors import UserError
+from hyperbrush.training.loop import checkpoint as checkpoints
 
 NEWEST, USUAL, ENOUGH = 10, 100, 20  # losses
 
@@ -50,7 +55,7 @@ class Judge:
 
     def validate(self, step: int, loss: float) -> list[tuple[str, str]]:
         """Take in one validation loss; verdicts, each said once: its name and its words."""
-        was = self.impatient
+        was = self.patience_exceeded
         self.rises = self.rises + 1 if self.last is not None and loss > self.last else 0
         self.last = loss
         better = self.best is None or loss < self.best
@@ -62,13 +67,13 @@ class Judge:
         if self.rises == self.overfitting_after:
             rose = f"the validation loss has risen {self.rises} times in a row"
             said.append(("overfitting", f"step {step}: {rose}, it overfits; {lowest}"))
-        if self.impatient and not was:
+        if self.patience_exceeded and not was:
             waited = f"no lower validation loss in {self.without_better} validations"
             said.append(("early_stop", f"stopped early at step {step}: {waited}; {lowest}"))
         return said
 
     @property
-    def impatient(self) -> bool:
+    def patience_exceeded(self) -> bool:
         """Whether `patience` validations have passed without a lower loss."""
         return self.patience is not None and self.without_better >= self.patience
 
@@ -83,3 +88,30 @@ class Judge:
 
 
 SETTINGS = ("divergence_factor", "overfitting_after", "patience")
+
+
+def good_steps(folder: Path, judge: Judge) -> list[int]:
+    """Steps of the planned checkpoints from before the loss began to rise."""
+    since = judge.diverging_since or math.inf
+    calm = [step for step in checkpoints.planned_steps(folder) if step < since]
+    states = {s: checkpoints.extra_of(checkpoints.path_of(folder, s)).get("judge", {}) for s in calm}
+    return [step for step in calm if states[step].get("diverging_since") is None]
+
+
+def last_good(folder: Path, judge: Judge, now: int, before: int | None, why: str) -> checkpoints.Checkpoint:
+    """Load the newest of these and delete those after it, which a resume would take.
+
+    now: step reached; later checkpoints are of a training that was left by going back.
+    before: step that an earlier return went to; if nothing good came since, the one before it is taken.
+
+    Raises:
+        UserError: none is left (begins with ``why``), or it is damaged.
+    """
+    good = [step for step in good_steps(folder, judge) if step <= now]
+    if len(good) > 1 and good[-1] == before:
+        good.pop()
+    if not good:
+        raise UserError(f"{why}. No checkpoint from before is left to go back to")
+    found = checkpoints.load(checkpoints.path_of(folder, good[-1]))
+    checkpoints.drop(folder, [s for s in reversed(checkpoints.steps(folder)) if s > found.step])
+    return found

@@ -1,9 +1,12 @@
-"""A run folder while one training is at it: locked before anything is written, cleared, looked at."""
+"""A run folder while one training is at it: locked (by the system, so that a kill frees it), cleared, looked at."""
 
 import contextlib
+import json
 import logging
 import os
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,19 +14,68 @@ from typing import Any
 import torch
 
 from hyperbrush.errors import UserError
-from hyperbrush.files import clear_parts
+from hyperbrush.files import clear_parts, write_json
 from hyperbrush.training.loop import checkpoint as checkpoints
-from hyperbrush.training.loop.lock import LOCK, run_lock
+from hyperbrush.training.loop.caller import AccelerateStates, generators_kept
 from hyperbrush.training.loop.processes import join, on_main
 
+LOCK, HOLDER = ".lock", "running.json"
 log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def run_lock(run: str | Path) -> Iterator[None]:
+    """Hold a run folder for writing; readers never ask.
+
+    The system frees the lock when its process ends, however that happens.  running.json names the holder
+    while it lives; one left behind by a kill means nothing.
+
+    Raises:
+        UserError: another training holds it (names its process and host); the folder cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    folder = Path(run)
+    lock = FileLock(folder / LOCK)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise UserError(
+            f"{folder} is in use by another training ({holder(folder)}); wait for it, stop it, or take "
+            "another run folder"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"cannot lock {folder / LOCK}: {error.strerror or error}; make room, or choose a run folder "
+            "that can be written"
+        ) from error
+    try:
+        write_json(
+            folder / HOLDER,
+            {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")},
+        )
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            (folder / HOLDER).unlink(missing_ok=True)
+        lock.release()
+
+
+def holder(run: Path) -> str:
+    """Who wrote running.json, in words."""
+    try:
+        found = json.loads((run / HOLDER).read_text(encoding="utf-8"))
+        return f"process {found['pid']} on {found['host']}, since {found['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "its process is not known"
 
 
 @contextlib.contextmanager
 def opened_run(run: str | Path, *, resume: bool = False, at: int | None = None) -> Iterator[None]:
     """Hold a run folder from before the first picture is encoded until the last file is written.
 
-    All processes of a training call it together; the main one locks.  What a kill left half-written is gone
+    Accelerate's states and the global generators are the caller's again afterwards.  All processes of a training call it together; the main one locks.  What a kill left half-written is gone
     then, and on the CPU the number of threads is the one the run began with, since bits depend on it.  A
     folder that is new and in which nothing was written is gone again afterwards.
 
@@ -33,8 +85,10 @@ def opened_run(run: str | Path, *, resume: bool = False, at: int | None = None) 
     """
     from accelerate import PartialState
 
-    folder, device = Path(run), join()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(AccelerateStates().entered())
+        stack.enter_context(generators_kept())
+        folder, device = Path(run), join()
         made_with = on_main(PartialState(), lambda: _open(stack, folder, resume, at))
         stack.enter_context(_threads(made_with, device, PartialState().num_processes))
         yield

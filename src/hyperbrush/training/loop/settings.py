@@ -16,7 +16,7 @@ Run = TypeVar("Run", bound=BaseModel)
 BY_STEPS = re.compile(r"[-+\d.eE]+\s*:[-+\d.eE:;,\s]*")  # "5e-5: 100, 1e-6", in which YAML sees a mapping
 
 
-def from_everywhere(
+def merge_settings(
     model: type[Run],
     source: str | Path | None,
     values: Mapping[str, Any],

@@ -15,20 +15,19 @@ from hyperbrush.errors import UserError
 from hyperbrush.ldm.util import keyed_seed
 from hyperbrush.training.data.seen import changed_pictures
 from hyperbrush.training.loop import checkpoint as checkpoints
-from hyperbrush.training.loop.caller import AccelerateStates, generators_kept, modes_kept
+from hyperbrush.training.loop.caller import AccelerateStates, modes_kept
 from hyperbrush.training.loop.clipping import Clipping
 from hyperbrush.training.loop.config import OptimizerConfig, TrainerConfig
-from hyperbrush.training.loop.live import Live
+from hyperbrush.training.loop.judge import good_steps, last_good
 from hyperbrush.training.loop.metrics import Metrics
 from hyperbrush.training.loop.micro_batches import MicroBatches, is_out_of_memory
 from hyperbrush.training.loop.objectives import Objective
 from hyperbrush.training.loop.optimizers import begin_training, configured, rate_scales
 from hyperbrush.training.loop.processes import join, on_main, share_from_main, worst
 from hyperbrush.training.loop.progress import Interrupted as Interrupted
-from hyperbrush.training.loop.progress import NotFinite
+from hyperbrush.training.loop.progress import Live, NotFinite
 from hyperbrush.training.loop.progress import Progress as Progress
 from hyperbrush.training.loop.rates import OwnRate, RateSchedule
-from hyperbrush.training.loop.recovery import good_steps, last_good
 from hyperbrush.training.loop.run_folder import made_with, opened_run
 from hyperbrush.training.loop.state import BackOff, State
 from hyperbrush.training.loop.trackers import begin_trackers, make_trackers, show_previews
@@ -125,7 +124,7 @@ class Trainer:
         resume: bool = False,
         at: int | None = None,
         held: bool = False,
-        on_begin: Callable[[], None] = lambda: None,
+        on_begin: Callable[[], None] | None = None,
     ) -> Path:
         """Run to `config.steps` (or until patience ends) and return what the objective saved.
 
@@ -146,19 +145,19 @@ class Trainer:
         if self.config.patience is not None and not self.objective.is_validated:
             raise UserError("patience needs held-out pictures to judge by: give some, or leave it out")
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self._states.entered())
-            stack.enter_context(generators_kept())
-            stack.enter_context(modes_kept(self.objective))
-            stack.callback(self._unwrap)
             if not held:
                 stack.enter_context(opened_run(self.run, resume=resume, at=at))
+            stack.enter_context(self._states.entered())
+            stack.enter_context(modes_kept(self.objective))
+            stack.callback(self._unwrap)
             if resume:
                 self._go_on(at)
             share_from_main(self.accelerator, self.objective.parameters())
             on_main(self.accelerator, lambda: self._begin(stack))
-            on_main(self.accelerator, on_begin)
-            if said := on_main(self.accelerator, lambda: changed_pictures(self.run, self.objective)):
-                self._note("pictures", said)
+            if on_begin is not None:
+                on_main(self.accelerator, on_begin)
+            if message := on_main(self.accelerator, lambda: changed_pictures(self.run, self.objective)):
+                self._note("pictures", message)
             if self.config.keep_best and not self.objective.is_validated and self.state.step == 0:
                 kept = "last" if self.state.average is None else "averaged last"
                 self._note("keep_best", f"no pictures are held out to judge by: the {kept} weights are kept")
@@ -206,7 +205,7 @@ class Trainer:
             )
         if plan is None or steps <= found.step:
             return
-        if self.state.judge.impatient and steps != plan["steps"]:
+        if self.state.judge.patience_exceeded and steps != plan["steps"]:
             raise UserError(
                 f"the training ended early, at step {found.step}: no lower validation loss in "
                 f"{self.state.judge.without_better} validations; to go on all the same, give a higher patience, "
@@ -245,7 +244,7 @@ class Trainer:
         begin = time.monotonic() - self.state.seconds
         self.objective.train()
         begin_training(self.optimizer)
-        while self.state.step < self.config.steps and not self.state.judge.impatient:
+        while self.state.step < self.config.steps and not self.state.judge.patience_exceeded:
             rate = self.rate(self.state.step) * self.state.back_off.rate_factor
             try:
                 losses = self._one_step(rate)
@@ -256,22 +255,24 @@ class Trainer:
                 continue
             self.state.step += 1
             self.state.seconds = time.monotonic() - begin
-            if said := self.state.judge.train(self.state.step, losses["loss"]):
+            if message := self.state.judge.train(self.state.step, losses["loss"]):
                 if self.config.on_divergence == "back_off":
-                    self._go_back(said)
+                    self._go_back(message)
                     continue
                 good = on_main(self.accelerator, lambda: good_steps(self.folder, self.state.judge))
                 back = f"resume at step {good[-1]}" if good else "begin anew"
-                self._note("diverging", f"{said}; {back} with a lower rate", back_to=good[-1] if good else 0)
+                self._note(
+                    "diverging", f"{message}; {back} with a lower rate", back_to=good[-1] if good else 0
+                )
             self._after(losses, rate)
 
     def _one_step(self, rate: float) -> dict[str, float]:
         config, accelerator, step = self.config, self.accelerator, self.state.step
         for group, scale in zip(self.optimizer.param_groups, self.scales, strict=True):
             group["lr"] = rate * scale
-        if said := self.objective.before_step(step, config.batch_size):
+        if message := self.objective.before_step(step, config.batch_size):
             share_from_main(self.accelerator, self.trained)
-            self._note("renewed", said, step=step + 1)
+            self._note("renewed", message, step=step + 1)
         # Dropout and the like draw from the global generator: key it too.
         seed = keyed_seed(config.seed, "global", step, accelerator.process_index)
         before = self.micro.size
@@ -300,12 +301,12 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         bad = ", ".join(f"{k} is {v}" for k, v in figures.items() if not math.isfinite(v))
         pictures = ", ".join(map(str, batch.get("paths", batch.get("captions", ["(unnamed)"]))[:16]))
-        said = f"step {self.state.step + 1}: {bad}, so no weight was changed. Batch: {pictures}"
+        message = f"step {self.state.step + 1}: {bad}, so no weight was changed. Batch: {pictures}"
         if self.config.on_divergence == "back_off":
-            raise NotFinite(said)
+            raise NotFinite(message)
         kept = on_main(self.accelerator, lambda: checkpoints.steps(self.folder))
         back = f"The checkpoint at step {kept[-1]} is intact" if kept else "No checkpoint was written yet"
-        raise NotFinite(f"{said}. {back}; lower the learning rate or look at these pictures")
+        raise NotFinite(f"{message}. {back}; lower the learning rate or look at these pictures")
 
     def _go_back(self, why: str) -> None:
         """Return to the last good checkpoint with a lower rate.
@@ -317,13 +318,13 @@ class Trainer:
         if self.state.back_off.times >= config.back_off_times:
             raise UserError(f"{why}. The rate was lowered {self.state.back_off.times} times in vain")
 
-        told = self.events
+        events = self.events
 
         def find() -> checkpoints.Checkpoint:
             found = last_good(self.folder, self.state.judge, was, self.state.back_off.step, why)
             assert self.metrics is not None
             dropped = self.metrics.cut(found.step)
-            told[:0] = [row for row in dropped if row.get("event") == "back_off"]  # an earlier return
+            events[:0] = [row for row in dropped if row.get("event") == "back_off"]  # an earlier return
             return found
 
         found = on_main(self.accelerator, find)
@@ -331,7 +332,7 @@ class Trainer:
         back_off, fits = BackOff(self.state.back_off.times + 1, factor, found.step), self.state.fits
         self._become(found)
         self.state.back_off, self.state.fits = back_off, fits
-        self.events = [event | {"step": found.step + 1} for event in told]
+        self.events = [event | {"step": found.step + 1} for event in events]
         self._note(
             "back_off",
             f"{why}. Went back from step {was} to {found.step}; the learning rate is now {factor:g} times the "
@@ -352,31 +353,31 @@ class Trainer:
         config, step = self.config, self.state.step
         end = step == config.steps
         stop = worst(self.accelerator, int(self.should_stop())) > 0
-        told = Progress(step, config.steps, losses, rate, self.state.seconds, config.batch_size)
+        progress = Progress(step, config.steps, losses, rate, self.state.seconds, config.batch_size)
         if end or step % config.validate_every == 0:
             if step % config.validate_every:
                 self.state.leave_the_plan()
-            told.validation = on_main(self.accelerator, self._validate)
-            if "loss" in told.validation:
-                for event, said in self.state.judge.validate(step, told.validation["loss"]):
-                    self._note(event, said)
-            end = end or self.state.judge.impatient
+            progress.validation = on_main(self.accelerator, self._validate)
+            if "loss" in progress.validation:
+                for event, message in self.state.judge.validate(step, progress.validation["loss"]):
+                    self._note(event, message)
+            end = end or self.state.judge.patience_exceeded
         every = [config.log_every, config.preview_every, config.checkpoint_every]
         every += [config.save_every] if config.save_every is not None else []
-        if end or stop or told.validation or self.events or any(step % n == 0 for n in every):
-            told = on_main(self.accelerator, lambda: self._write(told, end=end, stop=stop))
+        if end or stop or progress.validation or self.events or any(step % n == 0 for n in every):
+            progress = on_main(self.accelerator, lambda: self._write(progress, end=end, stop=stop))
         self.events = []
-        if config.trackers and (told.validation or step % config.log_every == 0):
+        if config.trackers and (progress.validation or step % config.log_every == 0):
             figures = {**losses, "learning_rate": rate}
             self.accelerator.log(
-                figures | {f"validation_{k}": v for k, v in told.validation.items()}, step=step
+                figures | {f"validation_{k}": v for k, v in progress.validation.items()}, step=step
             )
-        if config.trackers and told.preview is not None:
-            show_previews(self.accelerator, told.preview, step)
+        if config.trackers and progress.preview is not None:
+            show_previews(self.accelerator, progress.preview, step)
         if self.accelerator.is_main_process:
-            self.live.tell(told)
+            self.live.tell(progress)
             if self.on_progress is not None:
-                self.on_progress(told)
+                self.on_progress(progress)
         if stop and not end:
             raise Interrupted(self.run, step)
 
@@ -388,25 +389,29 @@ class Trainer:
                 self.state.keep_best(figures.get("loss", math.inf))
         return figures
 
-    def _write(self, told: Progress, *, end: bool, stop: bool) -> Progress:
+    def _write(self, progress: Progress, *, end: bool, stop: bool) -> Progress:
         """Events, figures, preview and checkpoint of a step, as far as they are due (main process)."""
-        config, step = self.config, told.step
+        config, step = self.config, progress.step
         assert self.metrics is not None
         for event in self.events:
             self.metrics.write(event["step"], event)
-            told.notes.append(event["message"])
+            progress.notes.append(event["message"])
         if end or step % config.preview_every == 0:
             with self.state.averaged(), torch.no_grad():
-                told.preview = self.objective.write_preview(self.run, step)
-        if end or stop or step % config.log_every == 0 or told.validation:
-            values = {**told.losses, "learning_rate": told.learning_rate, "seconds": round(told.seconds, 3)}
-            self.metrics.write(step, values | {f"validation_{k}": v for k, v in told.validation.items()})
+                progress.preview = self.objective.write_preview(self.run, step)
+        if end or stop or step % config.log_every == 0 or progress.validation:
+            values = {
+                **progress.losses,
+                "learning_rate": progress.learning_rate,
+                "seconds": round(progress.seconds, 3),
+            }
+            self.metrics.write(step, values | {f"validation_{k}": v for k, v in progress.validation.items()})
         if config.save_every is not None and step % config.save_every == 0:
             with self.state.averaged():
                 self.objective.save(self.run / "saved" / f"step-{step:08d}")
         if end or stop or step % config.checkpoint_every == 0:
-            told.checkpoint = self.checkpoint()
-        return told
+            progress.checkpoint = self.checkpoint()
+        return progress
 
     def checkpoint(self) -> Path:
         """Write the present state (main process)."""

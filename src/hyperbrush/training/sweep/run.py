@@ -20,10 +20,9 @@ from pathlib import Path
 from hyperbrush.errors import UserError
 from hyperbrush.files import clear_parts, read_json, write_json, write_text
 from hyperbrush.training.attention.run import read_run, train_run
-from hyperbrush.training.data.cached import Told
 from hyperbrush.training.data.pictures import PictureSettings
 from hyperbrush.training.loop import checkpoint as checkpoints
-from hyperbrush.training.loop.progress import Interrupted, Progress
+from hyperbrush.training.loop.progress import Interrupted, PrepareCallback, Progress
 from hyperbrush.training.loop.settings import save_run
 from hyperbrush.training.sweep.claim import RETRIES, Held, claim
 from hyperbrush.training.sweep.settings import FILE, Sweep, Trial, begin_sweep, read_sweep
@@ -34,7 +33,7 @@ PATIENCE = 10.0  # seconds that stopped workers get before they are killed
 log = logging.getLogger(__name__)
 
 # What shows one training: name → (told while encoding, told after each step), see `console`.
-Bars = Callable[[str], contextlib.AbstractContextManager[tuple[Told, Callable[[Progress], None]]]]
+Bars = Callable[[str], contextlib.AbstractContextManager[tuple[PrepareCallback, Callable[[Progress], None]]]]
 
 
 @dataclass(frozen=True)
