@@ -9,7 +9,7 @@ import pytest
 from toys import Regression, train
 
 from hyperbrush.files import read_json
-from hyperbrush.training.loop import live
+from hyperbrush.training.loop import progress
 from hyperbrush.training.loop.progress import Live, Progress
 
 
@@ -21,7 +21,7 @@ def told(step: int, *, steps: int = 100, loss: float = 1.0, seconds: float = 0.0
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The monotonic clock's time, to be set."""
     now = [100.0]
-    monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     return now
 
 
@@ -45,7 +45,7 @@ def test_ten_times_a_second_and_at_the_last_step(tmp_path: Path, clock: list[flo
         told_by.tell(told(step))
         writes.append(read_json(path)["step"])
     assert writes[-1] == 100
-    assert len(set(writes)) <= 1 + 3.0 / live.EVERY
+    assert len(set(writes)) <= 1 + 3.0 / progress.EVERY
     assert len(set(writes)) >= 20
 
 

@@ -29,6 +29,7 @@ from hyperbrush.training.ldm.first_stage import FirstStageObjective
 from hyperbrush.training.ldm.objectives import DenoisingObjective
 from hyperbrush.training.loop.caller import generators_kept
 from hyperbrush.training.loop.objectives import Objective
+from hyperbrush.training.loop.optimizers import peak_rate
 from hyperbrush.training.loop.processes import join
 from hyperbrush.training.loop.progress import PrepareCallback
 
@@ -254,7 +255,7 @@ def denoising_objective(
     if config.text_learning_rate is not None:
         if model.text_encoder is None:
             raise UserError("text_learning_rate: the model has no text encoder; leave it out")
-        scale = config.text_learning_rate / training.optimizer.rate
+        scale = config.text_learning_rate / peak_rate(training.optimizer)
         for encoder in filter(None, (model.text_encoder, model.text_encoder_2)):
             encoder.requires_grad_(scale > 0)
     if training.gradient_checkpointing:

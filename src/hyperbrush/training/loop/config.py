@@ -109,17 +109,6 @@ class OptimizerConfig(StepSettings):
     name: str = Field("adamw", description="see `optimizers.METHODS`, or a class of torch.optim")
     options: dict[str, Any] = Field({}, description="what else the optimizer's class takes")
 
-    @property
-    def rate(self) -> float:
-        """The peak learning rate.
-
-        Raises:
-            UserError: an unknown optimizer.
-        """
-        from hyperbrush.training.loop.optimizers import default_learning_rate
-
-        return default_learning_rate(self.name) if self.learning_rate is None else self.learning_rate
-
 
 class LoopSettings(Strict):
     """What every loop is told: how large its steps are, how often it writes, when it stops or goes back."""

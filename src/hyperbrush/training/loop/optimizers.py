@@ -136,6 +136,15 @@ def names() -> list[str]:
     return [*METHODS, *sorted(_torch_classes())]
 
 
+def peak_rate(settings: OptimizerConfig) -> float:
+    """The peak learning rate that a config means.
+
+    Raises:
+        UserError: an unknown optimizer.
+    """
+    return default_learning_rate(settings.name) if settings.learning_rate is None else settings.learning_rate
+
+
 def default_learning_rate(name: str) -> float:
     """The rate that an optimizer is well left to begin with: 1.0 for those that find theirs.
 

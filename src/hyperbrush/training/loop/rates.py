@@ -6,6 +6,7 @@ from collections.abc import Callable
 from hyperbrush.errors import UserError
 from hyperbrush.ldm.lr_scheduler import make_schedule
 from hyperbrush.training.loop.config import OptimizerConfig
+from hyperbrush.training.loop.optimizers import peak_rate
 
 
 class RateSchedule:
@@ -16,11 +17,11 @@ class RateSchedule:
     """
 
     def __init__(self, settings: OptimizerConfig, steps: int) -> None:
-        self.settings = settings
+        self.settings, self.peak = settings, peak_rate(settings)
         self.fall = int(settings.decay_from * steps)  # the step at which the plateau ends
         self.schedule = make_schedule(
             settings.schedule,
-            base_rate=settings.rate,
+            base_rate=self.peak,
             num_warmup_steps=0 if self.fall else settings.warmup_steps,
             num_training_steps=steps - self.fall,
             num_cycles=settings.num_cycles,
@@ -32,7 +33,7 @@ class RateSchedule:
         if not self.fall:
             return self.schedule(step)
         warm = min(1.0, step / settings.warmup_steps) if settings.warmup_steps else 1.0
-        return warm * (settings.rate if step < self.fall else self.schedule(step - self.fall))
+        return warm * (self.peak if step < self.fall else self.schedule(step - self.fall))
 
 
 class OwnRate:
