@@ -72,7 +72,6 @@ EXCUSED = {
         "hypernetworks.files.lora_exports",
     ): "GeneratedWeights.save, as a LoRA",
     ("hypernetworks.generator.hypernetwork", "hypernetworks.files.generator"): "Hypernetwork.save and .load",
-    ("training.loop.config", "training.loop.optimizers"): "a config's default rate is its optimizer's",
 }
 
 
