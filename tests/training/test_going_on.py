@@ -18,9 +18,9 @@ from hyperbrush.training import Interrupted
 from hyperbrush.training.attention.run import HypernetworkRun
 from hyperbrush.training.generator.run import GeneratorRun
 from hyperbrush.training.loop import checkpoint as checkpoints
-from hyperbrush.training.loop.going_on import resumed
 from hyperbrush.training.loop.metrics import read
 from hyperbrush.training.loop.run_folder import opened_run, run_lock
+from hyperbrush.training.loop.settings import resumed
 
 
 def tree(folder: Path) -> dict[str, bytes]:

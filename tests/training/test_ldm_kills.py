@@ -10,7 +10,7 @@ import pytest
 
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.training.ldm.config import Run, read_config
-from hyperbrush.training.ldm.training import train_ldm
+from hyperbrush.training.ldm.run import train_ldm
 from hyperbrush.training.loop import checkpoint as checkpoints
 from hyperbrush.training.loop.metrics import read
 

@@ -15,9 +15,8 @@ from test_going_on import ok, refused, tree
 from hyperbrush.errors import UserError
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.training.before.plan import plan_ldm
-from hyperbrush.training.ldm.config import read_config
+from hyperbrush.training.ldm.config import read_config, settings_of
 from hyperbrush.training.ldm.run import build
-from hyperbrush.training.ldm.training import settings_of
 from hyperbrush.training.loop import checkpoint as checkpoints
 from hyperbrush.training.loop.metrics import read
 

@@ -24,9 +24,10 @@ from hyperbrush.training.before.plan import plan
 from hyperbrush.training.generator.config import GeneratorConfig
 from hyperbrush.training.generator.objective import generator_objective
 from hyperbrush.training.generator.styles import open_styles
+from hyperbrush.training.ldm.config import settings_of
 from hyperbrush.training.ldm.first_stage import FirstStageObjective
 from hyperbrush.training.ldm.objectives import DenoisingObjective
-from hyperbrush.training.ldm.training import settings_of, train_ldm
+from hyperbrush.training.ldm.run import train_ldm
 
 COUNT = 12
 SHORT: dict[str, Any] = {

@@ -19,7 +19,7 @@ from hyperbrush.training import HypernetworkConfig
 from hyperbrush.training.attention.run import HypernetworkRun, configured, run_preflight, train_run
 from hyperbrush.training.attention.trainer import pictures_of
 from hyperbrush.training.data.pictures import FolderConfig, named_repeats
-from hyperbrush.training.loop.going_on import resumed
+from hyperbrush.training.loop.settings import resumed
 
 REPORTED = Path("/work/shared/failing")
 SHORT: dict[str, Any] = {

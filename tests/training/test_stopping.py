@@ -22,7 +22,7 @@ from hyperbrush.training.attention.run import configured, train_run
 from hyperbrush.training.before.preflight import preflight
 from hyperbrush.training.generator.run import configured_generator, train_generator
 from hyperbrush.training.ldm.config import read_config
-from hyperbrush.training.ldm.training import train_ldm
+from hyperbrush.training.ldm.run import train_ldm
 from hyperbrush.training.loop import checkpoint as checkpoints
 
 PICTURES = 80  # three batches of latents

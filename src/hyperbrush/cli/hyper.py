@@ -58,7 +58,7 @@ def hyper_train(
 ) -> None:
     """Train a generator on many styles: look at some pictures of one, draw others in it."""
     from hyperbrush.training.generator.run import GeneratorRun, configured_generator, train_generator
-    from hyperbrush.training.loop.going_on import resumed
+    from hyperbrush.training.loop.settings import resumed
 
     check_at(at, resume)
     given: dict[str, Any] = {

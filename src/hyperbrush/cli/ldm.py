@@ -50,7 +50,8 @@ def ldm_train(
     processes: Processes = 1,
 ) -> None:
     """Train a first stage or a diffusion model from a config."""
-    from hyperbrush.training.ldm.training import settings_of, settings_to_go_on, train_ldm
+    from hyperbrush.training.ldm.config import settings_of, settings_to_go_on
+    from hyperbrush.training.ldm.run import train_ldm
 
     if (config is None) == (resume is None):
         raise UserError("give a config file, or --resume RUN")

@@ -102,7 +102,7 @@ def train(
 ) -> None:
     """Train a hypernetwork on a folder of pictures."""
     from hyperbrush.training.attention.run import HypernetworkRun, configured, train_run
-    from hyperbrush.training.loop.going_on import resumed
+    from hyperbrush.training.loop.settings import resumed
 
     if find_lr:
         raise UserError(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hyperbrush.errors import UserError
-from hyperbrush.hypernetworks import AttentionHypernetwork, attach
+from hyperbrush.hypernetworks import AttentionHypernetwork
 from hyperbrush.hypernetworks.files.optimizer import OptimizerState, check_fits
 from hyperbrush.hypernetworks.generator import Hypernetwork, TargetNetwork, TunedWeights
 from hyperbrush.ldm.data import BatchOrder, ImageFolder, captions_seen, over_folders
@@ -25,7 +25,6 @@ from hyperbrush.training.data.conditioned import conditioned
 from hyperbrush.training.data.pictures import LookAt, Pictures, hold_out, open_pictures
 from hyperbrush.training.generator.config import GeneratorConfig
 from hyperbrush.training.generator.objective import GeneratorObjective, generator_objective
-from hyperbrush.training.generator.step import generated
 from hyperbrush.training.loop.caller import ModuleAsFound
 from hyperbrush.training.loop.optimizers import resolve, restore_moments
 from hyperbrush.training.loop.processes import join, main_first, prepared
@@ -300,61 +299,3 @@ def pictures_of(
         return hold_out(data, config.validation_share, config.seed)
     held = open_pictures(validation, config, **about, held_out=True)
     return data, over_folders(held, ImageFolder.without_chance)
-
-
-def train_hypernetwork(
-    model: LatentDiffusion | Hypernetwork,
-    batch: Mapping[str, Any],
-    hypernetwork: AttentionHypernetwork | TunedWeights | Hypernetwork | None = None,
-    optimizer: torch.optim.Optimizer | None = None,
-    generator: torch.Generator | None = None,
-    *,
-    max_grad_norm: float | None = 1.0,
-    **settings: Any,
-) -> float:
-    """One documented step for people with their own loop: only the hypernetwork learns.
-
-    An attention hypernetwork (or `TunedWeights`) is attached; a `Hypernetwork` generates weights from the batch (see
-    `generate_weights`), which its ``target_network`` applies: one adapter, or one for each picture.
-
-    model: or, alone with its batch, a `Hypernetwork` that is bound to its model: ``train_hypernetwork(net, batch)``.
-    batch, settings: as for `LatentDiffusion.losses`; for a `Hypernetwork` also "condition", what to generate from.
-    optimizer: over the hypernetwork's parameters; None: backward alone, the gradients are left to the caller.
-    The network stays attached until backward has run, so that gradient checkpointing sees it too.
-    Weights of the model that were to learn are so again afterwards.  Returns the loss.
-
-    Raises:
-        UserError: the loss is not finite (no parameter was changed); no hypernetwork; one that is bound to no model or to
-            another one; weights for another number of pictures than the batch has.
-    """
-    if isinstance(model, Hypernetwork):
-        if hypernetwork is not None and hypernetwork is not model:
-            raise UserError(
-                "two hypernetworks were given: expected train_hypernetwork(model, batch, hypernetwork)"
-            )
-        hypernetwork, model = model, _bound_model(model)
-    if hypernetwork is None:
-        raise UserError(
-            "which hypernetwork learns? expected train_hypernetwork(model, batch, hypernetwork, optimizer), or a "
-            "Hypernetwork that is bound to its model in the model's place"
-        )
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.requires_grad_(False)
-    if optimizer is not None:
-        optimizer.zero_grad(set_to_none=True)
-    try:
-        with contextlib.ExitStack() as stack:
-            if isinstance(hypernetwork, Hypernetwork):
-                stack.enter_context(generated(hypernetwork, model, batch, generator))
-            else:
-                acting = hypernetwork.weights if isinstance(hypernetwork, TunedWeights) else hypernetwork
-                stack.enter_context(attach(model.unet, [(acting, 1.0)]))
-            return update(model(batch, generator, **settings), optimizer, max_grad_norm)
-    finally:
-        for parameter in learning:
-            parameter.requires_grad_(True)
-
-
-def _bound_model(net: Hypernetwork) -> LatentDiffusion:
-    source = net.target_network.source
-    return source if isinstance(source, LatentDiffusion) else net.source.model

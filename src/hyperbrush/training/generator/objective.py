@@ -26,6 +26,7 @@ from hyperbrush.training.attention.objective import Compute
 from hyperbrush.training.data.cached import Texts, cached_texts, text_states
 from hyperbrush.training.generator.config import GeneratorConfig
 from hyperbrush.training.generator.styles import ABOUT, References, Style, StyleBatches, open_styles
+from hyperbrush.training.ldm.objectives import grid_losses
 from hyperbrush.training.loop.objectives import Objective
 from hyperbrush.training.loop.progress import PrepareCallback
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 log = logging.getLogger(__name__)
-SHARES = (0.125, 0.375, 0.625, 0.875)  # of the process, for validation: as `training.ldm.validation_losses`
 
 
 class GeneratorObjective(Objective):
@@ -298,20 +298,9 @@ def style_losses(
     latents = style.latents[list(places)].to(model.device)
     batch: dict[str, Any] = {"captions": [style.captions[i] for i in places]}
     conditions: dict[str, Any] = model.conditions(batch | objective.text_states(batch["captions"]))
-    steps = len(model.diffusion.schedule)
-    columns = []
     applied = contextlib.nullcontext() if weights is None else objective.target.apply_weights(weights)
     with applied:
-        for j, share in enumerate(SHARES):
-            noise = torch.stack(
-                [
-                    torch.randn(latents.shape[1:], generator=keyed_generator(0, "grid", i, j))
-                    for i in range(len(places))
-                ]
-            ).to(latents)
-            timesteps = torch.full((len(latents),), int(share * steps), device=latents.device)
-            columns.append(model.diffusion.losses(latents, noise, timesteps, **conditions).cpu())
-    return torch.stack(columns, 1)
+        return grid_losses(model, latents, range(len(places)), conditions)
 
 
 def generator_objective(

@@ -1,5 +1,6 @@
 """Settings of `hyperbrush ldm train`: a first stage or a diffusion model."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,6 +10,7 @@ from hyperbrush.errors import unknown_name
 from hyperbrush.ldm.util import load_config, read_yaml
 from hyperbrush.training.data.pictures import FolderConfig, PictureSettings
 from hyperbrush.training.loop.config import Rate, Share, Strict, TrainerConfig
+from hyperbrush.training.loop.settings import merge_settings, resumed
 
 Side = Annotated[int, Field(ge=8)]
 
@@ -225,3 +227,33 @@ def read_config(source: str | Path | dict[str, Any], **overrides: Any) -> Run:
     """
     model: Any = kind_of(source if isinstance(source, dict) else read_yaml(Path(source)))
     return TypeAdapter(Run).validate_python(load_config(model, source, **overrides))
+
+
+def settings_of(
+    source: Path, *, settings: Sequence[str] = (), training: Mapping[str, Any] | None = None, **given: Any
+) -> Run:
+    """A config's settings; those given win over it, see `merge_settings`.
+
+    Raises:
+        UserError: whatever is wrong with any of them.
+    """
+    values = read_yaml(source)
+    found: Run = merge_settings(kind_of(values), None, values, settings=settings, training=training, **given)
+    return found
+
+
+def settings_to_go_on(
+    run: Path,
+    *,
+    at: int | None = None,
+    settings: Sequence[str] = (),
+    training: Mapping[str, Any] | None = None,
+    **given: Any,
+) -> tuple[Run, bool]:
+    """The settings of a run that goes on, and whether they differ from those it has; see `resumed`.
+
+    Raises:
+        UserError: see `resumed`.
+    """
+    kind = kind_of(read_yaml(run / "config.yaml"))
+    return resumed(kind, run, at=at, settings=settings, training=training, **given)

@@ -21,7 +21,7 @@ from hyperbrush.ldm.modules.losses import (
 )
 from hyperbrush.ldm.util import keyed_generator
 from hyperbrush.training.data.ahead import Ahead, Examples
-from hyperbrush.training.ldm.objectives import make_batch, order_of
+from hyperbrush.training.ldm.objectives import batches_by_shape, make_batch, order_of
 from hyperbrush.training.loop.objectives import Objective
 
 if TYPE_CHECKING:
@@ -168,13 +168,11 @@ class FirstStageObjective(Objective):
         """(reconstructions, pictures, codes) of held-out pictures, those of one shape together; in [0, 1]."""
         assert self.held_out is not None
         device = next(self.model.parameters()).device
-        for own in _by_shape(self.held_out, indices):
-            for start in range(0, len(own), AT_ONCE):
-                examples = make_batch(self.held_out, [(0, i) for i in own[start : start + AT_ONCE]])
-                batch = examples["images"].to(device)
-                made = reconstruct(self.model, batch)
-                pictures = (made["reconstruction"].float() / 2 + 0.5).clamp(0, 1)
-                yield pictures, batch / 2 + 0.5, made.get("codes")
+        for own in batches_by_shape(self.held_out, indices, AT_ONCE):
+            batch = make_batch(self.held_out, [(0, i) for i in own])["images"].to(device)
+            made = reconstruct(self.model, batch)
+            pictures = (made["reconstruction"].float() / 2 + 0.5).clamp(0, 1)
+            yield pictures, batch / 2 + 0.5, made.get("codes")
 
     def preview(self) -> "Image | None":
         """Eight held-out pictures of the commonest shape above their reconstructions."""
@@ -182,7 +180,8 @@ class FirstStageObjective(Objective):
 
         if self.held_out is None:
             return None
-        own = max(_by_shape(self.held_out, range(len(self.held_out))), key=len)
+        count = len(self.held_out)
+        own = max(batches_by_shape(self.held_out, range(count), count), key=len)
         count = min(8, len(own))
         chosen = [own[i * len(own) // count] for i in range(count)]
         [(made, true, _)] = self._pairs(chosen)
@@ -194,11 +193,3 @@ class FirstStageObjective(Objective):
             self.model.save_pretrained(temporary)  # type: ignore[operator]
             plain_configs(temporary)
         return folder / "first_stage"
-
-
-def _by_shape(data: Examples, indices: Sequence[int]) -> list[list[int]]:
-    groups = getattr(data, "groups", None)
-    found: dict[Any, list[int]] = {}
-    for i in indices:
-        found.setdefault(None if groups is None else groups[i], []).append(i)
-    return list(found.values())

@@ -1,6 +1,6 @@
 """The objective of a latent diffusion model on its first stage's latents, and batches for all objectives."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ from hyperbrush.training.loop.objectives import Objective
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+SHARES = (0.125, 0.375, 0.625, 0.875)  # of the process, for validation
 
 
 def make_batch(data: Examples, pairs: Sequence[tuple[int, int]]) -> dict[str, Any]:
@@ -137,7 +139,7 @@ def validation_losses(
     data: Examples,
     *,
     limit: int | None = None,
-    shares: Sequence[float] = (0.125, 0.375, 0.625, 0.875),
+    shares: Sequence[float] = SHARES,
     seed: int = 0,
     batch_size: int = 64,
     text_states: Callable[[Sequence[str]], dict[str, Tensor]] | None = None,
@@ -151,31 +153,47 @@ def validation_losses(
     text_states: captions to "embeddings", where they are known already.
     """
     count = len(data) if limit is None else min(limit, len(data))
-    steps = [int(share * len(model.diffusion.schedule)) for share in shares]
     was_training = model.training
     model.eval()
-    groups = getattr(data, "groups", None)
-    shapes: dict[Any, list[int]] = {}
-    for i in range(count):
-        shapes.setdefault(None if groups is None else groups[i], []).append(i)
     found = torch.empty(count, len(shares))
-    for indices in (
-        own[k : k + batch_size] for own in shapes.values() for k in range(0, len(own), batch_size)
-    ):
+    for indices in batches_by_shape(data, range(count), batch_size):
         batch = make_batch(data, [(0, i) for i in indices])
-        latents = model.latents_of(batch)
         states = {} if text_states is None else text_states(batch["captions"])
         conditions: dict[str, Any] = model.conditions(batch | states)
-        columns = []
-        for j, step in enumerate(steps):
-            noise = torch.stack(
-                [
-                    torch.randn(latents.shape[1:], generator=keyed_generator(seed, "grid", i, j))
-                    for i in indices
-                ]
-            ).to(latents)
-            timesteps = torch.full((len(latents),), step, device=latents.device)
-            columns.append(model.diffusion.losses(latents, noise, timesteps, **conditions).cpu())
-        found[indices] = torch.stack(columns, dim=1)
+        found[indices] = grid_losses(model, model.latents_of(batch), indices, conditions, shares, seed)
     model.train(was_training)
     return found
+
+
+@torch.no_grad()
+def grid_losses(
+    model: LatentDiffusion,
+    latents: Tensor,
+    indices: Sequence[int],
+    conditions: Mapping[str, Any],
+    shares: Sequence[float] = SHARES,
+    seed: int = 0,
+) -> Tensor:
+    """Losses of latents (pictures, c, h, w) at shares of the process, with noise keyed by (seed, index, timestep's number).
+
+    Gives (pictures, timesteps), float32 on the CPU.
+    """
+    columns = []
+    for j, share in enumerate(shares):
+        step = int(share * len(model.diffusion.schedule))
+        noises = [
+            torch.randn(latents.shape[1:], generator=keyed_generator(seed, "grid", i, j)) for i in indices
+        ]
+        timesteps = torch.full((len(latents),), step, device=latents.device)
+        noise = torch.stack(noises).to(latents)
+        columns.append(model.diffusion.losses(latents, noise, timesteps, **conditions).cpu())
+    return torch.stack(columns, dim=1)
+
+
+def batches_by_shape(data: Examples, indices: Iterable[int], size: int) -> list[list[int]]:
+    """Numbers of examples in batches of one shape each (``groups``)."""
+    groups = getattr(data, "groups", None)
+    shapes: dict[Any, list[int]] = {}
+    for i in indices:
+        shapes.setdefault(None if groups is None else groups[i], []).append(i)
+    return [own[k : k + size] for own in shapes.values() for k in range(0, len(own), size)]

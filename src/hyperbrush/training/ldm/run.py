@@ -1,10 +1,11 @@
-"""From a config of `hyperbrush ldm train` to data, networks and objective."""
+"""`hyperbrush ldm train`: a run of a first stage or a diffusion model, from its config to the finished folder."""
 
 import hashlib
 import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,69 @@ from hyperbrush.training.data.pictures import LookAt, as_mixture
 from hyperbrush.training.ldm.config import DataConfig, DiffusionRun, FirstStageRun, Run, TextConfig
 from hyperbrush.training.ldm.config import read_config as read_config
 from hyperbrush.training.ldm.first_stage import FirstStageObjective
-from hyperbrush.training.ldm.objectives import DenoisingObjective
+from hyperbrush.training.ldm.objectives import DenoisingObjective, batches_by_shape
 from hyperbrush.training.loop.caller import generators_kept
 from hyperbrush.training.loop.objectives import Objective
 from hyperbrush.training.loop.optimizers import peak_rate
-from hyperbrush.training.loop.processes import join
-from hyperbrush.training.loop.progress import PrepareCallback
+from hyperbrush.training.loop.processes import is_main, join, prepared
+from hyperbrush.training.loop.progress import PrepareCallback, Progress
+from hyperbrush.training.loop.run_folder import opened_run
+from hyperbrush.training.loop.settings import write_settings
+from hyperbrush.training.loop.trainer import Trainer
 
 SCALE = "scale.json"  # in a run folder
 CLASSES = "classes.json"  # in a run folder
 MADE_FROM = "made_from.txt"  # in a run's tokenizer: the digest of what it was trained on
+
+
+def train_ldm(
+    config: Run,
+    run: Path,
+    *,
+    resume: bool = False,
+    at: int | None = None,
+    changed: bool = False,
+    on_report: Callable[[Preflight], None] | None = None,
+    on_prepare: PrepareCallback | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Path:
+    """Train in a run folder, which is locked and looked at before anything is written; returns the finished folder.
+
+    Args:
+        config, run: what and where.
+        resume, at: see `Trainer.train`.
+        changed: these settings take the place of those in the run that goes on.
+        on_report: told the preflight's report, before anything is encoded.
+        on_prepare: called with (what, done, in all) while pictures are looked at and encoded.
+        on_progress, should_stop: see `Trainer`; before the first step a stop is obeyed at once.
+
+    Raises:
+        UserError: whatever is wrong with data, models or settings; another training is there.
+        Interrupted: `should_stop` said so; the run can be resumed.
+    """
+
+    def begin() -> Objective:
+        opened, report = open_origin(config), None
+        if is_main() and not resume:
+            progress = None if on_prepare is None else partial(on_prepare, "looking at")
+            report = run_preflight(config, opened, progress)
+            if on_report is not None:
+                on_report(report)
+        told = on_prepare if is_main() else None
+        objective = build(
+            config, run, told, resume=resume, opened=opened, look=None if report is None else report.look
+        )
+        if report is not None:
+            write_settings(config, run)
+            write_json(run / "preflight.json", report.as_dict())
+        return objective
+
+    with opened_run(run, resume=resume, at=at):
+        objective = prepared(run, begin, should_stop)
+        trainer = Trainer(objective, config.training, run, on_progress=on_progress, should_stop=should_stop)
+        on_begin = partial(write_settings, config, run) if changed else None
+        return trainer.train(resume=resume, at=at, held=True, on_begin=on_begin)
 
 
 @dataclass(frozen=True)
@@ -284,10 +338,7 @@ def _scale(model: LatentDiffusion, train: Mixture, file: Path, resume: bool) -> 
         model.scale_factor = kept
         return
     every = range(0, len(train), max(1, len(train) // 512))
-    shapes: dict[tuple[int, int], list[int]] = {}
-    for i in every:
-        shapes.setdefault(train.groups[i], []).append(i)
-    batches = (own[k : k + 32] for own in shapes.values() for k in range(0, len(own), 32))
+    batches = batches_by_shape(train, every, 32)
     model.measure_scale(torch.stack([train.example(i, 0)["image"] for i in batch]) for batch in batches)
     write_json(file, {"scale_factor": float(model.scale_factor)})
 
