@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageEnhance
 
 from hyperbrush.assets import style_folder
 from hyperbrush.errors import UserError
-from hyperbrush.ldm.data import Buckets, Captioning, FileNames, ImageFolder, Masks, OriginalSizes
+from hyperbrush.ldm.data import Buckets, Captioning, FileNames, ImageFolder, Masks, OriginalSizes, pictures
 from hyperbrush.ldm.models.text import default_tokenizer
 from hyperbrush.training.before.likeness import SIDE, alike, fingerprint
 from hyperbrush.training.before.preflight import preflight
@@ -297,3 +297,23 @@ def test_files_that_are_not_read_are_a_warning_and_set_nothing_aside(tmp_path: P
     assert (report.usable, report.found, report.set_aside) == (2, 2, ())
     assert "warning: 2 files are not read" in report.text()
     assert "lost.txt: a caption of no picture; there is none named lost" in report.text()
+
+
+def test_pictures_it_has_decoded_are_not_decoded_to_be_scanned_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in range(2):
+        scene(index).save(tmp_path / f"a{index}.png")
+    report = preflight(tmp_path, size=64)
+    decoded: list[str] = []
+    look = pictures.look
+    monkeypatch.setattr(pictures, "look", lambda path, small=0: (decoded.append(path.name), look(path))[1])
+    known = ImageFolder(tmp_path, size=64, look=report.look)
+    assert decoded == []
+    assert (known.paths, known.sizes) == (
+        [str(tmp_path / f"a{index}.png") for index in range(2)],
+        [scene(0).size] * 2,
+    )
+    scene(2).save(tmp_path / "b.png")
+    assert len(ImageFolder(tmp_path, size=64, look=report.look)) == 3
+    assert decoded == ["b.png"]

@@ -21,6 +21,7 @@ from hyperbrush.training.report.report import (
     smoothed,
     write_report,
 )
+from hyperbrush.training.report.result import RunResult, keep_result
 
 ROWS = [{"step": i, "loss": 1 / i} for i in range(1, 6)]
 
@@ -209,3 +210,18 @@ def test_infinite_losses_are_left_out() -> None:
     rows = [{"step": n, "loss": float("inf") if n == 3 else 1.0} for n in range(1, 6)]
     assert "inf" not in loss_curve(rows)
     assert "nan" not in loss_curve(rows)
+
+
+def test_a_file_that_cannot_go_to_the_library_stands_in_the_run(tmp_path: Path) -> None:
+    result = RunResult(tmp_path, tmp_path / "library/a.safetensors", 5, 1.0, {})
+
+    def save(path: Path) -> None:
+        if path.parent != tmp_path:
+            raise UserError("no room")
+        path.touch()
+
+    with pytest.raises(
+        UserError, match=r"no room\. The training is done and its file stands at .*elsewhere: x"
+    ):
+        keep_result(result, save, "x")
+    assert (tmp_path / "a.safetensors").is_file()

@@ -14,6 +14,7 @@ from hyperbrush.training.attention.config import HypernetworkConfig
 from hyperbrush.training.attention.run import HypernetworkRun, open_network
 from hyperbrush.training.data.pictures import FolderConfig, PictureSettings, as_mixture
 from hyperbrush.training.generator.config import GeneratorConfig, GeneratorNetwork
+from hyperbrush.training.loop.config import OptimizerConfig, TrainerConfig
 
 
 @pytest.fixture(scope="module")
@@ -243,3 +244,26 @@ def test_compile_and_channels_last_reach_the_unet(emoji: LatentDiffusion, tmp_pa
     finally:
         torch.compiler.set_stance("default")
     assert found == [(False, False), (True, True)]
+
+
+def test_kinds_of_training_have_defaults_of_their_own_for_the_same_settings() -> None:
+    assert [kind().batch_size for kind in (TrainerConfig, HypernetworkConfig, GeneratorConfig)] == [8, 16, 32]
+    assert [kind().warmup_steps for kind in (OptimizerConfig, HypernetworkConfig, GeneratorConfig)] == [
+        0,
+        10,
+        50,
+    ]
+    assert HypernetworkConfig(batch_size=3, schedule="linear").trainer(5) == TrainerConfig(
+        steps=34,
+        batch_size=3,
+        optimizer=OptimizerConfig(schedule="linear", warmup_steps=10),
+        ema_decay=0.98,
+        validate_every=25,
+        preview_every=100,
+        checkpoint_every=100,
+        log_every=5,
+        keep_best=True,
+        on_divergence="back_off",
+    )
+    with pytest.raises(ValueError, match="batch_size 3 cannot be split into gradient_accumulation 2"):
+        GeneratorConfig(batch_size=3, gradient_accumulation=2)

@@ -87,9 +87,9 @@ def generated(
         raise UserError(
             f"{net.name!r} is bound to another model: bind it to this one before the optimizer is made, net.bind(model)"
         )
-    told = conditions_of(net.source.of_batch(batch), net.settings.embedding_dim)
+    conditions = conditions_of(net.source.of_batch(batch), net.settings.embedding_dim)
     before, settled = net.learned, net.trained or net.step > 0
-    prepared = [net.source.prepare(one) for one in told]
+    prepared = [net.source.prepare(one) for one in conditions]
     kinds = [kind for one in prepared for kind in kinds_of(one)]
     if before or not settled:  # else nobody knows what it learned from, and this step says not all of it
         net.learned = tuple(dict.fromkeys((*before, *kinds)))

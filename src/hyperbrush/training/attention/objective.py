@@ -180,7 +180,7 @@ class HypernetworkObjective(Objective):
         c = self.config
         if not c.prompts and self.model.conditioning == "text":
             return None
-        names, told = shown_conditions(self.model, c.prompts, self.held_out or self.data, most=4)
+        names, conditions = shown_conditions(self.model, c.prompts, self.held_out or self.data, most=4)
         settings: dict[str, Any] = {
             "steps": c.preview_steps,
             "sampler": c.preview_sampler,
@@ -189,7 +189,7 @@ class HypernetworkObjective(Objective):
         }
         with self._with_encoders():
             seeds = [c.preview_seed + number for number in range(len(names))]
-            made = to_pictures(self.model.sample(**told, seeds=seeds, **settings))
+            made = to_pictures(self.model.sample(**conditions, seeds=seeds, **settings))
         return save_previews(run, step, made, names, seeds, **settings)
 
     def save(self, folder: Path) -> Path:

@@ -133,10 +133,10 @@ class GeneratorObjective(Objective):
             timestep_sampling=c.timestep_sampling,
         )
         keep = drawn.pop("keep").tolist()
-        told_of = enumerate(styles[style].said(picture) for _, style, picture in rows)
-        said = [Captioning().caption(captions, c.seed, step, row) for row, captions in told_of]
+        spoken = enumerate(styles[style].said(picture) for _, style, picture in rows)
+        said = [Captioning().caption(captions, c.seed, step, row) for row, captions in spoken]
         captions = [caption if kept else "" for caption, kept in zip(said, keep, strict=True)]
-        told = torch.rand(len(references.styles), generator=generator) < c.text_share
+        by_text = torch.rand(len(references.styles), generator=generator) < c.text_share
         return {
             **drawn,
             **self.text_states(captions),
@@ -144,7 +144,8 @@ class GeneratorObjective(Objective):
             "captions": captions,
             "samples": torch.tensor([sample for sample, _, _ in rows]),
             "references": references,
-            "by_text": [bool(t) and bool(references.text[i]) for i, t in enumerate(told.tolist())] + [False],
+            "by_text": [bool(t) and bool(references.text[i]) for i, t in enumerate(by_text.tolist())]
+            + [False],
             "paths": [f"{styles[style].name}: {styles[style].captions[p]}" for _, style, p in rows],
             "step": step,
         }
@@ -279,8 +280,8 @@ class GeneratorObjective(Objective):
     def save(self, folder: Path) -> Path:
         """Write folder/NAME.safetensors."""
         self.net.trained = True
-        told = self.config.text_share > 0 and any(style.text for style in self.batches.styles)
-        learned = ("pictures", "text") if told else ("pictures",)
+        with_text = self.config.text_share > 0 and any(style.text for style in self.batches.styles)
+        learned = ("pictures", "text") if with_text else ("pictures",)
         self.net.learned = tuple(dict.fromkeys((*self.net.learned, *learned)))
         return self.net.save(folder / f"{self.net.name}.safetensors")
 

@@ -95,11 +95,11 @@ class FirstStageObjective(Objective):
         adversarial = self.terms.adversarial(batch["step"])
         fake = self._frozen_discriminator(reconstruction) if adversarial else None
         terms = self.terms.terms(pictures, reconstruction, fake_logits=fake, **found)
-        told: dict[str, Tensor] = {}
+        figures: dict[str, Tensor] = {}
         if self.terms.adversarial_adaptive and adversarial and torch.is_grad_enabled():
             rest = torch.stack([v.float() for k, v in terms.items() if k not in REST]).sum()
             factor = adaptive_weight(rest, terms["adversarial"], self.model.decoder.conv_out.weight)  # type: ignore[union-attr, arg-type]
-            told["adversarial_factor"] = factor
+            figures["adversarial_factor"] = factor
             terms["adversarial"] = terms["adversarial"] * factor
         if self.discriminator is not None:
             logits = self.discriminator(torch.cat([pictures, reconstruction.detach()]))
@@ -108,8 +108,8 @@ class FirstStageObjective(Objective):
             terms["discriminator"] = hinge_discriminator_loss(real, false) * float(adversarial)
         total = torch.stack([v.float() for v in terms.values()]).sum()
         if codes is not None:
-            told["codebook_used"] = torch.tensor(len(torch.unique(codes)) / self._entries(), device=device)
-        return {"loss": total, **terms, **told}
+            figures["codebook_used"] = torch.tensor(len(torch.unique(codes)) / self._entries(), device=device)
+        return {"loss": total, **terms, **figures}
 
     def _frozen_discriminator(self, reconstruction: Tensor) -> Tensor:
         assert self.discriminator is not None
@@ -127,15 +127,15 @@ class FirstStageObjective(Objective):
             return None
         device, order = next(self.model.parameters()).device, order_of(self.data, batch_size, self.seed)
         latents: list[Tensor] = []
-        looked = 0
+        seen = 0
         for before in range(step - 1, max(-1, step - 1 - self.revive_every), -1):
             images = make_batch(self.data, order.pairs(before))[
                 "images"
             ]  # past `ahead`, which has the next ones
             for pictures in torch.split(images, 16):
                 latents.append(self.model.encode(pictures.to(device)).latents.float())  # type: ignore[operator]
-                looked += latents[-1][:, 0].numel()
-            if looked >= LOOKED_AT * self._entries():
+                seen += latents[-1][:, 0].numel()
+            if seen >= LOOKED_AT * self._entries():
                 break
         generator = keyed_generator(self.seed, "revive", step)
         count = revive(self.model.quantize, latents, generator)

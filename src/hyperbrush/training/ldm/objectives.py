@@ -121,10 +121,10 @@ class DenoisingObjective(Objective):
         from hyperbrush.ldm.pictures import grid, to_pictures
 
         examples: Any = self.held_out or self.data
-        names, told = shown_conditions(self.model, self.prompts, examples)
+        names, conditions = shown_conditions(self.model, self.prompts, examples)
         if not names:
             return None
-        made = self.model.sample(**told, guidance_scale=self.guidance_scale, steps=20)
+        made = self.model.sample(**conditions, guidance_scale=self.guidance_scale, steps=20)
         return grid(to_pictures(made), columns=min(8, len(names)))
 
     def save(self, folder: Path) -> Path:

@@ -76,9 +76,9 @@ def train_ldm(
             report = run_preflight(config, opened, progress)
             if on_report is not None:
                 on_report(report)
-        told = on_prepare if is_main() else None
+        listener = on_prepare if is_main() else None
         objective = build(
-            config, run, told, resume=resume, opened=opened, look=None if report is None else report.look
+            config, run, listener, resume=resume, opened=opened, look=None if report is None else report.look
         )
         if report is not None:
             write_settings(config, run)

@@ -63,14 +63,14 @@ class Judge:
             self.best, self.best_step = loss, step
         self.without_better = 0 if better else self.without_better + 1
         lowest = f"the lowest was {self.best:.4g} at step {self.best_step}"
-        said = []
+        verdicts = []
         if self.rises == self.overfitting_after:
             rose = f"the validation loss has risen {self.rises} times in a row"
-            said.append(("overfitting", f"step {step}: {rose}, it overfits; {lowest}"))
+            verdicts.append(("overfitting", f"step {step}: {rose}, it overfits; {lowest}"))
         if self.patience_exceeded and not was:
             waited = f"no lower validation loss in {self.without_better} validations"
-            said.append(("early_stop", f"stopped early at step {step}: {waited}; {lowest}"))
-        return said
+            verdicts.append(("early_stop", f"stopped early at step {step}: {waited}; {lowest}"))
+        return verdicts
 
     @property
     def patience_exceeded(self) -> bool:

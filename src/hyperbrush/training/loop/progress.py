@@ -61,33 +61,33 @@ class Live:
         self._validation: dict[str, float] = {}
         self._written = 0.0
 
-    def tell(self, told: Progress) -> None:
+    def tell(self, progress: Progress) -> None:
         """After a step.  A full disk is the checkpoint's to complain of."""
-        loss = told.losses["loss"]
+        loss = progress.losses["loss"]
         self._smoothed = loss if self._smoothed is None else 0.95 * self._smoothed + 0.05 * loss
-        self._validation = dict(told.validation) or self._validation
+        self._validation = dict(progress.validation) or self._validation
         if self._first is None:
-            self._first = (told.step, told.seconds)
+            self._first = (progress.step, progress.seconds)
         now = time.monotonic()
-        if now - self._written < EVERY and told.step < told.steps:
+        if now - self._written < EVERY and progress.step < progress.steps:
             return
         self._written = now
-        steps, seconds = told.step - self._first[0], told.seconds - self._first[1]
+        steps, seconds = progress.step - self._first[0], progress.seconds - self._first[1]
         if steps == 0:
-            steps, seconds = told.step, told.seconds
+            steps, seconds = progress.step, progress.seconds
         each = seconds / max(1, steps)
         with contextlib.suppress(UserError):
             write_json(
                 self.path,
                 {
-                    "step": told.step,
-                    "steps": told.steps,
+                    "step": progress.step,
+                    "steps": progress.steps,
                     "loss": loss,
                     "smoothed": self._smoothed,
-                    "learning_rate": told.learning_rate,
-                    "seconds": told.seconds,
-                    "seconds_left": each * (told.steps - told.step),
-                    "pictures_per_second": told.batch_size / each if each > 0 else 0.0,
+                    "learning_rate": progress.learning_rate,
+                    "seconds": progress.seconds,
+                    "seconds_left": each * (progress.steps - progress.step),
+                    "pictures_per_second": progress.batch_size / each if each > 0 else 0.0,
                     "memory": memory_in_use(),
                     "validation": self._validation,
                     "time": time.time(),

@@ -51,10 +51,10 @@ def save_previews(
             prompt = prompts[number] if prompts else ""
             about = {"Run": run_name(run), "Training step": str(step)}
             seed = seeds[number] if seeds else None
-            told = Infotext(
+            infotext = Infotext(
                 prompt=prompt, seed=seed, size=(picture.height, picture.width), fields=about, **settings
             )
-            save_picture(picture, folder / f"prompt-{number}.png", write_infotext(told))
+            save_picture(picture, folder / f"prompt-{number}.png", write_infotext(infotext))
     return preview_path(run, step)
 
 
