@@ -45,7 +45,7 @@ class AdapterSettings(LoopSettings, StepSettings):
         0.0, ge=0, description="noise added to the input alone, against exposure bias; 0.1 is usual"
     )
     timestep_sampling: str = Field(
-        "uniform", description="uniform, stratified (spread evenly over each batch) or logit_normal"
+        "uniform", description="stratified (spread evenly over each batch), uniform or logit_normal"
     )
     timestep_range: tuple[Share, Share] | None = Field(
         None, description="train on these shares of the process alone; 0 is clean, 1 is noise"

@@ -131,7 +131,7 @@ class LoopSettings(Strict):
     save_every: int | None = Field(
         None,
         ge=1,
-        description="keep a finished copy (saved/step-N) every so many steps; null: at the end alone",
+        description="keep a usable copy (saved/step-N) every so many steps; null: at the end alone",
     )
     log_every: int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
     keep_best: bool = Field(False, description="finish with the weights of the lowest validation loss")
