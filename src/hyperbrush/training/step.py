@@ -11,7 +11,7 @@ from hyperbrush.hypernetworks import AttentionHypernetwork, attach
 from hyperbrush.hypernetworks.generator import Hypernetwork, TunedWeights
 from hyperbrush.hypernetworks.generator.conditions import conditions_of, kinds_of
 from hyperbrush.ldm.models import LatentDiffusion
-from hyperbrush.ldm.models.steps import update
+from hyperbrush.ldm.models.latent_diffusion import update
 
 
 def train_hypernetwork(

@@ -14,7 +14,6 @@ from hyperbrush.hypernetworks.files.optimizer import OptimizerState, check_fits
 from hyperbrush.hypernetworks.generator import Hypernetwork, TargetNetwork, TunedWeights
 from hyperbrush.ldm.data import BatchOrder, ImageFolder, captions_seen, over_folders
 from hyperbrush.ldm.models import LatentDiffusion
-from hyperbrush.ldm.models.latent_diffusion import update
 from hyperbrush.ldm.models.loading import from_pipeline
 from hyperbrush.ldm.modules.diffusion import Loss
 from hyperbrush.ldm.util import load_config
