@@ -258,7 +258,6 @@ def demo(
         from hyperbrush.commands.demo import run_demo, run_hyper_demo
 
         if hyper:
-
             tuned = run_hyper_demo(out, generator=generator, steps=steps or 50, seed=seed, **listeners)
             return tuned.summary()
         return run_demo(out, steps=steps or 150, seed=seed, **listeners).summary()

@@ -48,7 +48,7 @@ def _holds_elsewhere(path: Path) -> bool:
     """
     from filelock import FileLock, Timeout
 
-    from hyperbrush.training.loop.lock import LOCK
+    from hyperbrush.training.loop.run_folder import LOCK
 
     files = (path / name for name in ("running.json", "live.json", "metrics.jsonl"))
     try:

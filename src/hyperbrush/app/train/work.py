@@ -46,7 +46,7 @@ def plan(context: JobContext) -> dict[str, Any]:
         "captions": found.captions,
         "shapes": [{"width": w, "height": h, "pictures": n} for (h, w), n in sorted(found.shapes.items())],
         "steps": found.steps,
-        "batch_size": found.config.training.batch_size,
+        "batch_size": found.loop.batch_size,
         "epochs": found.epochs,
         "parameters": found.parameters,
         "seconds": found.seconds,
@@ -59,7 +59,7 @@ def plan(context: JobContext) -> dict[str, Any]:
 
 def preflight(context: JobContext) -> dict[str, Any]:
     """Job "preflight": a `TrainRequest`; what is odd about the pictures."""
-    from hyperbrush.training.attention.run import look_over
+    from hyperbrush.training.attention.run import run_preflight
 
     config = _config(context)
 
@@ -67,7 +67,7 @@ def preflight(context: JobContext) -> dict[str, Any]:
         context.tell(now=done == of, stage="looking at pictures", step=done, steps=of)
         context.raise_if_requested()
 
-    return look_over(config, opened(context, config.model).model, report).as_dict()
+    return run_preflight(config, opened(context, config.model).model, report).as_dict()
 
 
 def _carried_out(context: JobContext, run: Path, config: Any, do: Callable[..., Any]) -> dict[str, Any]:
