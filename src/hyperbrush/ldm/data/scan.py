@@ -1,7 +1,7 @@
 """Everything a folder holds, looked at before training starts: usable pictures and problems."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,6 @@ from hyperbrush.ldm.data.captions import (
     CaptionError,
     FileNames,
     Metadata,
-    caption_from_name,
     caption_from_text,
     captions_from_json,
     captions_from_lines,
@@ -132,60 +131,113 @@ def scan(
     files = [p for p in listed if exclude is None or Path(exclude).expanduser() not in p.parents]
     read = pictures.suffixes()
     shown = [p for p in files if p.suffix.lower() in read]
-    tables = [p for p in files if p.suffix.lower() in TABLES and is_archive(p)]
-    stems = {(p.parent, nfc(p.stem)) for p in shown}
-    found = sorted(
-        (nfc(p.relative_to(folder).as_posix()), p)
-        for p in shown
-        if not (p.stem.endswith(".mask") and (p.parent, nfc(p.stem).removesuffix(".mask")) in stems)
-    )
-    texts: dict[tuple[Path, str], Path] = {}
-    for path in sorted((p for p in files if p.suffix.lower() in TEXTS), key=_text_order):
-        texts.setdefault((path.parent, nfc(path.stem)), path)
-    objects = {(p.parent, nfc(p.stem)): p for p in files if p.suffix.lower() == ".json"}
-    metadata = Metadata()
+    stems = {_key(p) for p in shown}
+    named = sorted((_name(p, folder), p) for p in shown if not _is_mask(p, stems))
+    beside = _Beside(captions, caption_lines, file_names or FileNames(), files)
     if captions in ("auto", "metadata"):
         rows = [p for p in files if p.name in METADATA]
-        metadata = read_metadata(folder, rows, (name for name, _ in found))
-        problems += [Problem(path, reason, "caption") for path, reason in metadata.problems]
-    for table in tables:
+        beside.metadata = read_metadata(folder, rows, (name for name, _ in named))
+        problems += [Problem(path, reason, "caption") for path, reason in beside.metadata.problems]
+    for table in (p for p in files if p.suffix.lower() in TABLES and is_archive(p)):
         for row in rows_of(table):
-            name = nfc(row.path.relative_to(folder).as_posix())
-            found.append((name, row.path))
+            named.append((_name(row.path, folder), row.path))
             if row.captions is not None and captions in ("auto", "metadata"):
-                metadata.alternatives[name] = row.captions
-    problems += _unread(files, stems, texts, {*read, *TABLES})
-    if not found:
+                beside.metadata.alternatives[named[-1][0]] = row.captions
+    problems += _unread(files, stems, beside.texts, {*read, *TABLES})
+    if not named:
         report = Scan(folder, (), tuple(problems)).report(3)
         raise UserError(
             f"no picture in {folder} or the folders in it; looked for {' '.join(read)}, .tar and .parquet"
             + (f"; {len(problems)} files are not read:\n{report}" if report else "")
         )
     items = []
+    for (name, path), seen in zip(named, _looks([path for _, path in named], look, progress), strict=True):
+        if isinstance(seen, str):
+            problems.append(Problem(path, seen))
+        elif name not in beside.metadata.bad:  # else a problem already named
+            try:
+                source, texts = beside.captions(name, path)
+            except CaptionError as error:
+                problems.append(Problem(beside.file(path) or path, str(error), "caption"))
+                continue
+            several = texts if len(texts) > 1 else ()
+            items.append(Item(path, texts[0], seen.width, seen.height, seen.transparent, source, several))
+    return Scan(folder, tuple(items), tuple(problems))
+
+
+def _key(path: Path) -> tuple[Path, str]:
+    """What a picture and the files of its name share."""
+    return path.parent, nfc(path.stem)
+
+
+def _name(path: Path, folder: Path) -> str:
+    return nfc(path.relative_to(folder).as_posix())
+
+
+def _is_mask(path: Path, stems: set[tuple[Path, str]]) -> bool:
+    """Whether a picture is the mask of another beside it."""
+    folder, stem = _key(path)
+    return stem.endswith(".mask") and (folder, stem.removesuffix(".mask")) in stems
+
+
+class _Beside:
+    """Where the captions of a folder's pictures are: files of metadata, and files of the pictures' names.
+
+    source, lines, file_names: as for `scan`.
+    """
+
+    def __init__(self, source: str, lines: bool, file_names: FileNames, files: Sequence[Path]) -> None:
+        self.source, self.lines, self.file_names = source, lines, file_names
+        self.metadata = Metadata()
+        self.texts: dict[tuple[Path, str], Path] = {}
+        for path in sorted((p for p in files if p.suffix.lower() in TEXTS), key=_text_order):
+            self.texts.setdefault(_key(path), path)
+        self.objects = {_key(p): p for p in files if p.suffix.lower() == ".json"}
+
+    def file(self, path: Path) -> Path | None:
+        """The file of a picture's name that may hold its caption."""
+        return self.texts.get(_key(path)) or self.objects.get(_key(path))
+
+    def captions(self, name: str, path: Path) -> tuple[str, tuple[str, ...]]:
+        """Where one picture's captions are, and the captions; name: its path within the folder.
+
+        Raises:
+            CaptionError: it has none, or they cannot be read.
+        """
+        source, text, described = self.source, self.texts.get(_key(path)), self.objects.get(_key(path))
+        if source in ("auto", "metadata") and name in self.metadata.alternatives:
+            return "metadata", self.metadata.alternatives[name]
+        if source in ("auto", "text") and text is not None:
+            return "text", captions_from_lines(text) if self.lines else (caption_from_text(text),)
+        if source in ("auto", "metadata") and described and (texts := captions_from_json(described)):
+            return "metadata", texts
+        if source == "metadata":
+            raise CaptionError("no metadata.jsonl has a row for it, nor a metadata.csv or metadata.parquet")
+        if source == "text":
+            raise CaptionError(f"no caption; expected {path.stem}.txt (or .caption) beside it")
+        if source == "none":
+            return "none", ("",)
+        if path.suffix == ".row":
+            raise CaptionError(
+                "its table has no column text or caption, and a row has no name to take for one"
+            )
+        return "filename", (self.file_names.caption(path),)
+
+
+def _looks(
+    paths: Sequence[Path],
+    look: Callable[[Path], pictures.Look] | None,
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[pictures.Look | str]:
+    """What each picture is, or why it cannot be read."""
     # Pillow decodes without the interpreter's lock, so threads are enough.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        looks = pool.map(lambda path: _look_or_reason(path, look), (path for _, path in found))
-        for done, ((name, path), seen) in enumerate(zip(found, looks, strict=True), start=1):
+        looks = pool.map(lambda path: _look_or_reason(path, look), paths)
+        for done, seen in enumerate(looks, start=1):
             _stop_here(pool)
             if progress is not None:
-                progress(done, len(found))
-            if isinstance(seen, str):
-                problems.append(Problem(path, seen))
-                continue
-            if name in metadata.bad:  # a problem already named
-                continue
-            key = path.parent, nfc(path.stem)
-            text, object_ = texts.get(key), objects.get(key)
-            try:
-                source, said = _captions(captions, name, path, text, object_, metadata, caption_lines)
-            except CaptionError as error:
-                problems.append(Problem(text or object_ or path, str(error), "caption"))
-                continue
-            if source == "filename" and file_names is not None:
-                said = (file_names.caption(path),)
-            several = said if len(said) > 1 else ()
-            items.append(Item(path, said[0], seen.width, seen.height, seen.transparent, source, several))
-    return Scan(folder, tuple(items), tuple(problems))
+                progress(done, len(paths))
+            yield seen
 
 
 def _stop_here(pool: ThreadPoolExecutor) -> None:
@@ -205,10 +257,10 @@ def _unread(
     files: list[Path], shown: set[tuple[Path, str]], texts: dict[tuple[Path, str], Path], read: set[str]
 ) -> list[Problem]:
     """Files that are neither pictures nor anything of a picture, and why they are not read; shown: pictures' names."""
-    beside = {(path.parent, nfc(path.stem)) for path in files if path.suffix.lower() not in TEXTS}
+    beside = {_key(path) for path in files if path.suffix.lower() not in TEXTS}
     found = []
     for path in files:
-        suffix, key = path.suffix.lower(), (path.parent, nfc(path.stem))
+        suffix, key = path.suffix.lower(), _key(path)
         if suffix in read or path.name in METADATA or path.name in BESIDE:
             continue
         if suffix == ".json" and key in shown:
@@ -241,28 +293,3 @@ def _look_or_reason(path: Path, look: Callable[[Path], pictures.Look] | None) ->
         return pictures.look(path)[0] if look is None else look(path)
     except Exception as error:  # noqa: BLE001 (Pillow's decoders raise anything on a broken file)
         return pictures.explain(error)
-
-
-def _captions(
-    source: str,
-    name: str,
-    path: Path,
-    text: Path | None,
-    object_: Path | None,
-    metadata: Metadata,
-    lines: bool,
-) -> tuple[str, tuple[str, ...]]:
-    """Where one picture's captions are, and the captions."""
-    if source in ("auto", "metadata") and name in metadata.alternatives:
-        return "metadata", metadata.alternatives[name]
-    if source in ("auto", "text") and text is not None:
-        return "text", captions_from_lines(text) if lines else (caption_from_text(text),)
-    if source in ("auto", "metadata") and object_ is not None and (said := captions_from_json(object_)):
-        return "metadata", said
-    if source == "metadata":
-        raise CaptionError("no metadata.jsonl has a row for it, nor a metadata.csv or metadata.parquet")
-    if source == "text":
-        raise CaptionError(f"no caption; expected {path.stem}.txt (or .caption) beside it")
-    if source != "none" and path.suffix == ".row":
-        raise CaptionError("its table has no column text or caption, and a row has no name to take for one")
-    return ("none", ("",)) if source == "none" else ("filename", (caption_from_name(path),))
