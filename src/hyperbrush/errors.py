@@ -28,3 +28,9 @@ def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> 
     guess = f"; did you mean {' or '.join(map(repr, close))}?" if close else "."
     shown = ", ".join(names[:30]) + (", …" if len(names) > 30 else "") if names else "none"
     return UserError(f"unknown {kind} {name!r}{guess} Known: {shown}{hint}")
+
+
+def first_line(error: Exception) -> str:
+    """What another library's error says first, or its type where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__

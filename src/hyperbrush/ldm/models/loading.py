@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hyperbrush.assets import MODELS, model_folder
-from hyperbrush.errors import UserError
+from hyperbrush.errors import UserError, first_line
 from hyperbrush.files import atomic_folder, write_json
 from hyperbrush.ldm.models import text
 from hyperbrush.ldm.models.inpainting import check_channels
@@ -76,7 +76,7 @@ def _from_folder(cls: "type[LatentDiffusion]", path: Path, dtype: torch.dtype) -
             path, torch_dtype=dtype, local_files_only=True, safety_checker=None, requires_safety_checker=False
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"cannot open the model in {path}: {_first_line(error)}") from error
+        raise UserError(f"cannot open the model in {path}: {first_line(error)}") from error
     return from_pipeline(cls, opened)
 
 
@@ -102,7 +102,7 @@ def _from_own_folder(cls: "type[LatentDiffusion]", path: Path, dtype: torch.dtyp
             tokenizer = CLIPTokenizer.from_pretrained(path / "tokenizer")
         process = json.loads((path / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"cannot open the model in {path}: {_first_line(error)}") from error
+        raise UserError(f"cannot open the model in {path}: {first_line(error)}") from error
     model = cls.of_parts(
         first, unet, encoder, tokenizer, process, about["conditioning"], about.get("classes")
     )
@@ -118,13 +118,8 @@ def _from_hub(name: str, dtype: torch.dtype) -> Any:
         return DiffusionPipeline.from_pretrained(name, torch_dtype=dtype)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"cannot fetch model {name!r}: {_first_line(error)}. Is it a folder on this machine? Give its path"
+            f"cannot fetch model {name!r}: {first_line(error)}. Is it a folder on this machine? Give its path"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
 
 
 def from_pipeline(cls: "type[LatentDiffusion]", pipe: Any) -> "LatentDiffusion":

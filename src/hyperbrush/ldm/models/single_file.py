@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hyperbrush.assets import FOLDER
 from hyperbrush.assets.clip import END, clip_tokenizer
-from hyperbrush.errors import UserError
+from hyperbrush.errors import UserError, first_line
 from hyperbrush.ldm.families import BY_CROSS_WIDTH
 from hyperbrush.ldm.models.inpainting import SPECIAL, reads_masks
 
@@ -131,7 +131,7 @@ def _safetensors_header(path: Path) -> Checkpoint:
         file: Any = safe_open(path, framework="pt")
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is truncated or corrupt ({_first_line(error)}): fetch it again") from error
+        raise UserError(f"{path} is truncated or corrupt ({first_line(error)}): fetch it again") from error
     return Checkpoint(path, shapes, file.metadata() or {}, file.get_tensor)
 
 
@@ -149,7 +149,7 @@ def _torch_header(path: Path) -> Checkpoint:
             "take the .safetensors version of this model"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, OSError) as error:
-        raise UserError(f"{path} is truncated or corrupt ({_first_line(error)}): fetch it again") from error
+        raise UserError(f"{path} is truncated or corrupt ({first_line(error)}): fetch it again") from error
     while isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
         found = found["state_dict"]
     if not isinstance(found, dict):
@@ -338,7 +338,7 @@ def _refuse_config(folder: Path) -> Iterator[None]:
         yield
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, ZeroDivisionError) as error:
         raise UserError(
-            f"cannot build the {folder.name} described in {folder}: {_first_line(error)}"
+            f"cannot build the {folder.name} described in {folder}: {first_line(error)}"
         ) from error
 
 
@@ -368,7 +368,7 @@ def _tokenizer(folder: Path) -> Any:
         try:
             return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError) as error:
-            raise UserError(f"cannot open the tokenizer in {folder}: {_first_line(error)}") from error
+            raise UserError(f"cannot open the tokenizer in {folder}: {first_line(error)}") from error
     settings = _json(folder / "tokenizer_config.json")
     pad = settings.get("pad_token", END)
     return clip_tokenizer(
@@ -388,14 +388,9 @@ def _json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"cannot read {path}: {_first_line(error)}. config must be a diffusers folder or "
+            f"cannot read {path}: {first_line(error)}. config must be a diffusers folder or "
             f"one of {', '.join(KINDS)}"
         ) from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a {type(value).__name__}, expected an object")
     return value
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__

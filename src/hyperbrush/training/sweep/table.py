@@ -5,7 +5,7 @@ import io
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
@@ -144,9 +144,7 @@ def finish(folder: str | Path) -> Comparison:
     found = compare(read_sweep(Path(folder)))
     if (best := found.best) is not None:
         trained = best.trial.run / best.outcome.file
-        found = Comparison(
-            found.sweep, found.rows, found.differing, found.sweep.library / trained.name, found.notes
-        )
+        found = replace(found, file=found.sweep.library / trained.name)
         _copy(trained, found.sweep.library / trained.name)
     _write(found)
     return found
