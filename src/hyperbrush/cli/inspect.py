@@ -54,7 +54,7 @@ def _show_generated(path: Path, as_json: bool) -> None:
     import json
 
     from hyperbrush.cli import console, tables
-    from hyperbrush.hypernetworks.library.generated_facts import generated_facts
+    from hyperbrush.hypernetworks.library.inspection import generated_facts
 
     facts = generated_facts(path)
     if as_json:

@@ -21,7 +21,7 @@ from hyperbrush.app.ui.frame import in_thread, on_news, refusals, title_of
 from hyperbrush.app.ui.parts import drop_zone
 from hyperbrush.app.uploads import MOST_BYTES, open_picture
 from hyperbrush.app.workspace import Workspace
-from hyperbrush.hypernetworks.library.summaries import GENERATED
+from hyperbrush.hypernetworks.library.summary import GENERATED
 
 SHOWN = 3600.0  # seconds that an export that has ended stays on the page
 

@@ -223,8 +223,7 @@ def inspection(workspace: "Workspace", which: str) -> dict[str, Any]:
         UserError: as `find`, or the file is broken.
     """
     from hyperbrush.hypernetworks.files.adapters import is_generated_file
-    from hyperbrush.hypernetworks.library.generated_facts import generated_facts
-    from hyperbrush.hypernetworks.library.inspection import inspect
+    from hyperbrush.hypernetworks.library.inspection import generated_facts, inspect
 
     path = file_of(workspace, which)
     said = generated_facts(path) if is_generated_file(path) else inspect(path).as_dict()

@@ -23,8 +23,7 @@ from hyperbrush.hypernetworks.attention.context_network import ContextNetwork
 from hyperbrush.hypernetworks.attention.hypernetwork import AttentionHypernetwork, Key
 from hyperbrush.hypernetworks.files.checks import alone, build, fill, settings_of
 from hyperbrush.hypernetworks.files.modelspec import PREFIX, fields, given_fields, sort_header
-from hyperbrush.hypernetworks.files.suspects import foreign_kind, what_it_is
-from hyperbrush.hypernetworks.files.torch_files import regular_size
+from hyperbrush.hypernetworks.files.suspects import foreign_kind, regular_size, what_it_is
 
 FORMAT_KEY = "hyperbrush.format"
 FORMAT = "attention-hypernetwork/1"

@@ -1,6 +1,10 @@
 """What a file is that should be a hypernetwork and is not: by its first bytes, or by the names in it."""
 
+import stat
 from collections.abc import Iterable
+from pathlib import Path
+
+from hyperbrush.errors import UserError
 
 _SIGNS = (
     (b"PK", "it is a zip, as a .pt is; name it NAME.pt"),
@@ -13,6 +17,20 @@ _SIGNS = (
     (b"version https://git-lfs", "it is a Git LFS pointer, not the file itself; run git lfs pull"),
     (b"\x80", "it is a pickle, as an old .pt is; name it NAME.pt"),
 )
+
+
+def regular_size(path: Path) -> int:
+    """Bytes of a regular file.
+
+    Raises:
+        UserError: it is empty, or a pipe, a device or the like (reading one could wait for ever).
+    """
+    state = path.stat()
+    if not stat.S_ISREG(state.st_mode):
+        raise UserError(f"{path} is no regular file (a pipe, socket or device): expected a hypernetwork file")
+    if state.st_size == 0:
+        raise UserError(f"{path} is empty (0 bytes): copy or download it again")
+    return state.st_size
 
 
 def what_it_is(head: bytes) -> str:

@@ -9,7 +9,6 @@ import io
 import math
 import pickle
 import pickletools
-import stat
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import torch
 
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks.files.archive import members
-from hyperbrush.hypernetworks.files.suspects import what_it_is
+from hyperbrush.hypernetworks.files.suspects import regular_size, what_it_is
 
 MAX_PICKLE = 4 * 1024 * 1024  # bytes; a hypernetwork's pickle has a few thousand
 MAX_OPERATIONS = 500_000  # a whole Stable Diffusion XL checkpoint has about 100,000
@@ -163,20 +162,6 @@ def read(path: Path) -> Any:
         raise UserError(
             f"{path} is damaged or no torch file ({reason:.160}). Copy or download it again"
         ) from error
-
-
-def regular_size(path: Path) -> int:
-    """Bytes of a regular file.
-
-    Raises:
-        UserError: it is empty, or a pipe, a device or the like (reading one could wait for ever).
-    """
-    state = path.stat()
-    if not stat.S_ISREG(state.st_mode):
-        raise UserError(f"{path} is no regular file (a pipe, socket or device): expected a hypernetwork file")
-    if state.st_size == 0:
-        raise UserError(f"{path} is empty (0 bytes): copy or download it again")
-    return state.st_size
 
 
 def _zip_outline(path: Path, file: BinaryIO, size: int) -> Any:

@@ -1,7 +1,7 @@
 """Everything a hypernetwork file says, and what its numbers do: for people and for programs."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,21 +10,25 @@ import torch
 
 from hyperbrush.errors import UserError
 from hyperbrush.files import sha256
+from hyperbrush.hypernetworks.attention.activations import OVER_THE_BATCH
 from hyperbrush.hypernetworks.attention.affine import is_affine
 from hyperbrush.hypernetworks.attention.context_network import ContextNetwork
 from hyperbrush.hypernetworks.attention.hypernetwork import AttentionHypernetwork
 from hyperbrush.hypernetworks.files import WEBUI_SUFFIXES, load_attention
+from hyperbrush.hypernetworks.files.comfyui import comfyui_reason
+from hyperbrush.hypernetworks.files.modelspec import hash_matches
 from hyperbrush.hypernetworks.files.native import CONFIG_KEY, header_of
 from hyperbrush.hypernetworks.files.optimizer import read_optimizer, sidecar_of
 from hyperbrush.hypernetworks.files.torch_files import outline
 from hyperbrush.hypernetworks.files.torch_writing import foreign_members
-from hyperbrush.hypernetworks.library.oddities import oddities
-from hyperbrush.hypernetworks.library.readers import readers
-from hyperbrush.hypernetworks.library.summaries import Summary
-from hyperbrush.hypernetworks.library.summary import summarise
+from hyperbrush.hypernetworks.library.summary import GENERATED, Summary, summarise
+from hyperbrush.hypernetworks.weights.generated import GeneratedWeights
+from hyperbrush.ldm.families import BY_CROSS_WIDTH
 from hyperbrush.ldm.util import keyed_generator
 
 _PROBES = 256  # contexts of unit variance that a network is tried on
+_HUGE = 2.0  # times the context's own size
+_DEAD = 0.2  # share of a layer's units
 
 
 @dataclass(frozen=True)
@@ -142,9 +146,9 @@ def inspect(path: str | Path) -> Inspection:
         dtypes=tuple(sorted({str(p.dtype).removeprefix("torch.") for p in hypernetwork.parameters()})),
         networks=networks,
         affine=affine,
-        readers=readers(path, hypernetwork, written.given, affine),
+        readers=_readers(path, hypernetwork, written.given, affine),
         optimizer=optimizer,
-        odd=(*oddities(path, hypernetwork, written, networks), *warning),
+        odd=(*_odd(path, hypernetwork, written, networks), *warning),
     )
 
 
@@ -226,3 +230,162 @@ def _facts(where: str, use: str, network: ContextNetwork) -> NetworkFacts:
         dead=tuple(dead),
         zero=all(not parameter.any() for parameter in network.parameters()),
     )
+
+
+def _readers(
+    path: Path, hypernetwork: AttentionHypernetwork, given: Mapping[str, Any], affine: bool
+) -> dict[str, str]:
+    """Program → "yes", or how, or why not.
+
+    given: the settings that stand in the file. affine: whether no network has a non-linearity.
+    """
+    return {
+        "webui": _webui(path, hypernetwork),
+        "ComfyUI": _comfyui(path, hypernetwork, given),
+        "diffusers": "yes, through hyperbrush: hyperbrush.attach(pipe, hyperbrush.load(FILE))",
+        "LoRA": _lora(hypernetwork, affine),
+    }
+
+
+def _webui(path: Path, hypernetwork: AttentionHypernetwork) -> str:
+    if hypernetwork.sites:
+        return "no: it has networks per site, and the webui knows one network per width only"
+    if hypernetwork.settings.skip_connection:
+        return "only with its MonkeyPatch extension: it has residual layers"
+    if path.suffix.lower() not in WEBUI_SUFFIXES:
+        return "after hyperbrush convert --to webui"
+    if foreign := foreign_members(path):
+        return (
+            f"no: its check refuses {foreign[0]!r:.60} in the zip, as newer versions of torch write it; "
+            "after hyperbrush convert --to webui"
+        )
+    name = "" if path.suffix == ".pt" else ", once its name ends in .pt"
+    if any(parameter.dtype == torch.bfloat16 for parameter in hypernetwork.parameters()):
+        return f"since 2023, for its bfloat16 numbers{name}"
+    return f"yes{name}"
+
+
+def _comfyui(path: Path, hypernetwork: AttentionHypernetwork, given: Mapping[str, Any]) -> str:
+    reason = comfyui_reason(hypernetwork)
+    if reason is not None:
+        return f"no: {reason}"
+    after = "after hyperbrush convert --to comfyui"
+    if path.suffix.lower() not in WEBUI_SUFFIXES:
+        return after
+    if "activate_output" not in given and hypernetwork.settings.activation != "linear":
+        return (
+            f"differently: the file does not say activate_output, which ComfyUI takes for no; alike {after}"
+        )
+    if hypernetwork.use_dropout:
+        return f"differently: it never switches the file's dropout off; alike {after}"
+    if hypernetwork.settings.activation == "hardswish":
+        return f"{after}: it knows hardswish as swish"
+    return "yes"
+
+
+def _lora(hypernetwork: AttentionHypernetwork, affine: bool) -> str:
+    if affine:
+        return "exactly, up to the rank (hyperbrush convert --to lora-diffusers); it fuses exactly too"
+    if hypernetwork.settings.activation in OVER_THE_BATCH:
+        return f"no: {hypernetwork.settings.activation} networks mix the rows of a batch"
+    return "approximately, by least squares (hyperbrush convert --to lora-diffusers prints the error)"
+
+
+def _odd(
+    path: Path, hypernetwork: AttentionHypernetwork, written: Written, networks: Sequence[NetworkFacts]
+) -> Iterator[str]:
+    """One line for each thing that is odd; none for a sound file."""
+    if hypernetwork.name != path.stem:
+        yield f"its name inside is {hypernetwork.name!r}; prompts go by the file's name, {path.stem!r}"
+    yield from _widths(hypernetwork)
+    yield from _effects(networks)
+    yield from _settings(hypernetwork, written)
+    if written.legacy_zip is None and hash_matches(path) is False:
+        yield "its tensors are not those the header's hash was made of: the file was changed by another program"
+
+
+def _widths(hypernetwork: AttentionHypernetwork) -> Iterator[str]:
+    if hypernetwork.sites:
+        return
+    crossing = [BY_CROSS_WIDTH[w] for w in hypernetwork.widths if w in BY_CROSS_WIDTH]
+    if len(crossing) > 1:
+        yield f"it has networks for the cross-attention of {' and '.join(family.name for family in crossing)}"
+    elif crossing:
+        name, widths = crossing[0].name, crossing[0].widths
+        missing = [w for w in widths if w not in hypernetwork.widths]
+        extra = [w for w in hypernetwork.widths if w not in widths]
+        if missing:
+            yield f"{name} also has contexts {_listed(missing)} wide: the file leaves those attentions as they are"
+        if extra:
+            yield f"its networks for {_listed(extra)} fit nothing in {name}"
+    elif not set(hypernetwork.widths) & {320, 640, 1280}:
+        yield f"no Stable Diffusion has contexts {_listed(hypernetwork.widths)} wide: it is for a model of its own"
+    else:
+        yield "no network for cross-attention (768, 1024 or 2048): it acts on self-attention alone, in any family"
+
+
+def _effects(networks: Sequence[NetworkFacts]) -> Iterator[str]:
+    idle = [n for n in networks if n.effect == 0]
+    if len(idle) == len(networks):
+        yield "no network changes anything: the file is at its start, or was never trained"
+    elif idle:
+        yield f"without effect: {_some([n.name for n in idle])}"
+    zeros = [n for n in networks if n.zero]
+    if zeros and len(zeros) < len(networks):
+        yield f"nothing but zeros in {_some([n.name for n in zeros])}"
+    huge = [n for n in networks if n.effect > _HUGE]
+    if huge:
+        most = max(huge, key=lambda n: n.effect)
+        yield (
+            f"far stronger than contexts themselves: {most.name} adds {most.effect:.1f} times their size at strength "
+            f"1 ({len(huge)} of {len(networks)} networks over {_HUGE:g}); try a low strength"
+        )
+    dead = [n for n in networks if n.dead and max(n.dead) > _DEAD and not n.zero]
+    if dead:
+        most = max(dead, key=lambda n: max(n.dead))
+        yield (
+            f"dead units: {max(most.dead):.0%} of a layer of {most.name} are zero for random contexts "
+            f"({len(dead)} of {len(networks)} networks over {_DEAD:.0%})"
+        )
+
+
+def _settings(hypernetwork: AttentionHypernetwork, written: Written) -> Iterator[str]:
+    settings = hypernetwork.settings
+    if hypernetwork.use_dropout:
+        yield "it has dropout, which acts in training alone (ComfyUI never switches it off)"
+    if settings.layer_norm:
+        yield "it has LayerNorm, which trains unstably and never goes below a certain strength"
+    said = settings.activation != "linear" or settings.skip_connection
+    if "activate_output" not in written.given and written.given and said:
+        yield "it does not say activate_output: True as in the webui, but ComfyUI takes it for False"
+
+
+def _listed(widths: Sequence[int]) -> str:
+    return ", ".join(map(str, widths))
+
+
+def _some(names: Sequence[str]) -> str:
+    return "; ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def generated_facts(path: Path) -> dict[str, Any]:
+    """kind, name, format, layers, rank, numbers, size, sha256, norm, metadata, readers and norms by layer, for JSON.
+
+    Raises:
+        UserError: as `GeneratedWeights.load`.
+    """
+    weights = GeneratedWeights.load(path)
+    return {
+        "kind": GENERATED,
+        "name": weights.name,
+        "format": "hyperbrush safetensors",
+        "layers": len(weights.layers),
+        "rank": weights.rank,
+        "numbers": weights.size,
+        "size": path.stat().st_size,
+        "sha256": sha256(path),
+        "norm": round(float(weights.squared_norm()) ** 0.5, 6),
+        "metadata": weights.metadata,
+        "readers": "hyperbrush; as a LoRA (convert --to lora-kohya, lora-diffusers, lora-peft) diffusers, PEFT, webui, ComfyUI",
+        "norms": {name: round(float(f.delta().norm()), 6) for name, f in weights.factors.items()},
+    }

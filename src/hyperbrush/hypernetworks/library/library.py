@@ -21,7 +21,7 @@ from hyperbrush.hypernetworks.library.notes import (
     write_notes,
     write_preview,
 )
-from hyperbrush.hypernetworks.library.summaries import Summary, summary_from
+from hyperbrush.hypernetworks.library.summary import Summary, summary_from
 
 if TYPE_CHECKING:
     from PIL.Image import Image

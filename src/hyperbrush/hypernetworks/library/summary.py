@@ -1,21 +1,76 @@
-"""Reads what a hypernetwork's file says of itself, without reading its numbers."""
+"""What a hypernetwork's file says of itself, as people and caches keep it; read without its numbers.
+
+Only reading imports torch: a library's names and notes do without.
+"""
 
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
 from hyperbrush.errors import UserError
-from hyperbrush.hypernetworks.attention.hypernetwork import AttentionHypernetwork, Key
-from hyperbrush.hypernetworks.files.adapters import is_generated_file, load
-from hyperbrush.hypernetworks.files.checks import build
-from hyperbrush.hypernetworks.files.modelspec import architecture
-from hyperbrush.hypernetworks.files.native import CONFIG_KEY, FORMAT, FORMAT_KEY, header_of
-from hyperbrush.hypernetworks.files.torch_files import Tensor, outline
-from hyperbrush.hypernetworks.library.summaries import GENERATED, KIND, Summary
 from hyperbrush.ldm.families import BY_ARCHITECTURE
+
+if TYPE_CHECKING:
+    from hyperbrush.hypernetworks.attention.hypernetwork import Key
+    from hyperbrush.hypernetworks.files.torch_files import Tensor
+
+KIND = "attention hypernetwork"
+GENERATED = "generated"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A file's header in words and numbers.
+
+    Args:
+        kind: "attention hypernetwork", or "generated": weights that a hypernetwork generated; what a kind
+            does not have is empty or 0.
+        format: "webui" or "safetensors".
+        widths: context widths it has networks for.
+        sites: number of attention sites with a network or weights of their own; 0 where networks go by width.
+        structure: widths of the layers as multiples of the context's.
+        activation: its name; "linear" for none.
+        layer_norm: whether a LayerNorm follows every layer.
+        parameters: how many numbers it has.
+        step: of its training.
+        trained_for: the checkpoint it names, else the family of models by its widths, else "".
+    """
+
+    kind: str
+    format: str
+    widths: tuple[int, ...]
+    sites: int
+    structure: tuple[float, ...]
+    activation: str
+    layer_norm: bool
+    parameters: int
+    step: int
+    trained_for: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+def summary_from(value: Any) -> Summary | None:
+    """A summary out of JSON; None if it is none."""
+    try:
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+        found = Summary(**values)
+        sound = (
+            all(isinstance(x, str) for x in (found.kind, found.format, found.activation, found.trained_for))
+            and all(isinstance(x, int) for x in (found.sites, found.parameters, found.step, *found.widths))
+            and all(isinstance(x, int | float) for x in found.structure)
+            and isinstance(found.layer_norm, bool)
+        )
+    except (TypeError, AttributeError):
+        return None
+    return found if sound else None
 
 
 def summarise(path: Path) -> Summary:
@@ -37,14 +92,19 @@ def summarise(path: Path) -> Summary:
     ) as error:
         if isinstance(error, UserError):
             raise
+        from hyperbrush.hypernetworks.files.adapters import load
+
         load(path)  # says what is wrong
         raise UserError(f"{path}: its header makes no sense ({type(error).__name__})") from error
 
 
 def _safetensors(path: Path) -> Summary:
+    from hyperbrush.hypernetworks.files.adapters import is_generated_file
+    from hyperbrush.hypernetworks.files.native import CONFIG_KEY, FORMAT, FORMAT_KEY, header_of
+
     header, _ = header_of(path)
     if is_generated_file(path):
-        return _generated(path, header)
+        return _generated(path, header, json.loads(header[CONFIG_KEY]))
     if header.get(FORMAT_KEY) != FORMAT:
         raise ValueError
     config = json.loads(header[CONFIG_KEY])
@@ -53,18 +113,17 @@ def _safetensors(path: Path) -> Summary:
         names = list(file.keys())
         shapes = [file.get_slice(name).get_shape() for name in names]
     counts = [math.prod(shape) for shape in shapes]
-    return _summary(path, "safetensors", build(path, path.stem, config, widths, len(counts)), counts)
+    return _summary(path, "safetensors", config, widths, counts)
 
 
-def _generated(path: Path, header: Mapping[str, str]) -> Summary:
-    content = json.loads(header[CONFIG_KEY])
+def _generated(path: Path, header: Mapping[str, str], config: Mapping[str, Any]) -> Summary:
     with safe_open(path, framework="pt", device="cpu") as file:
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     layers = {name.rpartition(".")[0] for name in shapes}
     if not layers or len(shapes) != 2 * len(layers):
         raise ValueError
     base = header.get("modelspec.architecture", "").partition("/")[0]
-    step = content["metadata"].get("generator_step", 0)
+    step = config["metadata"].get("generator_step", 0)
     return Summary(
         kind=GENERATED,
         format="safetensors",
@@ -85,6 +144,8 @@ def _family(architecture: str) -> str:
 
 
 def _webui(path: Path) -> Summary:
+    from hyperbrush.hypernetworks.files.torch_files import outline
+
     content = outline(path)
     widths: dict[Key, int] = {k: k for k in content if isinstance(k, int) and not isinstance(k, bool)}
     if not widths:
@@ -94,27 +155,33 @@ def _webui(path: Path) -> Summary:
         states: list[Mapping[str, Tensor]] = list(content[width])
         counts += [math.prod(tensor.shape) for state in states for tensor in state.values()]
     settings = {k: v for k, v in content.items() if isinstance(k, str)}
-    return _summary(path, "webui", build(path, path.stem, settings, widths, len(counts)), counts)
+    return _summary(path, "webui", settings, widths, counts)
 
 
-def _summary(path: Path, form: str, network: AttentionHypernetwork, counts: list[int]) -> Summary:
-    """network: built from the file's settings, on the meta device; counts: numbers per tensor of the file."""
+def _summary(
+    path: Path, form: str, settings: Mapping[str, Any], widths: "Mapping[Key, int]", counts: list[int]
+) -> Summary:
+    """settings: by the webui's keys; counts: numbers per tensor of the file."""
+    from hyperbrush.hypernetworks.files.checks import build
+    from hyperbrush.hypernetworks.files.modelspec import architecture
+
+    network = build(path, path.stem, settings, widths, len(counts))
     needed = [p.numel() for p in network.parameters()]
     if sorted(needed) != sorted(counts):
         raise UserError(
             f"{path} is not whole: its settings mean {len(needed)} tensors of {sum(needed):,} numbers, but it "
             f"has {len(counts)} of {sum(counts):,}"
         )
-    settings = network.settings
+    built = network.settings
     named = network.metadata.get("sd_checkpoint_name")
     return Summary(
         kind=KIND,
         format=form,
         widths=tuple(network.widths),
         sites=len(network.sites),
-        structure=tuple(settings.layer_structure),
-        activation=settings.activation or "linear",
-        layer_norm=settings.layer_norm,
+        structure=tuple(built.layer_structure),
+        activation=built.activation or "linear",
+        layer_norm=built.layer_norm,
         parameters=sum(counts),
         step=network.step,
         trained_for=named if isinstance(named, str) and named else _family(architecture(network)),
