@@ -20,7 +20,7 @@ from hyperbrush.hypernetworks.attaching.contexts import (
 from hyperbrush.hypernetworks.convert.convert import convert
 from hyperbrush.hypernetworks.convert.lora import LoraResult, to_lora
 from hyperbrush.hypernetworks.convert.low_rank import Moments, best_low_rank, without_bias
-from hyperbrush.hypernetworks.convert.pictures import lora_in_weights, picture_errors
+from hyperbrush.hypernetworks.convert.report import lora_in_weights, picture_errors
 from hyperbrush.hypernetworks.files.lora import FORMS
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.modules.attention_sites import find_attentions

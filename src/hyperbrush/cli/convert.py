@@ -72,7 +72,7 @@ def convert(
     if is_generated_file(path):
         import torch
 
-        from hyperbrush.hypernetworks.convert.generated import convert_generated
+        from hyperbrush.hypernetworks.convert.convert import convert_generated
 
         written_to = convert_generated(
             path,

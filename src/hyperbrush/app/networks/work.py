@@ -18,8 +18,7 @@ def export(context: JobContext) -> dict[str, Any]:
     """Job "export": {"network": name} with an `ExportRequest`; the file in export/ of the job's folder."""
     import torch
 
-    from hyperbrush.hypernetworks.convert.convert import convert
-    from hyperbrush.hypernetworks.convert.generated import convert_generated
+    from hyperbrush.hypernetworks.convert.convert import convert, convert_generated
     from hyperbrush.hypernetworks.files import load_attention
     from hyperbrush.hypernetworks.files.adapters import is_generated_file
 

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from hyperbrush.errors import UserError, unknown_name
-from hyperbrush.hypernetworks.attaching.strengths import StrengthLike
+from hyperbrush.hypernetworks.attaching.strengths import StrengthLike, finite
 from hyperbrush.hypernetworks.attention.hypernetwork import AttentionHypernetwork
 from hyperbrush.hypernetworks.convert.report import LoraReport
 from hyperbrush.hypernetworks.files import SUFFIXES, WEBUI_SUFFIXES, save
+from hyperbrush.hypernetworks.weights.generated import GeneratedWeights
 
 TARGETS = ("webui", "safetensors", "comfyui", "lora-diffusers", "lora-peft", "lora-kohya")
 _log = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ def convert(
     if model is None:
         raise UserError("a LoRA holds a model's own weights: say which model it is for")
     from hyperbrush.hypernetworks.convert.lora import to_lora
-    from hyperbrush.hypernetworks.convert.pictures import picture_errors
+    from hyperbrush.hypernetworks.convert.report import picture_errors
 
     form = target.removeprefix("lora-")
     found = to_lora(
@@ -154,3 +155,31 @@ def _save(hypernetwork: AttentionHypernetwork, path: Path, target: str, legacy_z
 
         return write_comfyui(hypernetwork, path, legacy_zip=legacy_zip)
     return save(hypernetwork, path, legacy_zip=legacy_zip)
+
+
+def convert_generated(
+    path: Path,
+    target: Path,
+    to: str,
+    *,
+    rank: object = None,
+    strength: float = 1.0,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Write generated weights as ``to``; only a rank that is cut costs something.
+
+    path: their file. rank: a whole number cuts it by singular values; anything else leaves it.
+    strength: folded into the numbers. dtype: of the numbers; None: as they are, float32 for a LoRA.
+
+    Raises:
+        UserError: ``to`` cannot hold them; or as `GeneratedWeights.load` and `GeneratedWeights.save`.
+    """
+    if to in ("webui", "comfyui"):
+        raise UserError(
+            f"{path} holds generated weights, which add to projections; a webui hypernetwork changes contexts and cannot "
+            "hold them: use --to lora-kohya, which the webui and ComfyUI read"
+        )
+    weights = GeneratedWeights.load(path) * finite(strength)
+    if isinstance(rank, int):
+        weights = weights.truncate(rank)
+    return weights.save(target, to, dtype=dtype)

@@ -5,19 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class LowRank:
-    """ΔW ≈ up · down in float64: down (rank, in), up (out, rank)."""
-
-    down: Tensor
-    up: Tensor
-    energy: float  # share of ‖ΔW Σ^½‖² that is kept, Σ the weighting; 1 is all of it
-
-    @property
-    def rank(self) -> int:
-        """Number of rows of ``down``."""
-        return len(self.down)
+from hyperbrush.hypernetworks.files.lora import LowRank
 
 
 @dataclass(frozen=True)

@@ -77,16 +77,16 @@ def write(weights: GeneratedWeights, path: Path, dtype: torch.dtype | None = Non
 
 
 def read(path: Path) -> GeneratedWeights:
-    """Read a file of `write`, or a LoRA (see `lora_exports.read`).
+    """Read a file of `write`, or a LoRA (see `lora.read`).
 
     Raises:
         UserError: no such file, damaged, or of another kind.
     """
-    from hyperbrush.hypernetworks.files import lora_exports
+    from hyperbrush.hypernetworks.files import lora
 
     try:
         if path.is_dir():
-            return lora_exports.read_folder(path)
+            return lora.read_folder(path)
         if path.suffix.lower() != ".safetensors":
             raise UserError(f"{path}: expected generated weights, a file ending in .safetensors")
         if not path.exists():
@@ -97,7 +97,7 @@ def read(path: Path) -> GeneratedWeights:
         tensors = read_tensors(path)
         if is_generated(header):
             return _build(path, header, tensors)
-        return lora_exports.read(path, header, tensors)
+        return lora.read(path, header, tensors)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 

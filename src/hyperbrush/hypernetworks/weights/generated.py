@@ -201,7 +201,7 @@ class GeneratedWeights:
                 are not finite or too large for the dtype; something stands there and may not go.
         """
         from hyperbrush.hypernetworks.files import generated as weight_files
-        from hyperbrush.hypernetworks.files import lora_exports
+        from hyperbrush.hypernetworks.files import lora
 
         if format not in FORMATS:
             raise unknown_name("format", format, FORMATS)
@@ -214,7 +214,7 @@ class GeneratedWeights:
         one = self[0].detach()
         if format == "safetensors":
             return weight_files.write(one, Path(path), dtype)
-        return lora_exports.write(one, Path(path), format.removeprefix("lora-"), dtype or torch.float32)
+        return lora.write(one, Path(path), format.removeprefix("lora-"), dtype or torch.float32)
 
     @classmethod
     def load(cls, path: str | Path) -> "GeneratedWeights":
