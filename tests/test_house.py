@@ -64,13 +64,7 @@ def test_dependencies_point_one_way(path: Path) -> None:
 # Imports inside functions that close a circle, and why they may: (who imports, what).
 EXCUSED = {
     ("hypernetworks.attention.hypernetwork", "hypernetworks.files"): "AttentionHypernetwork.save and .load",
-    ("hypernetworks.files.modelspec", "hypernetworks.files.native"): "reads a header to describe it",
-    ("hypernetworks.files.generated", "hypernetworks.files.lora_exports"): "tells both kinds of file apart",
-    ("hypernetworks.weights.generated", "hypernetworks.files.generated"): "GeneratedWeights.save and .load",
-    (
-        "hypernetworks.weights.generated",
-        "hypernetworks.files.lora_exports",
-    ): "GeneratedWeights.save, as a LoRA",
+    ("hypernetworks.weights.generated", "hypernetworks.files.adapters"): "GeneratedWeights.save and .load",
     ("hypernetworks.generator.hypernetwork", "hypernetworks.files.generator"): "Hypernetwork.save and .load",
 }
 

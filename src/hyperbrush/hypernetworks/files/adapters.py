@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks.attention.hypernetwork import AttentionHypernetwork
+from hyperbrush.hypernetworks.files import generated, load_attention, lora
+from hyperbrush.hypernetworks.files.headers import FORMAT_KEY, header_of, read_tensors
 from hyperbrush.hypernetworks.weights.generated import GeneratedWeights
 
 if TYPE_CHECKING:
@@ -23,11 +25,9 @@ def load(path: str | Path, dtype: "torch.dtype | None" = None) -> Adapter:
     Raises:
         UserError: as `files.load_attention` and `GeneratedWeights.load`.
     """
-    from hyperbrush.hypernetworks.files import load_attention
-
     path = Path(path)
     if is_generated_file(path):
-        weights = GeneratedWeights.load(path)
+        weights = read_weights(path)
         weights.name = path.stem
         return weights if dtype is None else weights.to(dtype)
     return load_attention(path, dtype)
@@ -39,9 +39,6 @@ def is_generated_file(path: Path) -> bool:
     Raises:
         UserError: it is a whole generator, or of a version this hyperbrush does not read.
     """
-    from hyperbrush.hypernetworks.files.generated import is_generated
-    from hyperbrush.hypernetworks.files.native import FORMAT_KEY, header_of
-
     if path.suffix.lower() != ".safetensors" or "\0" in str(path):
         return False
     try:
@@ -53,4 +50,39 @@ def is_generated_file(path: Path) -> bool:
             f"{path} is a hypernetwork that generates adapters, not an adapter: open it with Hypernetwork.load, and "
             "let it generate one"
         )
-    return is_generated(header)
+    return generated.is_generated(header)
+
+
+def read_weights(path: Path) -> GeneratedWeights:
+    """Read generated weights in our form, or a LoRA of a UNet's attentions (`lora.read`; for PEFT the folder).
+
+    Raises:
+        UserError: no such file, damaged, or of another kind.
+    """
+    try:
+        if path.is_dir():
+            return lora.read_folder(path)
+        if path.suffix.lower() != ".safetensors":
+            raise UserError(f"{path}: expected generated weights, a file ending in .safetensors")
+        if not path.exists():
+            raise UserError(
+                f"{path} does not exist: expected generated weights; check the folder and the spelling"
+            )
+        header, _ = header_of(path)
+        read = generated.read if generated.is_generated(header) else lora.read
+        return read(path, header, read_tensors(path))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def write_weights(
+    weights: GeneratedWeights, path: Path, form: str, dtype: "torch.dtype | None" = None
+) -> Path:
+    """Write one adapter: "safetensors", or "lora-" and one of `lora.FORMS`; see `GeneratedWeights.save`.
+
+    Raises:
+        UserError: as `generated.write` and `lora.write`.
+    """
+    if form == "safetensors":
+        return generated.write(weights, path, dtype)
+    return lora.write(weights, path, form.removeprefix("lora-"), dtype)

@@ -1,4 +1,4 @@
-"""Files of generated weights: our safetensors form, and the way to the reader of LoRA files.
+"""Files of generated weights: our safetensors form, low-rank factors by layer.
 
 Tensors: ``{layer}.down`` (rank, in) and ``{layer}.up`` (out, rank), with ΔW = up · down: every scale is folded in.
 The layer's name is the UNet's own ("down_blocks.0.….attn2.to_k") or an attention hypernetwork's
@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from hyperbrush.errors import UserError
 from hyperbrush.files import atomic_path
-from hyperbrush.hypernetworks.files.modelspec import sort_header, tensors_hash
-from hyperbrush.hypernetworks.files.native import CONFIG_KEY, FORMAT_KEY, MAX_CONFIG, header_of
+from hyperbrush.hypernetworks.files.headers import CONFIG_KEY, FORMAT_KEY, MAX_CONFIG, sort_header
+from hyperbrush.hypernetworks.files.modelspec import tensors_hash
 from hyperbrush.hypernetworks.weights.factors import Factors
 from hyperbrush.hypernetworks.weights.frames import Frames
 from hyperbrush.hypernetworks.weights.generated import GeneratedWeights
@@ -76,32 +75,6 @@ def write(weights: GeneratedWeights, path: Path, dtype: torch.dtype | None = Non
     return path
 
 
-def read(path: Path) -> GeneratedWeights:
-    """Read a file of `write`, or a LoRA (see `lora.read`).
-
-    Raises:
-        UserError: no such file, damaged, or of another kind.
-    """
-    from hyperbrush.hypernetworks.files import lora
-
-    try:
-        if path.is_dir():
-            return lora.read_folder(path)
-        if path.suffix.lower() != ".safetensors":
-            raise UserError(f"{path}: expected generated weights, a file ending in .safetensors")
-        if not path.exists():
-            raise UserError(
-                f"{path} does not exist: expected generated weights; check the folder and the spelling"
-            )
-        header, _ = header_of(path)
-        tensors = read_tensors(path)
-        if is_generated(header):
-            return _build(path, header, tensors)
-        return lora.read(path, header, tensors)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-
-
 def is_generated(header: Mapping[str, str]) -> bool:
     """Whether a safetensors header is one of `write`, of any version.
 
@@ -112,19 +85,6 @@ def is_generated(header: Mapping[str, str]) -> bool:
     if found.startswith("generated-weights/") and found != FORMAT:
         raise UserError(f"its format is {found!r:.80}, but this hyperbrush reads {FORMAT!r}; update it")
     return found == FORMAT
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise UserError(f"{path} is damaged or no safetensors file ({error!s:.160})") from error
 
 
 def architecture(weights: GeneratedWeights) -> str:
@@ -182,7 +142,12 @@ def _frames(metadata: Mapping[str, Any]) -> Frames | None:
     return Frames(seed, down, up) if 0 < min(down, up) <= max(down, up) <= _MOST else None
 
 
-def _build(path: Path, header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> GeneratedWeights:
+def read(path: Path, header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> GeneratedWeights:
+    """Read what `write` wrote: a file's header and tensors.
+
+    Raises:
+        UserError: it is not whole, or its header is damaged.
+    """
     try:
         text = header[CONFIG_KEY]
         if len(text) > MAX_CONFIG:

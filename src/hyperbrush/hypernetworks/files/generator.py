@@ -17,9 +17,15 @@ from torch import nn
 
 from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.files import atomic_path
-from hyperbrush.hypernetworks.files.generated import finite_copy, read_tensors
-from hyperbrush.hypernetworks.files.modelspec import sort_header
-from hyperbrush.hypernetworks.files.native import CONFIG_KEY, FORMAT_KEY, MAX_CONFIG, header_of
+from hyperbrush.hypernetworks.files.generated import finite_copy
+from hyperbrush.hypernetworks.files.headers import (
+    CONFIG_KEY,
+    FORMAT_KEY,
+    MAX_CONFIG,
+    header_of,
+    read_tensors,
+    sort_header,
+)
 from hyperbrush.hypernetworks.generator.decoder import HypernetworkDecoder
 from hyperbrush.hypernetworks.generator.encoder import HypernetworkEncoder
 from hyperbrush.hypernetworks.generator.weight_generator import WeightGenerator

@@ -21,8 +21,9 @@ from torch import Tensor
 from hyperbrush.errors import UserError
 from hyperbrush.files import atomic_folder, atomic_path
 from hyperbrush.hypernetworks.files.generated import architecture as architecture_of
-from hyperbrush.hypernetworks.files.generated import factors_of, finite_copy, read_tensors
-from hyperbrush.hypernetworks.files.modelspec import sort_header, tensors_hash
+from hyperbrush.hypernetworks.files.generated import factors_of, finite_copy
+from hyperbrush.hypernetworks.files.headers import read_tensors, sort_header
+from hyperbrush.hypernetworks.files.modelspec import tensors_hash
 from hyperbrush.hypernetworks.generator.lora_scales import PeftScales
 from hyperbrush.hypernetworks.weights.factors import Factors
 from hyperbrush.hypernetworks.weights.generated import GeneratedWeights
@@ -249,12 +250,15 @@ def _kohya_header(rank: int, title: str, architecture: str, about: str) -> dict[
     }
 
 
-def write(weights: GeneratedWeights, path: Path, form: str, dtype: torch.dtype) -> Path:
+def write(weights: GeneratedWeights, path: Path, form: str, dtype: torch.dtype | None) -> Path:
     """Write one adapter in a form: "diffusers", "peft" (a folder) or "kohya"; alpha = rank, scales in B.
+
+    dtype: of the numbers; None: float32.
 
     Raises:
         UserError: the layers are not a UNet's; the path does not fit; numbers too large for the dtype.
     """
+    dtype = dtype or torch.float32
     layers = []
     for name, factors in weights.folded().factors.items():
         if not re.fullmatch(_PATH, name):

@@ -1,4 +1,4 @@
-"""Fields of Stability AI's ModelSpec 1.0.0 in a safetensors header, and a header in a fixed order.
+"""Fields of Stability AI's ModelSpec 1.0.0 in a safetensors header, and the hash in it.
 
 https://github.com/Stability-AI/ModelSpec.  The fields a person may set (author, date, description,
 license, thumbnail, …) live in a hypernetwork's ``metadata`` under their full names, such as
@@ -9,8 +9,6 @@ import base64
 import binascii
 import hashlib
 import io
-import json
-import struct
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +18,7 @@ import torch
 
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks.attention.hypernetwork import AttentionHypernetwork
+from hyperbrush.hypernetworks.files.headers import header_of
 from hyperbrush.ldm.families import architecture_of
 
 if TYPE_CHECKING:
@@ -77,8 +76,6 @@ def hash_matches(path: str | Path) -> bool | None:
     Raises:
         UserError: no safetensors file.
     """
-    from hyperbrush.hypernetworks.files.native import header_of
-
     header, begin = header_of(Path(path))
     stored = header.get("modelspec.hash_sha256")
     if stored is None:
@@ -100,18 +97,6 @@ def thumbnail(picture: "Image.Image", size: int = 256) -> str:
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def sort_header(path: Path) -> None:
-    """Put the header's own texts in order of their names: safetensors writes them in a random one."""
-    with path.open("rb+") as file:
-        length = struct.unpack("<Q", file.read(8))[0]
-        header: dict[str, Any] = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        raw = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        if len(raw) <= length:  # it is the same text in another order
-            file.seek(8)
-            file.write(raw.ljust(length))
 
 
 def _check(name: str, value: Any) -> None:

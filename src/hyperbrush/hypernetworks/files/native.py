@@ -8,7 +8,6 @@ keys as JSON, and ``widths``: width or site path → context width), and ModelSp
 
 import json
 import re
-import struct
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,14 +21,18 @@ from hyperbrush.files import atomic_path
 from hyperbrush.hypernetworks.attention.context_network import ContextNetwork
 from hyperbrush.hypernetworks.attention.hypernetwork import AttentionHypernetwork, Key
 from hyperbrush.hypernetworks.files.checks import alone, build, fill, settings_of
-from hyperbrush.hypernetworks.files.modelspec import PREFIX, fields, given_fields, sort_header
-from hyperbrush.hypernetworks.files.suspects import foreign_kind, regular_size, what_it_is
+from hyperbrush.hypernetworks.files.headers import (
+    CONFIG_KEY,
+    FORMAT_KEY,
+    MAX_CONFIG,
+    check_header,
+    damaged,
+    sort_header,
+)
+from hyperbrush.hypernetworks.files.modelspec import PREFIX, fields, given_fields
+from hyperbrush.hypernetworks.files.suspects import foreign_kind
 
-FORMAT_KEY = "hyperbrush.format"
 FORMAT = "attention-hypernetwork/1"
-CONFIG_KEY = "hyperbrush.config"
-MAX_HEADER = 8 * 1024 * 1024  # bytes; a whole Stable Diffusion XL has 0.5 MB
-MAX_CONFIG = 1024 * 1024  # characters
 _NAME = re.compile(r"(?P<key>.+)\.(?P<use>key|value)\.(?P<parameter>layers\.[0-9]{1,5}\.[a-z]+\.[a-z]+)")
 
 
@@ -42,7 +45,7 @@ def read(path: Path) -> AttentionHypernetwork:
     Raises:
         UserError: the file is damaged, or is a safetensors file of another kind.
     """
-    _check_header_length(path)
+    check_header(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             header = dict(file.metadata() or {})
@@ -54,44 +57,8 @@ def read(path: Path) -> AttentionHypernetwork:
             for where, network, group in _networks(path, hypernetwork, groups):
                 fill(path, where, network, [(name, file.get_tensor(full)) for name, full in group])
     except SafetensorError as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     return hypernetwork
-
-
-def header_of(path: Path) -> tuple[dict[str, str], int]:
-    """A safetensors file's own texts (``__metadata__``), and the byte at which its tensors begin.
-
-    Raises:
-        UserError: no safetensors file, or its header is damaged.
-    """
-    length = _check_header_length(path)
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return dict(file.metadata() or {}), 8 + length
-    except SafetensorError as error:
-        raise _damaged(path, error) from error
-
-
-def _check_header_length(path: Path) -> int:
-    """Bytes of the header, before any of it is read."""
-    size = regular_size(path)
-    with path.open("rb") as file:
-        head = file.read(64)
-    length = int(struct.unpack("<Q", head[:8].ljust(8, b"\0"))[0])
-    if head[8:9] != b"{" or length + 8 > size:
-        cut = head[8:9] == b"{" and length < 1 << 40
-        what = f"it is cut off: its header alone has {length} bytes" if cut else what_it_is(head)
-        raise UserError(f"{path} is damaged or no safetensors file: {what}. Copy or download it again")
-    if length > MAX_HEADER:
-        raise UserError(
-            f"{path}: its header has {length} bytes; a hypernetwork's has a few thousand, at most {MAX_HEADER}"
-        )
-    return length
-
-
-def _damaged(path: Path, error: Exception) -> UserError:
-    reason = str(error).partition("\n")[0]
-    return UserError(f"{path} is damaged or no safetensors file ({reason:.160}). Copy or download it again")
 
 
 def _config(path: Path, header: Mapping[str, str], names: list[str]) -> tuple[dict[str, Any], dict[Key, int]]:

@@ -16,8 +16,8 @@ from hyperbrush.hypernetworks.attention.context_network import ContextNetwork
 from hyperbrush.hypernetworks.attention.hypernetwork import AttentionHypernetwork
 from hyperbrush.hypernetworks.files import WEBUI_SUFFIXES, load_attention
 from hyperbrush.hypernetworks.files.comfyui import comfyui_reason
+from hyperbrush.hypernetworks.files.headers import CONFIG_KEY, header_of
 from hyperbrush.hypernetworks.files.modelspec import hash_matches
-from hyperbrush.hypernetworks.files.native import CONFIG_KEY, header_of
 from hyperbrush.hypernetworks.files.optimizer import read_optimizer, sidecar_of
 from hyperbrush.hypernetworks.files.torch_files import outline
 from hyperbrush.hypernetworks.files.torch_writing import foreign_members

@@ -100,7 +100,8 @@ def summarise(path: Path) -> Summary:
 
 def _safetensors(path: Path) -> Summary:
     from hyperbrush.hypernetworks.files.adapters import is_generated_file
-    from hyperbrush.hypernetworks.files.native import CONFIG_KEY, FORMAT, FORMAT_KEY, header_of
+    from hyperbrush.hypernetworks.files.headers import CONFIG_KEY, FORMAT_KEY, header_of
+    from hyperbrush.hypernetworks.files.native import FORMAT
 
     header, _ = header_of(path)
     if is_generated_file(path):

@@ -191,7 +191,7 @@ class GeneratedWeights:
     ) -> Path:
         """Write an adapter, whole or not at all.
 
-        format: "safetensors" (ours, see `weight_files`); "lora-diffusers" (``pipe.load_lora_weights``), "lora-peft"
+        format: "safetensors" (ours, see `files.generated`); "lora-diffusers" (``pipe.load_lora_weights``), "lora-peft"
             (a folder for ``PeftModel.from_pretrained``), "lora-kohya" (the webui's and ComfyUI's layout).
             In all of them every scale is in B and alpha = rank.
         dtype: of the numbers; None: as they are, float32 for the LoRA layouts.
@@ -200,8 +200,7 @@ class GeneratedWeights:
             UserError: a batch of several adapters; an unknown format; a path that does not fit it; numbers that
                 are not finite or too large for the dtype; something stands there and may not go.
         """
-        from hyperbrush.hypernetworks.files import generated as weight_files
-        from hyperbrush.hypernetworks.files import lora
+        from hyperbrush.hypernetworks.files.adapters import write_weights
 
         if format not in FORMATS:
             raise unknown_name("format", format, FORMATS)
@@ -211,10 +210,7 @@ class GeneratedWeights:
             )
         if not overwrite and Path(path).exists():
             raise UserError(f"{path} exists already: choose another name, or overwrite it")
-        one = self[0].detach()
-        if format == "safetensors":
-            return weight_files.write(one, Path(path), dtype)
-        return lora.write(one, Path(path), format.removeprefix("lora-"), dtype or torch.float32)
+        return write_weights(self[0].detach(), Path(path), format, dtype)
 
     @classmethod
     def load(cls, path: str | Path) -> "GeneratedWeights":
@@ -223,9 +219,9 @@ class GeneratedWeights:
         Raises:
             UserError: no such file, damaged, of another kind, or a LoRA of other layers.
         """
-        from hyperbrush.hypernetworks.files import generated as weight_files
+        from hyperbrush.hypernetworks.files.adapters import read_weights
 
-        return weight_files.read(Path(path))
+        return read_weights(Path(path))
 
     def _map(self, change: "Callable[[str, Factors], Factors]") -> "GeneratedWeights":
         made = {name: change(name, factors) for name, factors in self.factors.items()}
