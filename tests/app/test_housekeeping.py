@@ -204,12 +204,12 @@ def test_a_job_that_never_gets_further_is_given_up(tmp_path: Path, monkeypatch: 
 def test_a_checkpoint_is_getting_further(tmp_path: Path) -> None:
     from types import SimpleNamespace
 
-    from hyperbrush.app.train.work import _told
+    from hyperbrush.app.train.work import _callbacks
 
     worker = Worker(Workspace(tmp_path), "cpu")
     job = worker.jobs.submit("train", {"run": "a"}, device="cpu").id
     write_json(worker.jobs.folder / job / "state.json", {"state": "running", "attempts": 2})
-    tell = _told(JobContext(worker.jobs, job, worker))["on_progress"]
+    tell = _callbacks(JobContext(worker.jobs, job, worker))["on_progress"]
     step = {"step": 4, "steps": 9, "validation": {}, "notes": []}
     tell(SimpleNamespace(**step, checkpoint=None))
     assert worker.jobs.get(job).forgiven == 0
