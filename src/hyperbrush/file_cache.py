@@ -14,7 +14,7 @@ from hyperbrush.errors import UserError
 from hyperbrush.files import sha256, write_text
 
 MIN_AGE_NS = 2_000_000_000  # ns; a file younger than this can change again without its time telling
-MOST_FILES = 20_000
+MAX_FILES = 20_000
 _log = logging.getLogger(__name__)
 
 
@@ -64,7 +64,7 @@ class FileCache:
         """Hex digest of a file's content.
 
         Raises:
-            UserError: it is no regular file (reading a pipe would wait for ever), or cannot be read.
+            UserError: it is no regular file (reading a pipe would never end), or cannot be read.
         """
         try:
             if not stat.S_ISREG(file.stat().st_mode):
@@ -79,7 +79,7 @@ class FileCache:
         if not self._new:
             return
         files = self._read() | self._new
-        kept = dict(list(files.items())[-MOST_FILES:])
+        kept = dict(list(files.items())[-MAX_FILES:])
         try:
             write_text(self.path, json.dumps({"version": 1, "files": kept}))
         except UserError as error:

@@ -28,6 +28,11 @@ _visited: set[Path] = set()  # folders this process has written to
 def atomic_path(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it takes the place of ``path``, else it vanishes.
 
+    >>> with atomic_path("note.txt") as temporary:
+    ...     _ = temporary.write_text("whole")
+    >>> Path("note.txt").read_text()
+    'whole'
+
     sync: force it to the disk; without, readers still see all of it or nothing, but a power cut may lose it.
 
     Raises:
@@ -247,7 +252,12 @@ def write_json(path: str | Path, value: Any, *, sync: bool = True) -> None:
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """A JSON file's object; an empty one where there is no such file, or it holds anything else."""
+    """A JSON file's object; an empty one where there is no such file, or it holds anything else.
+
+    >>> write_json("a.json", {"step": 3})
+    >>> read_json("a.json"), read_json("none.json")
+    ({'step': 3}, {})
+    """
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

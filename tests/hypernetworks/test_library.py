@@ -38,25 +38,25 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_names_and_lookup(folder: Path) -> None:
-    shelf = HypernetworkLibrary(folder)
-    assert shelf.names() == ["Café", "a/fire", "b/fire", "twin", "water"]
-    assert shelf.find("water") == folder / "water.pt"
-    assert shelf.find("water.pt") == folder / "water.pt"
-    assert shelf.find("a/fire") == folder / "a" / "fire.safetensors"
-    assert shelf.find("twin") == folder / "twin.safetensors"
-    assert shelf.load("b/fire").widths == [4]
+    library = HypernetworkLibrary(folder)
+    assert library.names() == ["Café", "a/fire", "b/fire", "twin", "water"]
+    assert library.find("water") == folder / "water.pt"
+    assert library.find("water.pt") == folder / "water.pt"
+    assert library.find("a/fire") == folder / "a" / "fire.safetensors"
+    assert library.find("twin") == folder / "twin.safetensors"
+    assert library.load("b/fire").widths == [4]
     for form in ("NFC", "NFD"):
-        assert shelf.find(unicodedata.normalize(form, "Café")).suffix == ".bin"
+        assert library.find(unicodedata.normalize(form, "Café")).suffix == ".bin"
     (folder / "new.pt").write_bytes((folder / "water.pt").read_bytes())
-    assert shelf.find("new") == folder / "new.pt"
+    assert library.find("new") == folder / "new.pt"
 
 
 def test_errors_say_what_there_is(folder: Path) -> None:
-    shelf = HypernetworkLibrary(folder)
+    library = HypernetworkLibrary(folder)
     with pytest.raises(UserError, match=r"unknown hypernetwork 'watr'; did you mean 'water'"):
-        shelf.find("watr")
+        library.find("watr")
     with pytest.raises(UserError, match=r"several.*'fire'.*a/fire, b/fire"):
-        shelf.find("fire")
+        library.find("fire")
     with pytest.raises(UserError, match="no hypernetwork folder at"):
         HypernetworkLibrary(folder / "none").names()
 
@@ -91,8 +91,8 @@ def cache(tmp_path: Path) -> Path:
 
 
 def test_entries_say_what_each_file_is(files: Path, cache: Path) -> None:
-    shelf = HypernetworkLibrary(files, cache=FileCache(cache))
-    broken, ink, water = shelf.entries()
+    library = HypernetworkLibrary(files, cache=FileCache(cache))
+    broken, ink, water = library.entries()
     assert (broken.name, broken.summary) == ("broken", None)
     assert broken.error is not None
     assert "broken.pt is damaged" in broken.error
@@ -107,20 +107,20 @@ def test_entries_say_what_each_file_is(files: Path, cache: Path) -> None:
         "structure": [1, 2, 1],
         "activation": "relu",
         "layer_norm": False,
-        "parameters": sum(p.numel() for p in shelf.load("ink").parameters()),
+        "parameters": sum(p.numel() for p in library.load("ink").parameters()),
         "step": 7,
         "trained_for": "model.ckpt",
     }
     assert water.summary.format == "safetensors"
     assert water.summary.trained_for == "Stable Diffusion 1.x"
-    assert water.summary.parameters == sum(p.numel() for p in shelf.load("water").parameters())
+    assert water.summary.parameters == sum(p.numel() for p in library.load("water").parameters())
     for entry in (broken, ink, water):
         assert entry.sha256 == hashlib.sha256(entry.path.read_bytes()).hexdigest()
         assert entry.short_hash == entry.sha256[:10]
         assert entry.as_dict().keys() == water.as_dict().keys()
         assert json.loads(json.dumps(entry.as_dict())) == entry.as_dict()
-    assert shelf.entry("ink") == ink
-    assert shelf.sha256("water") == water.sha256
+    assert library.entry("ink") == ink
+    assert library.sha256("water") == water.sha256
 
 
 @pytest.mark.parametrize("name", ["ink.pt", "water.safetensors"])
@@ -212,25 +212,25 @@ def test_a_pipe_is_listed_and_never_read(files: Path, cache: Path) -> None:
 
 
 def test_notes_are_read_and_written_as_the_webui_does(files: Path, cache: Path) -> None:
-    shelf = HypernetworkLibrary(files, cache=FileCache(cache))
-    assert shelf.notes("ink") == Notes()
+    library = HypernetworkLibrary(files, cache=FileCache(cache))
+    assert library.notes("ink") == Notes()
     (files / "ink.txt").write_text("waves \n")
-    assert shelf.notes("ink").description == "waves"
+    assert library.notes("ink").description == "waves"
     side = {"activation text": "in ink, é", "preferred weight": 0.7, "notes": "n", "sd version": "SD1"}
     (files / "ink.json").write_text(json.dumps(side | {"description": ""}))
-    notes = shelf.notes("ink")
+    notes = library.notes("ink")
     assert (notes.description, notes.activation_text, notes.preferred_weight) == ("waves", "in ink, é", 0.7)
     assert notes.other == {"sd version": "SD1"}
-    assert shelf.entry("ink").as_dict()["activation_text"] == "in ink, é"
-    shelf.write_notes("ink", replace(notes, preferred_weight=None, description="sea"))
+    assert library.entry("ink").as_dict()["activation_text"] == "in ink, é"
+    library.write_notes("ink", replace(notes, preferred_weight=None, description="sea"))
     written = json.loads((files / "ink.json").read_text(encoding="utf-8"))
     assert written == side | {"description": "sea", "preferred weight": 0}
     assert (files / "ink.txt").read_text() == "sea\n"
-    assert shelf.notes("ink").preferred_weight is None
+    assert library.notes("ink").preferred_weight is None
     with pytest.raises(UserError, match="unknown hypernetwork"):
-        shelf.write_notes("../ink", notes)
+        library.write_notes("../ink", notes)
     with pytest.raises(UserError, match="cannot be written as JSON"):
-        shelf.write_notes("ink", Notes(other={"x": float("nan")}))
+        library.write_notes("ink", Notes(other={"x": float("nan")}))
     assert json.loads((files / "ink.json").read_text(encoding="utf-8")) == written
 
 
@@ -251,10 +251,10 @@ def test_notes_are_read_and_written_as_the_webui_does(files: Path, cache: Path) 
 )
 def test_a_bad_side_file_hides_nothing(content: bytes, message: str, files: Path, cache: Path) -> None:
     (files / "ink.json").write_bytes(content)
-    shelf = HypernetworkLibrary(files, cache=FileCache(cache))
+    library = HypernetworkLibrary(files, cache=FileCache(cache))
     with pytest.raises(UserError, match=message):
-        shelf.notes("ink")
-    entry = shelf.entry("ink")
+        library.notes("ink")
+    entry = library.entry("ink")
     assert entry.error is None
     assert entry.summary is not None
     assert entry.warning is not None
@@ -262,23 +262,23 @@ def test_a_bad_side_file_hides_nothing(content: bytes, message: str, files: Path
 
 
 def test_what_is_sound_beside_a_bad_side_file_stays(files: Path, cache: Path) -> None:
-    shelf = HypernetworkLibrary(files, cache=FileCache(cache))
+    library = HypernetworkLibrary(files, cache=FileCache(cache))
     (files / "ink.txt").write_text("waves")
     (files / "ink.civitai.info").write_text(json.dumps({"trainedWords": ["ink wash"]}))
     (files / "ink.json").write_text("{")
-    entry = shelf.entry("ink")
+    entry = library.entry("ink")
     assert (entry.notes.description, entry.notes.activation_text) == ("waves", "ink wash")
     assert entry.warning is not None
     side = {"activation text": "in ink", "preferred weight": "high", "notes": [1], "description": "sea"}
     (files / "ink.json").write_text(json.dumps(side))
-    entry = shelf.entry("ink")
+    entry = library.entry("ink")
     assert (entry.notes.description, entry.notes.activation_text) == ("sea", "in ink")
     assert (entry.notes.preferred_weight, entry.notes.notes) == (None, "")
     assert entry.warning is not None
     for words in ("'preferred weight' must be", "'notes' must be"):
         assert words in entry.warning
     with pytest.raises(UserError, match="'preferred weight'"):  # or an edit would write over it
-        shelf.notes("ink")
+        library.notes("ink")
 
 
 FOREIGN_NOTES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -318,13 +318,13 @@ FOREIGN_NOTES: dict[str, tuple[str, dict[str, Any]]] = {
 def test_trigger_words_of_other_programs(name: str, files: Path, cache: Path) -> None:
     file, content = FOREIGN_NOTES[name]
     (files / file).write_text(json.dumps(content))
-    shelf = HypernetworkLibrary(files, cache=FileCache(cache))
-    notes = shelf.notes("ink")
+    library = HypernetworkLibrary(files, cache=FileCache(cache))
+    notes = library.notes("ink")
     assert (notes.activation_text, notes.description) == ("ink wash, sumi-e", "Fine & wet\nink")
     if "usage_tips" in content:
         assert (notes.notes, notes.preferred_weight) == ("mine", 0.8)
     (files / "ink.json").write_text(json.dumps({"activation text": "own", "preferred weight": 0.5}))
-    notes = shelf.notes("ink")
+    notes = library.notes("ink")
     assert (notes.activation_text, notes.preferred_weight) == ("own", 0.5)
     assert notes.description == "Fine & wet\nink"
 
@@ -334,28 +334,28 @@ def test_trigger_words_of_other_programs(name: str, files: Path, cache: Path) ->
 def test_damaged_notes_of_other_programs(
     content: str, files: Path, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    shelf = HypernetworkLibrary(files, cache=FileCache(cache))
+    library = HypernetworkLibrary(files, cache=FileCache(cache))
     for ending in (".civitai.info", ".metadata.json", ".cm-info.json"):
         (files / f"ink{ending}").write_text(content)
     (files / "ink.json").write_text('{"activation text": "own"}')
     with caplog.at_level("WARNING", "hyperbrush"):
-        assert shelf.notes("ink") == Notes(activation_text="own")
-    entry = shelf.entry("ink")
+        assert library.notes("ink") == Notes(activation_text="own")
+    entry = library.entry("ink")
     assert entry.notes == Notes(activation_text="own")
     assert ("ink.cm-info.json" in str(entry.warning)) is not content.startswith('{"')
     assert ("ink.cm-info.json" in caplog.text) is not content.startswith('{"')
-    shelf.write_notes("ink", Notes(notes="n"))  # they do not stand in the way of an edit
+    library.write_notes("ink", Notes(notes="n"))  # they do not stand in the way of an edit
 
 
 def test_previews(files: Path, cache: Path) -> None:
-    shelf = HypernetworkLibrary(files, cache=FileCache(cache))
-    assert shelf.preview("ink") is None
+    library = HypernetworkLibrary(files, cache=FileCache(cache))
+    assert library.preview("ink") is None
     Image.new("RGB", (4, 4)).save(files / "ink.webp")
-    assert shelf.preview("ink") == files / "ink.webp"
+    assert library.preview("ink") == files / "ink.webp"
     Image.new("RGB", (4, 4)).save(files / "ink.preview.jpg")
-    assert shelf.preview("ink") == files / "ink.preview.jpg"
-    assert shelf.set_preview("ink", Image.new("RGB", (5, 4))) == files / "ink.preview.png"
-    found = shelf.preview("ink")
+    assert library.preview("ink") == files / "ink.preview.jpg"
+    assert library.set_preview("ink", Image.new("RGB", (5, 4))) == files / "ink.preview.png"
+    found = library.preview("ink")
     assert found is not None
     assert Image.open(found).size == (5, 4)
 
@@ -365,10 +365,10 @@ def test_side_files_do_not_lead_out_of_the_folder(files: Path, cache: Path, tmp_
     secret.write_text('{"notes": "secret"}')
     (files / "ink.json").symlink_to(secret)
     (files / "ink.preview.png").symlink_to(secret)
-    shelf = HypernetworkLibrary(files, cache=FileCache(cache))
+    library = HypernetworkLibrary(files, cache=FileCache(cache))
     with pytest.raises(UserError, match="leads out of"):
-        shelf.notes("ink")
-    assert shelf.preview("ink") is None
-    shelf.write_notes("ink", Notes(notes="mine"))
+        library.notes("ink")
+    assert library.preview("ink") is None
+    library.write_notes("ink", Notes(notes="mine"))
     assert secret.read_text() == '{"notes": "secret"}'
-    assert shelf.notes("ink").notes == "mine"
+    assert library.notes("ink").notes == "mine"

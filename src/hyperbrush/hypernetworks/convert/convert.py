@@ -31,6 +31,9 @@ class Converted:
 def guess_target(path: str | Path) -> str:
     """The target a path's suffix means: .pt, .bin, .ckpt the webui's, .safetensors ours.
 
+    >>> guess_target("water.pt")
+    'webui'
+
     Raises:
         UserError: it means none.
     """
@@ -61,6 +64,10 @@ def convert(
     **lora: Any,
 ) -> Converted:
     """Write a hypernetwork as ``to`` (one of `TARGETS`; None: by the suffix), whole or not at all.
+
+    >>> from hyperbrush.hypernetworks import AttentionHypernetwork
+    >>> convert(AttentionHypernetwork([8]), "water.pt", "comfyui").target
+    'comfyui'
 
     model: for a LoRA, the pipeline, LatentDiffusion or UNet it is made for. overwrite: whether what stands
         at the path may go. legacy_zip: for "webui" and "comfyui", torch's form before 2020, without a zip.

@@ -101,7 +101,7 @@ def to_lora(
     chosen = [(site, attention) for site, attention in found if site in reached]
     for site, attention in chosen:
         check_site(site, attention)
-    if contexts is None and not (unet is pipe_or_model_or_unet and _straight(hypernetwork)):
+    if contexts is None and not (unet is pipe_or_model_or_unet and _is_affine(hypernetwork)):
         as_model(pipe_or_model_or_unet)  # says what is wrong, if so
         with attach(pipe_or_model_or_unet, (hypernetwork, strength), attn=attn, blocks=blocks):
             contexts = sample_attention_inputs(pipe_or_model_or_unet, prompts, steps=steps, seed=seed)
@@ -241,7 +241,7 @@ def _weight(attention: torch.nn.Module, name: str) -> Tensor:
     return weight
 
 
-def _straight(hypernetwork: AttentionHypernetwork) -> bool:
+def _is_affine(hypernetwork: AttentionHypernetwork) -> bool:
     return all(is_affine(n) for _, pair in hypernetwork.pairs() for n in (pair.key, pair.value))
 
 

@@ -34,6 +34,10 @@ class Moments:
 def best_low_rank(change: Tensor, rank: int | None, weighting: Tensor | None = None) -> LowRank:
     """Singular value decomposition of a change (out, in), cut at a rank (None: all that is there).
 
+    >>> low = best_low_rank(torch.outer(torch.ones(4), torch.ones(3)), rank=1)
+    >>> low.rank, round(low.energy, 6)
+    (1, 1.0)
+
     weighting: second moment Σ (in, in) of what the layer sees; the cut then keeps ‖(ΔW − B A) x‖ least on
     average over such x instead of over all directions alike: A = Uᵀ ΔW, B = U, with U the leading
     eigenvectors of ΔW Σ ΔWᵀ (Eckart & Young 1936 for ΔW Σ^½).

@@ -52,6 +52,10 @@ def load_attention(path: str | Path, dtype: "torch.dtype | None" = None) -> "Att
 def save(hypernetwork: "AttentionHypernetwork", path: str | Path, *, legacy_zip: bool = False) -> Path:
     """Write a hypernetwork, whole or not at all; the suffix chooses the format.
 
+    >>> from hyperbrush.hypernetworks import AttentionHypernetwork
+    >>> save(AttentionHypernetwork([8]), "water.pt").name
+    'water.pt'
+
     .pt, .bin and .ckpt are such as the webui's check lets through, from 2022 on.
     legacy_zip: torch's form before 2020, without a zip; .pt, .bin and .ckpt only.
 

@@ -18,6 +18,11 @@ Adapter = AttentionHypernetwork | GeneratedWeights
 def load(path: str | Path, dtype: "torch.dtype | None" = None) -> Adapter:
     """Read an adapter's file of either kind, on the CPU; nothing in it is executed.
 
+    >>> from hyperbrush.hypernetworks import AttentionHypernetwork
+    >>> path = AttentionHypernetwork([8]).save("water.safetensors")
+    >>> load(path).widths
+    [8]
+
     An attention hypernetwork of any known format (see `files.load_attention`), or generated weights in our safetensors
     form. LoRA files are read by `GeneratedWeights.load`, whole generators by `Hypernetwork.load`.
     dtype: to convert to; None: as in the file.

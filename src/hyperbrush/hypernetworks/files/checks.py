@@ -94,7 +94,7 @@ def build(
     far more are refused before anything is built.
 
     Raises:
-        UserError: a setting or width is wrong; all wrong settings are said at once.
+        UserError: a setting or width is wrong; all wrong settings are named at once.
     """
     given = {k: v for k, v in settings.items() if not (v is None and k in _NONE_IS_ABSENT)}
     wrong = [
@@ -218,6 +218,9 @@ def fill(
 
 def all_finite(tensor: torch.Tensor) -> bool:
     """Whether no number is NaN or infinite; reads a contiguous tensor once and copies nothing.
+
+    >>> all_finite(torch.ones(3)), all_finite(torch.tensor([1.0, float("nan")]))
+    (True, False)
 
     A sum hands NaN and infinities on, so a finite one proves the rest; another may only have overflowed,
     which the extremes tell. Summed in pieces too small for torch to share among threads: where the other

@@ -174,9 +174,9 @@ def lora_state(
     if form == "kohya":
         header |= _kohya_header(rank, title, architecture, about)
     elif form == "diffusers" and config["rank_pattern"]:
-        # Older diffusers take one alpha for layers of several ranks unless they are told.
-        told = {f"unet.{key}": config[key] for key in _DIFFUSERS_CONFIG}
-        header["lora_adapter_metadata"] = json.dumps(told, sort_keys=True)
+        # Older diffusers take one alpha for layers of several ranks unless the header says so.
+        adapter = {f"unet.{key}": config[key] for key in _DIFFUSERS_CONFIG}
+        header["lora_adapter_metadata"] = json.dumps(adapter, sort_keys=True)
     return LoraState(form, tensors, header, config if form == "peft" else {})
 
 

@@ -1,6 +1,6 @@
 """Fields of Stability AI's ModelSpec 1.0.0 in a safetensors header, and the hash in it.
 
-https://github.com/Stability-AI/ModelSpec.  The fields a person may set (author, date, description,
+https://github.com/Stability-AI/ModelSpec.  The fields a user may set (author, date, description,
 license, thumbnail, …) live in a hypernetwork's ``metadata`` under their full names, such as
 ``modelspec.date``; what is not set there is not written, so that equal networks make equal files.
 """
@@ -52,7 +52,7 @@ def fields(hypernetwork: AttentionHypernetwork, tensors: Mapping[str, torch.Tens
 
 
 def given_fields(header: Mapping[str, str]) -> dict[str, str]:
-    """The fields of a header that a person has set: metadata, not derived from the network."""
+    """The fields of a header that a user has set: metadata, not derived from the network."""
     own = {PREFIX + name for name in _OWN}
     return {name: value for name, value in header.items() if name.startswith(PREFIX) and name not in own}
 

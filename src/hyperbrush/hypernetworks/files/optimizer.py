@@ -37,7 +37,11 @@ class OptimizerState:
 
 
 def sidecar_of(path: str | Path) -> Path:
-    """Where the optimizer's state of a network's file is kept."""
+    """Where the optimizer's state of a network's file is kept.
+
+    >>> sidecar_of("water.pt").name
+    'water.pt.optim'
+    """
     path = Path(path)
     return path.with_name(path.name + OPTIMIZER_SUFFIX)
 

@@ -23,7 +23,7 @@ def regular_size(path: Path) -> int:
     """Bytes of a regular file.
 
     Raises:
-        UserError: it is empty, or a pipe, a device or the like (reading one could wait for ever).
+        UserError: it is empty, or a pipe, a device or the like (reading one could never end).
     """
     state = path.stat()
     if not stat.S_ISREG(state.st_mode):
@@ -52,7 +52,11 @@ def what_it_is(head: bytes) -> str:
 
 
 def foreign_kind(names: Iterable[str]) -> str | None:
-    """What a mapping with such names or tensors is, in words, if it is well known."""
+    """What a mapping with such names or tensors is, in words, if it is well known.
+
+    >>> foreign_kind(["state_dict", "global_step"])
+    'it is a whole checkpoint'
+    """
     keys = list(names)
     if any("lora" in k.lower() for k in keys):
         return "it is a LoRA; load it with pipe.load_lora_weights"

@@ -295,7 +295,7 @@ class _Pickles:
             case "SETITEM" | "SETITEMS":
                 mapping = _checked(stack[-1], dict)
                 for key, value in zip(items[::2], items[1::2], strict=True):
-                    # The hash of nested tuples can take for ever.
+                    # The hash of nested tuples can take without end.
                     if not isinstance(key, str | int | float | bytes | None):
                         raise UserError(
                             f"{self.path} is no hypernetwork: a mapping in it has a {type(key).__name__} for a key, "

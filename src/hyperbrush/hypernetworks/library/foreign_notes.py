@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-MOST_LETTERS = 5_000  # of a description, which a page made
+MAX_LETTERS = 5_000  # of a description, which a page made
 
 
 def from_civitai(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def from_civitai(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_lora_manager(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The same of the LoRA Manager's file, which has Civitai's answer in it and what a person added."""
+    """The same of the LoRA Manager's file, which has Civitai's answer in it and what a user added."""
     site = _mapping(content.get("civitai"))
     description = content.get("modelDescription") or site.get("description")
     fields = _fields(site.get("trainedWords"), description)
@@ -64,5 +64,5 @@ def _fields(words: Any, description: Any) -> dict[str, Any]:
     if isinstance(description, str):
         lines = html.unescape(re.sub(r"<[^<>]*>", "\n", description)).splitlines()
         if text := "\n".join(line.strip() for line in lines if line.strip()):
-            fields["description"] = text[:MOST_LETTERS]
+            fields["description"] = text[:MAX_LETTERS]
     return fields

@@ -355,8 +355,8 @@ def _settings(hypernetwork: AttentionHypernetwork, written: Written) -> Iterator
         yield "it has dropout, which acts in training alone (ComfyUI never switches it off)"
     if settings.layer_norm:
         yield "it has LayerNorm, which trains unstably and never goes below a certain strength"
-    said = settings.activation != "linear" or settings.skip_connection
-    if "activate_output" not in written.given and written.given and said:
+    nonlinear = settings.activation != "linear" or settings.skip_connection
+    if "activate_output" not in written.given and written.given and nonlinear:
         yield "it does not say activate_output: True as in the webui, but ComfyUI takes it for False"
 
 

@@ -86,8 +86,14 @@ class Entry:
 class HypernetworkLibrary:
     """The .pt, .bin, .ckpt and .safetensors files of a folder and its subfolders.
 
+    >>> from hyperbrush.hypernetworks import AttentionHypernetwork
+    >>> path = AttentionHypernetwork([8]).save("styles/water.pt")
+    >>> library = HypernetworkLibrary("styles")
+    >>> library.names(), library.load("water").widths
+    (['water'], [8])
+
     A file's name is its stem ("water"), or its place in the folder without suffix
-    ("styles/water") where stems repeat. The folder is read anew at each question, so new files
+    ("styles/water") where stems repeat. The folder is read again at each question, so new files
     are seen.
 
     cache: where hashes and headers are kept by file size and time; the user's cache folder by default.

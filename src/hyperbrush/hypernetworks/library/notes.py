@@ -14,7 +14,7 @@ from hyperbrush.hypernetworks.library.foreign_notes import FOREIGN
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MOST_BYTES = 1_000_000  # of a text beside a network
+MAX_BYTES = 1_000_000  # of a text beside a network
 PREVIEW_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 # Notes' fields and the webui's names for them.
 KEYS = {
@@ -161,8 +161,8 @@ def _read(path: Path) -> str | None:
     if not path.is_file():
         return None
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise UserError(f"{path} has {path.stat().st_size} bytes, more than {MOST_BYTES}: no side file")
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{path} has {path.stat().st_size} bytes, more than {MAX_BYTES}: no side file")
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error

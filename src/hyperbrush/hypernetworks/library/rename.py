@@ -22,18 +22,21 @@ ENDINGS = (
     *FOREIGN,
     *(middle + suffix for middle in (".preview", "") for suffix in PREVIEW_SUFFIXES),
 )
-MOST_LETTERS = 120
+MAX_LETTERS = 120
 _FORBIDDEN = re.compile(r'[/\\:<>"|?*\x00-\x1f\x7f]')  # for paths, for prompts' tags, or for Windows
 
 
 def check_name(name: str) -> str:
     """A name that a file and a prompt's tag can have, in its normal form.
 
+    >>> check_name(" water [v2] ")
+    'water [v2]'
+
     Raises:
         UserError: it is empty, too long, or has a character that files or tags cannot have.
     """
     wanted = unicodedata.normalize("NFC", name).strip()
-    if not wanted or len(wanted) > MOST_LETTERS or len(wanted.encode()) > 200:
+    if not wanted or len(wanted) > MAX_LETTERS or len(wanted.encode()) > 200:
         raise UserError(
             f"the name {name!r:.60} is too {'long' if wanted else 'short'}: expected 1 to 120 letters"
         )
@@ -46,10 +49,14 @@ def check_name(name: str) -> str:
 
 
 def safe_name(name: str) -> str:
-    """The closest name that `check_name` takes, such as for a file from outside."""
+    """The closest name that `check_name` takes, such as for a file from outside.
+
+    >>> safe_name("../a:b?.pt")
+    'a_b_.pt'
+    """
     text = unicodedata.normalize("NFC", name).rpartition("/")[2].rpartition("\\")[2]
     text = "".join(c if c.isprintable() else "_" for c in _FORBIDDEN.sub("_", text)).strip(" .")
-    while len(text) > MOST_LETTERS or len(text.encode(errors="replace")) > 200:
+    while len(text) > MAX_LETTERS or len(text.encode(errors="replace")) > 200:
         text = text[:-1]
     return text.strip(" .") or "hypernetwork"
 
