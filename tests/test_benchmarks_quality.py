@@ -169,10 +169,10 @@ def test_new_words_are_said_after_the_caption_and_not_in_the_empty_one(
     quality: ModuleType, study: Any
 ) -> None:
     _, objective = study.prepared(job(quality, "inversion"))
-    before = {c: objective.told([c])["embeddings"] for c in ("", "red apple", "apple " * 40)}
+    before = {c: objective.text_states([c])["embeddings"] for c in ("", "red apple", "apple " * 40)}
     with torch.no_grad():
         objective.adapter.vectors.add_(1)
-    after = {c: objective.told([c])["embeddings"] for c in before}
+    after = {c: objective.text_states([c])["embeddings"] for c in before}
     assert torch.equal(after[""], before[""])
     assert torch.allclose(after[""], study.data("emojione-monotone").texts[""]["embeddings"], atol=1e-5)
     for caption in ("red apple", "apple " * 40):
