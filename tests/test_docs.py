@@ -67,3 +67,22 @@ def test_settings_named_in_the_docs_exist(tmp_path: Path) -> None:
     assert file is not None
     (tmp_path / "ink.yaml").write_text(file[1])
     assert configured(tmp_path / "ink.yaml").training.templates
+
+
+def test_the_map_of_the_code_names_what_is_there() -> None:
+    root = Path(__file__).parent.parent
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    tree, text = re.search(r"```\n(.*?)```\n(.*)", page, re.S).groups()  # type: ignore[union-attr]
+    for folder in re.findall(r"^ +((?:\w+/ ?)+)", tree, re.M):
+        for name in folder.split():
+            assert list((root / "src").rglob(name.rstrip("/"))), name
+    named = re.findall(r"`([\w/*]+(?:\.(?:py|md)|/[\w*]+/?))`", text)
+    assert len(named) > 50
+    for name in named:
+        places = [
+            root,
+            root / "src/hyperbrush",
+            *(p for p in root.glob("src/hyperbrush/**/") if "__pycache__" not in p.parts),
+            *root.glob("tests/**/"),
+        ]
+        assert any(list(place.glob(name)) for place in places), f"{name} is not there"
