@@ -298,6 +298,9 @@ def test_a_mask_from_the_keyboard(app: Any, open_page: Callable[..., Any], drawn
     asked = app.call(f"{API}/jobs/{draw(app, page, 'green tree')}")["arguments"]
     mask = Image.open(io.BytesIO(app.call(f"{API}/uploads/{asked['mask']}"))).convert("L")
     assert (mask.getpixel((8, 8)), mask.getpixel((56, 56))) == (255, 0)
+    assert asked["mask_padding"] is None
+    page.get_by_role("checkbox", name="Draw the painted part alone").click()
+    assert app.call(f"{API}/jobs/{draw(app, page, 'green tree')}")["arguments"]["mask_padding"] == 32
     page.get_by_role("button", name="Invert the mask").click()
     page.get_by_role("button", name="Clear the mask").click()
     page.get_by_text("Paint over the picture to draw only that part anew.").wait_for()

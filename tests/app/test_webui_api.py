@@ -228,6 +228,33 @@ def test_img2img_and_masks(app: Any) -> None:
     assert masked.tobytes() != other.tobytes()
 
 
+def test_only_the_masked_region_is_drawn_as_in_the_webui(app: Any) -> None:
+    """Its default, and what the client webuiapi sends: the region at the asked size, back in a picture of its own size."""
+    start, mask = Image.new("RGB", (160, 100), "orange"), Image.new("L", (160, 100), 0)
+    mask.paste(255, (100, 20, 140, 60))
+    asked = {"prompt": "cat face", "seed": 5, "steps": 3, "width": 64, "height": 64, "mask": coded(mask)}
+    asked |= {"init_images": [coded(start)], "sampler_name": "Euler", "denoising_strength": 1}
+    region = drawn(app.call("/sdapi/v1/img2img", asked | {"inpaint_full_res_padding": 8}))
+    [own] = generate(
+        "cat face",
+        seed=5,
+        steps=3,
+        guidance_scale=7,
+        sampler="Euler",
+        discretisation="webui",
+        size=(64, 64),
+        image=start,
+        mask=mask,
+        mask_padding=8,
+        image_strength=1.0,
+    )
+    assert region.size == (160, 100)
+    assert region.tobytes() == own.image.tobytes()
+    assert drawn(app.call("/sdapi/v1/img2img", asked)).tobytes() != region.tobytes(), "no pixel around it"
+    whole = drawn(app.call("/sdapi/v1/img2img", asked | {"inpaint_full_res": False}))
+    assert whole.size == (64, 64)
+
+
 def test_masked_content_may_be_filled_from_what_surrounds_it() -> None:
     """Left red, right blue, a white hole between: each side of it is filled from its own surroundings."""
     picture, hole = Image.new("RGB", (64, 64), "red"), Image.new("L", (64, 64), 0)
@@ -262,7 +289,7 @@ def test_models_are_unloaded_and_read_again(app: Any) -> None:
         ({"init_images": ["nonsense!"]}, "base64"),
         ({"denoising_strength": 0}, "denoising_strength"),
         ({"inpainting_fill": 2, "mask": MASK}, "inpainting_fill"),
-        ({"inpaint_full_res": True, "mask": MASK}, "inpaint_full_res"),
+        ({"inpaint_full_res_padding": -1, "mask": MASK}, "inpaint_full_res_padding"),
         ({"resize_mode": 1}, "resize_mode"),
         ({"s_noise": 0.5}, "s_noise"),
         ({"eta": 1.0, "sampler_name": "DDIM"}, "eta"),

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from hyperbrush.errors import UserError
-from hyperbrush.generation.settings import MAX_SEED, Settings
+from hyperbrush.generation.settings import MAX_PADDING, MAX_SEED, Settings
 
 Text = Field(max_length=20_000)
 SKIP = "skip.json"  # in a drawing's folder: somebody asks to leave out the pictures at hand
@@ -41,6 +41,8 @@ class DrawingRequest(Request):
             UserError: an unknown sampler or discretisation, a mask without an image.
         """
         own = self.model_dump(include={field.name for field in fields(Settings)})
+        if mask is None:
+            own.pop("mask_padding", None)
         return Settings(**{**own, "size": size, "image": image, "mask": mask})
 
 
@@ -53,6 +55,12 @@ class DrawRequest(DrawingRequest):
     mask: str = Field("", max_length=64, description="id of an upload, white where `image` is drawn anew")
     image_strength: float = Field(
         Settings.image_strength, gt=0, le=1, description="how much of `image` is drawn anew"
+    )
+    mask_padding: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_PADDING,
+        description="draw the white region of `mask` alone, with so many pixels around it, and put it back",
     )
     missing: Literal["error", "warn"] = "error"
 

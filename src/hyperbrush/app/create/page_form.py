@@ -13,6 +13,7 @@ from hyperbrush.generation.settings import MAX_SEED, Settings
 from hyperbrush.ldm.sampling.names import sampler_names
 
 UPLOADS = "/api/v1/uploads/"
+REGION_PADDING = 32  # pixels around a masked region that is drawn alone, the webui's default
 SIDES = (("left", 25), ("top", 25), ("mask_width", 50), ("mask_height", 50))  # of the rectangle, in per cent
 
 
@@ -34,6 +35,8 @@ class StartPicture:
                 label.bind_text_from(
                     self.strength, "value", lambda v: f"{t('create.image_strength')}: {v or 0:.2f}"
                 )
+                self.region = ui.checkbox(t("create.mask_region"))
+                self.region.props["aria-label"] = t("create.mask_region")
         self._strength_row.set_visibility(False)
         ui.on("create_start", lambda event: self._given(event.args))
         ui.on("create_painting", lambda _: setattr(self, "painting", True))
@@ -41,13 +44,20 @@ class StartPicture:
 
     def values(self) -> dict[str, Any]:
         """Of the request."""
-        return {"image": self.image, "mask": self.mask, "image_strength": self.strength.value}
+        return {
+            "image": self.image,
+            "mask": self.mask,
+            "image_strength": self.strength.value,
+            "mask_padding": REGION_PADDING if self.mask and self.region.value else None,
+        }
 
     def fill(self, values: Mapping[str, Any]) -> None:
         """Take another picture, mask or strength."""
         strength = values.get("image_strength")
         if isinstance(strength, int | float):
             self.strength.value = strength
+        if "mask_padding" in values:
+            self.region.value = values["mask_padding"] is not None
         if "image" in values or "mask" in values:
             self.image = str(values.get("image", self.image) or "")
             self.mask = str(values.get("mask") or "") if self.image else ""

@@ -65,6 +65,8 @@ def check(site: Site, request: DrawRequest) -> None:
     wording(request.prompt, request.settings())
     if request.mask and not request.image:
         raise UserError("a mask needs a picture to start from, of which it keeps a part: give image too")
+    if request.mask_padding is not None and not request.mask:
+        raise UserError("mask_padding needs a mask, whose region alone is drawn: give mask too")
     for upload in filter(None, (request.image, request.mask)):
         site.uploads.path(upload)
     base_models.refuse_elsewhere(site.workspace, request.model)

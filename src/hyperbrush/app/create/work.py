@@ -119,7 +119,12 @@ def draw(context: JobContext) -> dict[str, Any]:
     mask = uploads.open(request.mask) if request.mask else None
     progress = Progress(context, request)
     progress.model = model = opened(context, request.model)
-    height, width = size_of(request, model.model.image_size, model.model.size_unit, image)
+    height, width = size_of(
+        request,
+        model.model.image_size,
+        model.model.size_unit,
+        image if request.mask_padding is None else None,  # a region's drawing is not of the picture's form
+    )
     settings = request.settings((height, width), image=image, mask=mask)
     library = context.workspace.library
     progress.tell()

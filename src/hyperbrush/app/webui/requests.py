@@ -15,6 +15,7 @@ from hyperbrush.app.requests import DrawRequest, checked
 from hyperbrush.app.site import Site
 from hyperbrush.app.webui.options import drawn_with, model_source
 from hyperbrush.errors import UserError, unknown_name
+from hyperbrush.generation.settings import MAX_PADDING
 
 # Of a request: what it must be, or the picture would be another than the one that was asked for.
 ONLY: dict[str, tuple[Any, ...]] = {
@@ -39,17 +40,16 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "mask_blur_x": (4,),
     "mask_blur_y": (4,),
     "inpainting_fill": (0, 1),
-    "inpaint_full_res": (False, 0),
     "initial_noise_multiplier": (1,),
     "latent_mask": (),
 }
 # These count where there is a mask alone.
-OF_A_MASK = ("mask_blur", "mask_blur_x", "mask_blur_y", "inpainting_fill", "inpaint_full_res")
+OF_A_MASK = ("mask_blur", "mask_blur_x", "mask_blur_y", "inpainting_fill")
 # What changes no picture, or nothing where `ONLY` holds.
 PASSED = re.compile(
     r"subseed|save_images|do_not_save_samples|do_not_save_grid|override_settings_restore_afterwards|comments|"
     r"force_task_id|hr_\w+|refiner_switch_at|script_args|s_tmin|s_tmax|image_cfg_scale|include_init_images|"
-    r"inpaint_full_res_padding|mask_round|use_async|resize_mode_name|seed_enable_extras|id_task"
+    r"mask_round|use_async|resize_mode_name|seed_enable_extras|id_task"
 )
 
 
@@ -95,6 +95,8 @@ class Img2Img(Txt2Img):
     init_images: list[str] = Field(min_length=1, max_length=64, description="one, in base64")
     mask: str | None = Field(None, description="in base64: white where the picture is drawn anew")
     inpainting_mask_invert: int = Field(0, ge=0, le=1, description="1: black where it is drawn anew")
+    inpaint_full_res: bool = Field(True, description="draw the mask's region alone, and put it back")
+    inpaint_full_res_padding: int = Field(0, ge=0, le=MAX_PADDING, description="pixels around that region")
 
 
 def draw_request(site: Site, request: Txt2Img, options: Mapping[str, Any]) -> DrawRequest:
@@ -238,6 +240,8 @@ def _start(site: Site, request: Img2Img) -> dict[str, Any]:
     found: dict[str, Any] = {"image_strength": strength}
     if request.mask:
         mask = _mask(request)
+        if request.inpaint_full_res:
+            found["mask_padding"] = request.inpaint_full_res_padding
         found["mask"] = site.uploads.keep(mask, "mask")
         if (request.model_extra or {}).get("inpainting_fill") == 0:
             image = _filled(image, mask)
