@@ -85,6 +85,41 @@ def test_no_circles_between_files() -> None:
         pytest.fail(f"imports in a circle: {' <- '.join(error.args[1])}")
 
 
+HYPERNETWORKS = [
+    "attention",
+    "weights",
+    "attaching",
+    "generator",
+]  # files, library and convert stand above them
+UPWARDS = {
+    ("hypernetworks.attaching.attached", "hypernetworks.files.adapters"): "Attached.load of a file",
+    ("hypernetworks.attention.hypernetwork", "hypernetworks.files"): "AttentionHypernetwork.save",
+    ("hypernetworks.weights.generated", "hypernetworks.files.generated"): "GeneratedWeights.save and .load",
+    (
+        "hypernetworks.weights.generated",
+        "hypernetworks.files.lora_exports",
+    ): "GeneratedWeights.save, as a LoRA",
+    ("hypernetworks.generator.hypernetwork", "hypernetworks.files.generator"): "Hypernetwork.save and .load",
+}
+
+
+def test_the_order_inside_hypernetworks() -> None:
+    """Attention, weights <- attaching <- generator <- files, library, convert, but for methods that open files."""
+    folders = [*HYPERNETWORKS, "files", "library", "convert"]
+    paths = {".".join(path.relative_to(SOURCE).with_suffix("").parts): path for path in SOURCE.rglob("*.py")}
+    paths = {name.removesuffix("__init__").removesuffix("."): path for name, path in paths.items()}
+    upwards = set()
+    for place, folder in enumerate(HYPERNETWORKS):
+        later = tuple(f"hypernetworks.{other}" for other in folders[place + 1 :])
+        for name in (n for n in paths if n.startswith(f"hypernetworks.{folder}.")):
+            upwards |= {
+                (name, imported)
+                for imported in _imports(paths[name], paths)
+                if ".".join(imported.split(".")[:2]) in later
+            }
+    assert upwards == set(UPWARDS)
+
+
 def _imports(path: Path, known: Container[str]) -> Iterator[str]:
     """Modules of the package that a file imports anywhere but for types."""
     waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]

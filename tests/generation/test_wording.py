@@ -12,7 +12,7 @@ from torch import Tensor
 import hyperbrush as hb
 from hyperbrush.generation import generate
 from hyperbrush.generation.encoding import encode_prompts
-from hyperbrush.hypernetworks.attaching.kv_cache import Memo
+from hyperbrush.hypernetworks.attaching.kv_cache import KVCache
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.models.prompted import padded
 from hyperbrush.ldm.sampling.samplers import make_scheduler, sample
@@ -146,7 +146,7 @@ def test_what_cross_attention_keeps_is_not_kept_too_long(
     prompt = "[cat|dog] face AND [sun:moon:0.5] <hypernet:ink:0.7>"
     kept = drawn(prompt, emoji, hypernetworks=library)[-1]
     plain = drawn("[cat|dog] face AND [sun:moon:0.5]", emoji, hypernetworks=library)[-1]
-    monkeypatch.setattr(Memo, "acts", False)
+    monkeypatch.setattr(KVCache, "acts", False)
     anew = drawn(prompt, emoji, hypernetworks=library)[-1]
     assert torch.allclose(kept, anew, atol=1e-5)
     assert not torch.allclose(kept, plain, atol=1e-2)

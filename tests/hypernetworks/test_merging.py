@@ -9,7 +9,7 @@ import torch
 
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks import AttentionHypernetwork, attach, load
-from hyperbrush.hypernetworks.attention.merging import merge
+from hyperbrush.hypernetworks.convert.merging import merge
 from hyperbrush.hypernetworks.generator import Factors, GeneratedWeights
 
 SITE = "mid_block.attentions.0.transformer_blocks.0.attn2"

@@ -151,7 +151,7 @@ class MergePart(Request):
 
 
 class MergeRequest(Request):
-    """Several in one; see `hyperbrush.hypernetworks.attention.merging.merge`."""
+    """Several in one; see `hyperbrush.hypernetworks.convert.merging.merge`."""
 
     parts: list[MergePart] = Field(min_length=2, max_length=32)
     how: Literal["auto", "average", "compose"] = "auto"

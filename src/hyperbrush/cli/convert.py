@@ -166,9 +166,9 @@ def merge(
     from hyperbrush.cli import console
     from hyperbrush.cli.sources import weighted
     from hyperbrush.hypernetworks import AttentionHypernetwork
-    from hyperbrush.hypernetworks.attention.merging import merge as merged
     from hyperbrush.hypernetworks.convert.convert import convert as write
     from hyperbrush.hypernetworks.convert.convert import guess_target
+    from hyperbrush.hypernetworks.convert.merging import merge as merged
 
     to = guess_target(out)
     if out.exists() and not overwrite:

@@ -35,7 +35,7 @@ def weighted(source: str, folder: Path) -> "tuple[Adapter, float]":
     Raises:
         UserError: the weight is no number; or as `find` and `load`.
     """
-    from hyperbrush.hypernetworks.attaching.strengths import finite
+    from hyperbrush.hypernetworks.attention.strengths import finite
     from hyperbrush.hypernetworks.files.adapters import load
 
     name, colon, text = source.rpartition(":")

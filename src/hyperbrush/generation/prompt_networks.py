@@ -17,7 +17,7 @@ from hyperbrush.generation.tags import (
     split_tags,
 )
 from hyperbrush.hypernetworks import HypernetworkLibrary, PerPicture, Ramp, Use, Window
-from hyperbrush.hypernetworks.attaching.strengths import Term
+from hyperbrush.hypernetworks.attention.strengths import Term
 from hyperbrush.hypernetworks.files.adapters import Adapter
 from hyperbrush.hypernetworks.library.library import UnknownHypernetwork
 

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hyperbrush.hypernetworks.attaching.attached import Attached, Use, attach
-    from hyperbrush.hypernetworks.attaching.strengths import PerPicture, Ramp, Window
     from hyperbrush.hypernetworks.attention.hypernetwork import AttentionHypernetwork
+    from hyperbrush.hypernetworks.attention.strengths import PerPicture, Ramp, Window
     from hyperbrush.hypernetworks.files import save
     from hyperbrush.hypernetworks.files.adapters import load
     from hyperbrush.hypernetworks.generator import (
@@ -34,14 +34,14 @@ _HOMES = {
     "HypernetworkLibrary": "library.library",
     "ImageCondition": "generator",
     "Notes": "library.notes",
-    "PerPicture": "attaching.strengths",
-    "Ramp": "attaching.strengths",
+    "PerPicture": "attention.strengths",
+    "Ramp": "attention.strengths",
     "TargetNetwork": "generator",
     "TaskCondition": "generator",
     "TextCondition": "generator",
     "Use": "attaching.attached",
     "WeightGenerator": "generator",
-    "Window": "attaching.strengths",
+    "Window": "attention.strengths",
     "attach": "attaching.attached",
     "load": "files.adapters",
     "save": "files",

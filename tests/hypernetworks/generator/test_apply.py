@@ -82,16 +82,15 @@ def test_another_call_replaces_and_an_inner_with_gives_back(
     with target.apply_weights(one):
         first = call(unet)
     target.apply_weights(one)
-    applied = target.apply_weights(two)
+    target.apply_weights(two)
     second = call(unet)
     assert not torch.equal(first, second)
     with target.apply_weights(one):
         assert torch.equal(call(unet), first)
     assert torch.equal(call(unet), second)
     for _ in range(5):  # a loop that never removes keeps no more than the last two
-        applied = target.apply_weights(one)
-    assert applied._before is not None
-    assert applied._before._before is None
+        target.apply_weights(one)
+    assert len(target._applied) == 2
     target.remove_weights()
 
 
@@ -253,7 +252,7 @@ def test_beside_attention_hypernetwork_and_lora(
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in unet.modules())
 
 
-def test_memo_of_cross_attention_is_not_written_into(
+def test_cache_of_cross_attention_is_not_written_into(
     make_pipe: Make, make_weights: Make, make_network: Make, draw: Make, relative: Make
 ) -> None:
     pipe = make_pipe()
@@ -261,7 +260,7 @@ def test_memo_of_cross_attention_is_not_written_into(
     with TargetNetwork(pipe).apply_weights(weights), attach(pipe, (hypernetwork, 0.5)):
         kept = draw(pipe)  # no gradients: keys and values are kept over the steps
     with TargetNetwork(pipe).apply_weights(weights), attach(pipe, (hypernetwork, 0.5)) as attached:
-        attached._memo.begin = lambda timestep: None  # nothing is kept
+        attached._cache.begin = lambda timestep: None  # nothing is kept
         assert relative(draw(pipe), kept) < BOUND
 
 

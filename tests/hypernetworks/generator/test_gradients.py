@@ -74,7 +74,7 @@ def test_checkpointing_gives_the_same_gradients(when: str, unet: Any, make_weigh
             applied.set_strength(0.1)
         if when in ("inside", "other strength"):
             ours = gradients(weights, loss)
-            assert applied._binding.strengths[0].value == (0.1 if when == "other strength" else 0.8)
+            assert applied._at_work[0].keys.value == (0.1 if when == "other strength" else 0.8)
     if when == "after":
         ours = gradients(weights, loss)
     if when == "others bound":

@@ -196,7 +196,7 @@ def ask_merge(site: Site, t: Messages, chosen: Sequence[Card], done: Any) -> Non
             weights.append(
                 ui.number(label, value=round(1 / len(chosen), 3), step=0.05).props("outlined dense")
             )
-        from hyperbrush.hypernetworks.attention.merging import WAYS
+        from hyperbrush.hypernetworks.convert.merging import WAYS
 
         ways = {way: t(f"networks.how_{way}") for way in WAYS}
         how = ui.select(ways, value="auto", label=t("networks.how")).props("outlined")

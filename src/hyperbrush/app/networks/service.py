@@ -205,7 +205,7 @@ def merge(site: "Site", request: "MergeRequest") -> Card:
     Raises:
         UserError: one is not there, or as `merging.merge`.
     """
-    from hyperbrush.hypernetworks.attention.merging import merge as merged
+    from hyperbrush.hypernetworks.convert.merging import merge as merged
     from hyperbrush.hypernetworks.files.adapters import load
     from hyperbrush.hypernetworks.library.rename import check_name, take_in
 

@@ -15,17 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hyperbrush.errors import UserError
-from hyperbrush.hypernetworks.attaching.contexts import AttentionInputs
+from hyperbrush.hypernetworks.attaching.contexts import AttentionInputs, sample_attention_inputs
 from hyperbrush.hypernetworks.attaching.fused_lora import FusedProjection
 from hyperbrush.hypernetworks.attaching.output_error import OutputError, attention_error
-from hyperbrush.hypernetworks.attention.activations import OverTheBatch
+from hyperbrush.hypernetworks.attaching.uses import PipeOrUNet
 from hyperbrush.hypernetworks.attention.affine import Affine, chain_as_affine, fit_affine, is_affine
 from hyperbrush.hypernetworks.attention.context_network import ContextNetwork
 from hyperbrush.hypernetworks.attention.hypernetwork import apply_networks
-from hyperbrush.hypernetworks.files.checks import DTYPES
 from hyperbrush.ldm.modules.attention_sites import AttentionSite
 
 Chain = Sequence[tuple[ContextNetwork, float]]
+_EXACT = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # what fused weights may be stored as
 
 
 class SiteChains(NamedTuple):
@@ -35,6 +35,11 @@ class SiteChains(NamedTuple):
     attention: torch.nn.Module
     keys: Chain
     values: Chain
+
+    @property
+    def affine(self) -> bool:
+        """Whether no network has a non-linearity."""
+        return all(is_affine(network) for network, _ in (*self.keys, *self.values))
 
 
 @dataclass(frozen=True)
@@ -50,10 +55,10 @@ class FitReport:
     measured: str
 
     def __str__(self) -> str:
-        found = sorted(self.errors.values())
+        errors = sorted(self.errors.values())
         return (
-            f"{len(found)} sites fitted; share of the networks' effect on {self.measured} that affine maps do "
-            f"not say: {found[len(found) // 2]:.1%} (median of the sites; worst {found[-1]:.1%})"
+            f"{len(errors)} sites fitted; share of the networks' effect on {self.measured} that affine maps do "
+            f"not say: {errors[len(errors) // 2]:.1%} (median of the sites; worst {errors[-1]:.1%})"
         )
 
 
@@ -94,7 +99,7 @@ class Fused:
 
 
 def fuse_chains(
-    pipe_or_unet: Any,
+    pipe_or_unet: PipeOrUNet,
     chains: Sequence[SiteChains],
     *,
     approximate: bool = False,
@@ -109,23 +114,21 @@ def fuse_chains(
     """
     for c in chains:
         check_site(c.site, c.attention)
-    bent = [c for c in chains if not (_straight(c.keys) and _straight(c.values))]
-    if bent and not approximate:
+    nonlinear = [c for c in chains if not c.affine]
+    if nonlinear and not approximate:
         raise UserError(
-            f"cannot fuse exactly: the networks at {bent[0].site.path} (and {len(bent) - 1} more sites) have a "
+            f"cannot fuse exactly: the networks at {nonlinear[0].site.path} (and {len(nonlinear) - 1} more sites) have a "
             "non-linearity. fuse(approximate=True) puts the best affine map in their place"
         )
-    if bent and contexts is None:
-        from hyperbrush.hypernetworks.attaching.contexts import sample_attention_inputs
-
+    if nonlinear and contexts is None:
         contexts = sample_attention_inputs(pipe_or_unet)
     seen = {path: _inputs(given) for path, given in (contexts or {}).items()}
-    straight: dict[Any, Affine] = {}  # sites of one width share their chains
+    affine: dict[Any, Affine] = {}  # sites of one width share their chains
     fused, errors = Fused(), {}
     try:
         for c in chains:
-            keys, values = _map(c, c.keys, seen, straight), _map(c, c.values, seen, straight)
-            if not (_straight(c.keys) and _straight(c.values)):
+            keys, values = _map(c, c.keys, seen, affine), _map(c, c.values, seen, affine)
+            if not c.affine:
                 errors[c.site.path] = _error(c, keys, values, seen[c.site.path]).of_change
             moved = fuse_site(fused, c.attention, keys, values)
             changes = {"to_k": keys, "to_v": values}
@@ -137,14 +140,10 @@ def fuse_chains(
     except BaseException:
         fused.undo()
         raise
-    if not bent:
+    if not nonlinear:
         return fused, None
     outputs = all(seen[path].calls for path in errors)
     return fused, FitReport(errors, "the attention's output" if outputs else "keys and values")
-
-
-def _straight(chain: Chain) -> bool:
-    return all(is_affine(network) for network, _ in chain)
 
 
 def _inputs(given: Tensor | AttentionInputs) -> AttentionInputs:
@@ -153,16 +152,16 @@ def _inputs(given: Tensor | AttentionInputs) -> AttentionInputs:
 
 @torch.no_grad()
 def _map(
-    c: SiteChains, chain: Chain, seen: Mapping[str, AttentionInputs], straight: dict[Any, Affine]
+    c: SiteChains, chain: Chain, seen: Mapping[str, AttentionInputs], affine: dict[Any, Affine]
 ) -> Affine:
     """A chain as an affine map: its own, or the best fit to what the site sees."""
     key = (c.site.context_width, *((id(network), strength) for network, strength in chain))
-    if key in straight:
-        return straight[key]
+    if key in affine:
+        return affine[key]
     whole = chain_as_affine(chain, c.site.context_width)
     if whole is not None:
-        return straight.setdefault(key, whole)
-    if any(isinstance(layer.activation, OverTheBatch) for network, _ in chain for layer in network.layers):
+        return affine.setdefault(key, whole)
+    if any(network.over_the_batch for network, _ in chain):
         raise UserError("cannot fuse: softmax-like networks mix the rows of a batch, which no weight can say")
     if c.site.path not in seen:
         raise UserError(f"cannot fit at {c.site.path}: contexts has no (tokens, width) tensor for it")
@@ -238,7 +237,7 @@ def _linear(attention: torch.nn.Module, name: str) -> Any:
 def _check_storage(what: str, weight: Tensor) -> None:
     if weight.is_meta:
         raise UserError(f"{what} is offloaded: fuse before enable_sequential_cpu_offload()")
-    if weight.dtype not in DTYPES or type(weight.data) is not Tensor:
+    if weight.dtype not in _EXACT or type(weight.data) is not Tensor:
         kind = weight.dtype if type(weight.data) is Tensor else type(weight.data).__name__
         raise UserError(
             f"{what} is stored as {str(kind).removeprefix('torch.')}, which would round the fused weights too: fuse "

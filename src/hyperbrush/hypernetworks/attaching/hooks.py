@@ -1,31 +1,56 @@
-"""The hooks that change what to_k and to_v of one attention see, whatever module stands there.
+"""The hook at one projection of one attention, whatever module stands there.
 
-A forward pre-hook sits on the module that is called at ``to_k``. LoRA libraries put another
-module in its place and keep the old one inside; a second pre-hook, on the attention itself,
-notices and moves the first one along, so that base layer and LoRA both see the transformed
-context in either order of loading.
+Networks change what the projection sees, low-rank factors add to what it gives: y = W c' + strength·ΔW c' with
+c' = c + strength·MLP(c).  LoRA libraries put another module in the projection's place and keep the old one inside; a
+pre-hook on the attention itself notices and moves the hook along, so that base layer, LoRA and factors all see the
+transformed context in either order of loading.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hyperbrush.errors import UserError
-from hyperbrush.hypernetworks.attaching.kv_cache import Memo
-from hyperbrush.hypernetworks.attaching.strengths import Strength
+from hyperbrush.hypernetworks.attaching.kv_cache import KVCache
 from hyperbrush.hypernetworks.attention.context_network import ContextNetwork
 from hyperbrush.hypernetworks.attention.hypernetwork import apply_networks
+from hyperbrush.hypernetworks.attention.strengths import Strength
+from hyperbrush.hypernetworks.weights.factors import Factors
 from hyperbrush.ldm.modules.attention_sites import AttentionSite
 
 
-class ProjectionHook:
-    """Transforms what one projection (to_k or to_v) of one attention sees.
+@dataclass(eq=False)
+class LowRank:
+    """Y ← y + strength·ΔW x; the factors may be replaced at any time."""
 
-    attention: the module with the projection. networks: (network, strength) in the order they
-        compose.
+    factors: Factors
+    strength: Strength
+
+    def add(self, x: Tensor, output: Tensor) -> Tensor:
+        """What a projection sees, (rows, tokens, in), and gives, (rows, tokens, out) → what it gives now.
+
+        Raises:
+            UserError: the rows are no multiple of the pictures' strengths, or of the weights' batch.
+        """
+        strength = self.strength
+        # Compiled code must serve every strength; elsewhere a strength of 0 costs nothing.
+        if not torch.compiler.is_compiling() and not strength.acts:
+            return output
+        if self.factors.down.device != x.device:
+            self.factors = self.factors.to(x.device)
+        value = strength.of_rows(x) if strength.per_picture else strength.on(x.device)
+        return (output + self.factors.apply(x, value)).to(output.dtype)
+
+
+class ProjectionHook:
+    """What acts at one projection of one attention, from `hook` to `remove`.
+
+    attention: the module with the projection. changes: what acts there with its strength, in the order they compose.
     rows_per_picture: asked at each call, and only where a softmax-like activation needs it.
-    memo: where results are kept over the steps; None where contexts change with every step.
+    cache: where results are kept over the steps; None where contexts change with every step.
     """
 
     def __init__(
@@ -33,34 +58,66 @@ class ProjectionHook:
         site: AttentionSite,
         attention: torch.nn.Module,
         projection: str,
-        networks: Sequence[tuple[ContextNetwork, Strength]],
-        rows_per_picture: Callable[[int], int | None] | None,
-        memo: Memo | None,
+        changes: Sequence[tuple[ContextNetwork | Factors, Strength]],
+        rows_per_picture: Callable[[int], int | None],
+        cache: KVCache | None,
     ) -> None:
         self.site = site
         self.attention = attention
         self.projection = projection
-        self.networks = tuple(networks)
-        self.rows_per_picture = rows_per_picture
-        self.memo = memo
-        refuse_bypassing(site, attention)
-        self._hook_projection()
-        self._follower = attention.register_forward_pre_hook(self._follow)
+        self.networks = tuple((n, s) for n, s in changes if isinstance(n, ContextNetwork))
+        self.low_rank = tuple(LowRank(f, s) for f, s in changes if isinstance(f, Factors))
+        over_the_batch = any(network.over_the_batch for network, _ in self.networks)
+        self.rows_per_picture = rows_per_picture if over_the_batch else None
+        self.cache = cache if self.networks else None
+        self._follower: Any = None
+        self._handles: list[Any] = []
+        self._keeps = False
+
+    @property
+    def layer(self) -> str:
+        """Name of the layer."""
+        return f"{self.site.path}.{self.projection}"
+
+    @property
+    def strengths(self) -> list[Strength]:
+        """Of all that acts here."""
+        return [s for _, s in self.networks] + [low_rank.strength for low_rank in self.low_rank]
+
+    def hook(self) -> None:
+        """Begin to act; a second call does nothing."""
+        if self._follower is None:
+            self._follower = self.attention.register_forward_pre_hook(self._follow)
+            self._hook_projection()
+
+    def remove(self) -> None:
+        """Take every hook away; `hook` puts them back."""
+        if self._follower is not None:
+            self._follower.remove()
+            self._follower = None
+            self._unhook_projection()
+
+    def _standing(self) -> torch.nn.Module:
+        module: Any = self.attention._modules[self.projection.partition(".")[0]]
+        standing: torch.nn.Module = module[0] if self.projection.endswith(".0") else module
+        return standing
 
     def _hook_projection(self) -> None:
-        module = self.attention._modules[self.projection]
-        assert module is not None
-        self._module = module
-        self._handle = module.register_forward_pre_hook(self._transform)
+        module = self._module = self._standing()
+        if self.networks:
+            self._handles.append(module.register_forward_pre_hook(self._transform))
+        if self.low_rank:
+            self._handles.append(module.register_forward_hook(self._add))
         # Layers inside LoRA or offloading wrappers have weights or a forward of their own ways.
         self._keeps = (
-            self.memo is not None and type(module) is torch.nn.Linear and "forward" not in vars(module)
+            self.cache is not None and type(module) is torch.nn.Linear and "forward" not in vars(module)
         )
         if self._keeps:
             module.forward = self._project
 
     def _unhook_projection(self) -> None:
-        self._handle.remove()
+        while self._handles:
+            self._handles.pop().remove()
         own = vars(self._module)
         if self._keeps and own.get("forward") == self._project:
             del self._module.forward
@@ -70,7 +127,7 @@ class ProjectionHook:
 
     def _follow(self, attention: torch.nn.Module, args: Any) -> None:
         refuse_bypassing(self.site, attention)
-        if attention._modules[self.projection] is not self._module:
+        if self._standing() is not self._module:
             self._unhook_projection()
             self._hook_projection()
 
@@ -81,21 +138,21 @@ class ProjectionHook:
         if not networks:
             return args
         rows = None if self.rows_per_picture is None else self.rows_per_picture(len(context))
-        if self.memo is None or compiling:
+        if self.cache is None or compiling:
             return (apply_networks(context, networks, rows), *args[1:])
-        return (self.memo.transform(context, networks, rows), *args[1:])
+        return (self.cache.transform(context, networks, rows), *args[1:])
 
-    def _project(self, context: torch.Tensor) -> torch.Tensor:
+    def _project(self, context: Tensor) -> Tensor:
         module = self._module
         assert isinstance(module, torch.nn.Linear)
-        if self.memo is None or torch.compiler.is_compiling():
+        if self.cache is None or torch.compiler.is_compiling():
             return torch.nn.Linear.forward(module, context)
-        return self.memo.project(module, context)
+        return self.cache.project(module, context)
 
-    def remove(self) -> None:
-        """Take both hooks away."""
-        self._follower.remove()
-        self._unhook_projection()
+    def _add(self, module: torch.nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        for low_rank in self.low_rank:
+            output = low_rank.add(args[0], output)
+        return output
 
 
 def refuse_bypassing(site: AttentionSite, attention: torch.nn.Module) -> None:

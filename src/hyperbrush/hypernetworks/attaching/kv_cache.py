@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperbrush.hypernetworks.attaching.strengths import Strength
 from hyperbrush.hypernetworks.attention.context_network import ContextNetwork
 from hyperbrush.hypernetworks.attention.hypernetwork import add_change, apply_networks
+from hyperbrush.hypernetworks.attention.strengths import Strength
 
 Networks = Sequence[tuple[ContextNetwork, Strength]]
 
 
-class Memo:
+class KVCache:
     """Results of one UNet's cross-attention, valid inside a forward pass; see the module's text."""
 
     def __init__(self) -> None:
@@ -124,8 +124,8 @@ class Memo:
             self._weights[id(module)] = _Weights(tuple(module.parameters()))
         return self._weights[id(module)]
 
-    def __reduce__(self) -> "tuple[type[Memo], tuple[()]]":
-        return Memo, ()  # a copied or pickled UNet starts afresh
+    def __reduce__(self) -> "tuple[type[KVCache], tuple[()]]":
+        return KVCache, ()  # a copied or pickled UNet starts afresh
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,10 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from hyperbrush.errors import UserError
+from hyperbrush.hypernetworks.attaching.uses import Adapter
 from hyperbrush.hypernetworks.attention.hypernetwork import AttentionHypernetwork
+from hyperbrush.hypernetworks.weights.generated import GeneratedWeights
+from hyperbrush.hypernetworks.weights.layers import check_shape
 from hyperbrush.ldm.families import BY_CROSS_WIDTH
 from hyperbrush.ldm.modules.attention_sites import AttentionSite
 
@@ -16,8 +19,8 @@ class Reach:
     name: str
     sites: tuple[AttentionSite, ...]  # reached: both to_k and to_v
     total: int  # sites the UNet has
-    missed: tuple[AttentionSite, ...]  # asked for, but the hypernetwork has no network for them
-    unused_widths: tuple[int, ...]  # networks that fit no site of the UNet
+    missed: tuple[AttentionSite, ...] = ()  # asked for, but the hypernetwork has no network for them
+    unused_widths: tuple[int, ...] = ()  # networks that fit no site of the UNet
     left_out: tuple[int, ...] = ()  # networks that fit sites, none of which was asked for
     per_site: bool = False
 
@@ -42,6 +45,21 @@ class Reach:
 
 
 @dataclass(frozen=True)
+class WeightsReach(Reach):
+    """What generated weights reached on one UNet."""
+
+    layers: tuple[str, ...] = ()
+    layers_made: int = 0  # that the weights change
+    layers_there: int = 0  # that the UNet has
+
+    def __str__(self) -> str:
+        text = f"{len(self.layers)} of {self.layers_there} layers reached"
+        if len(self.layers) < self.layers_made:
+            text += f"; {self.layers_made - len(self.layers)} of its layers are not here or not asked for"
+        return text
+
+
+@dataclass(frozen=True)
 class Applied:
     """What an attach reached: one `Reach` per hypernetwork, in their order."""
 
@@ -59,29 +77,52 @@ class Applied:
         return "\n".join(f"{reach.name}: {reach}" for reach in self.networks)
 
 
-def reach(
-    hypernetwork: AttentionHypernetwork,
-    wanted: Sequence[AttentionSite],
-    everything: Collection[AttentionSite],
-) -> Reach:
-    """Which of the ``wanted`` sites a hypernetwork has networks for.
+def reach(adapter: Adapter, wanted: Sequence[AttentionSite], everything: Collection[AttentionSite]) -> Reach:
+    """Which of the ``wanted`` sites a hypernetwork has networks for, or weights have layers at.
 
     Raises:
-        UserError: none of them.
+        UserError: none of them; or a layer of the weights has another shape.
     """
-    sites = [s for s in wanted if hypernetwork.network_for(s.context_width, s) is not None]
+    if isinstance(adapter, GeneratedWeights):
+        return _of_weights(adapter, wanted, everything)
+    sites = tuple(site for site in wanted if adapter.changes(site))
     if not sites:
-        raise UserError(_explain(hypernetwork, wanted, everything))
+        raise UserError(_explain(adapter, wanted, everything))
     reached, there = ({s.context_width for s in some} for some in (sites, everything))
-    idle = [w for w in hypernetwork.widths if w not in reached]
+    idle = [w for w in adapter.widths if w not in reached]
     return Reach(
-        name=hypernetwork.name,
-        sites=tuple(sites),
+        name=adapter.name,
+        sites=sites,
         total=len(everything),
         missed=tuple(s for s in wanted if s not in sites),
         unused_widths=tuple(w for w in idle if w not in there),
         left_out=tuple(w for w in idle if w in there),
-        per_site=bool(hypernetwork.sites),
+        per_site=bool(adapter.sites),
+    )
+
+
+def _of_weights(
+    weights: GeneratedWeights, wanted: Sequence[AttentionSite], everything: Collection[AttentionSite]
+) -> WeightsReach:
+    by_site = {site: changes for site in wanted if (changes := weights.changes(site))}
+    layers = []
+    for site, changes in by_site.items():
+        for name in changes:
+            projection = site.projection(name)
+            layers.append(f"{site.path}.{name}")
+            check_shape(weights, layers[-1], (projection.out_width, projection.in_width))
+    if not layers:
+        raise UserError(
+            f"{weights.name!r} reaches none of the {len(wanted)} attentions asked for: it changes {len(weights.layers)} "
+            f"layers such as {weights.layers[0]}. Use weights made for this model, or the model they were made for"
+        )
+    return WeightsReach(
+        name=weights.name,
+        sites=tuple(by_site),
+        total=len(everything),
+        layers=tuple(layers),
+        layers_made=len(weights.layers),
+        layers_there=sum(len(site.projections) for site in everything),
     )
 
 

@@ -1,39 +1,26 @@
 """Applying generated weights to a UNet, in place or for the length of a ``with``."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import torch
 
 from hyperbrush.errors import UserError, unknown_name
-from hyperbrush.hypernetworks.attaching.checkpointing import Binding, bound_to
-from hyperbrush.hypernetworks.attaching.low_rank_hooks import low_rank_hooks
-from hyperbrush.hypernetworks.attaching.strengths import Strength, StrengthLike, pair_of
+from hyperbrush.hypernetworks.attaching.hooked import Hooked, hooked_onto
+from hyperbrush.hypernetworks.attaching.uses import PipeOrUNet, Use
 from hyperbrush.hypernetworks.attention.hypernetwork import AttentionHypernetwork
+from hyperbrush.hypernetworks.attention.strengths import StrengthLike, pair_of
 from hyperbrush.hypernetworks.weights.generated import GeneratedWeights
-from hyperbrush.hypernetworks.weights.layers import Target, describe, find_targets, matches
-from hyperbrush.ldm.modules.attention_sites import AttentionSite
+from hyperbrush.hypernetworks.weights.layers import (
+    LayerReach,
+    Target,
+    describe,
+    find_targets,
+    matches,
+    reach,
+)
 
 LayerStrengths = StrengthLike | Mapping[str, StrengthLike]
-_Kind = tuple[str, bool]  # pattern, and whether for to_q and to_k
-
-
-@dataclass(frozen=True)
-class LayerReach:
-    """Which layers weights reach."""
-
-    name: str
-    layers: tuple[str, ...]  # reached
-    total: int  # layers the target has
-    missed: tuple[str, ...]  # layers of the weights that the target does not have
-
-    def __str__(self) -> str:
-        text = f"{len(self.layers)} of {self.total} layers reached"
-        if self.missed:
-            text += f"; {len(self.missed)} layers of the weights fit nothing here ({self.missed[0]}, …)"
-        return text
 
 
 class TargetNetwork:
@@ -48,7 +35,7 @@ class TargetNetwork:
         UserError: there is no UNet, or a pattern matches nothing.
     """
 
-    def __init__(self, pipe_or_unet: Any, target_layers: Collection[str] | None = None) -> None:
+    def __init__(self, pipe_or_unet: PipeOrUNet, target_layers: Collection[str] | None = None) -> None:
         unet = getattr(pipe_or_unet, "unet", pipe_or_unet)
         if not isinstance(unet, torch.nn.Module):
             raise UserError(
@@ -57,7 +44,7 @@ class TargetNetwork:
         self.source = pipe_or_unet
         self.module: torch.nn.Module = unet
         self.targets: list[Target] = find_targets(unet, target_layers)
-        self._applied: AppliedWeights | None = None
+        self._applied: list[AppliedWeights] = []  # the last one acts; those before come back when it goes
 
     @property
     def layers(self) -> list[str]:
@@ -94,10 +81,10 @@ class TargetNetwork:
 
     def remove_weights(self) -> None:
         """Take away all generated weights that are applied to this UNet, by whichever target network."""
-        bound = bound_to(self.module)
-        for binding in list(bound.bindings):
-            bound.remove(binding)
-        self._applied = None  # of other target networks: `AppliedWeights.remove` finds nothing left to do
+        for applied in hooked_onto(self.module):
+            if isinstance(applied, AppliedWeights):
+                applied.target._applied = []
+                applied.detach()
 
     def reach(self, weights: GeneratedWeights) -> LayerReach:
         """Which layers these weights would change.
@@ -105,27 +92,13 @@ class TargetNetwork:
         Raises:
             UserError: none of them, or a shape differs.
         """
-        by_name = {target.name: target for target in self.targets}
-        reached = [name for name in weights.factors if name in by_name]
-        for name in reached:
-            there, made = (by_name[name].out_width, by_name[name].in_width), weights.factors[name].shape
-            if there != made:
-                raise UserError(
-                    f"{weights.name!r} has a change of shape {made} for {name}, whose weight is {there}: the weights are "
-                    "for another model"
-                )
-        if not reached:
-            some = next(iter(weights.factors))
-            raise UserError(
-                f"{weights.name!r} reaches no layer: it changes {len(weights.factors)} layers such as {some}, and this "
-                f"target network has {describe(self.targets)}"
-            )
-        missed = tuple(name for name in weights.factors if name not in by_name)
-        return LayerReach(weights.name, tuple(reached), len(self.targets), missed)
+        return reach(weights, self.targets)
 
 
-class AppliedWeights:
+class AppliedWeights(Hooked):
     """Weights at work on a UNet; see `TargetNetwork.apply_weights`. A context manager that removes on exit."""
+
+    _ALREADY_GONE = "these weights are already taken away: call apply_weights again"
 
     def __init__(self, target: TargetNetwork, weights: GeneratedWeights, strength: LayerStrengths) -> None:
         if target.is_hypernetwork:
@@ -136,23 +109,25 @@ class AppliedWeights:
         self.target = target
         self.weights = weights
         self.applied = target.reach(weights)
-        self._device = next(target.module.parameters()).device
-        if self._device.type == "meta":
-            self._device = torch.device("cpu")  # offloaded: the factors follow their first input
-        self._gone = False
+        super().__init__(target.source)
         self._entered = False
-        self._kinds, specs = _by_layer(target.targets, strength)
-        self._strengths = {kind: Strength(spec, self._device) for kind, spec in specs.items()}
-        layers = [name for name in self.applied.layers if name in self._kinds]
-        if not layers:
+        self._patterns, strengths = _by_layer(target.targets, strength)
+        # The layers of one pattern are one use, with a strength of their own.
+        parts: dict[str, dict[str, Any]] = {}
+        for layer in self.applied.layers:
+            if layer in self._patterns:
+                parts.setdefault(self._patterns[layer], {})[layer] = weights.factors[layer]
+        if not parts:
             raise UserError(f"the strengths name no layer that {weights.name!r} changes")
-        hooks = low_rank_hooks(target.module, weights.to(self._device), layers, self._strength_at)
-        self._binding = Binding(hooks, target.source)
-        self._before = target._applied
-        if self._before is not None:
-            self._before._replaced()
-        target._applied = self
-        bound_to(target.module).add(self._binding)
+        uses = [
+            Use(GeneratedWeights(part), strengths[pattern], name=pattern) for pattern, part in parts.items()
+        ]
+        at_work = [self._prepare(use) for use in uses]
+        before = target._applied
+        target._applied = [a for a in before[:-1] if a._entered] + before[-1:] + [self]
+        for applied in before[-1:]:
+            applied._unhook()
+        self._act(at_work)
 
     def set_strength(self, strength: LayerStrengths) -> None:
         """Change the strength; nothing is compiled again.
@@ -160,11 +135,11 @@ class AppliedWeights:
         Raises:
             UserError: as `TargetNetwork.apply_weights`, or other layers are named than at first; nothing was changed then.
         """
-        kinds, specs = _by_layer(self.target.targets, strength)
-        if kinds != self._kinds:
+        patterns, strengths = _by_layer(self.target.targets, strength)
+        if patterns != self._patterns:
             raise UserError("these strengths name other layers than at first: apply the weights anew")
-        for kind, spec in specs.items():  # `_by_layer` has seen that all are sound
-            self._strengths[kind].set(spec)
+        for a in self._at_work:
+            a.set(strengths[a.name])
 
     def set_weights(self, weights: GeneratedWeights) -> None:
         """Put other weights of the same layers in the place of these; nothing is compiled again.
@@ -176,68 +151,37 @@ class AppliedWeights:
         if set(reached.layers) != set(self.applied.layers):
             raise UserError("these weights are for other layers than the ones applied: apply them anew")
         self.weights, self.applied = weights, reached
-        self._binding.set_factors(weights.to(self._device).factors)
+        for hook in self._hooks:
+            for low_rank in hook.low_rank:
+                low_rank.factors = weights.factors[hook.layer].to(low_rank.factors.down.device)
 
-    def remove(self) -> None:
+    def detach(self) -> None:
         """Leave the UNet as it was found; a second call does nothing."""
-        if self._gone:
-            return
-        self._gone = True
-        self._suspend()
-        if self.target._applied is self:
-            before = self._before
-            while before is not None and before._gone:
-                before = before._before
-            self.target._applied = before
-            if before is not None:
-                bound_to(self.target.module).add(before._binding)
+        super().detach()
+        others = [a for a in self.target._applied if a is not self]
+        if others and self.target._applied[-1] is self:
+            others[-1]._hook()
+        self.target._applied = others
 
-    def _replaced(self) -> None:
-        """Step back for others; what stood before this comes back only where a ``with`` has to restore it."""
-        self._suspend()
-        while self._before is not None and not self._before._entered:
-            self._before = self._before._before
-
-    def _suspend(self) -> None:
-        bound = bound_to(self.target.module)
-        if self._binding in bound.bindings:
-            bound.remove(self._binding)
-
-    def _strength_at(self, site: AttentionSite, projection: str) -> Strength:
-        return self._strengths[self._kinds[f"{site.path}.{projection}"]]
+    remove = detach
 
     def __enter__(self) -> "AppliedWeights":
-        if self._gone:
-            raise UserError("these weights are already taken away: call apply_weights again")
         self._entered = True
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.remove()
+        return super().__enter__()
 
 
-def looks(projection: str) -> bool:
-    """Whether a projection decides where attention looks (to_q, to_k), not what it takes along (to_v, to_out)."""
-    return projection in ("to_q", "to_k")
-
-
-def _by_layer(targets: list[Target], strength: LayerStrengths) -> "tuple[dict[str, _Kind], dict[_Kind, Any]]":
-    """Which of the strengths each layer has, without layers that are left alone; and the strengths."""
+def _by_layer(
+    targets: list[Target], strength: LayerStrengths
+) -> tuple[dict[str, str], dict[str, StrengthLike]]:
+    """Layer → the pattern it has its strength from, without layers that are left alone; and pattern → strength."""
     by_pattern: Mapping[str, Any] = strength if isinstance(strength, Mapping) else {"*": strength}
-    kinds: dict[str, _Kind] = {}
-    specs: dict[_Kind, Any] = {}
-    for pattern, spec in by_pattern.items():
+    patterns: dict[str, str] = {}
+    for pattern, own in by_pattern.items():
         reached = [t for t in targets if matches(t, pattern)]
         if not reached:
             raise unknown_name("layers for a strength", pattern, (), hint=f"; there are {describe(targets)}")
-        keys, values = pair_of(spec)
-        specs |= {(pattern, True): keys, (pattern, False): values}
-        kinds |= {t.name: (pattern, looks(t.projection)) for t in reached}
-    if not kinds:
+        pair_of(own)
+        patterns |= {t.name: pattern for t in reached}
+    if not patterns:
         raise UserError("the mapping of strengths is empty: name layers, such as {'attn2': 0.8}")
-    return kinds, specs
+    return patterns, dict(by_pattern)

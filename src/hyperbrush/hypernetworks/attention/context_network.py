@@ -156,6 +156,11 @@ class ContextNetwork(torch.nn.Module):
             ContextLayer(a, b, settings, i) for i, (a, b) in enumerate(pairwise(widths))
         )
 
+    @property
+    def over_the_batch(self) -> bool:
+        """Whether an activation mixes the rows of a batch, see `OverTheBatch`."""
+        return any(isinstance(layer.activation, OverTheBatch) for layer in self.layers)
+
     def forward(self, context: torch.Tensor, rows_per_picture: int | None = None) -> torch.Tensor:
         """Context (batch, tokens, width) → what strength 1 adds to it, same shape.
 

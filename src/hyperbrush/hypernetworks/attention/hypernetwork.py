@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from hyperbrush.errors import UserError, unknown_name
-from hyperbrush.hypernetworks.attaching.strengths import Strength, finite
 from hyperbrush.hypernetworks.attention.context_network import (
     ContextNetwork,
     NetworkSettings,
     derived_dropout,
 )
 from hyperbrush.hypernetworks.attention.initialisation import ZERO, check_weight_init, initialise
+from hyperbrush.hypernetworks.attention.strengths import Strength, finite
 from hyperbrush.ldm.families import SD1
 from hyperbrush.ldm.modules.attention_sites import KINDS, AttentionSite, attention_sites
 
@@ -170,6 +170,11 @@ class AttentionHypernetwork(torch.nn.Module):
                     return pair
         return None
 
+    def changes(self, site: AttentionSite) -> dict[str, ContextNetwork]:
+        """Projection of a site → the network that acts on what it sees; empty where there is none."""
+        pair = self.network_for(site.context_width, site)
+        return {} if pair is None else {"to_k": pair.key, "to_v": pair.value}
+
     def transform(
         self,
         context: torch.Tensor,
@@ -266,14 +271,7 @@ def add_change(context: torch.Tensor, strength: float | torch.Tensor, change: to
 def _per_picture(
     x: torch.Tensor, network: ContextNetwork, strength: Strength, rows_per_picture: int | None
 ) -> torch.Tensor:
-    strengths = strength.on(x.device)
-    pictures = len(strengths)
-    if len(x) % pictures:
-        raise UserError(
-            f"there are strengths for {pictures} pictures, but the batch has {len(x)} rows: expected a "
-            f"multiple of {pictures}, one strength for each picture of the batch"
-        )
-    of_rows = strengths.repeat(len(x) // pictures)[:, None, None]
+    of_rows = strength.of_rows(x)
     if torch.compiler.is_compiling() or strength.acts_everywhere:
         change = network(x, rows_per_picture)
         return add_change(x, of_rows.to(change.dtype), change)

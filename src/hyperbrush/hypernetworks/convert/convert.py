@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from hyperbrush.errors import UserError, unknown_name
-from hyperbrush.hypernetworks.attaching.strengths import StrengthLike, finite
 from hyperbrush.hypernetworks.attention.hypernetwork import AttentionHypernetwork
+from hyperbrush.hypernetworks.attention.strengths import StrengthLike, finite
 from hyperbrush.hypernetworks.convert.report import LoraReport
 from hyperbrush.hypernetworks.files import SUFFIXES, WEBUI_SUFFIXES, save
 from hyperbrush.hypernetworks.weights.generated import GeneratedWeights

@@ -19,11 +19,11 @@ from hyperbrush.hypernetworks.attaching.contexts import AttentionInputs, as_mode
 from hyperbrush.hypernetworks.attaching.fusing import check_site
 from hyperbrush.hypernetworks.attaching.output_error import KeysAndValues, attention_error
 from hyperbrush.hypernetworks.attaching.reach import reach
-from hyperbrush.hypernetworks.attaching.strengths import StrengthLike, finite, pair_of
 from hyperbrush.hypernetworks.attention.activations import OVER_THE_BATCH
 from hyperbrush.hypernetworks.attention.affine import Affine, chain_as_affine, fit_affine, is_affine
 from hyperbrush.hypernetworks.attention.context_network import ContextNetwork
 from hyperbrush.hypernetworks.attention.hypernetwork import AttentionHypernetwork, apply_networks
+from hyperbrush.hypernetworks.attention.strengths import StrengthLike, finite, pair_of
 from hyperbrush.hypernetworks.convert.low_rank import Moments, best_low_rank, without_bias
 from hyperbrush.hypernetworks.convert.report import LoraReport, SiteReport
 from hyperbrush.hypernetworks.files.lora import FORMS, LoraLayer, LoraState, lora_state

@@ -13,8 +13,8 @@ from hyperbrush.hypernetworks.attaching.attached import attach
 from hyperbrush.hypernetworks.attaching.contexts import PROMPTS, as_model
 from hyperbrush.hypernetworks.attaching.fusing import Fused
 from hyperbrush.hypernetworks.attaching.output_error import OutputError
-from hyperbrush.hypernetworks.attaching.strengths import StrengthLike
 from hyperbrush.hypernetworks.attention.hypernetwork import AttentionHypernetwork
+from hyperbrush.hypernetworks.attention.strengths import StrengthLike
 from hyperbrush.hypernetworks.files.lora import LoraLayer
 from hyperbrush.ldm.modules.attention_sites import KINDS, AttentionSite, find_attentions
 

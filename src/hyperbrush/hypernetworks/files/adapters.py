@@ -4,15 +4,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hyperbrush.errors import UserError
-from hyperbrush.hypernetworks.attention.hypernetwork import AttentionHypernetwork
+from hyperbrush.hypernetworks.attaching.uses import Adapter as Adapter
 from hyperbrush.hypernetworks.files import generated, load_attention, lora
 from hyperbrush.hypernetworks.files.headers import FORMAT_KEY, header_of, read_tensors
 from hyperbrush.hypernetworks.weights.generated import GeneratedWeights
 
 if TYPE_CHECKING:
     import torch
-
-Adapter = AttentionHypernetwork | GeneratedWeights
 
 
 def load(path: str | Path, dtype: "torch.dtype | None" = None) -> Adapter:

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hyperbrush.errors import UserError
-from hyperbrush.hypernetworks.attaching.strengths import finite
-from hyperbrush.hypernetworks.attaching.target_network import TargetNetwork
 from hyperbrush.hypernetworks.attention.context_network import ContextLayer
 from hyperbrush.hypernetworks.attention.hypernetwork import AttentionHypernetwork
+from hyperbrush.hypernetworks.attention.strengths import finite
 from hyperbrush.hypernetworks.weights.factors import Factors
 from hyperbrush.hypernetworks.weights.generated import GeneratedWeights
+from hyperbrush.hypernetworks.weights.layers import find_targets, reach
 
 
 class DeltaLayer(ContextLayer):
@@ -46,7 +46,7 @@ def with_deltas(
     Raises:
         UserError: no layer is reached, a shape differs, or the strength is not finite.
     """
-    reached = TargetNetwork(hypernetwork).reach(weights)
+    reached = reach(weights, find_targets(hypernetwork))
     strength = finite(strength)
     # New modules around the same parameters.
     memo: dict[int, Any] = {id(p): p for p in hypernetwork.parameters()}
@@ -69,7 +69,7 @@ def merge_deltas(
     """
     if weights.batch is not None and weights.batch != 1:
         raise UserError(f"a hypernetwork holds one adapter, but these are {weights.batch}: pick weights[i]")
-    reached = TargetNetwork(hypernetwork).reach(weights)
+    reached = reach(weights, find_targets(hypernetwork))
     strength = finite(strength)
     made = copy.deepcopy(hypernetwork)
     for layers, i, name in _layers(made):

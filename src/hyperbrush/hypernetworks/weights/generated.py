@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.hypernetworks.weights.factors import Factors, concatenate, expand, inner, truncate
+from hyperbrush.ldm.modules.attention_sites import AttentionSite
 from hyperbrush.ldm.util import keyed_generator
 
 FORMATS = ("safetensors", "lora-diffusers", "lora-peft", "lora-kohya")
@@ -90,6 +91,11 @@ class GeneratedWeights:
     def __repr__(self) -> str:
         many = "" if self.batch is None else f"{self.batch} × "
         return f"GeneratedWeights({self.name!r}: {many}{len(self.factors)} layers, rank {self.rank}, {self.size:,} numbers)"
+
+    def changes(self, site: AttentionSite) -> dict[str, Factors]:
+        """Projection of a site → the change of its weight; empty where there is none."""
+        names = {p.name: f"{site.path}.{p.name}" for p in site.projections}
+        return {projection: self.factors[n] for projection, n in names.items() if n in self.factors}
 
     def delta(self, layer: str | None = None) -> Any:
         """ΔW of one layer, (out, in) or (batch, out, in); without a name all of them by name.

@@ -9,6 +9,7 @@ import torch
 
 from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.hypernetworks.attention.hypernetwork import AttentionHypernetwork
+from hyperbrush.hypernetworks.weights.generated import GeneratedWeights
 from hyperbrush.ldm.families import SD1
 from hyperbrush.ldm.modules.attention_sites import KINDS, PROJECTIONS, find_attentions
 
@@ -34,6 +35,22 @@ class Target:
     def path(self) -> str:
         """The attention it belongs to."""
         return self.name.removesuffix("." + self.projection)
+
+
+@dataclass(frozen=True)
+class LayerReach:
+    """Which layers weights reach."""
+
+    name: str
+    layers: tuple[str, ...]  # reached
+    total: int  # layers the target has
+    missed: tuple[str, ...]  # layers of the weights that the target does not have
+
+    def __str__(self) -> str:
+        text = f"{len(self.layers)} of {self.total} layers reached"
+        if self.missed:
+            text += f"; {len(self.missed)} layers of the weights fit nothing here ({self.missed[0]}, …)"
+        return text
 
 
 def find_targets(module: torch.nn.Module, target_layers: Collection[str] | None = None) -> list[Target]:
@@ -85,6 +102,39 @@ def select(targets: Sequence[Target], target_layers: Collection[str] | None) -> 
                 "target layer", pattern, _vocabulary(targets), hint="; or a layer's name with * for any part"
             )
     return [t for t in targets if any(matches(t, pattern) for pattern in target_layers)]
+
+
+def reach(weights: GeneratedWeights, targets: Sequence[Target]) -> LayerReach:
+    """Which of the targets these weights change.
+
+    Raises:
+        UserError: none of them, or a shape differs.
+    """
+    by_name = {target.name: target for target in targets}
+    reached = tuple(name for name in weights.factors if name in by_name)
+    for name in reached:
+        check_shape(weights, name, (by_name[name].out_width, by_name[name].in_width))
+    if not reached:
+        raise UserError(
+            f"{weights.name!r} reaches no layer: it changes {len(weights.factors)} layers such as {weights.layers[0]}, "
+            f"and this target network has {describe(targets)}"
+        )
+    missed = tuple(name for name in weights.factors if name not in by_name)
+    return LayerReach(weights.name, reached, len(targets), missed)
+
+
+def check_shape(weights: GeneratedWeights, layer: str, shape: tuple[int, int]) -> None:
+    """See that a layer's change has the shape (out, in) of its weight.
+
+    Raises:
+        UserError: it has another.
+    """
+    made = weights.factors[layer].shape
+    if made != shape:
+        raise UserError(
+            f"{weights.name!r} has a change of shape {made} for {layer}, whose weight is {shape}: the weights are for "
+            "another model"
+        )
 
 
 def matches(target: Target, pattern: str) -> bool:

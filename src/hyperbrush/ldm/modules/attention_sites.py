@@ -1,7 +1,7 @@
 """The attention sites of a diffusers UNet: every attn1 and attn2, its place and its widths."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,17 +85,30 @@ def find_attentions(
     for path, module in found.items():
         depth = depths.setdefault(path.rpartition(".")[0], len(depths))
         pairs.append((_site(path, depth, module), module))
-    _check_names(kinds, blocks, {site.block for site, _ in pairs})
     if any(getattr(module, WITHOUT_CONTEXT, False) for module in unet.modules()):
-        if "attn1" not in kinds:
-            raise UserError(
-                "this model is told no text, so that its cross-attentions (attn2) have nothing to read: expected attn1, "
-                "or both"
-            )
-        kinds = ("attn1",)
+        pairs = [(site, module) for site, module in pairs if site.kind == "attn1"]
+    return choose_attentions(pairs, kinds, blocks)
+
+
+def choose_attentions(
+    every: Sequence[tuple[AttentionSite, torch.nn.Module]],
+    kinds: Collection[str] = KINDS,
+    blocks: Collection[str] | None = None,
+) -> list[tuple[AttentionSite, torch.nn.Module]]:
+    """Those of some kinds and blocks out of all that `find_attentions` gives.
+
+    Raises:
+        UserError: an unknown kind or block; or attn2 alone of a model without it.
+    """
+    _check_names(kinds, blocks, {site.block for site, _ in every})
+    if "attn2" in kinds and not any(site.kind in kinds for site, _ in every):
+        raise UserError(
+            "this model is told no text, so that its cross-attentions (attn2) have nothing to read: expected attn1, "
+            "or both"
+        )
     return [
         (site, module)
-        for site, module in pairs
+        for site, module in every
         if site.kind in kinds and (blocks is None or _in_blocks(site.block, blocks))
     ]
 

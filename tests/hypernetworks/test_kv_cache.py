@@ -137,8 +137,8 @@ def _strength(unet: Any, hn: Any, context: torch.Tensor) -> torch.Tensor:
 
 def _written_into(unet: Any, hn: Any, context: torch.Tensor) -> torch.Tensor:
     """Nothing changed; but a processor wrote into the keys it was handed."""
-    unet.attached._memo._kept[
-        next(k for k in unet.attached._memo._kept if k[0] == "projection")
+    unet.attached._cache._kept[
+        next(k for k in unet.attached._cache._kept if k[0] == "projection")
     ].value.zero_()
     return context
 

@@ -6,11 +6,11 @@ from typing import Any, overload
 import torch
 
 from hyperbrush.errors import UserError, unknown_name
-from hyperbrush.hypernetworks.attaching.strengths import finite
+from hyperbrush.hypernetworks.attaching.uses import Adapter
 from hyperbrush.hypernetworks.attention.affine import chain_as_affine, is_affine
 from hyperbrush.hypernetworks.attention.context_network import ContextNetwork
 from hyperbrush.hypernetworks.attention.hypernetwork import AttentionHypernetwork, Key, NetworkPair
-from hyperbrush.hypernetworks.files.adapters import Adapter
+from hyperbrush.hypernetworks.attention.strengths import finite
 from hyperbrush.hypernetworks.weights.generated import GeneratedWeights, blend
 
 WAYS = ("auto", "average", "compose")
@@ -65,13 +65,13 @@ def merge(
             f"cannot merge {generated[0][0].name!r}, generated weights, which add to projections, with "
             f"{entries[0][0].name!r}, which changes contexts: attach both together"
         )
-    affine = all(_is_straight(hypernetwork) for hypernetwork, _ in entries)
+    affine = all(_is_affine(hypernetwork) for hypernetwork, _ in entries)
     if how == "auto":
         how = "compose" if affine else "average"
     merged = _composed(entries) if how == "compose" else _averaged(entries)
     merged.name = name or " + ".join(f"{h.name}*{w:g}" for h, w in entries)
     merged.metadata["merged_from"] = "; ".join(f"{h.name} (step {h.step}) * {w:g}" for h, w in entries)
-    merged.metadata["merged_how"] = _told(entries, how)
+    merged.metadata["merged_how"] = _description(entries, how)
     for key in ("sd_checkpoint", "sd_checkpoint_name"):
         values = {h.metadata.get(key) for h, _ in entries}
         if len(values) == 1 and (value := values.pop()) is not None:
@@ -87,7 +87,7 @@ def _added(entries: Sequence[WeightedGenerated], name: str | None) -> GeneratedW
     return merged
 
 
-def _told(entries: Sequence[Weighted], how: str) -> str:
+def _description(entries: Sequence[Weighted], how: str) -> str:
     """How it was merged, and where some have no network."""
     if how == "compose":
         text = "composed exactly, in this order"
@@ -121,17 +121,17 @@ def _pair(hypernetwork: AttentionHypernetwork, key: Key, width: int) -> NetworkP
     return hypernetwork.network_for(width, key if isinstance(key, str) else None)
 
 
-def _is_straight(hypernetwork: AttentionHypernetwork) -> bool:
+def _is_affine(hypernetwork: AttentionHypernetwork) -> bool:
     return all(is_affine(n) for _, pair in hypernetwork.pairs() for n in (pair.key, pair.value))
 
 
 @torch.no_grad()
 def _composed(entries: Sequence[Weighted]) -> AttentionHypernetwork:
     """The whole chain c → M c + t as one linear layer: weight M − 1, bias t."""
-    bent = [h.name for h, _ in entries if not _is_straight(h)]
-    if bent:
+    nonlinear = [h.name for h, _ in entries if not _is_affine(h)]
+    if nonlinear:
         raise UserError(
-            f"cannot compose exactly: {', '.join(map(repr, bent))} has an activation or LayerNorm, so a chain "
+            f"cannot compose exactly: {', '.join(map(repr, nonlinear))} has an activation or LayerNorm, so a chain "
             "is no network of the same kind. Attach them together, or merge equal structures with how='average'"
         )
     widths: dict[Key, int] = {key: _width(entries, key) for key in _keys(entries)}
@@ -199,9 +199,9 @@ def _scale_output(key: Key, network: ContextNetwork, strength: float) -> None:
     """Make a network's output ``strength`` times what it is, exactly."""
     last: Any = network.layers[-1]
     closing = last.linear if last.norm is None else last.norm
-    bent = last.norm is None and last.activation is not None
+    activated = last.norm is None and last.activation is not None
     homogeneous = type(last.activation).__name__.lower() in _POSITIVELY_HOMOGENEOUS and strength > 0
-    if network.residual or (bent and not homogeneous):
+    if network.residual or (activated and not homogeneous):
         raise UserError(
             f"cannot average at {key}: not every file has a network there, and the output of the others' "
             f"(residual or activated) cannot be scaled to their weight {strength:g} exactly. "

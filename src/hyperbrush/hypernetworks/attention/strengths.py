@@ -127,6 +127,21 @@ class Strength:
             self.tensor = self._tensor(device)
         return self.tensor
 
+    def of_rows(self, x: Tensor) -> Tensor:
+        """Each picture's own as (rows, 1, 1), for a batch x of that many rows, on its device.
+
+        Raises:
+            UserError: the batch is no multiple of the pictures.
+        """
+        strengths = self.on(x.device)
+        pictures = len(strengths)
+        if len(x) % pictures:
+            raise UserError(
+                f"there are strengths for {pictures} pictures, but the batch has {len(x)} rows: expected a "
+                f"multiple of {pictures}, one strength for each picture of the batch"
+            )
+        return strengths.repeat(len(x) // pictures)[:, None, None]
+
     def set(self, spec: Term | PerPicture) -> None:
         """Take a new strength.
 

@@ -1,0 +1,256 @@
+"""Adapters hooked onto a UNet: their hooks, their strengths over a sampling, compiled graphs, gradient checkpointing."""
+
+import sys
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+
+from hyperbrush.errors import UserError
+from hyperbrush.hypernetworks.attaching.checkpointing import Wrapped, unwrap_checkpoints, wrap_checkpoints
+from hyperbrush.hypernetworks.attaching.guidance import check_guidance, unconditional_rows
+from hyperbrush.hypernetworks.attaching.hooks import ProjectionHook, refuse_bypassing
+from hyperbrush.hypernetworks.attaching.kv_cache import KVCache
+from hyperbrush.hypernetworks.attaching.progress import Progress
+from hyperbrush.hypernetworks.attaching.reach import Reach, reach
+from hyperbrush.hypernetworks.attaching.uses import Adapter, PipeOrUNet, Use, unet_of
+from hyperbrush.hypernetworks.attention.context_network import ContextNetwork
+from hyperbrush.hypernetworks.attention.strengths import Strength, StrengthLike, pair_of
+from hyperbrush.hypernetworks.weights.factors import Factors
+from hyperbrush.ldm.modules.attention_sites import (
+    PROJECTIONS,
+    AttentionSite,
+    choose_attentions,
+    find_attentions,
+)
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
+
+@dataclass(frozen=True)
+class AtWork:
+    """One `Use` on this UNet.
+
+    adapter: the use's, on the UNet's device. keys: the strength at to_q and to_k, which decide where attention looks;
+    values: at to_v and to_out, which decide what it takes along.
+    """
+
+    use: Use
+    adapter: Adapter
+    reach: Reach
+    keys: Strength
+    values: Strength
+
+    @property
+    def name(self) -> str:
+        """As asked for, else the adapter's own."""
+        return self.use.name or self.use.hypernetwork.name
+
+    @property
+    def strength(self) -> StrengthLike:
+        """As set: one, or (for keys, for values) where the two differ."""
+        keys, values = self.keys.spec, self.values.spec
+        return keys if keys == values else (keys, values)
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether a strength depends on the sampling step."""
+        return self.keys.scheduled or self.values.scheduled
+
+    def set(self, strength: StrengthLike) -> None:
+        """Take a new strength."""
+        keys, values = pair_of(strength)
+        self.keys.set(keys)
+        self.values.set(values)
+
+    def changes(self, site: AttentionSite) -> dict[str, tuple[ContextNetwork | Factors, Strength]]:
+        """Projection → what acts at a site, and how strongly."""
+        if site not in self.reach.sites:
+            return {}
+        looks = ("to_q", "to_k")
+        changes = self.adapter.changes(site)
+        return {
+            name: (change, self.keys if name in looks else self.values) for name, change in changes.items()
+        }
+
+
+class Hooked:
+    """Adapters on a UNet, the base of `Attached` and `AppliedWeights`. A context manager that detaches on exit."""
+
+    _ALREADY_GONE = "these hypernetworks are already detached: call attach again"
+
+    _follow_uncompiled: Any = None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Also of copies and pickles."""
+        if Hooked._follow_uncompiled is None:
+            # A graph that looked at the sampling step would be compiled again for each. Here and not above, for it
+            # imports the compiler, which takes as long as torch itself.
+            Hooked._follow_uncompiled = torch.compiler.disable(Hooked._follow)  # type: ignore[no-untyped-call]
+        return super().__new__(cls)
+
+    def __init__(self, pipe_or_unet: PipeOrUNet) -> None:
+        self._pipe = pipe_or_unet
+        self._unet = unet_of(pipe_or_unet)
+        self._attentions = find_attentions(self._unet)
+        self._at_work: list[AtWork] = []
+        self._hooks: list[ProjectionHook] = []
+        self._handles: list[RemovableHandle] = []  # of the UNet, while the hooks act
+        self._cache = KVCache()
+        self._progress = Progress(pipe_or_unet)
+        self._enabled = True
+        self._gone = False
+        # How many rows of a batch are one picture's: only softmax-like activations ask.
+        self.rows_per_picture: int | None = None
+        self._batch: int | None = None  # rows of the forward pass that is running
+        self._checkpoints: Wrapped = []
+
+    def detach(self) -> None:
+        """Leave the UNet exactly as it was found. A second call does nothing."""
+        self._unhook()
+        self._gone = True
+
+    def __enter__(self) -> Self:
+        self._refuse_gone()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.detach()
+
+    def _refuse_gone(self) -> None:
+        if self._gone:
+            raise UserError(self._ALREADY_GONE)
+
+    def _prepare(self, use: Use) -> AtWork:
+        """See that a use is possible here; nothing is hooked yet."""
+        self._refuse_gone()
+        check_guidance(use.guidance, self._pipe)
+        wanted = choose_attentions(self._attentions, use.attn, use.blocks)
+        sites = [site for site, _ in wanted]
+        reached = reach(use.hypernetwork, sites, [site for site, _ in self._attentions])
+        for site, attention in wanted:
+            if site in reached.sites:
+                refuse_bypassing(site, attention)
+        device = next(wanted[0][1].parameters()).device
+        if device.type == "meta":
+            device = torch.device("cpu")  # offloaded between calls: what acts follows its first input
+        keys, values = pair_of(use.strength)
+        return AtWork(
+            use, use.hypernetwork.to(device), reached, Strength(keys, device), Strength(values, device)
+        )
+
+    def _act(self, at_work: list[AtWork]) -> None:
+        """Let these act, in their order, in the place of those before."""
+        self._unhook()
+        self._at_work = at_work
+        self._hooks = [
+            ProjectionHook(
+                site,
+                attention,
+                projection,
+                changes,
+                self._rows,
+                self._cache if site.kind == "attn2" else None,
+            )
+            for site, attention in self._attentions
+            for projection, changes in self._changes(site).items()
+        ]
+        self._hook()
+
+    def _changes(self, site: AttentionSite) -> dict[str, list[tuple[ContextNetwork | Factors, Strength]]]:
+        """Projection → all that acts at a site, in order."""
+        each = [a.changes(site) for a in self._at_work]
+        every = {name: [changes[name] for changes in each if name in changes] for name in PROJECTIONS}
+        return {name: changes for name, changes in every.items() if changes}
+
+    def _hook(self) -> None:
+        """Begin to act, if it is time to."""
+        if self._gone or not self._enabled or not self._hooks or self._handles:
+            return
+        for hook in self._hooks:
+            hook.hook()
+        self._handles = [
+            self._unet.register_forward_pre_hook(self._before, with_kwargs=True),
+            self._unet.register_forward_hook(self._after, always_call=True),
+        ]
+        _forget_compiled_graphs()
+
+    def _unhook(self) -> None:
+        """Act no longer."""
+        self._cache.clear()
+        if not self._handles:
+            return
+        for one in (*self._hooks, *self._handles):
+            one.remove()
+        self._handles = []
+        _forget_compiled_graphs()
+
+    def _before(self, unet: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
+        sample = kwargs.get("sample", args[0] if args else None)
+        batch = len(sample) if isinstance(sample, torch.Tensor) else None
+        if not torch.compiler.is_compiling():
+            self._batch = batch
+            self._follow(timestep, batch)
+            if any(hook.cache is not None for hook in self._hooks):
+                self._cache.begin(timestep)
+            if torch.is_grad_enabled() and hooked_onto(unet)[0] is self:
+                self._checkpoints = wrap_checkpoints(unet, lambda: _acting(unet))
+        elif any(a.scheduled or a.use.guidance != "both" for a in self._at_work):
+            self._follow_uncompiled(timestep, batch)
+
+    def _follow(self, timestep: Any, batch: int | None) -> None:
+        """Set strengths to this step's, and to the rows of this batch."""
+        for a in self._at_work:
+            if a.use.guidance == "conditional" and batch is not None:
+                first = unconditional_rows(self._pipe, batch)
+                a.keys.act_behind(first, batch)
+                a.values.act_behind(first, batch)
+        self._progress.see(timestep)
+        if any(a.scheduled for a in self._at_work):
+            progress = self._progress.at(timestep)
+            for a in self._at_work:
+                a.keys.at(progress)
+                a.values.at(progress)
+
+    def _after(self, unet: torch.nn.Module, args: Any, output: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self._cache.end()
+            self._batch = None
+            unwrap_checkpoints(self._checkpoints)
+            self._checkpoints = []
+
+    def _rows(self, batch: int) -> int | None:
+        """As set, else as the pipeline's guidance lays out a batch; None: all are one picture's."""
+        if self.rows_per_picture is not None:
+            return self.rows_per_picture
+        guided = getattr(self._pipe, "do_classifier_free_guidance", None)
+        if guided is None:
+            return None
+        rows = 1 + bool(guided) + bool(getattr(self._pipe, "do_perturbed_attention_guidance", False))
+        if self._batch is not None and self._batch % rows == 0 and batch % (self._batch // rows) == 0:
+            return batch // (self._batch // rows)  # perturbed attentions see a part of the rows at a time
+        return rows if batch % rows == 0 else 1
+
+
+def hooked_onto(unet: torch.nn.Module) -> list[Hooked]:
+    """All that acts on a UNet, in the order it came."""
+    owners = (getattr(hook, "__self__", None) for hook in unet._forward_pre_hooks.values())
+    return [owner for owner in owners if isinstance(owner, Hooked)]
+
+
+def _acting(unet: torch.nn.Module) -> list[ProjectionHook]:
+    return [hook for hooked in hooked_onto(unet) for hook in hooked._hooks]
+
+
+def _forget_compiled_graphs() -> None:
+    """Compiled graphs are not guarded against new hooks and would go on without them."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
