@@ -71,8 +71,7 @@ EXCUSED = {
 
 def test_no_circles_between_files() -> None:
     """Each file imports from those below it: lazily too, types alone excepted."""
-    paths = {".".join(path.relative_to(SOURCE).with_suffix("").parts): path for path in SOURCE.rglob("*.py")}
-    paths = {name.removesuffix("__init__").removesuffix("."): path for name, path in paths.items()}
+    paths = _modules()
     edges = {
         name: {found for found in _imports(path, paths) if found != name} for name, path in paths.items()
     }
@@ -106,8 +105,7 @@ UPWARDS = {
 def test_the_order_inside_hypernetworks() -> None:
     """Attention, weights <- attaching <- generator <- files, library, convert, but for methods that open files."""
     folders = [*HYPERNETWORKS, "files", "library", "convert"]
-    paths = {".".join(path.relative_to(SOURCE).with_suffix("").parts): path for path in SOURCE.rglob("*.py")}
-    paths = {name.removesuffix("__init__").removesuffix("."): path for name, path in paths.items()}
+    paths = _modules()
     upwards = set()
     for place, folder in enumerate(HYPERNETWORKS):
         later = tuple(f"hypernetworks.{other}" for other in folders[place + 1 :])
@@ -118,6 +116,12 @@ def test_the_order_inside_hypernetworks() -> None:
                 if ".".join(imported.split(".")[:2]) in later
             }
     assert upwards == set(UPWARDS)
+
+
+def _modules() -> dict[str, Path]:
+    """Name inside the package → file."""
+    paths = {".".join(path.relative_to(SOURCE).with_suffix("").parts): path for path in SOURCE.rglob("*.py")}
+    return {name.removesuffix("__init__").removesuffix("."): path for name, path in paths.items()}
 
 
 def _imports(path: Path, known: Container[str]) -> Iterator[str]:

@@ -187,8 +187,10 @@ class Hooked:
         self._cache.clear()
         if not self._handles:
             return
-        for one in (*self._hooks, *self._handles):
-            one.remove()
+        for hook in self._hooks:
+            hook.remove()
+        for handle in self._handles:
+            handle.remove()
         self._handles = []
         _forget_compiled_graphs()
 
