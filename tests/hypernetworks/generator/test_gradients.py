@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hyperbrush.hypernetworks import Ramp
+from hyperbrush.hypernetworks import Ramp, attach
 from hyperbrush.hypernetworks.generator import GeneratedWeights, TargetNetwork
 
 Make = Callable[..., Any]
@@ -84,6 +84,44 @@ def test_checkpointing_gives_the_same_gradients(when: str, unet: Any, make_weigh
     assert functions == [
         m._gradient_checkpointing_func for m in unet.modules() if hasattr(m, "gradient_checkpointing")
     ]
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in unet.modules())
+
+
+@pytest.mark.parametrize("when", ["detached", "another attached", "unloaded", "disabled"])
+def test_checkpointing_finds_attached_networks_again(
+    when: str, unet: Any, make_weights: Make, make_network: Make, call: Make
+) -> None:
+    """Also in their order: each acts on the output of the one before."""
+    first, second = (
+        make_network(unet, seed=seed, activation=kind) for seed, kind in ((1, "tanh"), (2, "relu"))
+    )
+    weights = make_weights(unet).requires_grad_()
+    parameters = [*first.parameters(), *second.parameters(), *weights.parameters()]
+
+    def pass_through() -> tuple[Any, Any, Tensor]:
+        outer = attach(unet, [(first, 0.8), (weights, 0.5)])
+        inner = attach(unet, (second, Ramp(0.2, 0.9)))
+        return outer, inner, call(unet).square().sum()
+
+    outer, inner, loss = pass_through()
+    expected = list(torch.autograd.grad(loss, parameters))
+    outer.detach(), inner.detach()
+    unet.enable_gradient_checkpointing()
+    outer, inner, loss = pass_through()
+    if when == "detached":
+        outer.detach(), inner.detach()
+    elif when == "another attached":
+        outer.load(second, 0.3)
+        inner.set_strengths(-1.0)
+    elif when == "unloaded":
+        outer.unload(first)
+    else:
+        outer.disable()
+    assert equal(list(torch.autograd.grad(loss, parameters)), expected)
+    if when == "another attached":
+        assert inner.strengths == [-1.0]
+        assert len(outer.hypernetworks) == 3
+    outer.detach(), inner.detach()
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in unet.modules())
 
 

@@ -178,7 +178,7 @@ class Strength:
         )
         if self._behind is not None:
             first, rows = self._behind
-            if rows % len(every) == 0:  # else said where it is used
+            if rows % len(every) == 0:  # else an error where it is used
                 every *= rows // len(every)
                 return (0.0,) * first + every[first:]
         return every if isinstance(spec, PerPicture) else every[0]

@@ -141,8 +141,8 @@ class ConditionSource:
         model = self.model
         stage: Any = model.first_stage
         size, at = model.image_size, next(stage.parameters())
-        found = [model.encode(_pixels(picture, size)[None].to(at) * 2 - 1) for picture in pictures]
-        return torch.cat(found).float()
+        latents = [model.encode(_pixels(picture, size)[None].to(at) * 2 - 1) for picture in pictures]
+        return torch.cat(latents).float()
 
     @torch.no_grad()
     def features(self, pictures: list[Any]) -> Tensor:
@@ -165,8 +165,8 @@ def _embedded_config(part: str) -> dict[str, Any]:
     from hyperbrush.assets import model_folder
 
     text = (model_folder(EMBEDDED) / part / "config.json").read_text(encoding="utf-8")
-    found: dict[str, Any] = json.loads(text)
-    return found
+    config: dict[str, Any] = json.loads(text)
+    return config
 
 
 def _image(picture: Any) -> Any:

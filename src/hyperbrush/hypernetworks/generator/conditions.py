@@ -142,11 +142,11 @@ def conditions_of(given: Any, width: int | None = None) -> list[Condition]:
     texts = [one for one in several if isinstance(one, str) and not _names_picture(one)]
     nested = [one for one in several if isinstance(one, list | tuple)]
     shown = [one for one in several if isinstance(one, list | tuple) or _is_reference(one, width)]
-    found: list[Condition] = []
+    conditions: list[Condition] = []
     if texts:
-        found.append(TextCondition(texts[0] if len(texts) == 1 else texts))
+        conditions.append(TextCondition(texts[0] if len(texts) == 1 else texts))
     if shown:
-        found.append(_references(shown, nested))
+        conditions.append(_references(shown, nested))
     for one in several:
         if any(one is other for other in (*texts, *shown)):
             continue
@@ -160,8 +160,8 @@ def conditions_of(given: Any, width: int | None = None) -> list[Condition]:
                 f"a condition tensor is {one.dtype} {tuple(one.shape)}: expected (batch, tokens, embedding_dim), or "
                 "pictures (3, height, width) in [0, 1]"
             )
-        found.append(one)
-    return found
+        conditions.append(one)
+    return conditions
 
 
 def _names_picture(text: str) -> bool:

@@ -83,15 +83,15 @@ class HypernetworkDecoder(nn.Module):
         Raises:
             UserError: the output form has none.
         """
-        found = [
+        shared = [
             parameter
             for form in self.groups.values()
             for name, parameter in form.named_parameters()
             if name in ("shared_down", "shared_up")
         ]
-        if not found:
+        if not shared:
             raise UserError(f"output {self.output!r} has no factors that all conditions share")
-        return found
+        return shared
 
     @torch.no_grad()
     def set_shared(self, weights: GeneratedWeights) -> None:

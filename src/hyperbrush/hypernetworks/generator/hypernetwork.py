@@ -203,10 +203,10 @@ class Hypernetwork(nn.Module):
         """
         if not self._target:
             raise UserError(f"{self.name!r} is bound to no model yet: bind it, net.bind(model)")
-        found = self._target[0]
-        if found.layers != self.layers:
-            found = self._target[0] = TargetNetwork(found.source, tuple(self.layers))
-        return found
+        target = self._target[0]
+        if target.layers != self.layers:
+            target = self._target[0] = TargetNetwork(target.source, tuple(self.layers))
+        return target
 
     def check_layers(
         self, target_layers: Collection[str], of: TargetNetwork | Sequence[Target] | None = None
@@ -238,12 +238,12 @@ class Hypernetwork(nn.Module):
 
         target: a `TargetNetwork`, or a pipeline or UNet, which one is made of. With the same layers only the encoders
             of texts and pictures change; for other layers (or other widths of what the encoder reads) the parts are
-            built anew, which only a hypernetwork that was neither trained nor loaded allows.
+            rebuilt, which only a hypernetwork that was neither trained nor loaded allows.
         vision, processor: as the constructor's.
 
         Raises:
             UserError: a trained hypernetwork and a target with other layers or widths; or a part that would have to
-                be built anew is somebody else's module.
+                be rebuilt is somebody else's module.
         """
         if not isinstance(target, TargetNetwork):
             target = TargetNetwork(target)
@@ -262,20 +262,20 @@ class Hypernetwork(nn.Module):
         source = ConditionSource(self.source.given if bare else target.source, vision, processor)
         s = self.settings
         widths = (s.text_width, s.latent_channels, s.image_width)
-        found = (*widths[:2], source.image_width or s.image_width)
+        there = (*widths[:2], source.image_width or s.image_width)
         if not bare:
-            found = (source.text_width, source.latent_channels, found[2])
-        if found != widths and settled:
+            there = (source.text_width, source.latent_channels, there[2])
+        if there != widths and settled:
             raise UserError(
-                f"{self.name!r} reads (text, latents, vision) of widths {widths}, the model has {found}: bind it to a "
+                f"{self.name!r} reads (text, latents, vision) of widths {widths}, the model has {there}: bind it to a "
                 "model of the family it was trained for"
             )
-        self._rebuild(wanted, found)
+        self._rebuild(wanted, there)
         self.source, self._target = source, [target]
         return self
 
     def _rebuild(self, targets: list[Target], widths: "tuple[int, int, int | None]") -> None:
-        """Build anew what other layers or widths ask for.
+        """Rebuild what other layers or widths ask for.
 
         Raises:
             UserError: one of these parts is somebody else's module.
@@ -283,8 +283,8 @@ class Hypernetwork(nn.Module):
         s = self.settings
         encoder = widths != (s.text_width, s.latent_channels, s.image_width)
         changed = (encoder, targets != self.targets, targets != self.targets)
-        for part, kind, anew in zip(PARTS, _OWN, changed, strict=True):
-            if anew and type(getattr(self, part)) is not kind:
+        for part, kind, rebuilt in zip(PARTS, _OWN, changed, strict=True):
+            if rebuilt and type(getattr(self, part)) is not kind:
                 raise UserError(
                     f"the {part} is a {type(getattr(self, part)).__name__}, which cannot be built anew for other layers or "
                     f"widths: make a new Hypernetwork(target=…, {part}=…)"
@@ -361,10 +361,10 @@ class Hypernetwork(nn.Module):
 
     def _metadata(self) -> dict[str, Any]:
         s = self.settings
-        found: dict[str, Any] = {"generated_by": self.name, "generator_step": self.step}
+        metadata: dict[str, Any] = {"generated_by": self.name, "generator_step": self.step}
         if s.output == "lightweight" and isinstance(self.decoder, HypernetworkDecoder):
-            found["frames"] = f"{s.frame_seed},{s.frame_widths[0]},{s.frame_widths[1]}"
-        return found
+            metadata["frames"] = f"{s.frame_seed},{s.frame_widths[0]},{s.frame_widths[1]}"
+        return metadata
 
     def enable_gradient_checkpointing(self, enabled: bool = True) -> None:
         """Compute the weight generator's blocks again in backward instead of keeping what they made.

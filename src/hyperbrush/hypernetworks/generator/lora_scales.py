@@ -11,7 +11,7 @@ from hyperbrush.errors import UserError
 
 _DEFAULT_ALPHA = 8.0  # PEFT's, where the settings do not say
 _LONGEST = 300  # characters of a pattern
-_MOST_REPEATS = 3  # in a pattern: what a file can say must not keep us busy for ever
+_MOST_REPEATS = 3  # in a pattern: what a file can say must not keep us busy without end
 # The others change the model's own weights too (PiSSA, OLoRA, …), so that B·A is not the whole change.
 _PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 # Settings of PEFT with which a layer computes more than B·A, or B·A somewhere else.
@@ -84,22 +84,22 @@ def _settings(path: Path, text: str | None) -> Mapping[str, Any] | None:
     if text is None:
         return None
     try:
-        found = json.loads(text)
+        settings = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: its LoRA settings are damaged; expected PEFT's lora_alpha") from error
-    if not isinstance(found, dict):
+    if not isinstance(settings, dict):
         raise UserError(f"{path}: its LoRA settings are damaged; expected PEFT's lora_alpha")
-    if not any("." in key for key in found):
-        return found
+    if not any("." in key for key in settings):
+        return settings
     # diffusers keeps those of several models in one mapping.
-    return {k.removeprefix("unet."): v for k, v in found.items() if k.startswith("unet.")} or None
+    return {k.removeprefix("unet."): v for k, v in settings.items() if k.startswith("unet.")} or None
 
 
 def _pattern(path: Path, text: str) -> "re.Pattern[str]":
     """A key of alpha_pattern: a layer's name, the end of one, or a regular expression of it.
 
     Raises:
-        UserError: no regular expression, or one that could take for ever.
+        UserError: no regular expression, or one that could take without end.
     """
     repeats = len(re.findall(r"[*+{?]", text))
     if len(text) > _LONGEST or repeats > _MOST_REPEATS or re.search(r"\)[*+{?]|\\[0-9]", text):
