@@ -6,14 +6,13 @@ at work while it runs again.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 
 from hyperbrush.hypernetworks.attaching.hooks import ProjectionHook
-from hyperbrush.hypernetworks.attention.strengths import PerPicture
 
 _CHECKPOINT = "_gradient_checkpointing_func"  # diffusers' name, on every block that can be checkpointed
 Hooks = Callable[[], list[ProjectionHook]]  # those that act now
@@ -59,20 +58,19 @@ class _Then:
     def again(self, now: list[ProjectionHook]) -> Iterator[None]:
         """Act as then, in the place of the hooks that act now; afterwards these again, as they were."""
         factors = [(one, one.factors, own) for one, own in self._factors if one.factors is not own]
-        values = [(s, s.spec, value) for s, value in self._values if s.value != value]
-        try:
-            _replace(now, self._hooks)
-            for one, _, own in factors:
-                one.factors = own
-            for strength, _, value in values:
-                strength.set(PerPicture(value) if isinstance(value, tuple) else value)
-            yield
-        finally:
-            for one, later, _ in factors:
-                one.factors = later
-            for strength, spec, _ in values:
-                strength.set(spec)
-            _replace(self._hooks, now)
+        with ExitStack() as strengths:
+            for strength, value in self._values:
+                if strength.value != value:
+                    strengths.enter_context(strength.held(value))
+            try:
+                _replace(now, self._hooks)
+                for one, _, own in factors:
+                    one.factors = own
+                yield
+            finally:
+                for one, later, _ in factors:
+                    one.factors = later
+                _replace(self._hooks, now)
 
 
 def _replace(hooks: list[ProjectionHook], others: list[ProjectionHook]) -> None:

@@ -4,7 +4,8 @@ A schedule is any callable from the progress of sampling, 0 at the first step an
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,6 +157,17 @@ class Strength:
             self._fill()
         else:
             self.tensor = self._tensor(self.tensor.device)
+
+    @contextmanager
+    def held(self, value: float | tuple[float, ...]) -> Iterator[None]:
+        """Be this value meanwhile, whatever was set since."""
+        now = vars(self).copy()
+        self.tensor = self.tensor.clone()  # a graph that is made meanwhile keeps it for its backward
+        self.set(PerPicture(value) if isinstance(value, tuple) else value)
+        try:
+            yield
+        finally:
+            vars(self).update(now)
 
     def at(self, progress: float) -> None:
         """Go to a place of the sampling, from 0 to 1."""
