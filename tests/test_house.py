@@ -93,7 +93,7 @@ HYPERNETWORKS = [
 UPWARDS = {
     ("hypernetworks.attaching.attached", "hypernetworks.files.adapters"): "Attached.load of a file",
     ("hypernetworks.attention.hypernetwork", "hypernetworks.files"): "AttentionHypernetwork.save",
-    ("hypernetworks.weights.generated", "hypernetworks.files.generated"): "GeneratedWeights.save and .load",
+    ("hypernetworks.weights.generated", "hypernetworks.files.adapters"): "GeneratedWeights.save and .load",
     (
         "hypernetworks.weights.generated",
         "hypernetworks.files.lora_exports",
