@@ -84,20 +84,12 @@ def test_no_circles_between_files() -> None:
         pytest.fail(f"imports in a circle: {' <- '.join(error.args[1])}")
 
 
-HYPERNETWORKS = [
-    "attention",
-    "weights",
-    "attaching",
-    "generator",
-]  # files, library and convert stand above them
+# files, library and convert stand above them
+HYPERNETWORKS = ["attention", "weights", "attaching", "generator"]
 UPWARDS = {
     ("hypernetworks.attaching.attached", "hypernetworks.files.adapters"): "Attached.load of a file",
     ("hypernetworks.attention.hypernetwork", "hypernetworks.files"): "AttentionHypernetwork.save",
     ("hypernetworks.weights.generated", "hypernetworks.files.adapters"): "GeneratedWeights.save and .load",
-    (
-        "hypernetworks.weights.generated",
-        "hypernetworks.files.lora_exports",
-    ): "GeneratedWeights.save, as a LoRA",
     ("hypernetworks.generator.hypernetwork", "hypernetworks.files.generator"): "Hypernetwork.save and .load",
 }
 
