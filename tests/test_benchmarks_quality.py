@@ -97,7 +97,15 @@ def test_missing_icons_are_told_with_the_command(quality: ModuleType, tmp_path: 
         split(tmp_path, "emojione-monotone", 3, 4)
 
 
-@pytest.mark.parametrize("name", ["default", "best", "lora-kv", "lora-qkvo", "webui", "inversion", "full"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "default",
+        "lora-qkvo",
+        "full",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("best", "lora-kv", "webui", "inversion")),
+    ],
+)
 def test_every_method_learns_and_leaves_the_model_alone(
     quality: ModuleType, study: Any, bare: dict[str, Any], name: str
 ) -> None:

@@ -15,7 +15,7 @@ PROGRAMS = {
     "a text": "import sys; sys.exit('said')",
     "an error": "raise ValueError('wrong')",
     "a signal": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
-    "Ctrl-C": "import os, signal; os.kill(os.getpid(), signal.SIGINT); import time; time.sleep(60)",
+    "Ctrl-C": "import os, signal; signal.signal(signal.SIGINT, signal.default_int_handler); os.kill(os.getpid(), signal.SIGINT); import time; time.sleep(60)",
     "at exit": "import atexit; atexit.register(print, 'late'); import threading; threading.Thread(target=print, args=[1]).start()",
     "its place": "import os, sys; print(os.getcwd(), sys.argv, sys.path[0], __name__, os.environ['SAID'], os.getppid() == os.getpgrp())",
     "streams": "import os; os.write(1, b'raw'); os.system('echo child'); print('done')",

@@ -36,8 +36,15 @@ class Counter:
         return module.forward
 
 
-@pytest.mark.parametrize("how", ["torch.compile", "unet.compile"])
-@pytest.mark.parametrize("first", ["attach", "compile"])
+@pytest.mark.parametrize(
+    ("how", "first"),
+    [
+        ("torch.compile", "attach"),
+        ("unet.compile", "compile"),
+        pytest.param("torch.compile", "compile", marks=pytest.mark.slow),
+        pytest.param("unet.compile", "attach", marks=pytest.mark.slow),
+    ],
+)
 def test_a_compiled_pipeline(
     how: str, first: str, make_pipe: Make, make_network: Make, draw: Make, relative: Make
 ) -> None:
