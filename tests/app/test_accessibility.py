@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-PLACES = ["/", "/hypernetworks", "/train", "/runs", "/styles", "/compare", "/model", "/settings"]
+from hyperbrush.app.ui import frame
+
+PLACES = [address for _, address, _ in frame.PLACES]
 LANGUAGES = [
     ("en-US", "light"),
     pytest.param("en-US", "dark", marks=pytest.mark.slow),

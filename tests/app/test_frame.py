@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-PLACES = ["/", "/hypernetworks", "/train", "/runs", "/styles", "/compare", "/model", "/settings"]
+from hyperbrush.app.ui import frame
+
+PLACES = [address for _, address, _ in frame.PLACES]
 
 
 @pytest.mark.parametrize("path", PLACES)

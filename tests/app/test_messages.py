@@ -8,7 +8,10 @@ import pytest
 
 import hyperbrush.app
 from hyperbrush.app.messages import FOLDER, NAMES, Messages, catalogue, chosen_language
+from hyperbrush.app.ui.frame import PLACES
 from hyperbrush.app.workspace import LANGUAGES
+from hyperbrush.hypernetworks.convert.convert import TARGETS
+from hyperbrush.ldm.models.single_file import KINDS
 
 APP = Path(hyperbrush.app.__file__).parent
 SAID = re.compile(r"""\bt\(\s*f?["']([a-z_]+\.[a-z0-9_]*)([{"'])""")
@@ -44,6 +47,15 @@ def test_what_the_pages_say_exists() -> None:
             if not (any(name.startswith(key) for name in known) if begins else key in known):
                 missing.append(f"{path.name}: {key}")
     assert not missing
+
+
+def test_what_is_named_elsewhere_is_said() -> None:
+    """Targets of conversions, models of single files and places of the navigation: their messages follow from a name."""
+    known = catalogue("en")
+    for target in TARGETS:
+        assert {f"networks.to_{target}", f"networks.about_{target}"} <= known.keys()
+    assert {f"model.kind_{kind.replace('-', '_')}" for kind in KINDS} <= known.keys()
+    assert {f"frame.{name}" for name, _, _ in PLACES} <= known.keys()
 
 
 def test_the_language_is_chosen() -> None:
