@@ -1,5 +1,6 @@
 """Every Python block of the docs' pages on hypernetworks runs, in order, on a tiny pipeline and real files."""
 
+import pkgutil
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -86,3 +87,14 @@ def test_the_map_of_the_code_names_what_is_there() -> None:
             *root.glob("tests/**/"),
         ]
         assert any(list(place.glob(name)) for place in places), f"{name} is not there"
+
+
+def test_where_things_of_the_original_programs_are_is_true() -> None:
+    page = (DOCS / "original-programs.md").read_text(encoding="utf-8")
+    ours = " ".join(line.split("|")[2] for line in page.splitlines() if line.startswith("| "))
+    for name in re.findall(r"`([\w/]+\.py)`", ours):
+        assert (DOCS.parent / "src/hyperbrush" / name).is_file(), name
+    dotted = re.findall(r"`(hyperbrush\.[\w.]+)`", ours)
+    assert len(dotted) > 20
+    for name in dotted:
+        pkgutil.resolve_name(name)
