@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -71,6 +72,21 @@ class App:
             with contextlib.suppress(psutil.Error):
                 psutil.Process(said["pid"]).kill()
 
+    def still_worker(self) -> None:
+        """SIGSTOP, where the worker does not hold one of the queues: asked for while it does, jobs are refused."""
+        until(lambda: self.worker)
+        queues = self.root / ".hyperbrush" / "queue"
+
+        def stands_still() -> bool:
+            os.kill(self.worker["pid"], signal.SIGSTOP)
+            if any(_is_held(queue) for queue in queues.rglob("*.db")):
+                os.kill(self.worker["pid"], signal.SIGCONT)
+                time.sleep(0.05)
+                return False
+            return True
+
+        until(stands_still)
+
     def call(self, path: str, body: Any = None, method: str | None = None) -> Any:
         """Ask the REST API; JSON in and out.  Refusals come back as {"status", "detail"}."""
         data = None if body is None else json.dumps(body).encode()
@@ -90,6 +106,19 @@ class App:
         states = states or ("done", "failed", "stopped", "paused")
         until(lambda: self.call(f"/api/v1/jobs/{job}")["state"] in states)
         return dict(self.call(f"/api/v1/jobs/{job}"))
+
+
+def _is_held(database: Path) -> bool:
+    """Whether somebody is writing it."""
+    connection = sqlite3.connect(database, timeout=0.1, isolation_level=None)
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
+    except sqlite3.OperationalError:
+        return True
+    finally:
+        connection.close()
+    return False
 
 
 def until(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:

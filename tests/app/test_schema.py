@@ -1,9 +1,6 @@
 """The API does what its own schema says, whatever it is asked: no server errors (schemathesis)."""
 
-import os
 import re
-import signal
-import time
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
@@ -48,9 +45,7 @@ def ask(case: Any, **options: Any) -> int:
 
 def test_no_request_breaks_the_server(own_app: Callable[..., Any], schema: Callable[[Any], Any]) -> None:
     app = own_app()
-    while not app.worker:
-        time.sleep(0.05)
-    os.kill(app.worker["pid"], signal.SIGSTOP)  # random requests are to be answered, not drawn
+    app.still_worker()  # random requests are to be answered, not drawn
     asked = []
     for found in schema(app).exclude(path_regex=WORKS).get_all_operations():
 
@@ -72,11 +67,10 @@ def test_events_of_what_is_there_come_at_once(
 ) -> None:
     """Random names meet no job and no run: here they have those that wait."""
     app = own_app()
-    while not app.worker:
-        time.sleep(0.05)
-    os.kill(app.worker["pid"], signal.SIGSTOP)
+    app.still_worker()
     give_pictures(app.root)
     said = app.call("/api/v1/trainings", {"settings": settings("it waits")})
+    assert "job" in said, said
     there = {"job": said["job"], "name": quote(said["run"])}
     for found in schema(app).include(path_regex=ENDLESS.pattern).get_all_operations():
 
