@@ -22,6 +22,8 @@ PART = ".part-"  # in the names of what is not whole yet: .STEM.part-MACHINE-PRO
 OLD = ".old"  # ends the names of folders that are being replaced
 FORGOTTEN = 24 * 3600.0  # seconds after which what another machine left half-written counts as left
 _visited: set[Path] = set()  # folders this process has written to
+if hasattr(os, "register_at_fork"):  # a forked one is another process
+    os.register_at_fork(after_in_child=_visited.clear)
 
 
 @contextlib.contextmanager
