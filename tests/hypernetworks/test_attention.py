@@ -153,6 +153,31 @@ def test_autocast_does_not_lower_the_precision() -> None:
     assert torch.equal(inside, hn.transform(contexts())[0])
 
 
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_training_step_computes_as_autocast_says(skip: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    product = torch.nn.functional.linear
+
+    def look(*args: torch.Tensor) -> torch.Tensor:
+        seen.append(product(*args))
+        return seen[-1]
+
+    monkeypatch.setattr(torch.nn.functional, "linear", look)
+    torch.manual_seed(0)
+    hn = AttentionHypernetwork([8], weight_init="XavierNormal", skip_connection=skip).train()
+    exact = hn.transform(contexts())[0]
+    seen.clear()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = hn.transform(contexts())[0]
+        assert {y.dtype for y in seen} == {torch.bfloat16}
+        with torch.no_grad():
+            torch.testing.assert_close(hn.transform(contexts())[0], exact, rtol=1e-6, atol=1e-6)
+    assert inside.dtype == torch.float32
+    assert 0 < (inside - exact).abs().max() < 0.05
+    inside.square().mean().backward()
+    assert {p.grad.dtype for p in hn.parameters() if p.grad is not None} == {torch.float32}
+
+
 @pytest.mark.parametrize("activation", ["softmax", "softmin", "logsoftmax", "softmax2d"])
 def test_softmax_like_activations_see_one_picture_at_a_time(activation: str) -> None:
     torch.manual_seed(0)

@@ -215,3 +215,56 @@ def test_dropout_in_training_keeps_nothing(
     with torch.no_grad(), attach(unet, hn, attn=["attn2"]):
         steps(unet, context, 2)
     assert counts["networks"] == 2 * 2 * 7
+
+
+def _trained(unet: Any, networks: Any, context: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Gradients of one step."""
+    networks.zero_grad()
+    steps(unet, context, 1)[0].square().mean().backward()
+    return {name: p.grad.clone() for name, p in networks.named_parameters() if p.grad is not None}
+
+
+def test_sites_share_a_training_step(
+    make_unet: Make,
+    make_network: Make,
+    context: torch.Tensor,
+    counts: dict[str, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    unet = make_unet().requires_grad_(False)
+    hn = make_network(unet).train()
+    with attach(unet, hn, attn=["attn2"]):
+        shared = _trained(unet, hn, context)
+        assert counts["networks"] == 2  # for the keys and for the values, of seven sites
+        name = next(iter(shared))
+        with torch.no_grad():
+            hn.get_parameter(name).mul_(1.5)
+        changed = _trained(unet, hn, context)
+        assert counts["networks"] == 4, "nothing is kept from one pass to the next"
+        with torch.no_grad():
+            hn.get_parameter(name).div_(1.5)
+        monkeypatch.setattr("hyperbrush.hypernetworks.attaching.kv_cache._is_computed_again", lambda: True)
+        apart = _trained(unet, hn, context)
+        assert counts["networks"] == 4 + 2 * 7
+    assert not torch.equal(changed[name], shared[name])
+    for name, gradient in apart.items():
+        torch.testing.assert_close(shared[name], gradient, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_what_backward_computes_again_is_not_shared(
+    reentrant: bool, make_unet: Make, make_network: Make, context: torch.Tensor
+) -> None:
+    from functools import partial
+
+    from torch.utils.checkpoint import checkpoint
+
+    unet = make_unet().requires_grad_(False).train()
+    hn = make_network(unet).train()
+    # What enters a block must need a gradient, or the reentrant kind has none to give.
+    with attach(unet, hn, attn=["attn2"]):
+        whole = _trained(unet, hn, context.requires_grad_())
+        unet.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=reentrant))
+        again = _trained(unet, hn, context)
+    for name, gradient in again.items():
+        torch.testing.assert_close(gradient, whole[name], rtol=1e-4, atol=1e-9)

@@ -188,11 +188,15 @@ def test_killed_twice_it_ends_the_same(kind: str, world: tuple[str, Path], tmp_p
 def test_killed_at_any_rename(kind: str, world: tuple[str, Path], tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     assert live(KINDS[kind](whole, *world), whole) == 0
-    expected = end(whole)
-    for kill_at in range(1, int((tmp_path / "whole.renames").read_text()) + 1):
+    expected, killed = end(whole), 0
+    renames = int((tmp_path / "whole.renames").read_text())
+    for kill_at in range(1, renames + 1):
         place = tmp_path / str(kill_at)
         life = KINDS[kind](place, *world)
-        assert live(life, place, kill_at) == -signal.SIGKILL
+        status = live(life, place, kill_at)
+        killed += status == -signal.SIGKILL
+        assert status in (0, -signal.SIGKILL)  # 0: progress is written by the clock, and it was faster
         assert live(life, place) == 0
         assert end(place) == expected, kill_at
         shutil.rmtree(place)
+    assert killed > renames * 0.8

@@ -1,10 +1,10 @@
-"""What cross-attention computes from an unchanged prompt, kept from one sampling step to the next.
+"""What cross-attention computes from an unchanged prompt, shared by its sites and kept over the steps of a sampling.
 
-Keys and values of cross-attention depend on the prompt, the weights and the strengths alone, so all
-steps of one sampling share them.  Everything kept is compared with what it was computed from before it is
-used again: the context (place in memory and version; content under inference mode), every weight (place
-and version), the strengths.  It is forgotten whenever the timestep does not fall, which is
-a new sampling; gradients, dropout and compiled graphs never use it.
+Keys and values of cross-attention depend on the prompt, the weights and the strengths alone.  Everything
+kept is compared with what it was computed from before it is used again: the context (place in memory and version;
+content under inference mode), every weight (place and version), the strengths.  It is forgotten whenever the timestep
+does not fall, which is a new sampling.  Under gradients the changed context alone is shared, by the sites of one
+forward pass; what is computed again during backward (gradient checkpointing), dropout and compiled graphs share nothing.
 """
 
 from collections.abc import Sequence
@@ -30,6 +30,7 @@ class KVCache:
         self._kept: dict[Any, _Kept] = {}
         self._weights: dict[int, _Weights] = {}  # of this pass
         self._equal: dict[int, _Seen] = {}  # of this pass: contexts compared by content
+        self._of_pass: dict[Any, tuple[Any, Any, Tensor]] = {}  # context, rest of what it was made of, result
 
     def begin(self, timestep: Any) -> None:
         """A forward pass begins."""
@@ -44,6 +45,7 @@ class KVCache:
     def end(self) -> None:
         """The forward pass is over."""
         self._inside = False
+        self._of_pass.clear()
 
     def clear(self) -> None:
         """Forget everything."""
@@ -57,7 +59,11 @@ class KVCache:
 
     def transform(self, context: Tensor, networks: Networks, rows_per_picture: int | None) -> Tensor:
         """`apply_networks`, shared by all sites with these networks."""
-        if not self.acts or any(network.training for network, _ in networks):
+        if any(network.is_random for network, _ in networks):
+            return apply_networks(context, networks, rows_per_picture)
+        if torch.is_grad_enabled():
+            return self._share(context, networks, rows_per_picture)
+        if not self.acts:
             return apply_networks(context, networks, rows_per_picture)
         weights = [self._stamp(network) for network, _ in networks]
         if not all(w.known for w in weights):
@@ -68,6 +74,19 @@ class KVCache:
         if out is None:
             out = self._compute(context, networks, rows_per_picture)
             self._keep(key, context, made_of, out)
+        return out
+
+    def _share(self, context: Tensor, networks: Networks, rows_per_picture: int | None) -> Tensor:
+        """`apply_networks` with its graph, once in a forward pass."""
+        if not self._inside or _is_computed_again():
+            return apply_networks(context, networks, rows_per_picture)
+        key = tuple((id(network), id(strength)) for network, strength in networks)
+        values = [strength.value for _, strength in networks]
+        made_of = (_version(context), values, rows_per_picture, _autocast(context))
+        seen, of, out = self._of_pass.get(key, (None, None, context))
+        if seen is not context or of != made_of:
+            out = apply_networks(context, networks, rows_per_picture)
+            self._of_pass[key] = context, made_of, out
         return out
 
     def _compute(self, context: Tensor, networks: Networks, rows_per_picture: int | None) -> Tensor:
@@ -172,6 +191,11 @@ class _Weights:
         return isinstance(other, _Weights) and self.marks == other.marks
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def _is_computed_again() -> bool:
+    """Whether gradient checkpointing runs this now and once more during backward."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 def _version(tensor: Tensor) -> int | None:

@@ -6,6 +6,7 @@ LayerNorm, dropout, activation, plus the resized or projected input).
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -161,18 +162,24 @@ class ContextNetwork(torch.nn.Module):
         """Whether an activation mixes the rows of a batch, see `OverTheBatch`."""
         return any(isinstance(layer.activation, OverTheBatch) for layer in self.layers)
 
+    @property
+    def is_random(self) -> bool:
+        """Whether dropout acts, so that two calls give two results."""
+        return self.training and any(layer.dropout > 0 for layer in self.layers)
+
     def forward(self, context: torch.Tensor, rows_per_picture: int | None = None) -> torch.Tensor:
         """Context (batch, tokens, width) → what strength 1 adds to it, same shape.
 
         Computed in the network's own precision or the context's, whichever is higher, also under
-        autocast; the result keeps that precision.
+        autocast; the result has that precision.  In training, a step under autocast is what autocast makes of it.
         """
         own = next(self.parameters())
         if own.device != context.device:
             self.to(context.device)
         x = context.to(torch.promote_types(own.dtype, context.dtype))
-        with torch.autocast(x.device.type, enabled=False):
+        trains = self.training and torch.is_grad_enabled()
+        with nullcontext() if trains else torch.autocast(x.device.type, enabled=False):
             y = x
             for layer in self.layers:
                 y = layer(y, rows_per_picture)
-            return y - x if self.residual else y
+            return (y - x if self.residual else y).to(x.dtype)
