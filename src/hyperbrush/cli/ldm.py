@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hyperbrush.cli.options import Device, Guidance, Model, Precision, Sampler, Seed, Steps
+from hyperbrush.cli.options import Device, Guidance, Model, Precision, Seed, Steps, complete_sampler
 from hyperbrush.cli.training import (
     At,
     BatchSize,
@@ -118,7 +118,13 @@ def ldm_sample(
     count: Annotated[int, typer.Option(help="Pictures without prompts; of each --class or --image.")] = 4,
     seed: Seed = 0,
     steps: Steps = 25,
-    sampler: Sampler = "DPM++ 2M Karras",
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            help="As of generate; by default DPM++ 2M Karras, of a flow-matching model Flow Euler.",
+            autocompletion=complete_sampler,
+        ),
+    ] = None,
     cfg: Guidance = 4.0,
     device: Device = "auto",
     precision: Precision = "auto",

@@ -1,10 +1,11 @@
 """How pictures are drawn, and what the numbers may be."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hyperbrush.errors import UserError, unknown_name
+from hyperbrush.ldm.sampling.names import usual_sampler
 
 MAX_SEED = 2**32 - 1
 MAX_STEPS = 1000
@@ -20,7 +21,7 @@ class Settings:
 
     Args:
         negative: what guidance moves away from.
-        steps, sampler, guidance_scale, discretisation: see `ldm.sampling`.
+        steps, sampler, guidance_scale, discretisation: see `ldm.sampling`; sampler: "" for the model's usual one.
         size: (height, width) in pixels, the model's own by default.
         clip_skip: n reads the text states before the last n - 1 layers of the text encoder.
         image: a picture to start from, or its path, taken as the user sees it: upright, on white; image_strength: the share of the steps that is then run.
@@ -35,7 +36,7 @@ class Settings:
 
     negative: str = ""
     steps: int = 25
-    sampler: str = "DPM++ 2M Karras"
+    sampler: str = ""
     guidance_scale: float = 4.0
     size: tuple[int, int] | None = None
     clip_skip: int = 1
@@ -66,11 +67,16 @@ class Settings:
                 whole("a side of the picture", side, 1, 16384)
         if self.discretisation not in DISCRETISATIONS:
             raise unknown_name("discretisation", self.discretisation, DISCRETISATIONS)
-        object.__setattr__(self, "sampler", find_sampler(self.sampler).name)
+        if self.sampler:
+            object.__setattr__(self, "sampler", find_sampler(self.sampler).name)
         if self.image is not None:
             object.__setattr__(self, "image", opened(self.image, "image"))
         if self.mask is not None:
             object.__setattr__(self, "mask", opened(self.mask, "mask", mask=True))
+
+    def with_sampler(self, prediction: str) -> "Settings":
+        """With the usual sampler of a model, by what it predicts, where none was named."""
+        return self if self.sampler else replace(self, sampler=usual_sampler(prediction))
 
     def written(self) -> dict[str, Any]:
         """Fields of an `Infotext` that are the same for every picture drawn so; its size is the picture's own."""

@@ -183,6 +183,7 @@ def draw(
     for path, *_ in dict.fromkeys(place for one in read for place in one.terms):
         keep(path)
     opened = model()
+    settings = settings.with_sampler(opened.model.diffusion.prediction)
     region = None
     if settings.mask_padding is not None:
         size = settings.size or (opened.model.image_size, opened.model.image_size)

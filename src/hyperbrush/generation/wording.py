@@ -47,10 +47,10 @@ def counted(settings: Settings) -> int:
     The steps that are run; with ``discretisation="webui"`` all that are asked for, and of samplers of second order each
     evaluation of the network, as the webui counts since 1.6.
     """
-    from hyperbrush.ldm.sampling.samplers import find_sampler
+    from hyperbrush.ldm.sampling.names import USUAL, find_sampler
 
     if settings.discretisation == "webui":
-        return settings.steps * find_sampler(settings.sampler).order
+        return settings.steps * find_sampler(settings.sampler or USUAL).order
     if settings.image is None:
         return settings.steps
     return max(1, min(int(settings.steps * settings.image_strength), settings.steps))

@@ -61,7 +61,9 @@ def test_two_lengths_of_text_are_each_seen_as_alone(model: LatentDiffusion) -> N
     assert two.shape == three.shape == (1, 96, 4)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(
+    "sampler", [name for name, one in SAMPLERS.items() if "v_prediction" in one.predictions]
+)
 def test_the_scheduler_is_there_while_it_runs(model: LatentDiffusion, sampler: str) -> None:
     assert model.scheduler is None
     seen: list[tuple[bool, int]] = []

@@ -19,8 +19,7 @@ from hyperbrush.app.site import Site
 from hyperbrush.app.ui.frame import PATIENCE, duration, frame, on_news, refusals, title_of
 from hyperbrush.errors import UserError
 from hyperbrush.generation.axes import NONE
-from hyperbrush.generation.settings import Settings
-from hyperbrush.ldm.sampling.names import sampler_names
+from hyperbrush.ldm.sampling.names import USUAL, sampler_names
 
 KINDS = ("hypernetwork", "strength", "seed", "steps", "cfg", "sampler", "clip_skip", "size", "prompt")
 FIRST = {  # values that a new axis begins with
@@ -157,7 +156,7 @@ class ComparePage:
             sampler = said.get("sampler")
             self.sampler = ui.select(
                 list(sampler_names()),
-                value=sampler if sampler in sampler_names() else Settings.sampler,
+                value=sampler if sampler in sampler_names() else USUAL,
                 label=t("compare.sampler"),
                 on_change=self._look,
             ).props("outlined dense options-dense")

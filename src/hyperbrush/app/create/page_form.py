@@ -9,8 +9,8 @@ from nicegui import ui
 from hyperbrush.app.create.page_networks import NetworkChips
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.requests import DrawRequest, limits
-from hyperbrush.generation.settings import MAX_SEED, Settings
-from hyperbrush.ldm.sampling.names import sampler_names
+from hyperbrush.generation.settings import MAX_SEED
+from hyperbrush.ldm.sampling.names import USUAL, sampler_names
 
 UPLOADS = "/api/v1/uploads/"
 REGION_PADDING = 32  # pixels around a masked region that is drawn alone, the webui's default
@@ -229,9 +229,7 @@ class Form:
     def _numbers(self, on_reuse: Callable[[], int | None]) -> None:
         t = self.t
         with ui.element("div").classes("fields"):
-            self.fields["sampler"] = self._select("sampler", list(sampler_names()), Settings.sampler).classes(
-                "wide"
-            )
+            self.fields["sampler"] = self._select("sampler", list(sampler_names()), USUAL).classes("wide")
             self._whole("steps")
             usual, least, most = limits(DrawRequest, "guidance_scale")
             value = _number(self._first.get("guidance_scale", usual), usual)

@@ -168,7 +168,8 @@ def suggestions(key: str) -> list[str]:
     from hyperbrush.hypernetworks.attention.activations import activation_names
     from hyperbrush.hypernetworks.attention.initialisation import WEIGHT_INITS
     from hyperbrush.ldm.data.templates import BUNDLED
-    from hyperbrush.ldm.modules.diffusion import WEIGHTINGS
+    from hyperbrush.ldm.modules.diffusion import weighting_names
+    from hyperbrush.ldm.modules.draws import TIMESTEP_SAMPLINGS
     from hyperbrush.ldm.sampling.samplers import sampler_names
     from hyperbrush.training.loop.optimizers import names
 
@@ -176,10 +177,10 @@ def suggestions(key: str) -> list[str]:
         "network.activation": activation_names(),
         "network.weight_init": WEIGHT_INITS,
         "training.templates": BUNDLED,
-        "training.weighting": WEIGHTINGS,
+        "training.weighting": weighting_names(),
         "training.preview_sampler": sampler_names(),
         "training.optimizer": names(),
-        "training.timestep_sampling": ("uniform", "stratified", "logit_normal"),
+        "training.timestep_sampling": TIMESTEP_SAMPLINGS,
         "training.schedule": ("constant", "linear", "cosine", "cosine_with_restarts"),
     }
     return list(known.get(key, ()))

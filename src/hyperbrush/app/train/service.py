@@ -13,7 +13,7 @@ from hyperbrush.app.requests import TrainRequest
 from hyperbrush.app.train.datasets import Datasets
 from hyperbrush.app.workspace import FOLDERS, Workspace
 from hyperbrush.assets import MODELS
-from hyperbrush.errors import UserError, unknown_name
+from hyperbrush.errors import UserError
 from hyperbrush.files import PART, clear_parts
 
 if TYPE_CHECKING:
@@ -281,20 +281,14 @@ def _optimizer(config: "HypernetworkRun") -> None:
 
 
 def _draws(config: "HypernetworkRun") -> None:
-    import torch
-
-    from hyperbrush.ldm.modules.diffusion import WEIGHTINGS, sample_timesteps
-
-    t = config.training
-    if t.weighting not in WEIGHTINGS:
-        raise unknown_name("loss weighting", t.weighting, WEIGHTINGS)
-    sample_timesteps(1, 10, torch.Generator(), method=t.timestep_sampling)
+    config.training.check_draws()
 
 
 def _sampler(config: "HypernetworkRun") -> None:
     from hyperbrush.ldm.sampling.samplers import find_sampler
 
-    find_sampler(config.training.preview_sampler)
+    if config.training.preview_sampler:
+        find_sampler(config.training.preview_sampler)
 
 
 def _new_network(config: "HypernetworkRun") -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hyperbrush.errors import UserError
+from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.ldm.models.autoencoder import norm_groups
-from hyperbrush.ldm.modules import diffusion
+from hyperbrush.ldm.modules import diffusion, flow
 
 
 def build_unet(
@@ -84,8 +84,8 @@ class DiffusionModel(nn.Module):
 
     Args:
         unet: a diffusers UNet, called as ``unet(latents, timesteps, encoder_hidden_states=…)``.
-        schedule: signal shares of the process.
-        prediction: "epsilon", "v_prediction" or "sample".
+        schedule: signal shares of the process, or a rectified flow's shares of noise.
+        prediction: "epsilon", "v_prediction" or "sample"; "flow_prediction" of a flow.
         scheduler_config: the diffusers settings the schedule came from, for samplers.
         pixels_per_latent: the first stage's downsampling, which Stable Diffusion XL is told sizes by.
     """
@@ -93,7 +93,7 @@ class DiffusionModel(nn.Module):
     def __init__(
         self,
         unet: nn.Module,
-        schedule: diffusion.NoiseSchedule,
+        schedule: diffusion.Process,
         prediction: str,
         scheduler_config: Mapping[str, Any],
         pixels_per_latent: int = 8,
@@ -160,6 +160,7 @@ class DiffusionModel(nn.Module):
         offset_noise: float = 0.0,
         perturbation: float = 0.0,
         timestep_sampling: str = "uniform",
+        timestep_options: Mapping[str, float] | None = None,
         timestep_range: tuple[int, int] | None = None,
     ) -> dict[str, Tensor]:
         """All randomness of one training step: noise, timesteps, which conditions are kept.
@@ -171,7 +172,13 @@ class DiffusionModel(nn.Module):
         low, high = timestep_range or (0, steps)
         drawn = {
             "timesteps": diffusion.sample_timesteps(
-                shape[0], steps, generator, low=low, high=high, method=timestep_sampling
+                shape[0],
+                steps,
+                generator,
+                low=low,
+                high=high,
+                method=timestep_sampling,
+                options=timestep_options,
             ),
             "noise": diffusion.sample_noise(shape, generator, offset=offset_noise),
             "keep": torch.rand(shape[0], generator=generator) >= condition_dropout,
@@ -207,7 +214,7 @@ class DiffusionModel(nn.Module):
             self.schedule, latents, noise if perturbation is None else perturbation, timesteps
         )
         goal = diffusion.target(self.schedule, self.prediction, latents, noise, timesteps)
-        output = self(noisy, timesteps, context, **condition)
+        output = self(noisy, self.schedule.told(timesteps), context, **condition)
         error = diffusion.loss_of(loss)(output.float(), goal.float())
         if error.shape != goal.shape:
             raise UserError(
@@ -221,20 +228,39 @@ class DiffusionModel(nn.Module):
         return losses
 
 
+SCHEDULE = "scaled_linear"  # where none is named
+
+
 def scheduler_config(
     schedule: str | Sequence[float] | Callable[[float], float],
     steps: int,
     prediction: str,
     zero_terminal_snr: bool,
+    shift: float = 1.0,
 ) -> dict[str, Any]:
     """The diffusers settings of a process.
 
     schedule: a name; the betas of all steps, which then number them; or a function of the share of the process, 0 to 1,
         to the signal's share of the variance.
+    shift: of a flow ("flow_prediction"), see `flow.shifted`.
 
     Raises:
-        UserError: an unknown name; betas that are no shares between 0 and 1; a function that does not fall.
+        UserError: an unknown schedule or prediction; betas that are no shares between 0 and 1; a function that does not
+            fall; what a flow does not have, or it alone.
     """
+    if prediction not in diffusion.PREDICTIONS:
+        raise unknown_name("prediction type", prediction, diffusion.PREDICTIONS)
+    if prediction == "flow_prediction":
+        if schedule != SCHEDULE or zero_terminal_snr:
+            raise UserError(
+                f"{'zero_terminal_snr' if zero_terminal_snr else 'a noise schedule'} is of a variance-preserving process; "
+                "'flow_prediction' goes straight to noise alone and has a shift in its place: leave it out"
+            )
+        return flow.config_of(steps, shift)
+    if shift != 1:
+        raise UserError(
+            f"shift {shift:g} is of prediction 'flow_prediction' alone; leave it out of {prediction!r}"
+        )
     if not isinstance(schedule, str):
         betas = checked_betas(_betas_of(schedule, steps) if callable(schedule) else schedule)
         process = scheduler_config("linear", len(betas), prediction, zero_terminal_snr)
@@ -287,8 +313,10 @@ def _betas_of(signal: Callable[[float], float], steps: int) -> list[float]:
     return [min(1 - after / before, 0.999) for before, after in pairwise(shares)]
 
 
-def schedule_of(config: Mapping[str, Any]) -> diffusion.NoiseSchedule:
-    """The noise schedule that diffusers settings describe."""
+def schedule_of(config: Mapping[str, Any]) -> diffusion.Process:
+    """The noise schedule that diffusers settings describe, or the flow."""
+    if config.get("prediction_type") == "flow_prediction":
+        return flow.FlowSchedule.of_shift(config["shift"], config["num_train_timesteps"])
     if config.get("trained_betas") is not None:
         betas = torch.as_tensor(config["trained_betas"], dtype=torch.float64)
         alphas = torch.cumprod(1 - betas, 0)

@@ -26,6 +26,7 @@ from hyperbrush.ldm.models.diffusion_model import (
     scheduler_config,
 )
 from hyperbrush.ldm.models.inpainting import check_batch, reads_masks
+from hyperbrush.ldm.modules import flow
 from hyperbrush.ldm.modules.diffusion import Loss
 from hyperbrush.ldm.sampling import pictures as drawing
 
@@ -53,6 +54,8 @@ class LatentDiffusion(nn.Module):
         text_width, text_layers: of a fresh text encoder.
         schedule, prediction, zero_terminal_snr: the process; see `ldm.modules.diffusion`. schedule: a name, the betas of
             all steps, or a function of the share of the process, 0 to 1, to the signal's share of the variance.
+        shift: of a rectified flow, which prediction "flow_prediction" takes in the schedule's place; see
+            `ldm.modules.flow.shifted`.
         dropout: of the UNet, while it is trained.
         scale_factor: latents are multiplied by it before diffusion; see `measure_scale`.
         unet, text_encoder, tokenizer: ready parts; the default tokenizer is the embedded model's.
@@ -81,6 +84,7 @@ class LatentDiffusion(nn.Module):
         train_timesteps: int = 1000,
         prediction: str = "v_prediction",
         zero_terminal_snr: bool = False,
+        shift: float = 1.0,
         scale_factor: float = 1.0,
         dropout: float = 0.0,
         unet: nn.Module | None = None,
@@ -110,7 +114,7 @@ class LatentDiffusion(nn.Module):
                 num_classes=num_classes + 1 if num_classes else None,
                 extra_channels=image_channels if conditioning == "image" else 0,
             )
-        process = scheduler_config(schedule, train_timesteps, prediction, zero_terminal_snr)
+        process = scheduler_config(schedule, train_timesteps, prediction, zero_terminal_snr, shift)
         self._put_together(first_stage, unet, text_encoder, tokenizer, process, conditioning, class_names)
         self.scale_factor = scale_factor
 
@@ -145,6 +149,7 @@ class LatentDiffusion(nn.Module):
         self.text_encoder_2: nn.Module | None = None  # Stable Diffusion XL's second one
         self.tokenizer_2: Any = None
         self.zero_empty_text = False
+        process = flow.process_config(process)
         prediction = process.get("prediction_type", "epsilon")
         self.diffusion = DiffusionModel(
             unet, schedule_of(process), prediction, process, autoencoder.downsampling(first_stage)
@@ -354,7 +359,7 @@ class LatentDiffusion(nn.Module):
         count: int | None = None,
         seeds: Sequence[int] | None = None,
         steps: int = 25,
-        sampler: str = "DPM++ 2M Karras",
+        sampler: str | None = None,
         guidance_scale: float = 4.0,
         negative: str | Sequence[str] = "",
         class_labels: Tensor | Sequence[int | str] | None = None,
@@ -385,7 +390,7 @@ class LatentDiffusion(nn.Module):
                 Stable Diffusion XL.
             count: number of pictures where there is no condition.
             seeds: one per picture, 0, 1, … by default; equal seeds give equal pictures in any batch.
-            steps, sampler, discretisation: see `ldm.sampling`.
+            steps, sampler, discretisation: see `ldm.sampling`; sampler: by default the usual one (`names.usual_sampler`).
             guidance_scale: classifier-free guidance (Ho & Salimans 2022); 1 is none.
             negative: what guidance moves away from, one text or one per picture.
             image: (batch, 3, H, W) in [0, 1], pictures to start from.

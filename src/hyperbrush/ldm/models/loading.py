@@ -12,6 +12,7 @@ from hyperbrush.errors import UserError, first_line
 from hyperbrush.files import atomic_folder, write_json
 from hyperbrush.ldm.models import text
 from hyperbrush.ldm.models.inpainting import check_channels
+from hyperbrush.ldm.modules import flow
 
 if TYPE_CHECKING:
     from hyperbrush.ldm.models.latent_diffusion import LatentDiffusion
@@ -137,7 +138,7 @@ def from_pipeline(cls: "type[LatentDiffusion]", pipe: Any) -> "LatentDiffusion":
         pipe.unet,
         getattr(pipe, "text_encoder", None),
         getattr(pipe, "tokenizer", None),
-        dict(pipe.scheduler.config),
+        flow.process_config(pipe.scheduler.config, type(pipe.scheduler).__name__),
         "text",
     )
     if getattr(pipe, "text_encoder_2", None) is not None:
@@ -153,7 +154,6 @@ def pipeline(model: "LatentDiffusion") -> Any:
         UserError: the model is not of Stable Diffusion's kind (text condition, a first stage without a codebook).
     """
     import diffusers
-    from diffusers import DDIMScheduler
 
     if not _is_plain(model):
         raise UserError(
@@ -165,7 +165,7 @@ def pipeline(model: "LatentDiffusion") -> Any:
         "text_encoder": model.text_encoder,
         "tokenizer": model.tokenizer,
         "unet": model.unet,
-        "scheduler": DDIMScheduler.from_config(model.diffusion.scheduler_config),
+        "scheduler": _scheduler(model),
     }
     if model.text_encoder_2 is not None:
         parts |= {
@@ -178,6 +178,18 @@ def pipeline(model: "LatentDiffusion") -> Any:
         parts |= dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"))
         parts["requires_safety_checker"] = False
     return getattr(diffusers, _pipeline_class(model))(**parts)
+
+
+def _scheduler(model: "LatentDiffusion") -> Any:
+    """Diffusers' scheduler with the model's process in its config."""
+    import diffusers
+
+    config = model.diffusion.scheduler_config
+    if model.diffusion.prediction != "flow_prediction":
+        return diffusers.DDIMScheduler.from_config(config)
+    made: Any = getattr(diffusers, flow.SCHEDULER)(config["num_train_timesteps"], config["shift"])
+    made.register_to_config(**config)
+    return made
 
 
 def _is_plain(model: "LatentDiffusion") -> bool:
@@ -223,7 +235,7 @@ def plain_configs(folder: Path) -> None:
 
 
 def _write_parts(model: "LatentDiffusion", folder: Path, dtype: torch.dtype | None) -> None:
-    from diffusers import DDIMScheduler
+    scheduler = _scheduler(model)
 
     def write(module: nn.Module, name: str) -> None:
         # diffusers warns of casts that change nothing too
@@ -251,7 +263,7 @@ def _write_parts(model: "LatentDiffusion", folder: Path, dtype: torch.dtype | No
         "image_encoder": [None, None],
         "requires_safety_checker": False,
         "safety_checker": [None, None],
-        "scheduler": ["diffusers", "DDIMScheduler"],
+        "scheduler": ["diffusers", type(scheduler).__name__],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers" if _is_plain(model) else NOT_PLAIN, type(model.first_stage).__name__],
     }
@@ -262,7 +274,7 @@ def _write_parts(model: "LatentDiffusion", folder: Path, dtype: torch.dtype | No
             "text_encoder": ["transformers", "CLIPTextModel"],
             "tokenizer": ["transformers", "CLIPTokenizer"],
         }
-    DDIMScheduler.from_config(model.diffusion.scheduler_config).save_pretrained(folder / "scheduler")
+    scheduler.save_pretrained(folder / "scheduler")
     write_json(folder / "model_index.json", dict(sorted(index.items())))
     about: dict[str, Any] = {
         "conditioning": model.conditioning,

@@ -1,7 +1,8 @@
 """The diffusion process as small pure functions.
 
 Notation: x0 data, eps noise, x_t = sqrt(a_t) x0 + sqrt(1 - a_t) eps, where a_t is the cumulative
-product of 1 - beta ("alphas_cumprod" in the field's code) and SNR(t) = a_t / (1 - a_t).
+product of 1 - beta ("alphas_cumprod" in the field's code) and SNR(t) = a_t / (1 - a_t). What takes a `Process` does
+the same for a rectified flow, whose notation is in `flow`.
 """
 
 import math
@@ -13,9 +14,14 @@ import torch
 from torch import Tensor
 
 from hyperbrush.errors import UserError, unknown_name
+from hyperbrush.ldm.modules import flow
+from hyperbrush.ldm.modules.draws import perturb as perturb
+from hyperbrush.ldm.modules.draws import sample_noise as sample_noise
+from hyperbrush.ldm.modules.draws import sample_timesteps as sample_timesteps
+from hyperbrush.ldm.modules.flow import FlowSchedule
 
-Prediction = Literal["epsilon", "v_prediction", "sample"]
-PREDICTIONS: tuple[Prediction, ...] = ("epsilon", "v_prediction", "sample")
+Prediction = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
+PREDICTIONS: tuple[Prediction, ...] = ("epsilon", "v_prediction", "sample", "flow_prediction")
 
 
 def linear_betas(steps: int, start: float = 0.0001, end: float = 0.02) -> Tensor:
@@ -104,15 +110,29 @@ class NoiseSchedule:
         shape = (-1,) + (1,) * (like.ndim - 1)
         return (a.sqrt().to(like).view(shape), (1 - a).sqrt().to(like).view(shape))
 
+    def told(self, timesteps: Tensor) -> Tensor:
+        """What the network is told of timesteps: their numbers."""
+        return timesteps
 
-def check_prediction(prediction: str, schedule: NoiseSchedule) -> None:
+
+Process = NoiseSchedule | FlowSchedule
+
+
+def check_prediction(prediction: str, schedule: Process) -> None:
     """Refuse pairs of target and schedule that cannot work.
 
     Raises:
-        UserError: unknown prediction type, or eps where the last step is pure noise.
+        UserError: unknown prediction type; eps where the last step is pure noise; a flow's velocity of a process that
+            is no flow, or anything else of a flow.
     """
     if prediction not in PREDICTIONS:
         raise unknown_name("prediction type", prediction, PREDICTIONS)
+    if (prediction == "flow_prediction") != isinstance(schedule, FlowSchedule):
+        kind = "a rectified flow" if isinstance(schedule, FlowSchedule) else "a variance-preserving process"
+        raise UserError(
+            f"prediction type {prediction!r} is not of {kind}: a flow is trained by 'flow_prediction', a "
+            "variance-preserving process by one of 'epsilon', 'v_prediction' and 'sample'"
+        )
     if prediction == "epsilon" and schedule.zero_terminal_snr:
         raise UserError(
             "prediction type 'epsilon' cannot be used with zero terminal SNR: at the last step the "
@@ -120,8 +140,9 @@ def check_prediction(prediction: str, schedule: NoiseSchedule) -> None:
         )
 
 
-def add_noise(schedule: NoiseSchedule, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """Forward step q(x_t | x_0): x_t = sqrt(a) x0 + sqrt(1 - a) eps (Ho et al. 2020, equation 4).
+def add_noise(schedule: Process, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """Forward step q(x_t | x_0): x_t = sqrt(a) x0 + sqrt(1 - a) eps (Ho et al. 2020, equation 4), of a flow
+    (1 - sigma) x0 + sigma eps.
 
     x0, noise: (batch, …); timesteps: (batch,) int.
     """
@@ -129,29 +150,47 @@ def add_noise(schedule: NoiseSchedule, x0: Tensor, noise: Tensor, timesteps: Ten
     return signal * x0 + sigma * noise
 
 
-def target(schedule: NoiseSchedule, prediction: str, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """What the network is to predict: eps, x0, or v = sqrt(a) eps - sqrt(1 - a) x0
-    (Salimans & Ho 2022, section 4); shapes as in `add_noise`.
+def target(schedule: Process, prediction: str, x0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """What the network is to predict: eps, x0, v = sqrt(a) eps - sqrt(1 - a) x0 (Salimans & Ho 2022, section 4), or the
+    velocity eps - x0 of a flow; shapes as in `add_noise`.
+
+    On a flow v is that of the variance-preserving process at the same SNR.
     """
     if prediction == "epsilon":
         return noise
     if prediction == "sample":
         return x0
+    if prediction == "flow_prediction":
+        return noise - x0
     if prediction == "v_prediction":
         signal, sigma = schedule.rates(timesteps, x0)
+        if isinstance(schedule, FlowSchedule):
+            signal, sigma = _unit_length(signal, sigma)
         return signal * noise - sigma * x0
     raise unknown_name("prediction type", prediction, PREDICTIONS)
 
 
+def _unit_length(signal: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """The rates of the variance-preserving process at the same SNR; its x_t is the other one by their length."""
+    length = torch.hypot(signal, sigma)
+    return signal / length, sigma / length
+
+
 def to_x0_and_noise(
-    schedule: NoiseSchedule, prediction: str, output: Tensor, x_t: Tensor, timesteps: Tensor
+    schedule: Process, prediction: str, output: Tensor, x_t: Tensor, timesteps: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Both x0 and eps from a network's output, exactly, for every prediction type.
 
     output, x_t: (batch, …); timesteps: (batch,) int.
     """
     signal, sigma = schedule.rates(timesteps, x_t)
+    if prediction == "flow_prediction":  # the rates of a flow add up to 1
+        whole = signal + sigma
+        return (x_t - sigma * output) / whole, (x_t + signal * output) / whole
     if prediction == "v_prediction":
+        if isinstance(schedule, FlowSchedule):
+            x_t = x_t / torch.hypot(signal, sigma)
+            signal, sigma = _unit_length(signal, sigma)
         return signal * x_t - sigma * output, sigma * x_t + signal * output
     if prediction == "epsilon":
         return (x_t - sigma * output) / signal, output
@@ -161,9 +200,9 @@ def to_x0_and_noise(
 
 
 def convert(
-    schedule: NoiseSchedule, output: Tensor, x_t: Tensor, timesteps: Tensor, *, source: str, to: str
+    schedule: Process, output: Tensor, x_t: Tensor, timesteps: Tensor, *, source: str, to: str
 ) -> Tensor:
-    """Restate a network's output of one prediction type as another."""
+    """Restate a network's output of one prediction type as another, at the same x_t and SNR."""
     x0, noise = to_x0_and_noise(schedule, source, output, x_t, timesteps)
     return target(schedule, to, x0, noise, timesteps)
 
@@ -243,75 +282,40 @@ def loss_of(loss: str | Loss) -> Loss:
     return LOSSES[loss]
 
 
-def loss_weight(
-    schedule: NoiseSchedule, prediction: str, timesteps: Tensor, weighting: str = "none"
-) -> Tensor:
+def weighting_names() -> tuple[str, ...]:
+    """All weightings, of both kinds of process."""
+    return (*WEIGHTINGS, *(name for name in flow.WEIGHTINGS if name not in WEIGHTINGS))
+
+
+def check_weighting(weighting: str, schedule: Process | None = None) -> None:
+    """Refuse a weighting that a process does not have; schedule: None while the model is not known.
+
+    Raises:
+        UserError: unknown, or of the other kind of process; debiased with zero terminal SNR, where 1 / sqrt(SNR) is
+            infinite.
+    """
+    if weighting not in weighting_names():
+        raise unknown_name("loss weighting", weighting, weighting_names())
+    if schedule is None:
+        return
+    is_flow = isinstance(schedule, FlowSchedule)
+    own = flow.WEIGHTINGS if is_flow else WEIGHTINGS
+    if weighting not in own:
+        kind = "by flow matching" if is_flow else "on a variance-preserving process"
+        raise UserError(
+            f"weighting {weighting!r} is not defined for a model trained {kind}: take one of {', '.join(own)}"
+        )
+    if weighting == "debiased" and schedule.zero_terminal_snr:
+        raise UserError("weighting 'debiased' divides by the SNR, which is 0 here; take 'min_snr' or 'none'")
+
+
+def loss_weight(schedule: Process, prediction: str, timesteps: Tensor, weighting: str = "none") -> Tensor:
     """Weight of each picture's squared error; timesteps: (batch,) int; returns (batch,) float32.
 
     Raises:
-        UserError: unknown weighting; debiased with zero terminal SNR, where 1 / sqrt(SNR) is infinite.
+        UserError: see `check_weighting`.
     """
-    if weighting not in WEIGHTINGS:
-        raise unknown_name("loss weighting", weighting, WEIGHTINGS)
-    if weighting == "debiased" and schedule.zero_terminal_snr:
-        raise UserError("weighting 'debiased' divides by the SNR, which is 0 here; take 'min_snr' or 'none'")
+    check_weighting(weighting, schedule)
+    if isinstance(schedule, FlowSchedule):
+        return flow.WEIGHTINGS[weighting](schedule.sigmas[timesteps.cpu()]).float()
     return WEIGHTINGS[weighting](schedule.snr(timesteps), prediction).float()
-
-
-# Noise and timesteps: always drawn from a generator the caller keys by (seed, step).
-
-
-def sample_noise(shape: tuple[int, ...], generator: torch.Generator, *, offset: float = 0.0) -> Tensor:
-    """Standard normal noise (batch, channels, height, width), float32 on the generator's device.
-
-    ``offset`` adds one normal number per picture and channel (offset noise, Guttenberg 2023), so that
-    overall brightness is learned.
-    """
-    noise = torch.randn(shape, generator=generator, device=generator.device)
-    if offset:
-        noise = noise + offset * torch.randn(
-            shape[:2] + (1,) * (len(shape) - 2), generator=generator, device=generator.device
-        )
-    return noise
-
-
-def perturb(noise: Tensor, generator: torch.Generator, gamma: float) -> Tensor:
-    """Input perturbation (Ning et al. 2023, 2301.11706): x_t is made with noise + γ ξ, while the
-    target keeps the clean noise.
-    """
-    if not gamma:
-        return noise
-    return noise + gamma * torch.randn(noise.shape, generator=generator, device=generator.device).to(noise)
-
-
-def sample_timesteps(
-    batch: int,
-    steps: int,
-    generator: torch.Generator,
-    *,
-    low: int = 0,
-    high: int | None = None,
-    method: str = "uniform",
-) -> Tensor:
-    """Timesteps (batch,) int64 in [low, high).
-
-    ``uniform`` draws each alone; ``stratified`` spreads the batch evenly over the range in a random
-    order, which lowers the variance of the loss; ``logit_normal`` favours the middle (Esser et al.
-    2024, section 3.1).
-
-    Raises:
-        UserError: an empty or impossible range, or an unknown method.
-    """
-    high = steps if high is None else high
-    if not 0 <= low < high <= steps:
-        raise UserError(f"timesteps {low} to {high} are not within 0 to {steps}")
-    if method == "uniform":
-        share = torch.rand(batch, generator=generator, device=generator.device)
-    elif method == "stratified":
-        cell = torch.randperm(batch, generator=generator, device=generator.device)
-        share = (cell + torch.rand(batch, generator=generator, device=generator.device)) / batch
-    elif method == "logit_normal":
-        share = torch.randn(batch, generator=generator, device=generator.device).sigmoid()
-    else:
-        raise unknown_name("timestep sampling", method, ("uniform", "stratified", "logit_normal"))
-    return (low + share.double() * (high - low)).long().clamp(max=high - 1)

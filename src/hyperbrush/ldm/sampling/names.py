@@ -11,6 +11,7 @@ from hyperbrush.errors import UserError, unknown_name
 
 ALL_PREDICTIONS = ("epsilon", "v_prediction", "sample")
 NO_SAMPLE = ("epsilon", "v_prediction")
+FLOW = ("flow_prediction",)  # models trained by flow matching
 # Where the noise levels lie, as the webui names it (`webui_schedule.noise_levels`); none is even timesteps.
 SCHEDULES = ("Karras", "Exponential", "SGM Uniform", "Simple", "Beta")
 AUTOMATIC_SCHEDULE = "Automatic"  # the sampler's own, in webuis since 1.9
@@ -84,11 +85,19 @@ _PLAIN = (
         ancestral=True,
     ),
     Sampler("Heun", "HeunDiscreteScheduler", zero_terminal_snr=False, order=2, schedules=True),
-    Sampler("DPM++ 2M", _MULTISTEP, {"algorithm_type": "dpmsolver++"}, schedules=True, automatic="Karras"),
+    Sampler(
+        "DPM++ 2M",
+        _MULTISTEP,
+        {"algorithm_type": "dpmsolver++"},
+        predictions=ALL_PREDICTIONS + FLOW,
+        schedules=True,
+        automatic="Karras",
+    ),
     Sampler(
         "DPM++ 2M SDE",
         _MULTISTEP,
         {"algorithm_type": "sde-dpmsolver++"},
+        predictions=ALL_PREDICTIONS + FLOW,
         schedules=True,
         automatic="Exponential",
     ),
@@ -101,7 +110,7 @@ _PLAIN = (
         automatic="Karras",
     ),
     Sampler("LMS", "LMSDiscreteScheduler", predictions=NO_SAMPLE, schedules=True),
-    Sampler("UniPC", "UniPCMultistepScheduler"),
+    Sampler("UniPC", "UniPCMultistepScheduler", predictions=ALL_PREDICTIONS + FLOW),
     Sampler("LCM", "LCMScheduler"),
     Sampler("DDPM", "DDPMScheduler"),
     _levelled(
@@ -135,6 +144,10 @@ _PLAIN = (
     _levelled("DPM fast", "dpm_fast", ancestral=True),
     _levelled("DPM adaptive", "dpm_adaptive", "dpmad", ancestral=True),
     _levelled("Restart", "restart", order=2, schedule="Karras"),
+    Sampler("Flow Euler", "FlowMatchEulerDiscreteScheduler", spellings=("flowmatcheuler",), predictions=FLOW),
+    Sampler(
+        "Flow Heun", "FlowMatchHeunDiscreteScheduler", spellings=("flowmatchheun",), predictions=FLOW, order=2
+    ),
 )
 _BY_NAME = {sampler.name: sampler for sampler in _PLAIN}
 # Those that diffusers' class computes itself.
@@ -150,6 +163,7 @@ def _scheduled(base: Sampler, schedule: str) -> Sampler:
         options={**base.options, "use_karras_sigmas": True} if karras else base.options,
         spellings=tuple(one + folded(schedule) for one in (folded(base.name), *base.spellings))
         + ((f"{folded(base.name)}ka",) if schedule == "Karras" else ()),
+        predictions=tuple(one for one in base.predictions if one not in FLOW),  # whose sigmas end at 1
         schedule=schedule,
         schedules=False,
         own_levels=not karras,
@@ -193,8 +207,18 @@ SAMPLERS: dict[str, Sampler] = {
         "DPM adaptive",
         "Restart",
         "DDPM",
+        "Flow Euler",
+        "Flow Heun",
     )
 }
+
+
+USUAL = "DPM++ 2M Karras"  # where none is named
+
+
+def usual_sampler(prediction: str) -> str:
+    """The sampler to take where none is named, by what the network predicts."""
+    return "Flow Euler" if prediction in FLOW else USUAL
 
 
 def sampler_names() -> list[str]:

@@ -11,6 +11,7 @@ from hyperbrush.ldm.models import autoencoder, text
 from hyperbrush.ldm.models.conditioning import CONDITIONING
 from hyperbrush.ldm.models.inpainting import all_missing, masked_input
 from hyperbrush.ldm.models.prompted import Prompted, StepConditions
+from hyperbrush.ldm.sampling.names import usual_sampler
 
 if TYPE_CHECKING:
     from hyperbrush.ldm.models.latent_diffusion import LatentDiffusion
@@ -25,7 +26,7 @@ def draw_pictures(
     count: int | None,
     seeds: Sequence[int] | None,
     steps: int,
-    sampler: str,
+    sampler: str | None,
     guidance_scale: float,
     image: Tensor | None,
     image_strength: float,
@@ -71,7 +72,9 @@ def draw_pictures(
     else:
         predict, tell = _predict_prompted(model, prompted, guidance_scale, beside, on_step)
 
-    scheduler = sampling.make_scheduler(sampler, model.diffusion.scheduler_config)
+    scheduler = sampling.make_scheduler(
+        sampler or usual_sampler(model.diffusion.prediction), model.diffusion.scheduler_config
+    )
     before, was_training = model.scheduler, model.training
     first = next(model.first_stage.parameters())
     model.eval()

@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 
 from hyperbrush.errors import UserError, unknown_name
+from hyperbrush.ldm.modules import flow
+from hyperbrush.ldm.sampling.flow import flow_scheduler
 from hyperbrush.ldm.sampling.levelled import run_levelled
 from hyperbrush.ldm.sampling.names import ALL_PREDICTIONS as ALL_PREDICTIONS
 from hyperbrush.ldm.sampling.names import AUTOMATIC_SCHEDULE as AUTOMATIC_SCHEDULE
+from hyperbrush.ldm.sampling.names import FLOW as FLOW
 from hyperbrush.ldm.sampling.names import SAMPLERS as SAMPLERS
 from hyperbrush.ldm.sampling.names import SCHEDULES as SCHEDULES
 from hyperbrush.ldm.sampling.names import Sampler as Sampler
@@ -52,15 +55,20 @@ def make_scheduler(sampler: str, config: Mapping[str, Any]) -> "SchedulerMixin":
         sampler: a name of `SAMPLERS`, in any spelling of `find_sampler`.
         config: the model's scheduler settings by their diffusers names: num_train_timesteps,
             beta_schedule, beta_start, beta_end, trained_betas, rescale_betas_zero_snr,
-            prediction_type, timestep_spacing, steps_offset, set_alpha_to_one; others are ignored.
+            prediction_type, timestep_spacing, steps_offset, set_alpha_to_one; of a flow those that
+            `flow.process_config` reads; others are ignored.
 
     Raises:
         UserError: unknown sampler or prediction type; one the sampler cannot use; zero terminal SNR
-            with eps-prediction or a sampler that cannot start from it.
+            with eps-prediction or a sampler that cannot start from it; see `flow.process_config`.
     """
     import diffusers
 
     chosen = find_sampler(sampler)
+    config = flow.process_config(config)
+    if config.get("prediction_type") in FLOW:
+        _check_prediction(chosen, config["prediction_type"], False)
+        return flow_scheduler(chosen, config)
     process = _process(config)
     zero = _zero_terminal_snr(config)
     _check_prediction(chosen, process["prediction_type"], zero)
@@ -108,8 +116,8 @@ def _zero_terminal_snr(config: Mapping[str, Any]) -> bool:
 
 def _check_prediction(sampler: Sampler, prediction: str, zero_terminal_snr: bool) -> None:
     """Refuse what a sampler cannot do with a network's prediction."""
-    if prediction not in ALL_PREDICTIONS:
-        raise unknown_name("prediction type", prediction, ALL_PREDICTIONS)
+    if prediction not in ALL_PREDICTIONS + FLOW:
+        raise unknown_name("prediction type", prediction, ALL_PREDICTIONS + FLOW)
     if prediction not in sampler.predictions:
         able = [s.name for s in SAMPLERS.values() if prediction in s.predictions]
         raise UserError(
@@ -218,6 +226,11 @@ def sample(
     if discretisation not in DISCRETISATIONS:
         raise unknown_name("discretisation", discretisation, DISCRETISATIONS)
     as_webui = discretisation == "webui"
+    if as_webui and scheduler.config.get("prediction_type", FLOW[0]) in FLOW:
+        raise UserError(
+            "discretisation 'webui' is of k-diffusion's noise levels, which models trained by flow matching do not have: "
+            "take 'diffusers'"
+        )
     first = steps - min(int(steps * strength), steps)
     chosen: Sampler | None = getattr(scheduler, "sampler", None)
     if chosen is not None and chosen.loop:
@@ -285,7 +298,7 @@ def _check_request(
         raise UserError("nothing to sample: give one seed for each picture")
     config = scheduler.config
     most = config.get("original_inference_steps", config.num_train_timesteps)
-    if "original_inference_steps" not in config and config.timestep_spacing == "leading":
+    if "original_inference_steps" not in config and config.get("timestep_spacing") == "leading":
         most = most // 2 - 1  # with more, whole strides would begin far from pure noise
     if not 1 <= steps <= most:
         raise UserError(f"this sampler can take 1 to {most} steps; got {steps}")

@@ -15,6 +15,7 @@ from hyperbrush.ldm.data import BatchOrder, CaptionedExamples
 from hyperbrush.ldm.data.examples import Selection
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.modules.diffusion import Loss
+from hyperbrush.ldm.sampling.names import usual_sampler
 from hyperbrush.ldm.util import keyed_generator
 from hyperbrush.training.attention.config import HypernetworkConfig
 from hyperbrush.training.data.ahead import Ahead
@@ -77,6 +78,7 @@ class HypernetworkObjective(Objective):
             "offset_noise": config.offset_noise,
             "perturbation": config.perturbation,
             "timestep_sampling": config.timestep_sampling,
+            "timestep_options": config.timestep_options,
             "timestep_range": _steps_of(config.timestep_range, len(model.diffusion.schedule)),
         }
         if config.compile:
@@ -183,7 +185,7 @@ class HypernetworkObjective(Objective):
         names, conditions = shown_conditions(self.model, c.prompts, self.held_out or self.data, most=4)
         settings: dict[str, Any] = {
             "steps": c.preview_steps,
-            "sampler": c.preview_sampler,
+            "sampler": c.preview_sampler or usual_sampler(self.model.diffusion.prediction),
             "guidance_scale": c.preview_guidance,
             "negative": c.preview_negative,
         }

@@ -242,6 +242,7 @@ def train_run(
 
         def begin() -> tuple[LatentDiffusion, Any, OptimizerState | None]:
             opened = model or LatentDiffusion.from_pretrained(config.model)
+            config.training.check_model(opened)
             if is_main() and not resume:
                 progress = None if on_prepare is None else partial(on_prepare, "looking at")
                 reports.append(run_preflight(config, opened, progress))

@@ -193,6 +193,7 @@ class HypernetworkTrainer:
     def _opened(
         self, opened: LatentDiffusion, dataset: Any, validation: Any
     ) -> "HypernetworkObjective | GeneratorObjective":
+        self.config.check_model(opened)
         opened.to(join()).requires_grad_(False).eval()
         if self.config.gradient_checkpointing:
             opened.unet.enable_gradient_checkpointing()  # type: ignore[operator]

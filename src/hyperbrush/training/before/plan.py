@@ -140,6 +140,7 @@ def plan(config: HypernetworkRun, model: LatentDiffusion | None = None, *, done:
     """
     config.check_folders()
     opened = model or LatentDiffusion.from_pretrained(config.model)
+    config.training.check_model(opened)
     report = run_preflight(config, opened)
     network, _ = open_network(config, opened)
     t = HypernetworkTrainer(network, config.training).config

@@ -131,6 +131,7 @@ class GeneratorObjective(Objective):
             offset_noise=c.offset_noise,
             perturbation=c.perturbation,
             timestep_sampling=c.timestep_sampling,
+            timestep_options=c.timestep_options,
         )
         keep = drawn.pop("keep").tolist()
         spoken = enumerate(styles[style].said(picture) for _, style, picture in rows)
@@ -270,7 +271,7 @@ class GeneratorObjective(Objective):
                     c.prompts,
                     seeds=[c.preview_seed + i for i in range(len(c.prompts))],
                     steps=c.preview_steps,
-                    sampler=c.preview_sampler,
+                    sampler=c.preview_sampler or None,
                     guidance_scale=c.preview_guidance,
                     negative=c.preview_negative,
                 )

@@ -119,6 +119,7 @@ def train_generator(
     check_place(config.generators, "generators")
     with opened_run(run, resume=resume, at=at):
         opened = model or prepared(run, lambda: LatentDiffusion.from_pretrained(config.model), should_stop)
+        config.training.check_model(opened)
         torch.manual_seed(keyed_seed(config.training.seed, "initialisation"))
         target = TargetNetwork(opened, tuple(config.network.target_layers))
         if is_main() and not resume:

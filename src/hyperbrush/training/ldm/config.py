@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
@@ -11,6 +11,9 @@ from hyperbrush.ldm.util import load_config, read_yaml
 from hyperbrush.training.data.pictures import FolderConfig, PictureSettings
 from hyperbrush.training.loop.config import Rate, Share, Strict, TrainerConfig
 from hyperbrush.training.loop.settings import merge_settings, resumed
+
+if TYPE_CHECKING:
+    from hyperbrush.ldm.modules.diffusion import Process
 
 Side = Annotated[int, Field(ge=8)]
 
@@ -133,10 +136,23 @@ class ProcessConfig(Strict):
         "scaled_linear",
         description="of the noise: scaled_linear, linear, cosine, …, or the betas of all steps",
     )
-    prediction: str = Field("v_prediction", description="epsilon, v_prediction or sample")
+    prediction: str = Field(
+        "v_prediction", description="epsilon, v_prediction or sample; flow_prediction: flow matching"
+    )
+    shift: float = Field(
+        1.0,
+        gt=0,
+        description="of flow_prediction: above 1 timesteps lie nearer to noise, in training and drawing; 3 for large pictures",
+    )
     zero_terminal_snr: bool = Field(False, description="let the last step be noise alone")
-    weighting: str = Field("none", description="of timesteps: none, min_snr, debiased")
-    timestep_sampling: str = Field("uniform", description="uniform, stratified or logit_normal")
+    weighting: str = Field(
+        "none",
+        description="of timesteps: none, min_snr, debiased; of flow_prediction none, sigma_sqrt, cosmap",
+    )
+    timestep_sampling: str = Field("uniform", description="uniform, stratified, logit_normal or shifted")
+    timestep_options: dict[str, float] = Field(
+        {}, description="what it is told: mean and std of logit_normal (0, 1), shift of shifted (3)"
+    )
     condition_dropout: Share = Field(0.1, description="share of pictures trained without their caption")
     offset_noise: float = Field(0.0, ge=0, description="noise of the whole picture; 0: none")
     perturbation: float = Field(0.0, ge=0, description="noise added to the input alone; 0: none")
@@ -148,6 +164,33 @@ class ProcessConfig(Strict):
 
         scheduler_config(value, 1000, "epsilon", False)
         return value
+
+    @model_validator(mode="after")
+    def _possible(self) -> "ProcessConfig":
+        from hyperbrush.ldm.modules.diffusion import check_prediction, check_weighting
+        from hyperbrush.ldm.modules.draws import timestep_options
+
+        check_prediction(self.prediction, self._schedule())
+        check_weighting(self.weighting)
+        timestep_options(self.timestep_sampling, self.timestep_options)
+        return self
+
+    def _schedule(self) -> "Process":
+        from hyperbrush.ldm.models.diffusion_model import schedule_of, scheduler_config
+
+        return schedule_of(
+            scheduler_config(self.schedule, 1000, self.prediction, self.zero_terminal_snr, self.shift)
+        )
+
+    def check_weighting(self) -> None:
+        """Refuse a weighting that this process does not have.
+
+        Raises:
+            UserError: it has not.
+        """
+        from hyperbrush.ldm.modules.diffusion import check_weighting
+
+        check_weighting(self.weighting, self._schedule())
 
 
 class DiffusionRun(Strict):
@@ -187,11 +230,13 @@ class DiffusionRun(Strict):
         process = ProcessConfig()
         set_too += [
             f"process.{name}"
-            for name in ("schedule", "prediction", "zero_terminal_snr")
+            for name in ("schedule", "prediction", "zero_terminal_snr", "shift")
             if getattr(self.process, name) != getattr(process, name)
         ]
         if self.start_from and set_too:
             raise ValueError(f"start_from brings its own {', '.join(set_too)}; leave that out")
+        if not self.start_from:
+            self.process.check_weighting()
         if self.conditioning != "text" and self.text != TextConfig():
             raise ValueError(f"conditioning {self.conditioning!r} reads no text: leave 'text' out")
         if self.conditioning in ("none", "image") and self.prompts:

@@ -48,8 +48,8 @@ class DenoisingObjective(Objective):
         model: the whole model; whatever requires a gradient is trained.
         data: pictures or cached latents, with captions.
         held_out: for the validation loss, over one fixed set of timesteps and noises.
-        weighting, condition_dropout, offset_noise, perturbation, timestep_sampling: see
-            `ldm.modules.diffusion`.
+        weighting, condition_dropout, offset_noise, perturbation, timestep_sampling, timestep_options: see
+            `ldm.modules.diffusion` and `ldm.modules.draws`.
         prompts: of the sample grid.
     """
 
@@ -65,6 +65,7 @@ class DenoisingObjective(Objective):
         offset_noise: float = 0.0,
         perturbation: float = 0.0,
         timestep_sampling: str = "uniform",
+        timestep_options: Mapping[str, float] | None = None,
         timestep_range: tuple[int, int] | None = None,
         prompts: Sequence[str] = (),
         guidance_scale: float = 4.0,
@@ -82,6 +83,7 @@ class DenoisingObjective(Objective):
             "offset_noise": offset_noise,
             "perturbation": perturbation,
             "timestep_sampling": timestep_sampling,
+            "timestep_options": timestep_options,
             "timestep_range": timestep_range,
         }
         self.order: BatchOrder | None = None

@@ -17,6 +17,7 @@ from hyperbrush.files import atomic_folder, read_json, write_json
 from hyperbrush.ldm.data import CaptionedExamples, ImageFolder, Mixture, over_folders, split
 from hyperbrush.ldm.models import LatentDiffusion, first_stage
 from hyperbrush.ldm.models.autoencoder import downsampling
+from hyperbrush.ldm.modules.diffusion import check_weighting
 from hyperbrush.ldm.modules.losses import FirstStageLoss
 from hyperbrush.ldm.modules.perceptual import perceptual_loss
 from hyperbrush.ldm.util import keyed_seed
@@ -244,6 +245,7 @@ def build(
     if isinstance(config, FirstStageRun):
         return first_stage_objective(config, pictures, held_out_pictures)
     model = diffusion_model(config, opened, pictures, run, resume)
+    check_weighting(config.process.weighting, model.diffusion.schedule)
     model.first_stage.to(join())
     if not config.start_from:
         _scale(model, pictures, run / SCALE, resume)
@@ -326,6 +328,7 @@ def denoising_objective(
         offset_noise=p.offset_noise,
         perturbation=p.perturbation,
         timestep_sampling=p.timestep_sampling,
+        timestep_options=p.timestep_options,
         prompts=config.prompts,
         guidance_scale=config.guidance_scale,
         text_learning_rate_scale=scale,
@@ -385,6 +388,7 @@ def _fresh_model(
         schedule=p.schedule,
         prediction=p.prediction,
         zero_terminal_snr=p.zero_terminal_snr,
+        shift=p.shift,
         **kind,
     )
 

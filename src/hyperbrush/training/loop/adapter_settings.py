@@ -1,11 +1,14 @@
 """Settings of the loop, the optimizer and the draws, which all trainings through a frozen model share."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
 from hyperbrush.ldm.util import load_config
 from hyperbrush.training.loop.config import LoopSettings, Share, StepSettings, TrainerConfig
+
+if TYPE_CHECKING:
+    from hyperbrush.ldm.models import LatentDiffusion
 
 
 class AdapterSettings(LoopSettings, StepSettings):
@@ -34,7 +37,10 @@ class AdapterSettings(LoopSettings, StepSettings):
         None, description="decay of the optimizer's two moments; its usual ones by default"
     )
     compile: bool = Field(False, description="compile the UNet; pays in long trainings on GPUs")
-    weighting: str = Field("none", description="of timesteps: none, min_snr, debiased, …")
+    weighting: str = Field(
+        "none",
+        description="of timesteps: none, min_snr, debiased; on a flow-matching model none, sigma_sqrt, cosmap",
+    )
     condition_dropout: Share = Field(0.1, description="share of pictures trained without their caption")
     offset_noise: float = Field(
         0.0,
@@ -45,7 +51,10 @@ class AdapterSettings(LoopSettings, StepSettings):
         0.0, ge=0, description="noise added to the input alone, against exposure bias; 0.1 is usual"
     )
     timestep_sampling: str = Field(
-        "uniform", description="stratified (spread evenly over each batch), uniform or logit_normal"
+        "uniform", description="stratified (spread evenly over each batch), uniform, logit_normal or shifted"
+    )
+    timestep_options: dict[str, float] = Field(
+        {}, description="what it is told: mean and std of logit_normal (0, 1), shift of shifted (3)"
     )
     timestep_range: tuple[Share, Share] | None = Field(
         None, description="train on these shares of the process alone; 0 is clean, 1 is noise"
@@ -53,7 +62,10 @@ class AdapterSettings(LoopSettings, StepSettings):
     prompts: list[str] = Field([], description="of the previews")
     preview_seed: int = Field(0, ge=0, description="of the first preview; the next ones follow")
     preview_steps: int = Field(15, ge=1, description="sampling steps of the previews")
-    preview_sampler: str = Field("DPM++ 2M Karras", description="see docs/samplers.md")
+    preview_sampler: str = Field(
+        "",
+        description="see docs/samplers.md; by default DPM++ 2M Karras, on a flow-matching model Flow Euler",
+    )
     preview_guidance: float = Field(4.0, ge=0, description="guidance scale of the previews; 1 is none")
     preview_negative: str = Field("", description="what the previews move away from")
 
@@ -62,6 +74,32 @@ class AdapterSettings(LoopSettings, StepSettings):
         if self.timestep_range is not None and self.timestep_range[0] >= self.timestep_range[1]:
             raise ValueError(f"timestep_range {self.timestep_range} is empty: write the lower share first")
         return self
+
+    def check_draws(self) -> None:
+        """Refuse ways to weigh and draw timesteps that no model has.
+
+        Raises:
+            UserError: an unknown weighting, timestep sampling or option of it.
+        """
+        from hyperbrush.ldm.modules.diffusion import check_weighting
+        from hyperbrush.ldm.modules.draws import timestep_options
+
+        check_weighting(self.weighting)
+        timestep_options(self.timestep_sampling, self.timestep_options)
+
+    def check_model(self, model: "LatentDiffusion") -> None:
+        """Refuse, before anything is encoded, what a model's process does not have.
+
+        Raises:
+            UserError: see `check_draws`; a weighting or a sampler of the previews of another kind of process.
+        """
+        from hyperbrush.ldm.modules.diffusion import check_weighting
+        from hyperbrush.ldm.sampling.samplers import make_scheduler
+
+        self.check_draws()
+        check_weighting(self.weighting, model.diffusion.schedule)
+        if self.preview_sampler:
+            make_scheduler(self.preview_sampler, model.diffusion.scheduler_config)
 
     def steps(self, pictures: int) -> int:
         """Optimizer steps for so many pictures an epoch."""

@@ -19,8 +19,7 @@ from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.files import write_text
 from hyperbrush.hypernetworks import AttentionHypernetwork
 from hyperbrush.ldm.data.archives import is_source
-from hyperbrush.ldm.modules.diffusion import WEIGHTINGS, sample_timesteps
-from hyperbrush.ldm.util import keyed_generator, keyed_seed, load_config, read_yaml
+from hyperbrush.ldm.util import keyed_seed, load_config, read_yaml
 from hyperbrush.training.attention.config import preset
 from hyperbrush.training.attention.run import HypernetworkRun, setting_names
 from hyperbrush.training.loop.config import Strict
@@ -232,14 +231,12 @@ def _problems(config: HypernetworkRun) -> Iterator[str]:
         yield f"there is no file {config.start_from} to start from"
     if not config.validation and t.validation_share == 0:
         yield "no pictures are held out to compare by: give 'validation', or a validation_share above 0"
-    if t.weighting not in WEIGHTINGS:
-        yield str(unknown_name("loss weighting", t.weighting, WEIGHTINGS))
     named = t if t.trigger else t.model_copy(update={"trigger": config.name})
     steps, weight = t.steps(MOST), torch.zeros(1, requires_grad=True)
     tried = (
         lambda: configured(t.trainer(MOST).optimizer, [{"params": [weight]}]),
         lambda: RateSchedule(t.trainer(MOST).optimizer, steps),
-        lambda: sample_timesteps(1, 1000, keyed_generator(0), method=t.timestep_sampling),
+        t.check_draws,
         named.captioning,
         lambda: AttentionHypernetwork([8], **network.model_dump(exclude={"per_site"})),
     )
