@@ -1,76 +1,48 @@
-"""The attention sites of a diffusers UNet: every attn1 and attn2, its place and its widths."""
+"""The attention sites of a diffusers UNet or transformer: every context, its place and its widths."""
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from hyperbrush.errors import UserError, unknown_name
+from hyperbrush.ldm.modules.sites import PROJECTIONS as PROJECTIONS
+from hyperbrush.ldm.modules.sites import AttentionSite as AttentionSite
+from hyperbrush.ldm.modules.sites import Projection as Projection
+from hyperbrush.ldm.modules.sites import linear_widths
+from hyperbrush.ldm.modules.transformer_sites import FAMILIES, STREAMS, find_transformer
 
 KINDS = ("attn1", "attn2")
 # Attribute of a UNet that is told no text: its attn2 read one empty token, where a network would have nothing to read.
 WITHOUT_CONTEXT = "hyperbrush_without_context"
-PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 # Wrappers (PEFT, DDP, compile) put names before the UNet's own, hence more than "^".
 _PATH = re.compile(r"(?:^|\.)((?P<part>down_blocks|mid_block|up_blocks)\.(?:.+\.)?(?P<kind>attn[12]))$")
 
 
-@dataclass(frozen=True)
-class Projection:
-    """One linear layer of an attention: ``weight`` is (out_width, in_width)."""
-
-    name: str  # "to_q", "to_k", "to_v" or "to_out.0"
-    in_width: int
-    out_width: int
-
-
-@dataclass(frozen=True)
-class AttentionSite:
-    """One attention of a UNet."""
-
-    path: str  # "down_blocks.1.attentions.0.transformer_blocks.0.attn2"
-    kind: str  # "attn1" (self-attention in Stable Diffusion) or "attn2" (cross-attention)
-    block: str  # "down.1", "mid", "up.2"
-    depth: int  # which transformer block, counted from the UNet's input: 0, 1, …
-    heads: int
-    query_width: int  # what to_q sees
-    context_width: int  # what to_k and to_v see
-    projections: tuple[Projection, ...]
-
-    def projection(self, name: str) -> Projection:
-        """The projection called ``name``.
-
-        Raises:
-            UserError: the attention has no such projection.
-        """
-        for projection in self.projections:
-            if projection.name == name:
-                return projection
-        raise unknown_name("projection", name, [p.name for p in self.projections])
-
-
 def attention_sites(
-    unet: torch.nn.Module,
+    model: torch.nn.Module,
     kinds: Collection[str] = KINDS,
     blocks: Collection[str] | None = None,
 ) -> list[AttentionSite]:
-    """Every attention of a UNet2DConditionModel from input to output, attn1 before attn2.
+    """Every attention of a UNet2DConditionModel or a transformer from input to output, attn1 before attn2.
 
-    unet: also one wrapped by PEFT, DDP or torch.compile, with LoRA layers or other wrappers at its
-    projections, with any attention processor. Paths are always the bare UNet's.
+    model: also one wrapped by PEFT, DDP or torch.compile, with LoRA layers or other wrappers at its
+        projections, with any attention processor. Paths are always the bare model's. Transformers are those of
+        `transformer_sites.LAYOUTS`; of each attention there is a site for each stream, picture and text, it reads.
     kinds, blocks: keep only these; blocks are "down.1", "mid", "up.2", or "down" and "up" for all
-        of them. Of a `LatentDiffusion` that is told no text there are self-attentions alone.
+        of them. Of a `LatentDiffusion` that is told no text there are self-attentions alone. Of a transformer
+        blocks are "transformer_blocks.3", or "transformer_blocks" for all of them, and kinds may be streams too:
+        "picture" (as "attn1") and "text" (as "attn2").
 
     Raises:
-        UserError: no attention, several UNets at once, or an unknown kind or block.
+        UserError: no attention, several models at once, an unknown family, or an unknown kind or block.
     """
-    return [site for site, _ in find_attentions(unet, kinds, blocks)]
+    return [site for site, _ in find_sites(model, kinds, blocks)]
 
 
-def find_attentions(
-    unet: torch.nn.Module,
+def find_sites(
+    model: torch.nn.Module,
     kinds: Collection[str] = KINDS,
     blocks: Collection[str] | None = None,
 ) -> list[tuple[AttentionSite, torch.nn.Module]]:
@@ -79,6 +51,32 @@ def find_attentions(
     Raises:
         UserError: as `attention_sites`.
     """
+    transformer = find_transformer(model)
+    if transformer is not None:
+        return choose_attentions(transformer.sites(), kinds, blocks)
+    name = type(model).__name__
+    if "Transformer" in name and not any(map(_PATH.search, dict(model.named_modules()))):
+        raise UserError(
+            f"{name} is a transformer that hyperbrush does not know the attentions of: expected a UNet, or a "
+            f"transformer of {', '.join(FAMILIES)}"
+        )
+    return find_attentions(model, kinds, blocks)
+
+
+def find_attentions(
+    unet: torch.nn.Module,
+    kinds: Collection[str] = KINDS,
+    blocks: Collection[str] | None = None,
+) -> list[tuple[AttentionSite, torch.nn.Module]]:
+    """`find_sites` of a UNet, whose layers alone generated weights, fusing and conversion know.
+
+    Raises:
+        UserError: as `attention_sites`; or it is a transformer.
+    """
+    if not isinstance(unet, torch.nn.Module):
+        raise UserError(
+            f"{type(unet).__name__} has no UNet: expected a UNet2DConditionModel, or a pipeline with one"
+        )
     found = _attention_modules(unet)
     depths: dict[str, int] = {}
     pairs = []
@@ -95,12 +93,14 @@ def choose_attentions(
     kinds: Collection[str] = KINDS,
     blocks: Collection[str] | None = None,
 ) -> list[tuple[AttentionSite, torch.nn.Module]]:
-    """Those of some kinds and blocks out of all that `find_attentions` gives.
+    """Those of some kinds and blocks out of all that `find_sites` gives.
 
     Raises:
         UserError: an unknown kind or block; or attn2 alone of a model without it.
     """
-    _check_names(kinds, blocks, {site.block for site, _ in every})
+    streams = {site.stream for site, _ in every if site.family}
+    _check_names(kinds, blocks, {site.block for site, _ in every}, streams)
+    kinds = {STREAMS.get(kind, kind) for kind in kinds}
     if "attn2" in kinds and not any(site.kind in kinds for site, _ in every):
         raise UserError(
             "this model is told no text, so that its cross-attentions (attn2) have nothing to read: expected attn1, "
@@ -152,7 +152,7 @@ def _site(path: str, depth: int, module: torch.nn.Module) -> AttentionSite:
             layer: Any = module.get_submodule(name)
         except AttributeError:
             continue  # some attentions have no output projection of their own
-        in_width, out_width = _widths(layer)
+        in_width, out_width = linear_widths(layer)
         projections.append(Projection(name, in_width, out_width))
     widths = {p.name: p.in_width for p in projections}
     part, index = path.split(".")[:2]
@@ -165,33 +165,24 @@ def _site(path: str, depth: int, module: torch.nn.Module) -> AttentionSite:
         query_width=widths["to_q"],
         context_width=widths["to_k"],
         projections=tuple(projections),
+        stream=next(stream for stream, kind in STREAMS.items() if path.endswith(kind)),
+        lasting=path.endswith("attn2"),
     )
-
-
-def _widths(layer: Any) -> tuple[int, int]:
-    """In and out width of a linear layer, however many adapters stand around it."""
-    while not isinstance(getattr(layer, "in_features", None), int):
-        inner = getattr(layer, "base_layer", None) or next(layer.children(), None)
-        if inner is None:
-            raise UserError(
-                f"cannot read the widths of {type(layer).__name__}: expected a linear layer, "
-                "or a wrapper with in_features and out_features or with the layer inside"
-            )
-        layer = inner
-    return layer.in_features, layer.out_features
 
 
 def _in_blocks(block: str, blocks: Collection[str]) -> bool:
     return block in blocks or block.partition(".")[0] in blocks
 
 
-def _check_names(kinds: Collection[str], blocks: Collection[str] | None, known: set[str]) -> None:
+def _check_names(
+    kinds: Collection[str], blocks: Collection[str] | None, known: set[str], streams: set[str]
+) -> None:
     for what, names in (("kinds", kinds), ("blocks", blocks)):
         if isinstance(names, str):
             raise UserError(f"{what} must be a list of names, not the text {names!r}: write [{names!r}]")
     for kind in kinds:
-        if kind not in KINDS:
-            raise unknown_name("kind of attention", kind, KINDS)
+        if kind not in KINDS and kind not in streams:
+            raise unknown_name("kind of attention", kind, (*KINDS, *sorted(streams)))
     for block in blocks or ():
         if not any(_in_blocks(k, [block]) for k in known):
             raise unknown_name("block", block, known | {k.partition(".")[0] for k in known})
