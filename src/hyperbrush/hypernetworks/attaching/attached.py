@@ -36,7 +36,7 @@ def attach(
     """Let hypernetworks act on a UNet until `Attached.detach`, or until the end of a ``with``.
 
     pipe_or_unet: a diffusers pipeline with a UNet, a UNet2DConditionModel (also wrapped),
-        LatentDiffusion. Schedules follow the sampling steps of a pipeline or LatentDiffusion; with a bare
+        LatentDiffusion; or a transformer of a family of `transformer_sites.FAMILIES`, or its pipeline. Schedules follow the sampling steps of a pipeline or LatentDiffusion; with a bare
         UNet, progress is read off the timestep (0 at the noisiest, 1 at the clean end).
     hypernetworks: one, or (hypernetwork, strength), or `Use`, or a list of these; several compose in
         order, each on the output of the one before. None yet: `Attached.load` adds them. `GeneratedWeights`
@@ -51,8 +51,8 @@ def attach(
 
     Raises:
         UserError: nothing to attach to, a hypernetwork that reaches no site, a strength that is not
-            finite, an unknown kind or block, projections that are fused, or "conditional" guidance on a bare UNet,
-            which does not know the sides.
+            finite, an unknown kind or block, projections that are fused, or "conditional" guidance on a bare UNet
+            or a transformer, which do not know the sides.
     """
     return Attached(pipe_or_unet, hypernetworks, attn=attn, blocks=blocks, guidance=guidance)
 
@@ -207,9 +207,14 @@ class Attached(Hooked):
         Raises:
             UserError: a network is not affine; a strength is no constant number; LoRA stands at a projection
                 (fuse it first); weights are stored in 8 bits or offloaded, or would not be finite; generated
-                weights are among them; disabled; already fused. Nothing was changed then.
+                weights are among them; disabled; already fused; a transformer. Nothing was changed then.
         """
         self._refuse_fused("fuse again")
+        if self._transformer is not None:
+            raise UserError(
+                f"cannot fuse hypernetworks into {self._transformer.layout.name}: its keys are normalised, or shared with "
+                "other rows. Keep them attached"
+            )
         if not self._enabled:
             raise UserError(
                 "cannot fuse the hypernetworks while they are disabled: call enable() first, or detach()"

@@ -46,18 +46,21 @@ def _checkpoint(hooks: Hooks, function: Callable[..., Any], block: Callable[...,
 
 
 class _Then:
-    """Hooks, and the factors and strengths they had."""
+    """Hooks, and the factors, strengths and rows of streams they had."""
 
     def __init__(self, hooks: list[ProjectionHook]) -> None:
         self._hooks = hooks
         self._factors = [(one, one.factors) for hook in hooks for one in hook.low_rank]
         strengths = {id(s): s for hook in hooks for s in hook.strengths}.values()
         self._values = [(s, s.value) for s in strengths]
+        rows = {id(hook.rows): hook.rows for hook in hooks if hook.rows is not None}.values()
+        self._rows = [(one, one.now) for one in rows]
 
     @contextmanager
     def again(self, now: list[ProjectionHook]) -> Iterator[None]:
         """Act as then, in the place of the hooks that act now; afterwards these again, as they were."""
         factors = [(one, one.factors, own) for one, own in self._factors if one.factors is not own]
+        later_rows = [(one, one.now) for one, _ in self._rows]
         with ExitStack() as strengths:
             for strength, value in self._values:
                 if strength.value != value:
@@ -66,8 +69,12 @@ class _Then:
                 _replace(now, self._hooks)
                 for one, _, own in factors:
                     one.factors = own
+                for shared, now_rows in self._rows:
+                    shared.now = now_rows
                 yield
             finally:
+                for shared, now_rows in later_rows:
+                    shared.now = now_rows
                 for one, later, _ in factors:
                     one.factors = later
                 _replace(self._hooks, now)

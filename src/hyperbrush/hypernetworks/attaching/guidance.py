@@ -7,17 +7,22 @@ from hyperbrush.errors import UserError, unknown_name
 GUIDANCE = ("both", "conditional")
 
 
-def check_guidance(guidance: str, pipe_or_unet: Any) -> None:
+def check_guidance(guidance: str, pipe_or_unet: Any, transformer: bool = False) -> None:
     """Refuse a side that does not exist, or that this pipeline's batches do not show.
 
     Raises:
-        UserError: an unknown name; "conditional" on a bare UNet, or with sides in another order than (unconditional,
-            conditional).
+        UserError: an unknown name; "conditional" on a bare UNet, with sides in another order than (unconditional,
+            conditional), or on a transformer.
     """
     if guidance not in GUIDANCE:
         raise unknown_name("side of guidance", guidance, GUIDANCE)
     if guidance == "both":
         return
+    if transformer:
+        raise UserError(
+            "guidance='conditional' cannot be told apart on transformers, whose pipelines hand over the sides in other "
+            "orders or one by one: use 'both'"
+        )
     if not hasattr(pipe_or_unet, "unet"):
         raise UserError(
             "guidance='conditional' needs to know which rows of a batch are the conditional side, and a bare "

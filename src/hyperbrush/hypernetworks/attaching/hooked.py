@@ -14,16 +14,19 @@ from hyperbrush.hypernetworks.attaching.hooks import ProjectionHook, refuse_bypa
 from hyperbrush.hypernetworks.attaching.kv_cache import KVCache
 from hyperbrush.hypernetworks.attaching.progress import Progress
 from hyperbrush.hypernetworks.attaching.reach import Reach, reach
+from hyperbrush.hypernetworks.attaching.stream_rows import StreamRows
 from hyperbrush.hypernetworks.attaching.uses import Adapter, PipeOrUNet, Use, unet_of
 from hyperbrush.hypernetworks.attention.context_network import ContextNetwork
+from hyperbrush.hypernetworks.attention.hypernetwork import AttentionHypernetwork
 from hyperbrush.hypernetworks.attention.strengths import Strength, StrengthLike, pair_of
 from hyperbrush.hypernetworks.weights.factors import Factors
 from hyperbrush.ldm.modules.attention_sites import (
     PROJECTIONS,
     AttentionSite,
     choose_attentions,
-    find_attentions,
+    find_sites,
 )
+from hyperbrush.ldm.modules.transformer_sites import find_transformer
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -94,12 +97,14 @@ class Hooked:
     def __init__(self, pipe_or_unet: PipeOrUNet) -> None:
         self._pipe = pipe_or_unet
         self._unet = unet_of(pipe_or_unet)
-        self._attentions = find_attentions(self._unet)
+        self._attentions = find_sites(self._unet)
+        self._transformer = find_transformer(self._unet)
+        self._stream_rows = StreamRows()
         self._at_work: list[AtWork] = []
         self._hooks: list[ProjectionHook] = []
         self._handles: list[RemovableHandle] = []  # of the UNet, while the hooks act
-        self._cache = KVCache()
-        self._progress = Progress(pipe_or_unet)
+        self._cache = KVCache(by_content=self._transformer is not None)
+        self._progress = Progress(pipe_or_unet, rounded=self._transformer is not None)
         self._enabled = True
         self._gone = False
         # How many rows of a batch are one picture's: only softmax-like activations ask.
@@ -131,7 +136,9 @@ class Hooked:
     def _prepare(self, use: Use) -> AtWork:
         """See that a use is possible here; nothing is hooked yet."""
         self._refuse_gone()
-        check_guidance(use.guidance, self._pipe)
+        check_guidance(use.guidance, self._pipe, self._transformer is not None)
+        if self._transformer is not None:
+            _check_for_transformer(use)
         wanted = choose_attentions(self._attentions, use.attn, use.blocks)
         sites = [site for site, _ in wanted]
         reached = reach(use.hypernetwork, sites, [site for site, _ in self._attentions])
@@ -157,7 +164,8 @@ class Hooked:
                 projection,
                 changes,
                 self._rows,
-                self._cache if site.kind == "attn2" else None,
+                self._cache if site.lasting else None,
+                self._stream_rows if site.shared else None,
             )
             for site, attention in self._attentions
             for projection, changes in self._changes(site).items()
@@ -195,9 +203,15 @@ class Hooked:
         _forget_compiled_graphs()
 
     def _before(self, unet: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
-        sample = kwargs.get("sample", args[0] if args else None)
-        batch = len(sample) if isinstance(sample, torch.Tensor) else None
+        if self._transformer is None:
+            timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
+            sample = kwargs.get("sample", args[0] if args else None)
+            batch = len(sample) if isinstance(sample, torch.Tensor) else None
+        else:
+            call = self._transformer.call(args, kwargs)
+            timestep, batch = self._transformer.timestep(call), self._transformer.batch(call)
+            if any(hook.rows is not None for hook in self._hooks):
+                self._stream_rows.now = self._transformer.rows(call)
         if not torch.compiler.is_compiling():
             self._batch = batch
             self._follow(timestep, batch)
@@ -246,6 +260,25 @@ def hooked_onto(unet: torch.nn.Module) -> list[Hooked]:
     """All that acts on a UNet, in the order it came."""
     owners = (getattr(hook, "__self__", None) for hook in unet._forward_pre_hooks.values())
     return [owner for owner in owners if isinstance(owner, Hooked)]
+
+
+def _check_for_transformer(use: Use) -> None:
+    """Refuse what only UNets can have.
+
+    Raises:
+        UserError: generated weights, or an activation over the batch.
+    """
+    adapter = use.hypernetwork
+    if not isinstance(adapter, AttentionHypernetwork):
+        raise UserError(
+            f"{adapter.name!r} is generated weights, which act on UNets alone so far: attach an attention hypernetwork "
+            "to a transformer"
+        )
+    if any(pair.key.over_the_batch for _, pair in adapter.pairs()):
+        raise UserError(
+            f"{adapter.name!r} has the activation {adapter.settings.activation!r}, which mixes the rows of a batch as the "
+            "webui lays it out for UNets: it has no meaning on a transformer. Train one with another activation"
+        )
 
 
 def _acting(unet: torch.nn.Module) -> list[ProjectionHook]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks.attaching.kv_cache import KVCache
+from hyperbrush.hypernetworks.attaching.stream_rows import StreamRows
 from hyperbrush.hypernetworks.attention.context_network import ContextNetwork
 from hyperbrush.hypernetworks.attention.hypernetwork import apply_networks
 from hyperbrush.hypernetworks.attention.strengths import Strength
@@ -51,6 +52,7 @@ class ProjectionHook:
     attention: the module with the projection. changes: what acts there with its strength, in the order they compose.
     rows_per_picture: asked at each call, and only where a softmax-like activation needs it.
     cache: where results are kept over the steps; None where contexts change with every step.
+    rows: where the projection sees other streams' rows too: which are this site's.
     """
 
     def __init__(
@@ -61,10 +63,14 @@ class ProjectionHook:
         changes: Sequence[tuple[ContextNetwork | Factors, Strength]],
         rows_per_picture: Callable[[int], int | None],
         cache: KVCache | None,
+        rows: StreamRows | None = None,
     ) -> None:
         self.site = site
         self.attention = attention
         self.projection = projection
+        made_by = site.projection(projection)
+        self._place, self._slice = made_by.layer, made_by.rows
+        self.rows = rows
         self.networks = tuple((n, s) for n, s in changes if isinstance(n, ContextNetwork))
         self.low_rank = tuple(LowRank(f, s) for f, s in changes if isinstance(f, Factors))
         over_the_batch = any(network.over_the_batch for network, _ in self.networks)
@@ -98,13 +104,15 @@ class ProjectionHook:
             self._unhook_projection()
 
     def _standing(self) -> torch.nn.Module:
-        module: Any = self.attention._modules[self.projection.partition(".")[0]]
-        standing: torch.nn.Module = module[0] if self.projection.endswith(".0") else module
+        module: Any = self.attention._modules[self._place.partition(".")[0]]
+        standing: torch.nn.Module = module[0] if self._place.endswith(".0") else module
         return standing
 
     def _hook_projection(self) -> None:
         module = self._module = self._standing()
-        if self.networks:
+        if self.networks and self._slice is not None:
+            self._handles.append(module.register_forward_hook(self._replace_slice))
+        elif self.networks:
             self._handles.append(module.register_forward_pre_hook(self._transform))
         if self.low_rank:
             self._handles.append(module.register_forward_hook(self._add))
@@ -138,9 +146,34 @@ class ProjectionHook:
         if not networks:
             return args
         rows = None if self.rows_per_picture is None else self.rows_per_picture(len(context))
+        if self.rows is not None:
+            changed = self.rows.through(
+                self.site.stream, context, lambda part: apply_networks(part, networks, rows)
+            )
+            return (changed, *args[1:])
         if self.cache is None or compiling:
             return (apply_networks(context, networks, rows), *args[1:])
         return (self.cache.transform(context, networks, rows), *args[1:])
+
+    def _replace_slice(self, module: torch.nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        """Of a layer that computes several projections: this one's outputs, from the changed context."""
+        changed = self._transform(module, args)[0]
+        if changed is args[0] or self._slice is None:
+            return output
+        first, last = (0, changed.shape[1])
+        if self.rows is not None:
+            first, last = self.rows.span(self.site.stream, changed)
+        changed = changed[:, first:last]
+        start, stop = self._slice
+        if type(module) is torch.nn.Linear and "forward" not in vars(module):
+            bias = None if module.bias is None else module.bias[start:stop]
+            part = torch.nn.functional.linear(changed, module.weight[start:stop], bias)
+        else:  # LoRA or offloading: the whole layer as it is, without hooks
+            part = module.forward(changed)[..., start:stop]
+        if torch.is_grad_enabled():
+            output = output.clone()
+        output[:, first:last, start:stop] = part
+        return output
 
     def _project(self, context: Tensor) -> Tensor:
         module = self._module
@@ -168,6 +201,16 @@ def refuse_bypassing(site: AttentionSite, attention: torch.nn.Module) -> None:
             f"{site.path} has fused projections ({name}), which never call to_k and to_v, so a "
             f"hypernetwork "
             "cannot act there: call unfuse_qkv_projections() first"
+        )
+    # diffusers' older Attention keeps this mark after its processors are back.
+    if (
+        site.family
+        and type(attention).__name__ != "Attention"
+        and getattr(attention, "fused_projections", False)
+    ):
+        raise UserError(
+            f"{site.path} has fused projections, so that a hypernetwork cannot act there: call "
+            "unfuse_qkv_projections() first"
         )
     if hasattr(processor, "to_k_custom_diffusion"):
         raise UserError(

@@ -22,15 +22,21 @@ Networks = Sequence[tuple[ContextNetwork, Strength]]
 
 
 class KVCache:
-    """Results of one UNet's cross-attention, valid inside a forward pass; see the module's text."""
+    """Results of one model's cross-attention, valid inside a forward pass; see the module's text.
 
-    def __init__(self) -> None:
+    by_content: of a model that makes its contexts anew from the prompt in each pass, as transformers do: compared by
+        content always.
+    """
+
+    def __init__(self, by_content: bool = False) -> None:
+        self._by_content = by_content
         self._inside = False
         self._timestep: float | None = None
         self._kept: dict[Any, _Kept] = {}
         self._weights: dict[int, _Weights] = {}  # of this pass
-        self._equal: dict[int, _Seen] = {}  # of this pass: contexts compared by content
         self._of_pass: dict[Any, tuple[Any, Any, Tensor]] = {}  # context, rest of what it was made of, result
+        # Of this pass: contexts (held, so that no other can take their place) compared by content.
+        self._equal: dict[int, tuple[Tensor, int | None, _Seen]] = {}
 
     def begin(self, timestep: Any) -> None:
         """A forward pass begins."""
@@ -46,6 +52,7 @@ class KVCache:
         """The forward pass is over."""
         self._inside = False
         self._of_pass.clear()
+        self._equal.clear()
 
     def clear(self) -> None:
         """Forget everything."""
@@ -127,24 +134,36 @@ class KVCache:
         return kept.value
 
     def _keep(self, key: Any, context: Tensor, made_of: Any, value: Tensor) -> None:
-        self._kept[key] = _Kept(_Seen(context), made_of, _autocast(context), value, _version(value))
+        seen = self._equal_to(context)
+        if seen is None:
+            seen = _Seen(context, self._by_content)
+            if seen.copy is not None:
+                self._equal[id(context)] = (context, _version(context), seen)
+        self._kept[key] = _Kept(seen, made_of, _autocast(context), value, _version(value))
 
     def _same(self, seen: "_Seen", context: Tensor) -> bool:
+        if seen.version is not None and seen.at_same_place(context) and context._version == seen.version:
+            return True
         if seen.copy is None:
-            return seen.at_same_place(context) and context._version == seen.version
-        if self._equal.get(id(context)) is not seen:
+            return False
+        if self._equal_to(context) is not seen:
             if not seen.has_content_of(context):
                 return False
-            self._equal[id(context)] = seen
+            self._equal[id(context)] = (context, _version(context), seen)
         return True
+
+    def _equal_to(self, context: Tensor) -> "_Seen | None":
+        """What a context was found equal to in this pass, unless it was written into since."""
+        known = self._equal.get(id(context))
+        return known[2] if known is not None and known[1] == _version(context) else None
 
     def _stamp(self, module: torch.nn.Module) -> "_Weights":
         if id(module) not in self._weights:
             self._weights[id(module)] = _Weights(tuple(module.parameters()))
         return self._weights[id(module)]
 
-    def __reduce__(self) -> "tuple[type[KVCache], tuple[()]]":
-        return KVCache, ()  # a copied or pickled UNet starts afresh
+    def __reduce__(self) -> "tuple[type[KVCache], tuple[bool]]":
+        return KVCache, (self._by_content,)  # a copied or pickled model starts afresh
 
 
 @dataclass(frozen=True)
@@ -159,10 +178,10 @@ class _Kept:
 class _Seen:
     """A context as it was. Holding it keeps its place in memory from being given to another."""
 
-    def __init__(self, tensor: Tensor) -> None:
+    def __init__(self, tensor: Tensor, by_content: bool) -> None:
         self.tensor = tensor
         self.version = _version(tensor)
-        self.copy = tensor.clone() if self.version is None else None
+        self.copy = tensor.clone() if by_content or self.version is None else None
 
     def at_same_place(self, tensor: Tensor) -> bool:
         own = self.tensor

@@ -11,10 +11,12 @@ class Progress:
     A step is a place among the scheduler's timesteps, from where an image-to-image run begins to where
     ``denoising_end`` ends it. Without a scheduler, or for a timestep that is not one of its own: 0 at the
     noisiest timestep, 1 at 0.
+    rounded: timesteps come through other scales and precisions: the scheduler's own that is nearest is meant.
     """
 
-    def __init__(self, pipe_or_unet: Any) -> None:
+    def __init__(self, pipe_or_unet: Any, rounded: bool = False) -> None:
         self._pipe = pipe_or_unet
+        self._rounded = rounded
         self._timesteps: torch.Tensor | None = None
         self._first: Any = None
 
@@ -34,6 +36,8 @@ class Progress:
             begin = self._begin(every, scheduler)
             end = _end(every, self._pipe, scheduler)
             place = getattr(scheduler, "step_index", None)
+            if self._rounded:
+                now = _nearest(now, every, begin if place is None else place)
             if getattr(scheduler, "order", 1) == 1 and place is not None and every[place:][:1] == [now]:
                 # Karras' steps can round to equal timesteps: these are several steps.
                 return _share(place - begin, end - begin)
@@ -76,6 +80,14 @@ def _end(every: list[float], pipe: Any, scheduler: Any) -> int:
         return len(every)
     noisiest = scheduler.config.num_train_timesteps
     return sum(t >= round(noisiest - end * noisiest) for t in every)
+
+
+def _nearest(now: float, every: list[float], place: int) -> float:
+    """The timestep at a place that ``now`` stands for; else the nearest; else ``now`` itself."""
+    close = 8.0  # of 1000: bfloat16 is off by 2, and by 4 after a change of scale
+    here = [t for t in every[place : place + 1] if abs(t - now) <= close]
+    near = min(here or every, key=lambda t: abs(t - now), default=now)
+    return near if abs(near - now) <= close else now
 
 
 def _share(place: int, steps: int) -> float:

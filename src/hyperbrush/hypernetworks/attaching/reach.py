@@ -1,5 +1,6 @@
 """What an attach reached, in words: "32 of 64 projections reached: widths 320, 640, 1280; …"."""
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -25,10 +26,12 @@ class Reach:
     per_site: bool = False
 
     def __str__(self) -> str:
-        text = (
-            f"{2 * len(self.sites)} of {2 * self.total} projections reached: "
-            f"widths {_listed(s.context_width for s in self.sites)}"
-        )
+        widths = f"widths {_listed(s.context_width for s in self.sites)}"
+        text = f"{2 * len(self.sites)} of {2 * self.total} projections reached: {widths}"
+        if self.sites[0].family:
+            streams = Counter(s.stream for s in self.sites)
+            counts = ", ".join(f"{streams[stream]} of the {stream}" for stream in sorted(streams))
+            text = f"{len(self.sites)} of {self.total} sites reached: {counts}; {widths}"
         if self.missed:
             count = f"{len(self.missed)} sites of widths " if self.per_site else ""
             widths = _listed(s.context_width for s in self.missed)
@@ -132,8 +135,10 @@ def _explain(
     everything: Collection[AttentionSite],
 ) -> str:
     where = "" if len(wanted) == len(everything) else f" at the {len(wanted)} sites asked for"
+    family = next(iter(everything)).family
+    model, sites = (f"{family} transformer", "sites") if family else ("UNet", "attentions")
     text = (
-        f"{hypernetwork.name!r} reaches none of this UNet's {len(everything)} attentions: "
+        f"{hypernetwork.name!r} reaches none of this {model}'s {len(everything)} {sites}: "
         f"it has networks for {hypernetwork.describe_keys()}, but the contexts{where} are "
         f"{_listed(s.context_width for s in wanted)} wide. "
     )

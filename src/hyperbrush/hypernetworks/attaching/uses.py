@@ -27,7 +27,15 @@ class HasUNet(Protocol):
         """The UNet."""
 
 
-PipeOrUNet = HasUNet | torch.nn.Module
+class HasTransformer(Protocol):
+    """A diffusers pipeline with a transformer."""
+
+    @property
+    def transformer(self) -> torch.nn.Module:
+        """The transformer."""
+
+
+PipeOrUNet = HasUNet | HasTransformer | torch.nn.Module
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,8 @@ class Use:
     strength: a number; a schedule over the sampling steps (`Window`, `Ramp`, any callable from progress, 0
         to 1, to a number); `PerPicture`; or a pair of these (for keys, for values; of generated weights for
         to_q and to_k, for to_v and to_out).
-    attn, blocks: act only there; blocks are "down.1", "mid", "up.2", or "down" and "up" for all of them.
+    attn, blocks: act only there; blocks are "down.1", "mid", "up.2", or "down" and "up" for all of them. For
+        transformers see `attention_sites`.
     guidance: "both" sides of classifier-free guidance, as in the webui, or the "conditional" one alone: the picture
         then moves away from what the model would draw without the network.
     name: how `Attached` calls it; the hypernetwork's own name by default.
@@ -95,12 +104,12 @@ def _is_entry(value: Any) -> bool:
 
 
 def unet_of(pipe_or_unet: PipeOrUNet) -> torch.nn.Module:
-    """The UNet of a pipeline, or the one handed over.
+    """The UNet or transformer of a pipeline, or the one handed over.
 
     Raises:
         UserError: there is none.
     """
-    for candidate in (getattr(pipe_or_unet, "unet", None), pipe_or_unet):
+    for candidate in (*(getattr(pipe_or_unet, part, None) for part in ("unet", "transformer")), pipe_or_unet):
         if isinstance(candidate, torch.nn.Module):
             return candidate
     raise UserError(

@@ -20,8 +20,10 @@ from hyperbrush.hypernetworks.attention.initialisation import ZERO, check_weight
 from hyperbrush.hypernetworks.attention.strengths import Strength, finite
 from hyperbrush.ldm.families import SD1
 from hyperbrush.ldm.modules.attention_sites import KINDS, AttentionSite, attention_sites
+from hyperbrush.ldm.modules.transformer_sites import STREAMS
 
-Key = int | str  # a context width, or the path of one attention site
+Key = int | str  # a context width, or the path of one attention site (on a transformer: of one stream in it)
+BOTTLENECK = (1, 1 / 16, 1)  # layers of networks for transformers
 SD1_WIDTHS = (SD1.cross_width, *SD1.self_widths)  # cross-attention first, as the webui writes them
 
 
@@ -138,9 +140,39 @@ class AttentionHypernetwork(torch.nn.Module):
                 "Restrict it when attaching instead: attach(…, blocks=…)"
             )
         sites = attention_sites(unet, attn, blocks)
+        if sites and sites[0].family:
+            raise UserError(
+                f"{type(unet).__name__} is a transformer, not a UNet: use AttentionHypernetwork.for_transformer"
+            )
         if per_site:
             return cls({site.path: site.context_width for site in sites}, **settings)
         return cls(sorted({site.context_width for site in sites}), **settings)
+
+    @classmethod
+    def for_transformer(
+        cls,
+        transformer: torch.nn.Module,
+        *,
+        attn: Collection[str] = KINDS,
+        blocks: Collection[str] | None = None,
+        layer_structure: Sequence[float] = BOTTLENECK,
+        **settings: Any,
+    ) -> "AttentionHypernetwork":
+        """Networks for the contexts of a diffusion transformer: a pair per block and stream, picture and text.
+
+        One width serves a whole transformer, and 1, 2, 1 at a width of 3,072 is 75 million numbers; hence
+        bottlenecks of a sixteenth, one for each site. attn, blocks: which, see `attention_sites`; settings: as the
+        constructor's.
+
+        Raises:
+            UserError: it is no transformer of a known family, or no site is left; or as the constructor.
+        """
+        sites = attention_sites(transformer, attn, blocks)
+        if sites and not sites[0].family:
+            raise UserError(
+                f"{type(transformer).__name__} is a UNet, not a transformer: use AttentionHypernetwork.for_unet"
+            )
+        return cls({s.path: s.context_width for s in sites}, layer_structure=layer_structure, **settings)
 
     @property
     def widths(self) -> list[int]:
@@ -290,5 +322,7 @@ def _check_widths(by_key: Mapping[Key, int]) -> None:
             raise UserError(f"width {width!r}{at} is impossible: expected a whole number from 1 to 65536")
         if isinstance(key, int) and key != width:
             raise UserError(f"the network of width {key} cannot have contexts {width} wide")
-        if isinstance(key, str) and key.rpartition(".")[2] not in KINDS:
-            raise unknown_name("site", key, (), hint="; a site is a path that ends in attn1 or attn2")
+        if isinstance(key, str) and key.rpartition(".")[2] not in (*KINDS, *STREAMS):
+            raise unknown_name(
+                "site", key, (), hint="; a site is a path that ends in attn1 or attn2, or in picture or text"
+            )

@@ -20,6 +20,7 @@ from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks.attention.hypernetwork import AttentionHypernetwork
 from hyperbrush.hypernetworks.files.headers import header_of
 from hyperbrush.ldm.families import architecture_of
+from hyperbrush.ldm.modules.transformer_sites import STREAMS
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -59,7 +60,10 @@ def given_fields(header: Mapping[str, str]) -> dict[str, str]:
 
 def architecture(hypernetwork: AttentionHypernetwork) -> str:
     """ModelSpec's name of the base model, read off the cross-attention widths."""
-    return architecture_of({pair.width for _, pair in hypernetwork.pairs()})
+    streams = tuple(f".{stream}" for stream in STREAMS)  # of a transformer, whose widths tell no family
+    return architecture_of(
+        {pair.width for key, pair in hypernetwork.pairs() if not str(key).endswith(streams)}
+    )
 
 
 def tensors_hash(tensors: Mapping[str, torch.Tensor]) -> str:

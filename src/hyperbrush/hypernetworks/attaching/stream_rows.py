@@ -1,0 +1,52 @@
+"""Rows of sequences that text and picture share, in a transformer's forward pass."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from hyperbrush.errors import UserError
+from hyperbrush.ldm.modules.transformer_sites import Ranges
+
+
+class StreamRows:
+    """Stream → its rows, ``now``: set before each pass."""
+
+    def __init__(self) -> None:
+        self.now: Mapping[str, Ranges] = {}
+
+    def span(self, stream: str, context: Tensor) -> tuple[int, int]:
+        """First row and last + 1 of a stream in a context (batch, tokens, width), over all of its pictures.
+
+        Raises:
+            UserError: the batch is another than the pass was told of.
+        """
+        ranges = self._ranges(stream, context)
+        return min(start for start, _ in ranges), max(stop for _, stop in ranges)
+
+    def through(self, stream: str, context: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """A context (batch, tokens, width) with a stream's rows changed and all others as they were.
+
+        change: takes and gives (batch, rows, width).
+
+        Raises:
+            UserError: as `span`.
+        """
+        ranges = self._ranges(stream, context)
+        first, last = self.span(stream, context)
+        part = context[:, first:last]
+        changed = change(part)
+        if any(own != (first, last) for own in ranges):
+            place = torch.arange(first, last, device=context.device)
+            starts, stops = torch.tensor(ranges, device=context.device).T[..., None]
+            changed = torch.where(((place >= starts) & (place < stops))[..., None], changed, part)
+        return torch.cat([context[:, :first], changed, context[:, last:]], dim=1)
+
+    def _ranges(self, stream: str, context: Tensor) -> list[tuple[int, int]]:
+        ranges, tokens = self.now[stream], context.shape[1]
+        if len(ranges) not in (1, len(context)):
+            raise UserError(
+                f"an attention sees {len(context)} pictures, but the model was called with {len(ranges)}: "
+                "hypernetworks cannot tell the text's rows there"
+            )
+        return [(start, tokens if stop is None else stop) for start, stop in ranges]
