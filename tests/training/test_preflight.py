@@ -11,7 +11,7 @@ from hyperbrush.assets import style_folder
 from hyperbrush.errors import UserError
 from hyperbrush.ldm.data import Buckets, Captioning, FileNames, ImageFolder, Masks, OriginalSizes, pictures
 from hyperbrush.ldm.models.text import default_tokenizer
-from hyperbrush.training.before.likeness import SIDE, alike, fingerprint
+from hyperbrush.training.before.likeness import COLOUR_LIMIT, Fingerprint, alike
 from hyperbrush.training.before.preflight import preflight
 
 
@@ -194,17 +194,44 @@ def test_colours_tell_pictures_apart_that_a_hash_does_not(tmp_path: Path) -> Non
     assert kinds(preflight(tmp_path, size=64)) == {"duplicates": ["red.png=red2.png"]}
 
 
-def test_pairs_are_found_over_blocks_as_one_by_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    path.write_bytes(b"")
-    prints = [fingerprint(scene(seed % 40, (SIDE, SIDE)), path) for seed in range(70)]
+def nearest(
+    ones: list[Fingerprint], others: list[Fingerprint] | None, distance: int
+) -> set[tuple[int, int, int]]:
+    """(one, other, bits) of each other's nearest, one by one."""
+    found = set()
+    for number, other in enumerate(ones if others is None else others):
+        near = [
+            (int((one.bits[0] != other.bits[mirrored]).sum()), place)
+            for place, one in enumerate(ones[:number] if others is None else ones)
+            for mirrored in (0, 1)
+            if np.abs(one.colours[0] - other.colours[mirrored]).mean() <= COLOUR_LIMIT
+        ]
+        if near and min(near)[0] <= distance:
+            found.add((min(near)[1], number, min(near)[0]))
+    return found
+
+
+@pytest.mark.parametrize("flips", [0, 2, 12])
+def test_the_nearest_is_found_over_blocks_as_one_by_one(flips: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    chance = np.random.default_rng(flips)
+    origins = chance.random((5, 2, 64)) < 0.5
+    prints = []
+    for number in range(
+        90
+    ):  # some differ in a few bits, some in colour alone, some are another's mirror image
+        bits = origins[number % 5] ^ (chance.random((2, 64)) < flips / 64)
+        colours = np.full((2, 192), 40.0 * (number % 2), np.float32)
+        prints.append(Fingerprint(bits[::-1] if number % 7 == 0 else bits, colours, bytes([number])))
+    for name, size in (("_ROWS", 7), ("_COLUMNS", 11), ("_CANDIDATES", 5)):
+        monkeypatch.setattr(f"hyperbrush.training.before.likeness.{name}", size)
     whole = alike(prints, None, 8)
-    monkeypatch.setattr("hyperbrush.training.before.likeness._ROWS", 7)
-    assert alike(prints, None, 8) == whole
-    assert {(pair.one, pair.other) for pair in whole} == {(i, i + 40) for i in range(30)}
+    assert {(p.one, p.other, p.distance) for p in whole} == nearest(prints, None, 8)
+    assert len(whole) < len(prints)
+    assert [p.distance for p in whole] == sorted(p.distance for p in whole)
     across = alike(prints[:40], prints[40:], 8)
-    assert {(pair.one, pair.other) for pair in across} == {(i, i) for i in range(30)}
+    assert {(p.one, p.other, p.distance) for p in across} == nearest(prints[:40], prints[40:], 8)
     assert alike([], prints, 8) == []
+    assert bool(whole) == bool(across) == (flips < 12)
 
 
 def test_missing_captions_are_told_where_others_are_written(tmp_path: Path) -> None:

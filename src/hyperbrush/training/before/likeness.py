@@ -1,4 +1,4 @@
-"""Pictures that are the same, or nearly: perceptual hashes, colours, and every pair that is close."""
+"""Pictures that are the same, or nearly: perceptual hashes, colours, and what each is closest to."""
 
 import hashlib
 from collections.abc import Sequence
@@ -17,7 +17,8 @@ COLOURS = 8  # places a side at which colours are compared
 COLOUR_LIMIT = (
     24.0  # mean difference of 0 … 255; a hash sees no colours, so a red and a blue disc are one to it
 )
-_ROWS = 1024  # of the table of distances at a time
+# Of the table of distances at a time, and pairs whose colours are compared at a time.
+_ROWS, _COLUMNS, _CANDIDATES = 128, 2048, 16384
 
 
 @dataclass(frozen=True)
@@ -54,35 +55,63 @@ def fingerprint(image: Image.Image, path: Path) -> Fingerprint:
 
 
 def alike(ones: Sequence[Fingerprint], others: Sequence[Fingerprint] | None, distance: int) -> list[Pair]:
-    """Every pair with at most `distance` different bits and like colours, the closest first.
+    """Each of `others` with the one most like it, at most `distance` different bits and like colours; the closest first.
 
-    others: what `ones` are compared with; None: with each other, each pair once.
+    others: what `ones` are compared with; None: with each other, each with those before it.  So there are as many
+    pairs as pictures at most, also where all of them are the same.
     """
     within = others is None
     others = ones if others is None else others
     if not ones or not others:
         return []
-    signs = _signs(ones, 0)
-    pairs: dict[tuple[int, int], Pair] = {}
-    for mirrored in (0, 1):
-        columns = _signs(others, mirrored)
-        for start in range(0, len(ones), _ROWS):
+    # Of each of `others`: different bits (65: none found), the one, and whether mirrored.
+    best = np.full(len(others), 65), np.zeros(len(others), np.int64), np.zeros(len(others), np.int64)
+    hashes, columns = _hashes(ones, 0), [_hashes(others, mirrored) for mirrored in (0, 1)]
+    colours = np.stack([p.colours for p in ones]), np.stack([p.colours for p in others])
+    for start in range(0, len(ones), _ROWS):
+        rows = hashes[start : start + _ROWS]
+        for first in range(start if within else 0, len(others), _COLUMNS):
             may_stop_here()
-            # Of signs ±1 the product counts equal bits less different ones.
-            distances = (64 - signs[start : start + _ROWS] @ columns.T) / 2
-            for row, column in np.argwhere(distances <= distance):
-                one, other = start + int(row), int(column)
-                if (within and one >= other) or (one, other) in pairs:
-                    continue
-                difference = np.abs(ones[one].colours[0] - others[other].colours[mirrored]).mean()
-                if difference <= COLOUR_LIMIT:
-                    bits = int(distances[row, column])
-                    said = f"distance {bits}" + (", mirrored" if mirrored else "")
-                    if ones[one].digest == others[other].digest:
-                        said = "the same file"
-                    pairs[one, other] = Pair(one, other, bits, said)
-    return sorted(pairs.values(), key=lambda pair: (pair.distance, pair.one, pair.other))
+            for mirrored, of in enumerate(columns):
+                _nearer(best, rows, of, colours, (start, first, mirrored), distance, within)
+    pairs = []
+    for other in np.flatnonzero(best[0] <= distance):
+        bits, one, mirrored = (int(values[other]) for values in best)
+        said = f"distance {bits}" + (", mirrored" if mirrored else "")
+        if ones[one].digest == others[other].digest:
+            said = "the same file"
+        pairs.append(Pair(one, int(other), bits, said))
+    return sorted(pairs, key=lambda pair: (pair.distance, pair.one, pair.other))
 
 
-def _signs(prints: Sequence[Fingerprint], mirrored: int) -> NDArray[np.float32]:
-    return np.stack([p.bits[mirrored] for p in prints]).astype(np.float32) * 2 - 1
+def _nearer(
+    best: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
+    rows: NDArray[np.uint64],
+    columns: NDArray[np.uint64],
+    colours: tuple[NDArray[np.float32], NDArray[np.float32]],
+    at: tuple[int, int, int],
+    distance: int,
+    within: bool,
+) -> None:
+    """Take into `best` what one piece of the table of distances has that is nearer."""
+    start, first, mirrored = at
+    bits, which, turned = best
+    piece = slice(first, first + _COLUMNS)
+    distances = np.bitwise_count(rows[:, None] ^ columns[None, piece])
+    one, other = np.nonzero(distances < np.minimum(distance + 1, bits[piece]).astype(np.uint8))
+    found, one, other = distances[one, other].astype(np.int64), one + start, other + first
+    if within:
+        before = one < other
+        found, one, other = found[before], one[before], other[before]
+    order = np.lexsort((one, found))
+    for some in np.array_split(order, -(-len(order) // _CANDIDATES)) if len(order) else ():
+        some = some[found[some] < bits[other[some]]]
+        difference = np.abs(colours[0][one[some], 0] - colours[1][other[some], mirrored]).mean(axis=1)
+        some = some[difference <= COLOUR_LIMIT]
+        other_once, at_first = np.unique(other[some], return_index=True)  # the nearest comes first
+        some = some[at_first]
+        bits[other_once], which[other_once], turned[other_once] = found[some], one[some], mirrored
+
+
+def _hashes(prints: Sequence[Fingerprint], mirrored: int) -> NDArray[np.uint64]:
+    return np.packbits([p.bits[mirrored] for p in prints], axis=1).view(np.uint64)[:, 0]

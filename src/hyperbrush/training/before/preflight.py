@@ -1,5 +1,6 @@
 """What is wrong, odd or worth knowing about training pictures, found before the first step."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -142,7 +143,7 @@ def preflight(
         _transparent(items, masks),
         _unmasked(seen),
     ]
-    table = {one: shapes.count(one) for one in sorted(set(shapes))}
+    table = dict(sorted(Counter(shapes).items()))
     order = ("error", "warning", "note")
     present = sorted((f for f in findings if f is not None), key=lambda f: order.index(f.severity))
     return Preflight(seen.folders, seen.found, len(items), tuple(present), table, looks)
@@ -284,7 +285,7 @@ def _duplicates(seen: _Seen, distance: int) -> Finding | None:
         "keep one of each, or the model sees these more often than the others; "
         "for that on purpose, give repeats"
     )
-    return Finding.of("duplicates", "warning", notes, "pairs of pictures are (nearly) the same", advice)
+    return Finding.of("duplicates", "warning", notes, "pictures are (nearly) the same as another", advice)
 
 
 def _leaks(
