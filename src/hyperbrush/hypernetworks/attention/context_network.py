@@ -165,7 +165,7 @@ class ContextNetwork(torch.nn.Module):
     @property
     def is_random(self) -> bool:
         """Whether dropout acts, so that two calls give two results."""
-        return self.training and any(layer.dropout > 0 for layer in self.layers)
+        return self.training and any(isinstance(x, ContextLayer) and x.dropout > 0 for x in self.layers)
 
     def forward(self, context: torch.Tensor, rows_per_picture: int | None = None) -> torch.Tensor:
         """Context (batch, tokens, width) → what strength 1 adds to it, same shape.
