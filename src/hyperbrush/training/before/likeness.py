@@ -75,12 +75,12 @@ def alike(ones: Sequence[Fingerprint], others: Sequence[Fingerprint] | None, dis
             for mirrored, of in enumerate(columns):
                 _nearer(best, rows, of, colours, (start, first, mirrored), distance, within)
     pairs = []
-    for other in np.flatnonzero(best[0] <= distance):
+    for other in map(int, np.flatnonzero(best[0] <= distance)):
         bits, one, mirrored = (int(values[other]) for values in best)
         said = f"distance {bits}" + (", mirrored" if mirrored else "")
         if ones[one].digest == others[other].digest:
             said = "the same file"
-        pairs.append(Pair(one, int(other), bits, said))
+        pairs.append(Pair(one, other, bits, said))
     return sorted(pairs, key=lambda pair: (pair.distance, pair.one, pair.other))
 
 
