@@ -24,6 +24,7 @@ from hyperbrush.training.ldm.config import (
     LossConfig,
     ProcessConfig,
     TextConfig,
+    TransformerConfig,
     UNetConfig,
 )
 from hyperbrush.training.loop.config import OptimizerConfig, TrainerConfig
@@ -54,6 +55,7 @@ MODELS: dict[str, list[tuple[str, type[BaseModel], str]]] = {
         ("", DiffusionRun, "A diffusion model (`kind: diffusion`)"),
         ("text.", TextConfig, "Its text encoder"),
         ("unet.", UNetConfig, "Its UNet"),
+        ("transformer.", TransformerConfig, "Its transformer, where that stands in the UNet's place"),
         ("process.", ProcessConfig, "Its process"),
         ("data.", DataConfig, "Pictures of both"),
         ("training.", TrainerConfig, "The loop of both"),

@@ -28,6 +28,7 @@ from hyperbrush.hypernetworks.files import load_attention
 from hyperbrush.hypernetworks.files.adapters import is_generated_file
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.models.conditioning import any_conditions
+from hyperbrush.ldm.models.transformer import refuse_transformer
 from hyperbrush.ldm.modules.attention_sites import attention_sites, find_attentions
 from hyperbrush.ldm.pictures import to_pictures
 
@@ -103,8 +104,9 @@ def examine(
     in turn. on_progress: told what is looked at now.
 
     Raises:
-        UserError: the model cannot draw at all.
+        UserError: the model cannot draw at all, or its denoiser is a transformer.
     """
+    refuse_transformer(model.unet, "doctor")
     tell = on_progress or (lambda text: None)
     found = Examination(list(_environment(model, name)))
     columns: list[tuple[str, AttentionHypernetwork | None]] = [("without", None)]

@@ -80,7 +80,8 @@ def weights_file(source: str | Path) -> Path | None:
         path = model_folder(str(source))
     if path.is_file():
         return path
-    return next((path / "unet" / name for name in UNET_FILES if (path / "unet" / name).is_file()), None)
+    parts = [path / part / name for part in ("unet", "transformer") for name in UNET_FILES]
+    return next((file for file in parts if file.is_file()), None)
 
 
 def file_hash(path: Path, like: str = "") -> str:

@@ -73,7 +73,11 @@ def placement(
 
 
 def set_attention(unet: Any, backend: str) -> None:
-    """Choose how a diffusers UNet computes attention; "auto" leaves diffusers' choice, which is SDPA."""
+    """Choose how a diffusers UNet or transformer computes attention; "auto" leaves diffusers' choice, which is SDPA.
+
+    Raises:
+        UserError: "sliced" for a transformer.
+    """
     from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
     class FlashProcessor(AttnProcessor2_0):  # type: ignore[misc]
@@ -84,6 +88,10 @@ def set_attention(unet: Any, backend: str) -> None:
                 return super().__call__(*arguments, **named)
 
     if backend == "sliced":
+        if not hasattr(unet, "set_attention_slice"):
+            raise UserError(
+                f"{type(unet).__name__} has no attention 'sliced'; take 'auto', 'sdpa' or 'eager'"
+            )
         unet.set_attention_slice("auto")
     elif backend != "auto":
         processors = {"eager": AttnProcessor, "sdpa": AttnProcessor2_0, "flash": FlashProcessor}

@@ -1,4 +1,4 @@
-"""A UNet and the process it denoises, which diffusers' scheduler settings describe."""
+"""A denoiser, UNet or transformer, and the process it denoises, which diffusers' scheduler settings describe."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.ldm.models.autoencoder import norm_groups
+from hyperbrush.ldm.models.transformer import denoised, is_transformer
 from hyperbrush.ldm.modules import diffusion, flow
 
 
@@ -83,7 +84,8 @@ class DiffusionModel(nn.Module):
     """UNet and process: what `LatentDiffusion.diffusion` is.
 
     Args:
-        unet: a diffusers UNet, called as ``unet(latents, timesteps, encoder_hidden_states=…)``.
+        unet: a diffusers UNet, called as ``unet(latents, timesteps, encoder_hidden_states=…)``, or a PixArt
+            transformer in its place; under this name whatever it is, for so checkpoints and hypernetworks find it.
         schedule: signal shares of the process, or a rectified flow's shares of noise.
         prediction: "epsilon", "v_prediction" or "sample"; "flow_prediction" of a flow.
         scheduler_config: the diffusers settings the schedule came from, for samplers.
@@ -116,7 +118,7 @@ class DiffusionModel(nn.Module):
         concat: Tensor | None = None,
         pooled: Tensor | None = None,
     ) -> Tensor:
-        """The UNet's output (batch, c, h, w).
+        """The denoiser's output (batch, c, h, w).
 
         latents: (batch, c, h, w); timesteps: (batch,) or a scalar; context: (batch, tokens, width);
         class_labels: (batch,); concat: (batch, extra, h, w); pooled: (batch, projection), the pooled
@@ -136,6 +138,8 @@ class DiffusionModel(nn.Module):
         if context is None:
             width = int(self.unet.config.cross_attention_dim)  # type: ignore[union-attr, arg-type]
             context = latents.new_zeros(len(latents), 1, width)
+        if is_transformer(self.unet):
+            return denoised(self.unet, latents, timesteps, context)
         added = None
         if pooled is not None:
             height, width = (side * self.pixels_per_latent for side in latents.shape[-2:])

@@ -26,6 +26,7 @@ from hyperbrush.ldm.models.diffusion_model import (
     scheduler_config,
 )
 from hyperbrush.ldm.models.inpainting import check_batch, reads_masks
+from hyperbrush.ldm.models.transformer import check_denoiser, halvings
 from hyperbrush.ldm.modules import flow
 from hyperbrush.ldm.modules.diffusion import Loss
 from hyperbrush.ldm.sampling import pictures as drawing
@@ -58,7 +59,8 @@ class LatentDiffusion(nn.Module):
             `ldm.modules.flow.shifted`.
         dropout: of the UNet, while it is trained.
         scale_factor: latents are multiplied by it before diffusion; see `measure_scale`.
-        unet, text_encoder, tokenizer: ready parts; the default tokenizer is the embedded model's.
+        unet, text_encoder, tokenizer: ready parts; the default tokenizer is the embedded model's. unet: also a
+            transformer, of `transformer.build_transformer`.
     """
 
     scheduler: Any = None  # diffusers' scheduler, while `sample` runs
@@ -140,6 +142,7 @@ class LatentDiffusion(nn.Module):
         conditioning: str,
         class_names: Sequence[str] | None = None,
     ) -> None:
+        check_denoiser(unet, conditioning)
         self.conditioning = conditioning
         # While guidance is sampled: its sides, the unconditional one first in the batch.
         self.rows_per_picture = 1
@@ -159,7 +162,7 @@ class LatentDiffusion(nn.Module):
 
     @property
     def unet(self) -> nn.Module:
-        """The denoising network."""
+        """The denoising network: a UNet, or a transformer in its place (see `ldm.models.transformer`)."""
         return self.diffusion.unet
 
     @property
@@ -213,10 +216,8 @@ class LatentDiffusion(nn.Module):
 
     @property
     def size_unit(self) -> int:
-        """What both sides of a picture must be multiples of, in pixels: the UNet's levels halve its latents."""
-        config: Any = self.unet.config
-        levels = len(config.block_out_channels)
-        return int(autoencoder.downsampling(self.first_stage) * 2 ** (levels - 1))
+        """What both sides of a picture must be multiples of, in pixels: see `transformer.halvings`."""
+        return int(autoencoder.downsampling(self.first_stage) * halvings(self.unet))
 
     @torch.no_grad()
     def moments(self, images: Tensor) -> dict[str, Tensor]:
@@ -445,13 +446,13 @@ class LatentDiffusion(nn.Module):
         return from_pretrained(cls, source, **settings)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write a folder that plain `StableDiffusionPipeline.from_pretrained` opens (text models)."""
+        """Write a folder that plain `DiffusionPipeline.from_pretrained` opens (text models)."""
         from hyperbrush.ldm.models.loading import save_pretrained
 
         save_pretrained(self, folder, dtype)
 
     def pipeline(self) -> Any:
-        """The same parts as a diffusers `StableDiffusionPipeline`."""
+        """The same parts as a diffusers `StableDiffusionPipeline`, or with a transformer `PixArtSigmaPipeline`."""
         from hyperbrush.ldm.models.loading import pipeline
 
         return pipeline(self)

@@ -12,6 +12,7 @@ from hyperbrush.errors import UserError, first_line
 from hyperbrush.files import atomic_folder, write_json
 from hyperbrush.ldm.models import text
 from hyperbrush.ldm.models.inpainting import check_channels
+from hyperbrush.ldm.models.transformer import CLASS, PIPELINE, is_transformer
 from hyperbrush.ldm.modules import flow
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 FIRST_STAGES = ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL")  # of plain diffusers pipelines
 NOT_PLAIN = "hyperbrush.ldm.models.opens_here_alone"  # where diffusers looks for the first stage then
 OWN_INDEX = "hyperbrush.json"  # what a diffusers folder cannot say: the kind of conditioning
+DENOISERS = {"unet": "UNet2DConditionModel", "transformer": CLASS}  # by the folder's part
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".bin")
 
 
@@ -83,7 +85,6 @@ def _from_folder(cls: "type[LatentDiffusion]", path: Path, dtype: torch.dtype) -
 
 def _from_own_folder(cls: "type[LatentDiffusion]", path: Path, dtype: torch.dtype) -> "LatentDiffusion":
     import diffusers
-    from diffusers import UNet2DConditionModel
     from safetensors import SafetensorError
     from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -94,8 +95,9 @@ def _from_own_folder(cls: "type[LatentDiffusion]", path: Path, dtype: torch.dtyp
         first = classes[about["first_stage"]].from_pretrained(
             path / "vae", low_cpu_mem_usage=False, use_safetensors=True
         )
-        unet = UNet2DConditionModel.from_pretrained(
-            path / "unet", low_cpu_mem_usage=False, use_safetensors=True
+        part = "transformer" if (path / "transformer").is_dir() else "unet"
+        denoiser = getattr(diffusers, DENOISERS[part]).from_pretrained(
+            path / part, low_cpu_mem_usage=False, use_safetensors=True
         )
         encoder = tokenizer = None
         if about["conditioning"] == "text":
@@ -105,7 +107,7 @@ def _from_own_folder(cls: "type[LatentDiffusion]", path: Path, dtype: torch.dtyp
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"cannot open the model in {path}: {first_line(error)}") from error
     model = cls.of_parts(
-        first, unet, encoder, tokenizer, process, about["conditioning"], about.get("classes")
+        first, denoiser, encoder, tokenizer, process, about["conditioning"], about.get("classes")
     )
     if "words" in about:
         model.known_words = frozenset(about["words"])
@@ -164,9 +166,11 @@ def pipeline(model: "LatentDiffusion") -> Any:
         "vae": model.first_stage,
         "text_encoder": model.text_encoder,
         "tokenizer": model.tokenizer,
-        "unet": model.unet,
+        _denoiser_part(model): model.unet,
         "scheduler": _scheduler(model),
     }
+    if is_transformer(model.unet):
+        return getattr(diffusers, PIPELINE)(**parts)
     if model.text_encoder_2 is not None:
         parts |= {
             "text_encoder_2": model.text_encoder_2,
@@ -197,7 +201,14 @@ def _is_plain(model: "LatentDiffusion") -> bool:
     return model.conditioning == "text" and type(model.first_stage).__name__ in FIRST_STAGES
 
 
+def _denoiser_part(model: "LatentDiffusion") -> str:
+    """What diffusers calls the denoiser."""
+    return "transformer" if is_transformer(model.unet) else "unet"
+
+
 def _pipeline_class(model: "LatentDiffusion") -> str:
+    if is_transformer(model.unet):
+        return PIPELINE
     size = "XL" if model.text_encoder_2 is not None else ""
     return f"StableDiffusion{size}{'Inpaint' if model.inpaints else ''}Pipeline"
 
@@ -206,7 +217,7 @@ def save_pretrained(model: "LatentDiffusion", folder: str | Path, dtype: torch.d
     """Write the model as a diffusers folder, whole or not at all.
 
     A text model without a codebook opens in plain `StableDiffusionPipeline.from_pretrained` (one for inpainting in
-    `StableDiffusionInpaintPipeline`), also under older versions of transformers, in float32 unless it is told otherwise.  dtype: precision on disk, the
+    `StableDiffusionInpaintPipeline`, one with a transformer in `PixArtSigmaPipeline`), also under older versions of transformers, in float32 unless it is told otherwise.  dtype: precision on disk, the
     present one by default.
 
     Raises:
@@ -255,18 +266,18 @@ def _write_parts(model: "LatentDiffusion", folder: Path, dtype: torch.dtype | No
         pipeline(model).save_pretrained(folder)
         return
     write(model.first_stage, "vae")
-    write(model.unet, "unet")
+    part = _denoiser_part(model)
+    write(model.unet, part)
     index: dict[str, Any] = {
         "_class_name": _pipeline_class(model),
         "_diffusers_version": "0.35.0",
-        "feature_extractor": [None, None],
-        "image_encoder": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
         "scheduler": ["diffusers", type(scheduler).__name__],
-        "unet": ["diffusers", "UNet2DConditionModel"],
+        part: ["diffusers", DENOISERS[part]],
         "vae": ["diffusers" if _is_plain(model) else NOT_PLAIN, type(model.first_stage).__name__],
     }
+    if part == "unet":
+        index |= {key: [None, None] for key in ("feature_extractor", "image_encoder", "safety_checker")}
+        index["requires_safety_checker"] = False
     if model.text_encoder is not None:
         write(model.text_encoder, "text_encoder")
         text.save_tokenizer(model.tokenizer, folder / "tokenizer")

@@ -17,6 +17,7 @@ from hyperbrush.hypernetworks.files.optimizer import OptimizerState, read_optimi
 from hyperbrush.hypernetworks.generator import GeneratedWeights, TunedWeights
 from hyperbrush.ldm.data.archives import is_source
 from hyperbrush.ldm.models import LatentDiffusion
+from hyperbrush.ldm.models.transformer import refuse_transformer
 from hyperbrush.ldm.util import keyed_seed, load_config, read_yaml
 from hyperbrush.training.attention.config import HypernetworkConfig, preset
 from hyperbrush.training.attention.trainer import HypernetworkTrainer
@@ -242,6 +243,7 @@ def train_run(
 
         def begin() -> tuple[LatentDiffusion, Any, OptimizerState | None]:
             opened = model or LatentDiffusion.from_pretrained(config.model)
+            refuse_transformer(opened.unet, "hyperbrush train")
             config.training.check_model(opened)
             if is_main() and not resume:
                 progress = None if on_prepare is None else partial(on_prepare, "looking at")

@@ -129,6 +129,23 @@ class UNetConfig(Strict):
     dropout: float = Field(0.0, ge=0, lt=1, description="share of activations left out in each step")
 
 
+class TransformerConfig(Strict):
+    """A PixArt transformer from scratch, in the UNet's place."""
+
+    width: int = Field(192, ge=8, description="of the tokens; a multiple of num_heads and of 4")
+    layers: int = Field(8, ge=1, description="blocks of self-attention, cross-attention and feed-forward")
+    num_heads: int = Field(6, ge=1, description="attention heads")
+    patch_size: int = Field(2, ge=1, description="side of the square of latents that is a token")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of activations left out in each step")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "TransformerConfig":
+        from hyperbrush.ldm.models.transformer import check_width
+
+        check_width(self.width, self.num_heads)
+        return self
+
+
 class ProcessConfig(Strict):
     """The diffusion process and what is asked of it."""
 
@@ -194,7 +211,7 @@ class ProcessConfig(Strict):
 
 
 class DiffusionRun(Strict):
-    """`kind: diffusion`: a UNet and text encoder on a trained first stage, or on from another model."""
+    """`kind: diffusion`: a UNet or transformer and text encoder on a trained first stage, or on from another model."""
 
     kind: Literal["diffusion"] = Field(description="what the file is for")
     data: DataConfig
@@ -212,6 +229,9 @@ class DiffusionRun(Strict):
         description="peak rate of the text encoder; 0: it stays as it is; null: the training's own",
     )
     unet: UNetConfig = UNetConfig()
+    transformer: TransformerConfig | None = Field(
+        None, description="a transformer in the UNet's place: a section of its own, `{}` for its defaults"
+    )
     process: ProcessConfig = ProcessConfig()
     prompts: list[str] = Field([], description="of the previews")
     guidance_scale: float = Field(4.0, description="of the previews")
@@ -223,6 +243,7 @@ class DiffusionRun(Strict):
             "first_stage": self.first_stage,
             "text": self.text,
             "unet": self.unet,
+            "transformer": self.transformer,
             "conditioning": self.conditioning,
         }
         fields = type(self).model_fields
@@ -237,6 +258,12 @@ class DiffusionRun(Strict):
             raise ValueError(f"start_from brings its own {', '.join(set_too)}; leave that out")
         if not self.start_from:
             self.process.check_weighting()
+        if self.transformer is not None and self.unet != UNetConfig():
+            raise ValueError("transformer takes the UNet's place: leave one of transformer and unet out")
+        if self.transformer is not None and self.conditioning != "text":
+            raise ValueError(
+                f"a transformer reads text alone, not conditioning {self.conditioning!r}: leave one of them out"
+            )
         if self.conditioning != "text" and self.text != TextConfig():
             raise ValueError(f"conditioning {self.conditioning!r} reads no text: leave 'text' out")
         if self.conditioning in ("none", "image") and self.prompts:

@@ -17,6 +17,7 @@ from hyperbrush.files import atomic_folder, read_json, write_json
 from hyperbrush.ldm.data import CaptionedExamples, ImageFolder, Mixture, over_folders, split
 from hyperbrush.ldm.models import LatentDiffusion, first_stage
 from hyperbrush.ldm.models.autoencoder import downsampling
+from hyperbrush.ldm.models.transformer import build_transformer
 from hyperbrush.ldm.modules.diffusion import check_weighting
 from hyperbrush.ldm.modules.losses import FirstStageLoss
 from hyperbrush.ldm.modules.perceptual import perceptual_loss
@@ -122,7 +123,8 @@ def open_origin(config: Run) -> Opened:
     else:
         stage = _trained_stage(config)
         factor = downsampling(stage)
-        found = Opened(factor, factor * 2 ** (len(config.unet.channels) - 1), stage)
+        t = config.transformer
+        found = Opened(factor, factor * (t.patch_size if t else 2 ** (len(config.unet.channels) - 1)), stage)
     _check_size(config, found.unit)
     return found
 
@@ -304,7 +306,7 @@ def first_stage_objective(
 def denoising_objective(
     config: DiffusionRun, model: LatentDiffusion, train: Any, held_out: Any
 ) -> DenoisingObjective:
-    """A model and what it learns: its UNet, and its text encoder unless that has a rate of 0."""
+    """A model and what it learns: its denoiser, and its text encoder unless that has a rate of 0."""
     p, training = config.process, config.training
     model.first_stage.requires_grad_(False)
     scale = 1.0
@@ -349,7 +351,7 @@ def _scale(model: LatentDiffusion, train: Mixture, file: Path, resume: bool) -> 
 def diffusion_model(
     config: DiffusionRun, opened: Opened, train: Mixture, run: Path, resume: bool
 ) -> LatentDiffusion:
-    """The whole model to go on with, or a UNet and text encoder from scratch on the trained first stage."""
+    """The whole model to go on with, or a denoiser and text encoder from scratch on the trained first stage."""
     model = opened.model if opened.model is not None else _fresh_model(config, opened, train, run, resume)
     if model.conditioning != "text":
         return model
@@ -376,11 +378,19 @@ def _fresh_model(
     elif config.conditioning == "image":
         kind["image_channels"] = CONDITION_CHANNELS
     size = config.data.size
+    side = size if isinstance(size, int) else max(size)
+    if config.transformer is not None:
+        kind["unet"] = build_transformer(
+            latent_dim=stage.config.latent_channels,
+            sample_size=side // downsampling(stage),
+            context_dim=t.width,
+            **config.transformer.model_dump(),
+        )
     return LatentDiffusion(
         stage.config.latent_channels,
         u.attention_resolutions,
         u.num_heads,
-        image_size=size if isinstance(size, int) else max(size),
+        image_size=side,
         channels=u.channels,
         layers_per_block=u.layers_per_block,
         first_stage=stage,
