@@ -96,6 +96,11 @@ def test_the_page_says_what_was_varied(emoji: LatentDiffusion, library: Path, tm
     assert any("28 of 28 projections reached" in note for note in grid.notes)
 
 
+def test_the_page_names_the_usual_sampler_where_none_was(emoji: LatentDiffusion) -> None:
+    grid = compare("cat", "seed=1,2", model=emoji, steps=1)
+    assert read_infotext(grid.parameters).sampler == "DPM++ 2M Karras"
+
+
 def test_side_scales_the_page(emoji: LatentDiffusion) -> None:
     small, large = (
         compare("cat", "seed=1,2", model=emoji, steps=1, side=side).image.width for side in (64, 256)

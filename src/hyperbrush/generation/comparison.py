@@ -149,6 +149,7 @@ def draw_grid(
     whole("batch", batch, 1, 1000)
     cells = cells_of(base, axes, library, missing)
     opened = model()
+    base = replace(base, settings=base.settings.with_sampler(opened.model.diffusion.prediction))
     keep = lru_cache(KEPT_NETWORKS)(load)
     drawn: list[tuple[Cell, Picture]] = []
     batches = list(_batches(cells.values(), batch))
