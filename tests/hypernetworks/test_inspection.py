@@ -212,6 +212,12 @@ def test_writers_by_what_they_left_out(tmp_path: Path) -> None:
         ({}, ".pt", "LoRA", "approximately"),
         ({"activation": "linear"}, ".pt", "LoRA", "exactly"),
         ({"activation": "softmax"}, ".pt", "LoRA", "no: softmax"),
+        (
+            {"widths": {"layers.0.attention.text": 8}, "activation": "linear"},
+            ".safetensors",
+            "LoRA",
+            "no: it is for a transformer",
+        ),
     ],
 )
 def test_who_reads_it(settings: Any, suffix: str, program: str, words: str, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from hyperbrush.hypernetworks.files.torch_writing import foreign_members
 from hyperbrush.hypernetworks.library.summary import GENERATED, Summary, summarise
 from hyperbrush.hypernetworks.weights.generated import GeneratedWeights
 from hyperbrush.ldm.families import BY_CROSS_WIDTH
+from hyperbrush.ldm.modules.transformer_sites import STREAMS
 from hyperbrush.ldm.util import keyed_generator
 
 _PROBES = 256  # contexts of unit variance that a network is tried on
@@ -284,6 +285,8 @@ def _comfyui(path: Path, hypernetwork: AttentionHypernetwork, given: Mapping[str
 
 
 def _lora(hypernetwork: AttentionHypernetwork, affine: bool) -> str:
+    if any(site.rpartition(".")[2] in STREAMS for site in hypernetwork.sites):
+        return "no: it is for a transformer, of which hyperbrush makes no LoRA"
     if affine:
         return "exactly, up to the rank (hyperbrush convert --to lora-diffusers); it fuses exactly too"
     if hypernetwork.settings.activation in OVER_THE_BATCH:
