@@ -268,3 +268,37 @@ def test_what_backward_computes_again_is_not_shared(
         again = _trained(unet, hn, context)
     for name, gradient in again.items():
         torch.testing.assert_close(gradient, whole[name], rtol=1e-4, atol=1e-9)
+
+
+def test_a_pass_that_ctrl_c_ended_leaves_nothing(
+    make_unet: Make, make_network: Make, context: torch.Tensor
+) -> None:
+    unet = make_unet().requires_grad_(False).train()
+    hn = make_network(unet).train()
+
+    def stop(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        last = unet.conv_out.register_forward_pre_hook(stop)
+        with pytest.raises(KeyboardInterrupt):
+            steps(unet, context, 1)
+        last.remove()
+
+    def checkpoints() -> list[Any]:
+        return [vars(module).get("_gradient_checkpointing_func") for module in unet.modules()]
+
+    with attach(unet, hn, attn=["attn2"]):
+        interrupted()
+        with torch.no_grad():  # in place: the same context and the same network, of other weights
+            next(hn.parameters()).mul_(2)
+        again = _trained(unet, hn, context)
+    unet.enable_gradient_checkpointing()
+    before = checkpoints()
+    with attach(unet, hn, attn=["attn2"]):
+        expected = _trained(unet, hn, context)
+        interrupted()
+        interrupted()
+    assert checkpoints() == before
+    for name, gradient in expected.items():
+        torch.testing.assert_close(again[name], gradient, rtol=1e-4, atol=1e-9)

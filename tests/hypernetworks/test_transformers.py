@@ -297,3 +297,53 @@ def test_what_lasts_over_the_steps_is_kept(
     assert counts == [every, every - texts, every, every if texts else 0]
     with attach(model, network), mode():  # which has nothing to keep yet
         assert torch.equal(run(model, calls[1]), outs[1])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_attaching_twice_composes_as_one_list(name: str) -> None:
+    model, call = make(name)
+    one, two = random_network(model, 1, name="one"), random_network(model, 2, name="two")
+    with attach(model, [one, two]):
+        expected = run(model, call)
+    with attach(model, two):
+        second = run(model, call)
+    with attach(model, one) as first, attach(model, two):
+        torch.testing.assert_close(run(model, call), expected)
+        first.detach()
+        assert torch.equal(run(model, call), second)
+
+
+class Wrapper(torch.nn.Module):
+    """As one of a trainer's that is called in its own way."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, call: dict[str, Any]) -> Tensor:
+        return run(self.inner, call)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_a_wrapped_model_may_be_called_by_itself(name: str) -> None:
+    model, call = make(name)
+    network, wrapper = random_network(model), Wrapper(model)
+    other = shorter(call, name)
+    with attach(model, network):
+        expected, expected_other = run(model, call), run(model, other)
+    with attach(wrapper, network):
+        assert torch.equal(run(model, call), expected)
+        assert torch.equal(wrapper(call), expected)
+        assert torch.equal(run(model, other), expected_other)  # rows of its own, not of the call before
+
+
+@torch.no_grad()
+def test_a_block_by_itself_is_refused() -> None:
+    model, _ = make("Flux")
+    with (
+        attach(model, random_network(model)),
+        pytest.raises(UserError, match="outside of its transformer's forward pass"),
+    ):
+        model.single_transformer_blocks[0].attn(torch.ones(1, 4, 16))

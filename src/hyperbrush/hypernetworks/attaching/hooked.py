@@ -99,7 +99,7 @@ class Hooked:
         self._unet = unet_of(pipe_or_unet)
         self._attentions = find_sites(self._unet)
         self._transformer = find_transformer(self._unet)
-        self._stream_rows = StreamRows()
+        self._stream_rows = StreamRows(self._transformer)
         self._at_work: list[AtWork] = []
         self._hooks: list[ProjectionHook] = []
         self._handles: list[RemovableHandle] = []  # of the UNet, while the hooks act
@@ -115,6 +115,8 @@ class Hooked:
     def detach(self) -> None:
         """Leave the UNet exactly as it was found. A second call does nothing."""
         self._unhook()
+        unwrap_checkpoints(self._checkpoints)
+        self._checkpoints = []
         self._gone = True
 
     def __enter__(self) -> Self:
@@ -188,6 +190,11 @@ class Hooked:
             self._unet.register_forward_pre_hook(self._before, with_kwargs=True),
             self._unet.register_forward_hook(self._after, always_call=True),
         ]
+        if self._transformer is not None and any(hook.rows is not None for hook in self._hooks):
+            inner = (
+                self._transformer.module
+            )  # may be called by itself, or with other arguments than its wrapper
+            self._handles.append(inner.register_forward_pre_hook(self._stream_rows.see, with_kwargs=True))
         _forget_compiled_graphs()
 
     def _unhook(self) -> None:
@@ -210,13 +217,13 @@ class Hooked:
         else:
             call = self._transformer.call(args, kwargs)
             timestep, batch = self._transformer.timestep(call), self._transformer.batch(call)
-            if any(hook.rows is not None for hook in self._hooks):
-                self._stream_rows.now = self._transformer.rows(call)
         if not torch.compiler.is_compiling():
             self._batch = batch
             self._follow(timestep, batch)
             if any(hook.cache is not None for hook in self._hooks):
                 self._cache.begin(timestep)
+            unwrap_checkpoints(self._checkpoints)  # of a pass that Ctrl-C ended
+            self._checkpoints = []
             if torch.is_grad_enabled() and hooked_onto(unet)[0] is self:
                 self._checkpoints = wrap_checkpoints(unet, lambda: _acting(unet))
         elif any(a.scheduled or a.use.guidance != "both" for a in self._at_work):

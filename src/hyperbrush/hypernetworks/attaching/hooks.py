@@ -156,8 +156,16 @@ class ProjectionHook:
         return (self.cache.transform(context, networks, rows), *args[1:])
 
     def _replace_slice(self, module: torch.nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Of a layer that computes several projections: this one's outputs, from the changed context."""
-        changed = self._transform(module, args)[0]
+        """Of a layer that computes several projections: this one's outputs, from the context as all that came here
+        up to now change it, for what came before cannot hand it on.
+        """
+        seen = args
+        for owner in [getattr(hook, "__self__", None) for hook in module._forward_hooks.values()]:
+            if isinstance(owner, ProjectionHook) and owner.layer == self.layer:
+                seen = owner._transform(module, seen)
+            if owner is self:
+                break
+        changed = seen[0]
         if changed is args[0] or self._slice is None:
             return output
         first, last = (0, changed.shape[1])

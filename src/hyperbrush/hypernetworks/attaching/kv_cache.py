@@ -46,6 +46,7 @@ class KVCache:
         self._timestep = _number(timestep) if now is None else now
         self._weights.clear()
         self._equal.clear()
+        self._of_pass.clear()  # Ctrl-C ends a pass without `end`
         self._inside = True
 
     def end(self) -> None:

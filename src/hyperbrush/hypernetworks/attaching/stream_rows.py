@@ -1,25 +1,36 @@
 """Rows of sequences that text and picture share, in a transformer's forward pass."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hyperbrush.errors import UserError
-from hyperbrush.ldm.modules.transformer_sites import Ranges
+from hyperbrush.ldm.modules.transformer_sites import Ranges, Transformer
 
 
 class StreamRows:
-    """Stream → its rows, ``now``: set before each pass."""
+    """Stream → its rows, ``now``: seen before each pass."""
 
-    def __init__(self) -> None:
+    def __init__(self, transformer: Transformer | None) -> None:
+        self._transformer = transformer
         self.now: Mapping[str, Ranges] = {}
+
+    def see(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A pass begins with these arguments; a forward pre-hook.
+
+        Raises:
+            UserError: as `Transformer.rows`.
+        """
+        if self._transformer is not None:
+            self.now = self._transformer.rows(self._transformer.call(args, kwargs))
 
     def span(self, stream: str, context: Tensor) -> tuple[int, int]:
         """First row and last + 1 of a stream in a context (batch, tokens, width), over all of its pictures.
 
         Raises:
-            UserError: the batch is another than the pass was told of.
+            UserError: the batch is another than the pass was told of, or there is no pass.
         """
         ranges = self._ranges(stream, context)
         return min(start for start, _ in ranges), max(stop for _, stop in ranges)
@@ -43,6 +54,11 @@ class StreamRows:
         return torch.cat([context[:, :first], changed, context[:, last:]], dim=1)
 
     def _ranges(self, stream: str, context: Tensor) -> list[tuple[int, int]]:
+        if stream not in self.now:
+            raise UserError(
+                "a block was called outside of its transformer's forward pass: hypernetworks cannot tell the text's rows "
+                "there. Call the transformer, or detach() first"
+            )
         ranges, tokens = self.now[stream], context.shape[1]
         if len(ranges) not in (1, len(context)):
             raise UserError(
