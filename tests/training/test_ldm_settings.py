@@ -193,7 +193,7 @@ def test_a_dry_run_writes_nothing(
     assert not (tmp_path / "runs").exists()
     assert "9 to train on, 4 held out" in said
     assert "40 of 2 pictures; each picture 8.9 times" in said
-    assert "warning: 1 pair" in said
+    assert "warning: 1 picture" in said
     assert "red twin.png" in said
     ok("ldm", "train", "own.yaml")
     before = tree(tmp_path)
