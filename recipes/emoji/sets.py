@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 EMOJI_VARIANTS = (  # skin tones (also Fluent's bare suffixes), flags, keycaps, bare characters
@@ -64,14 +65,14 @@ class IconSet:
 
     package: npm package; pattern: which of its icons, with the name as its first group.
     words: of its look, its own name last; captions begin with one of these, or end in it; none: bare names (Noto).
-    share: how much of the UNet's examples.
+    weight: how often the UNet sees each of its pictures beside one of most sets.
     role: "unseen" sets are kept from the UNet and the text encoder altogether.
     all_names: every icon is a thing; otherwise `things` decides.
     """
 
     package: str
     words: tuple[str, ...] = ()
-    share: float = 1.0
+    weight: float = 1.0
     pattern: str = r"(.+)"
     role: Role = "train"
     all_names: bool = False
@@ -98,68 +99,76 @@ PIXEL = (  # streamline-pixel puts a category before each name
 SIGN = r"(^|-)(arrow|button|sign|square|diamond|circle|mark|symbol|division|multiply|plus|minus|arrows)$|^input-|oclock$"
 SETS = {
     # colour emoji: the same names in six looks; a bare name means Noto
-    "noto": IconSet("noto", share=42, all_names=True),
-    "noto-v1": IconSet("noto-v1", ("old round emoji", "old noto"), 3, all_names=True),
-    "fluent-3d": IconSet("fluent-emoji", ("glossy 3d", "3d", "fluent 3d"), 6, all_names=True),
-    "fluent-flat": IconSet("fluent-emoji-flat", ("flat gradient", "fluent flat"), 4, all_names=True),
-    "twemoji": IconSet("twemoji", ("flat", "flat colour", "twemoji"), 6, all_names=True),
-    "emojione": IconSet("emojione", ("soft shaded", "emojione"), 4, all_names=True),
+    "noto": IconSet("noto", weight=8, all_names=True),
+    "noto-v1": IconSet("noto-v1", ("old round emoji", "old noto"), 1.8, all_names=True),
+    "fluent-3d": IconSet("fluent-emoji", ("glossy 3d", "3d", "fluent 3d"), 2.7, all_names=True),
+    "fluent-flat": IconSet("fluent-emoji-flat", ("flat gradient", "fluent flat"), 1.8, all_names=True),
+    "twemoji": IconSet("twemoji", ("flat", "flat colour", "twemoji"), 2.7, all_names=True),
+    "emojione": IconSet("emojione", ("soft shaded", "emojione"), 1.8, all_names=True),
     # thin to thick lines, solid, two tones
-    "ph-thin": IconSet("ph", ("thin line", "phosphor thin"), 1.6, r"(.+)-thin"),
-    "ph-regular": IconSet("ph", ("line", "phosphor line"), 1.4, rf"(?!.*-(?:{WEIGHTS})$)(.+)"),
-    "ph-bold": IconSet("ph", ("bold line", "phosphor bold"), 1.2, r"(.+)-bold"),
-    "ph-fill": IconSet("ph", ("solid black", "phosphor solid"), 1.6, r"(.+)-fill"),
-    "ph-duotone": IconSet("ph", ("line with grey", "phosphor duotone"), 1.2, r"(.+)-duotone"),
-    "solar-linear": IconSet("solar", ("line", "solar line"), 0.8, r"(?!.*-duotone$)(.+)-linear"),
-    "solar-broken": IconSet("solar", ("broken line", "solar broken"), 0.7, r"(.+)-broken"),
-    "solar-bold": IconSet("solar", ("solid black", "solar solid"), 0.8, r"(.+)-bold"),
-    "solar-duotone": IconSet("solar", ("two grey tones", "solar duotone"), 0.7, r"(.+)-bold-duotone"),
-    "icon-park-outline": IconSet("icon-park-outline", ("line", "icon park line"), 1),
-    "icon-park-solid": IconSet("icon-park-solid", ("solid black", "icon park solid"), 1),
-    "icon-park-twotone": IconSet("icon-park-twotone", ("line with grey", "icon park two-tone"), 0.8),
-    "mingcute-line": IconSet("mingcute", ("line", "mingcute line"), 0.8, r"(.+)-line"),
-    "mingcute-fill": IconSet("mingcute", ("solid black", "mingcute solid"), 0.8, r"(.+)-fill"),
-    "remix-line": IconSet("ri", ("line", "remix line"), 0.7, r"(.+)-line"),
-    "remix-fill": IconSet("ri", ("solid black", "remix solid"), 0.7, r"(.+)-fill"),
-    "boxicons": IconSet("boxicons", ("line", "boxicons line"), 0.7, r"(?!.*-filled$)(.+)"),
-    "boxicons-filled": IconSet("boxicons", ("solid black", "boxicons solid"), 0.7, r"(.+)-filled"),
-    "ultimate-line": IconSet("streamline-ultimate", ("thin line", "ultimate line"), 0.8, r"(?!.*-bold$)(.+)"),
-    "ultimate-bold": IconSet("streamline-ultimate", ("solid black", "ultimate solid"), 0.7, r"(.+)-bold"),
-    "hugeicons": IconSet("hugeicons", ("thin line", "huge icons"), 1.2),
-    "tabler": IconSet("tabler", ("line", "tabler line"), 1.2, r"(?!.*-filled$)(.+)"),
-    "tabler-filled": IconSet("tabler", ("solid black", "tabler solid"), 0.5, r"(.+)-filled"),
-    "lucide": IconSet("lucide", ("line", "lucide"), 0.9),
-    "iconoir": IconSet("iconoir", ("thin line", "iconoir"), 0.7, r"(?!.*-solid$)(.+)"),
-    "mdi": IconSet("mdi", ("solid black", "material"), 1.6, r"(?!.*-(?:outline|variant)$)(.+)"),
-    "mdi-outline": IconSet("mdi", ("outline", "material outline"), 0.8, r"(.+)-outline"),
-    "font-awesome": IconSet("fa6-solid", ("solid black", "font awesome"), 0.9),
-    "pinhead": IconSet("pinhead", ("small solid black", "pinhead"), 1),
-    "temaki": IconSet("temaki", ("small solid black", "temaki"), 0.4),
+    "ph-thin": IconSet("ph", ("thin line", "phosphor thin"), 1.5, r"(.+)-thin"),
+    "ph-regular": IconSet("ph", ("line", "phosphor line"), pattern=rf"(?!.*-(?:{WEIGHTS})$)(.+)"),
+    "ph-bold": IconSet("ph", ("bold line", "phosphor bold"), pattern=r"(.+)-bold"),
+    "ph-fill": IconSet("ph", ("solid black", "phosphor solid"), 1.5, r"(.+)-fill"),
+    "ph-duotone": IconSet("ph", ("line with grey", "phosphor duotone"), pattern=r"(.+)-duotone"),
+    "solar-linear": IconSet("solar", ("line", "solar line"), pattern=r"(?!.*-duotone$)(.+)-linear"),
+    "solar-broken": IconSet("solar", ("broken line", "solar broken"), pattern=r"(.+)-broken"),
+    "solar-bold": IconSet("solar", ("solid black", "solar solid"), pattern=r"(.+)-bold"),
+    "solar-duotone": IconSet("solar", ("two grey tones", "solar duotone"), pattern=r"(.+)-bold-duotone"),
+    "icon-park-outline": IconSet("icon-park-outline", ("line", "icon park line")),
+    "icon-park-solid": IconSet("icon-park-solid", ("solid black", "icon park solid")),
+    "icon-park-twotone": IconSet("icon-park-twotone", ("line with grey", "icon park two-tone")),
+    "mingcute-line": IconSet("mingcute", ("line", "mingcute line"), pattern=r"(.+)-line"),
+    "mingcute-fill": IconSet("mingcute", ("solid black", "mingcute solid"), pattern=r"(.+)-fill"),
+    "remix-line": IconSet("ri", ("line", "remix line"), pattern=r"(.+)-line"),
+    "remix-fill": IconSet("ri", ("solid black", "remix solid"), pattern=r"(.+)-fill"),
+    "boxicons": IconSet("boxicons", ("line", "boxicons line"), pattern=r"(?!.*-filled$)(.+)"),
+    "boxicons-filled": IconSet("boxicons", ("solid black", "boxicons solid"), pattern=r"(.+)-filled"),
+    "ultimate-line": IconSet(
+        "streamline-ultimate", ("thin line", "ultimate line"), pattern=r"(?!.*-bold$)(.+)"
+    ),
+    "ultimate-bold": IconSet("streamline-ultimate", ("solid black", "ultimate solid"), pattern=r"(.+)-bold"),
+    "hugeicons": IconSet("hugeicons", ("thin line", "huge icons")),
+    "tabler": IconSet("tabler", ("line", "tabler line"), pattern=r"(?!.*-filled$)(.+)"),
+    "tabler-filled": IconSet("tabler", ("solid black", "tabler solid"), pattern=r"(.+)-filled"),
+    "lucide": IconSet("lucide", ("line", "lucide")),
+    "iconoir": IconSet("iconoir", ("thin line", "iconoir"), pattern=r"(?!.*-solid$)(.+)"),
+    "mdi": IconSet("mdi", ("solid black", "material"), pattern=r"(?!.*-(?:outline|variant)$)(.+)"),
+    "mdi-outline": IconSet("mdi", ("outline", "material outline"), pattern=r"(.+)-outline"),
+    "font-awesome": IconSet("fa6-solid", ("solid black", "font awesome")),
+    "pinhead": IconSet("pinhead", ("small solid black", "pinhead")),
+    "temaki": IconSet("temaki", ("small solid black", "temaki")),
     "healthicons": IconSet(
-        "healthicons", ("solid black", "health icons"), 0.6, r"(?!.*-(?:outline|24px)$)(.+)"
+        "healthicons", ("solid black", "health icons"), pattern=r"(?!.*-(?:outline|24px)$)(.+)"
     ),
-    "healthicons-outline": IconSet("healthicons", ("thick outline", "health outline"), 0.5, r"(.+)-outline"),
-    "game-icons": IconSet("game-icons", ("engraved black", "dramatic black", "game icons"), 2),
-    "streamline": IconSet("streamline", ("line", "streamline line"), 0.6, r"(?!.*-(?:solid|remix)$)(.+)"),
-    "streamline-solid": IconSet("streamline", ("solid black", "streamline solid"), 0.6, r"(.+)-solid"),
+    "healthicons-outline": IconSet(
+        "healthicons", ("thick outline", "health outline"), pattern=r"(.+)-outline"
+    ),
+    "game-icons": IconSet("game-icons", ("engraved black", "dramatic black", "game icons")),
+    "streamline": IconSet("streamline", ("line", "streamline line"), pattern=r"(?!.*-(?:solid|remix)$)(.+)"),
+    "streamline-solid": IconSet("streamline", ("solid black", "streamline solid"), pattern=r"(.+)-solid"),
     # colour
-    "plump": IconSet("streamline-plump-color", ("blue line with colour", "plump"), 0.7, r"(?!.*-flat$)(.+)"),
-    "plump-flat": IconSet("streamline-plump-color", ("flat blue", "plump flat"), 0.7, r"(.+)-flat"),
-    "flex": IconSet("streamline-flex-color", ("blue line with light blue", "flex"), 0.5, r"(?!.*-flat$)(.+)"),
-    "ultimate": IconSet("streamline-ultimate-color", ("thin line with colour", "ultimate"), 0.9),
-    "freehand": IconSet("streamline-freehand-color", ("hand drawn colour", "freehand"), 0.9),
-    "freehand-line": IconSet("streamline-freehand", ("hand drawn line", "freehand line"), 0.8),
-    "cyber": IconSet("streamline-cyber-color", ("line with pink and blue", "cyber"), 0.5),
-    "fluent-color": IconSet(
-        "fluent-color", ("colour gradient", "fluent colour"), 0.5, r"(.+)-(?:48|32|28|24)"
+    "plump": IconSet(
+        "streamline-plump-color", ("blue line with colour", "plump"), pattern=r"(?!.*-flat$)(.+)"
     ),
-    "meteocons": IconSet("meteocons", ("weather gradient", "meteocons"), 0.2, r"(?!.*-fill$)(.+)"),
-    "marketeq": IconSet("marketeq", ("thick line with colour", "marketeq"), 0.4),
+    "plump-flat": IconSet("streamline-plump-color", ("flat blue", "plump flat"), pattern=r"(.+)-flat"),
+    "flex": IconSet(
+        "streamline-flex-color", ("blue line with light blue", "flex"), pattern=r"(?!.*-flat$)(.+)"
+    ),
+    "ultimate": IconSet("streamline-ultimate-color", ("thin line with colour", "ultimate")),
+    "freehand": IconSet("streamline-freehand-color", ("hand drawn colour", "freehand")),
+    "freehand-line": IconSet("streamline-freehand", ("hand drawn line", "freehand line")),
+    "cyber": IconSet("streamline-cyber-color", ("line with pink and blue", "cyber")),
+    "fluent-color": IconSet(
+        "fluent-color", ("colour gradient", "fluent colour"), pattern=r"(.+)-(?:48|32|28|24)"
+    ),
+    "meteocons": IconSet("meteocons", ("weather gradient", "meteocons"), pattern=r"(?!.*-fill$)(.+)"),
+    "marketeq": IconSet("marketeq", ("thick line with colour", "marketeq")),
     # pixels
-    "pixelarticons": IconSet("pixelarticons", ("pixel art line", "pixelart"), 0.5, r"(?!.*-sharp$)(.+)"),
-    "dinkie": IconSet("dinkie-icons", ("pixel art", "dinkie"), 0.9, r"(?!.*-(?:small|filled)$)(.+)"),
+    "pixelarticons": IconSet("pixelarticons", ("pixel art line", "pixelart"), pattern=r"(?!.*-sharp$)(.+)"),
+    "dinkie": IconSet("dinkie-icons", ("pixel art", "dinkie"), pattern=r"(?!.*-(?:small|filled)$)(.+)"),
     "dinkie-filled": IconSet(
-        "dinkie-icons", ("solid pixel art", "dinkie solid"), 0.4, r"(?!.*-small)(.+)-filled"
+        "dinkie-icons", ("solid pixel art", "dinkie solid"), pattern=r"(?!.*-small)(.+)-filled"
     ),
     # kept from the UNet and the text encoder
     "fluent-emoji-high-contrast": IconSet("fluent-emoji-high-contrast", role="unseen", all_names=True),
@@ -172,6 +181,7 @@ SETS = {
     "flat-color-icons": IconSet("flat-color-icons", role="unseen"),
 }
 
+RARE = 0.2  # weight of a picture whose name is rare (icons.py) beside one of a common name
 VALIDATED = ("noto", "twemoji", "fluent-3d", "ph-fill", "ph-thin", "mdi", "game-icons")
 
 
@@ -184,13 +194,16 @@ def phrases(words: tuple[str, ...]) -> dict[str, float]:
     return {f"{word} [filewords]": 3.0 for word in words} | {f", {word}": 1.0 for word in words}
 
 
-def folders(icons: str) -> dict[str, list[dict[str, object]]]:
-    """The `data` folders of diffusion.yaml."""
+def folders(icons: Path) -> dict[str, list[dict[str, object]]]:
+    """The `data` folders of diffusion.yaml: each gets a share by its pictures and their weight."""
     train, held_out = [], []
     for key, one in SETS.items():
         words = {"append": phrases(one.words)} if one.words else {}
-        if one.role == "train":
-            train.append({"path": f"{icons}/{key}/train", "share": one.share, **words})
+        for split, weight in (("train", one.weight), ("rare", RARE * one.weight)):
+            folder = icons / key / split
+            if one.role == "train" and folder.exists():
+                pictures = sum(1 for _ in folder.glob("*.png"))
+                train.append({"path": folder.as_posix(), "share": round(pictures * weight, 1), **words})
         if key in VALIDATED:
-            held_out.append({"path": f"{icons}/{key}/held_out", **words})
+            held_out.append({"path": f"{icons.as_posix()}/{key}/held_out", **words})
     return {"folders": train, "held_out": held_out}

@@ -36,7 +36,7 @@ def perturb(noise: Tensor, generator: torch.Generator, gamma: float) -> Tensor:
 # Ways to draw timesteps, and what each can be told.
 TIMESTEP_SAMPLINGS: dict[str, dict[str, float]] = {
     "uniform": {},
-    "stratified": {},
+    "stratified": {"shift": 1.0},
     "logit_normal": {"mean": 0.0, "std": 1.0},
     "shifted": {"shift": 3.0},
 }
@@ -74,7 +74,7 @@ def sample_timesteps(
     """Timesteps (batch,) int64 in [low, high).
 
     ``uniform`` draws each alone; ``stratified`` spreads the batch evenly over the range in a random
-    order, which lowers the variance of the loss; ``logit_normal`` favours the middle (Esser et al.
+    order, which lowers the variance of the loss, then moves it towards noise by option "shift" (1: not at all); ``logit_normal`` favours the middle (Esser et al.
     2024, section 3.1), or what options "mean" and "std" say; ``shifted`` moves uniform ones towards noise by option
     "shift" (`flow.shifted`).
 
@@ -90,6 +90,7 @@ def sample_timesteps(
     elif method == "stratified":
         cell = torch.randperm(batch, generator=generator, device=generator.device)
         share = (cell + torch.rand(batch, generator=generator, device=generator.device)) / batch
+        share = shifted(share.double(), told["shift"])
     elif method == "logit_normal":
         drawn = torch.randn(batch, generator=generator, device=generator.device)
         share = (told["mean"] + told["std"] * drawn).sigmoid()
