@@ -81,22 +81,36 @@ def test_sets_are_of_fetched_packages_and_of_looks_that_can_be_told_apart(open_p
     assert len(own) == len(set(own)), "each look has a name of its own"
     bare = [key for key, one in sets.SETS.items() if one.role == "train" and not one.words]
     assert bare == ["noto"], "a bare name means Noto"
-    assert all(one.share > 0 for one in sets.SETS.values())
+    assert all(one.weight > 0 for one in sets.SETS.values())
 
 
-def test_folders_are_what_a_training_reads(open_part: Open) -> None:
+def test_folders_are_what_a_training_reads(open_part: Open, tmp_path: Path) -> None:
     from hyperbrush.training.ldm import run as ldm_run
 
     sets = open_part("sets")
-    found = sets.folders("work/icons")
-    paths = [folder["path"] for folder in found["folders"]]
-    unseen = [key for key, one in sets.SETS.items() if one.role == "unseen"]
-    assert len(paths) == len(sets.SETS) - len(unseen)
-    assert not [p for p in paths for key in unseen if p == f"work/icons/{key}/train"]
-    assert {f["path"] for f in found["held_out"]} == {f"work/icons/{key}/held_out" for key in sets.VALIDATED}
-    (noto,) = (f for f in found["folders"] if f["path"] == "work/icons/noto/train")
+    for place in (
+        "noto/train/cat",
+        "ph-thin/train/cat",
+        "ph-thin/train/dog",
+        "ph-thin/rare/toy",
+        "fxemoji/train/cat",
+    ):
+        picture = tmp_path / f"{place}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        picture.touch()
+    found = sets.folders(tmp_path)
+    paths = [str(folder["path"]) for folder in found["folders"]]
+    assert [p.removeprefix(f"{tmp_path.as_posix()}/") for p in paths] == [
+        "noto/train",
+        "ph-thin/train",
+        "ph-thin/rare",
+    ]
+    assert {f["path"] for f in found["held_out"]} == {
+        f"{tmp_path.as_posix()}/{key}/held_out" for key in sets.VALIDATED
+    }
+    noto, thin, rare = found["folders"]
+    assert (noto["share"], thin["share"], rare["share"]) == (8, 3, 0.3), "pictures by their weight"
     assert "append" not in noto
-    (thin,) = (f for f in found["folders"] if f["path"] == "work/icons/ph-thin/train")
     assert thin["append"] == {
         "thin line [filewords]": 3.0,
         "phosphor thin [filewords]": 3.0,
@@ -112,16 +126,20 @@ def test_folders_are_what_a_training_reads(open_part: Open) -> None:
 def test_splits_are_fixed_by_the_name(open_part: Open) -> None:
     icons = open_part("icons")
     names = [f"thing {i}" for i in range(2000)]
-    split = {name: icons.split_of(name, "twemoji", 3) for name in names}
+    split = {name: icons.split_of(name, "twemoji", True) for name in names}
     held_out = {name for name in names if split[name] == "held_out"}
     assert 60 < len(held_out) < 140, "one in twenty"
     assert 130 < sum(s == "pairs" for s in split.values()) < 260, "one in ten of the others"
     for key in ("noto", "ph-thin", "fxemoji"):
-        assert {n for n in names if icons.split_of(n, key, 3) == "held_out"} == held_out, (
+        assert {n for n in names if icons.split_of(n, key, True) == "held_out"} == held_out, (
             "the same in all sets"
         )
-    for key, seen in (("noto", 3), ("fxemoji", 3), ("twemoji", 1)):
-        assert "pairs" not in {icons.split_of(n, key, seen) for n in names}
+    for key, common, others in (
+        ("noto", True, "train"),
+        ("fxemoji", False, "train"),
+        ("twemoji", False, "rare"),
+    ):
+        assert {icons.split_of(n, key, common) for n in names} == {"held_out", others}
     digest = hashlib.sha256("".join(sorted(held_out)).encode()).hexdigest()
     assert digest[:8] == "042166e9", "another choice would show old models' held-out names to new ones"
 
@@ -262,6 +280,7 @@ def test_the_steps_in_their_order(
     make = open_part("make")
     ran: list[list[str]] = []
     monkeypatch.setattr(make, "WORK", tmp_path)
+    (tmp_path / "icons").mkdir()
     monkeypatch.setattr(make, "run", lambda *command: ran.append([str(part) for part in command]))
     for step in ("export", "card"):
         monkeypatch.setattr(make, step, lambda step=step: ran.append([step]))
@@ -287,6 +306,11 @@ def test_the_config_names_folders_of_the_work(
 ) -> None:
     make = open_part("make")
     monkeypatch.setattr(make, "WORK", tmp_path / "work")
+    with pytest.raises(SystemExit, match="icons"):
+        make.config()
+    picture = tmp_path / "work/icons/noto/train/cat.png"
+    picture.parent.mkdir(parents=True)
+    picture.touch()
     make.config()
     values = yaml.safe_load((tmp_path / "work/diffusion.yaml").read_text(encoding="utf-8"))
     base = yaml.safe_load((RECIPE / "diffusion.yaml").read_text(encoding="utf-8"))

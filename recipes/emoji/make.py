@@ -51,6 +51,8 @@ def train(kind: str) -> None:
 
 def config() -> None:
     """diffusion.yaml with a folder for each set, into WORK."""
+    if not (WORK / "icons").exists():
+        sys.exit("the config counts the pictures of each set: run the step `icons` first")
     values = yaml.safe_load((HERE / "diffusion.yaml").read_text(encoding="utf-8"))
     values["data"] |= folders(WORK / "icons")
     WORK.mkdir(exist_ok=True)
