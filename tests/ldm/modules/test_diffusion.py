@@ -141,7 +141,9 @@ def test_timesteps() -> None:
     assert torch.bincount(stratified, minlength=1000).unique().tolist() == [4]
     assert stratified.sort().values.tolist() != stratified.tolist()
     late = draw(method="stratified", options={"shift": 3.0}).double() / 1000
-    assert torch.histc(late / (3 - 2 * late), 10, 0, 1).sub(len(late) / 10).abs().max() <= 12  # undone: even again
+    assert (
+        torch.histc(late / (3 - 2 * late), 10, 0, 1).sub(len(late) / 10).abs().max() <= 12
+    )  # undone: even again
     middle = draw(method="logit_normal")
     assert float(middle.float().std()) < 0.8 * float(uniform.float().std())
     for wrong, message in (
