@@ -18,11 +18,12 @@ def stoppable(ask: Callable[[], None]) -> Iterator[None]:
     """Within, ``ask`` is called before each layer that any network computes and at each `may_stop_here`.
 
     What it raises ends the work there: of a large picture's batch, one layer is all that is waited for.
+    Within another one the inner alone is asked: what is done between the steps of long work ends as itself.
     """
     from torch.nn.modules.module import register_module_forward_pre_hook
 
     token = _ask.set(ask)
-    hook = register_module_forward_pre_hook(lambda *_: ask())
+    hook = register_module_forward_pre_hook(lambda *_: may_stop_here())
     try:
         ask()
         yield

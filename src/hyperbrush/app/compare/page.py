@@ -120,21 +120,27 @@ def add(site: Site) -> None:
         found = site.jobs.find(job, "compare")
         said: dict[str, Any] = dict(found.arguments) if found else _asked(request)
         with frame(site, request, "compare") as t:
-            networks, side = await asyncio.to_thread(_known, site)
-            ComparePage(site, t, said, networks, side, found)
+            networks, own = await asyncio.to_thread(_known, site)
+            ComparePage(site, t, said, networks, own, found)
 
 
 class ComparePage:
     """The form, what it would come to, and the grid that is looked at."""
 
     def __init__(
-        self, site: Site, t: Messages, said: dict[str, Any], networks: list[str], side: int, job: Job | None
+        self,
+        site: Site,
+        t: Messages,
+        said: dict[str, Any],
+        networks: list[str],
+        own: int | None,
+        job: Job | None,
     ) -> None:
-        self.site, self.t, self.said = site, t, said
+        self.site, self.t, self.said, self.own = site, t, said, own
         self._trying = ""  # the job that measures the model
         self._number = 0  # of the newest look at the form
         with ui.element("div").classes("two"):
-            self._form(networks, side)
+            self._form(networks, own or 512)
             self.grid = GridView(site, t)
         for field, written in zip(self.axes, said.get("axes", []), strict=False):
             field.fill(str(written))
@@ -171,6 +177,7 @@ class ComparePage:
                 for name in MORE:
                     self._number_field(name)
             self.told = ui.label().props('role="status" aria-live="polite"')
+            self.far = ui.label().props("role=status").classes("warn")
             ui.button(t("compare.draw"), icon="grid_on", on_click=self._draw).props(
                 "unelevated no-caps color=primary"
             )
@@ -213,6 +220,7 @@ class ComparePage:
         self._number += 1
         number = self._number
         self.told.classes(remove="bad")
+        self.far.set_text("")
         if not (self.prompt.value or "").strip():
             self.told.set_text(t("compare.needs_prompt"))
             return
@@ -230,6 +238,8 @@ class ComparePage:
             return
         if number != self._number:  # the form has changed meanwhile
             return
+        far = {base_models.far_size(self.own, pixels) for _, pixels in found.drawn if pixels} - {""}
+        self.far.set_text(" ".join(t(f"model.{name}", own=self.own) for name in sorted(far)))
         if found.seconds is None:
             self.told.set_text(t("compare.measuring", pictures=found.pictures))
             self._try_model()
@@ -249,14 +259,9 @@ class ComparePage:
             self.grid.follow(job.id)
 
 
-def _known(site: Site) -> tuple[list[str], int]:
-    """Hypernetworks there are, and the side of the model's pictures."""
-    names = site.workspace.library.names()
-    try:
-        side = base_models.describe(site.workspace, site.workspace.preferences.model).image_size
-    except UserError:
-        side = None
-    return names, side or 512
+def _known(site: Site) -> tuple[list[str], int | None]:
+    """Hypernetworks there are, and the side of the model's pictures where it is known."""
+    return site.workspace.library.names(), base_models.own_side(site.workspace)
 
 
 def _asked(request: Request) -> dict[str, Any]:

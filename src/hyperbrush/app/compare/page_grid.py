@@ -26,7 +26,12 @@ class GridView:
         self._shown = ""
         with ui.element("section").classes("card"):
             self.head = JobHead(
-                site, t("compare.grid"), t("compare.nothing_yet"), t("compare.progress"), t("compare.stop")
+                site,
+                t("compare.grid"),
+                t("compare.nothing_yet"),
+                t("compare.progress"),
+                t("compare.stop"),
+                t("frame.stopping"),
             )
             self.place = ui.element("div").classes("stack")
             self.earlier = ui.element("nav").classes("bar")

@@ -18,6 +18,7 @@ from hyperbrush.app.create.page_results import Gallery, Results
 from hyperbrush.app.create.service import Drawn
 from hyperbrush.app.jobs.jobs import Job
 from hyperbrush.app.messages import Messages
+from hyperbrush.app.model.service import own_side
 from hyperbrush.app.requests import DrawRequest, checked
 from hyperbrush.app.runs.run import JOB_KINDS
 from hyperbrush.app.site import Site
@@ -77,16 +78,23 @@ def add(site: Site) -> None:
         # what is put in afterwards would take the place of what the user is typing already.
         memory, asked = Memory(site, request), request.query_params
         first, job = await asyncio.to_thread(_first, site, memory, asked)
+        own = await asyncio.to_thread(own_side, site.workspace)
         with frame(site, request, "create") as t:
             ui.add_head_html('<script src="/static/create.js"></script>')
-            _Create(site, t, memory, first, job).begin(asked)
+            _Create(site, t, memory, first, job, own).begin(asked)
 
 
 class _Create:
     """One open page: the form, the job it shows, and what leads from one to the other."""
 
     def __init__(
-        self, site: Site, t: Messages, memory: Memory, first: Mapping[str, Any], job: Job | None
+        self,
+        site: Site,
+        t: Messages,
+        memory: Memory,
+        first: Mapping[str, Any],
+        job: Job | None,
+        own: int | None,
     ) -> None:
         self.site, self.t, self.memory = site, t, memory
         self.job = job.id if job is not None else ""
@@ -96,7 +104,7 @@ class _Create:
         self.beside.set_visibility(False)
         with ui.element("div").classes("two create"):
             with ui.element("div").classes("stack"):
-                self.form = Form(t, self.draw, self.last_seed, first)
+                self.form = Form(t, self.draw, self.last_seed, first, own)
                 drop(t("create.read_settings"), "settings")
             with ui.element("div").classes("stack"):
                 self.results = Results(t, self.stop, self.use)
@@ -145,7 +153,7 @@ class _Create:
     def stop(self) -> None:
         """End the drawing; what is drawn already stays."""
         with refusals():
-            self.site.ask(self.job, "stop")
+            self.results.show(self.site.ask(self.job, "stop"))
 
     async def use(self, how: str, one: Drawn) -> None:
         """Go on from a picture: the same again with another seed, a variation, or the next one's start."""

@@ -8,6 +8,7 @@ from nicegui import ui
 
 from hyperbrush.app.create.page_networks import NetworkChips
 from hyperbrush.app.messages import Messages
+from hyperbrush.app.model.service import far_size
 from hyperbrush.app.requests import DrawRequest, limits
 from hyperbrush.generation.settings import MAX_SEED
 from hyperbrush.ldm.sampling.names import USUAL, sampler_names
@@ -165,7 +166,7 @@ SIZE = ("width", "height")
 class Form:
     """The fields; `values` are those of a `DrawRequest`.
 
-    first: what they begin with; what makes no sense there is passed over.
+    first: what they begin with; what makes no sense there is passed over. own: side of the model's pictures.
     """
 
     def __init__(
@@ -174,8 +175,9 @@ class Form:
         on_draw: Callable[[], Any],
         on_reuse: Callable[[], int | None],
         first: Mapping[str, Any],
+        own: int | None,
     ) -> None:
-        self.t, self._first = t, first
+        self.t, self._first, self._own = t, first, own
         self.fields: dict[str, Any] = {}
         with (
             ui.element("form")
@@ -236,7 +238,9 @@ class Form:
             cfg = ui.number(t("create.guidance_scale"), value=value, min=least, max=most, step=0.5)
             self.fields["guidance_scale"] = cfg.props("outlined dense")
             for name in SIZE:
-                self._whole(name).props("stack-label").props["placeholder"] = t("create.own_size")
+                side = self._whole(name).props("stack-label")
+                side.props["placeholder"] = t("create.own_size")
+                side.on_value_change(self._look_at_size)
             self._whole("count")
             with ui.element("div").classes("wide seed"):
                 value = _number(self._first.get("seed"), None)
@@ -247,6 +251,8 @@ class Form:
                 _icon("casino", t("create.random_seed"), lambda: seed.set_value(None))
                 _icon("replay", t("create.reuse_seed"), lambda: seed.set_value(on_reuse()))
             self.fields["seed"] = seed
+        self._far = ui.label().classes("warn small").props("role=status")
+        self._look_at_size()
 
     def _more(self) -> None:
         t = self.t
@@ -282,6 +288,13 @@ class Form:
         return ui.select(options, value=value, label=self.t(f"create.{name}")).props(
             "outlined dense options-dense"
         )
+
+    def _look_at_size(self) -> None:
+        """Warn of a size far from what the model learned, before it is drawn."""
+        sides = [self.fields[name].value or self._own or 0 for name in SIZE]
+        far = far_size(self._own, int(sides[0] * sides[1]))
+        self._far.set_text(self.t(f"model.{far}", own=self._own) if far else "")
+        self._far.set_visibility(bool(far))
 
     def _start_changed(self, width: int | None, height: int | None) -> None:
         """Another picture to start from: drawn in its own form, as large as the model's pictures, unless told."""

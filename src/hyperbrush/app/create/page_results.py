@@ -31,7 +31,7 @@ class Results:
                 self._bar = ui.linear_progress(0, show_value=False, size="10px").props("rounded")
                 self._bar.props["aria-label"] = t("create.progress")
                 with ui.element("div").classes("bar"):
-                    button(t("create.stop"), "stop", on_stop)
+                    self._stop = button(t("create.stop"), "stop", on_stop)
             self._end = ui.label().classes("notice").props("role=status")
             self._pictures = ui.element("div").classes("drawings")
             self._none = ui.label(t("create.nothing_yet")).classes("soft hint")
@@ -64,7 +64,10 @@ class Results:
         t, said = self.t, job.progress
         step, steps = said.get("step", 0), said.get("steps", 0)
         done, count = said.get("done", 0), said.get("count", 1)
-        if job.state == "queued":
+        self._stop.set_enabled(not job.stopping)
+        if job.stopping:
+            text = t("frame.stopping")
+        elif job.state == "queued":
             text = t("create.queued")
         elif said.get("stage") == "opening":
             text = t("create.opening", model=said.get("model", ""))

@@ -2,15 +2,18 @@
 
 import contextlib
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from hyperbrush.files import read_json, write_json
+from hyperbrush.stopping import stoppable
 
 if TYPE_CHECKING:
     from hyperbrush.app.jobs.jobs import Jobs
     from hyperbrush.app.jobs.worker import Worker
 
 TELL = 0.1  # seconds between two reports of progress at least
+LOOK = 0.1  # seconds between two looks, while networks compute, whether it is asked to stop
 
 
 class StopRequested(Exception):
@@ -69,6 +72,24 @@ class JobContext:
         """
         if how := self.requested():
             raise StopRequested(how)
+
+    @contextlib.contextmanager
+    def stoppable(self) -> Iterator[None]:
+        """Within, a request is obeyed between any two layers of any network, however large the picture.
+
+        Raises:
+            StopRequested: it is asked to.
+        """
+        looked = 0.0
+
+        def ask() -> None:
+            nonlocal looked
+            if (now := time.monotonic()) - looked >= LOOK:
+                looked = now
+                self.raise_if_requested()
+
+        with stoppable(ask):
+            yield
 
     def between(self) -> None:
         """Draw what people wait for; a long job calls this between its steps."""

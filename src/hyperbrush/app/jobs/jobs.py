@@ -70,6 +70,11 @@ class Job:
         """Whether anything is still to come of it."""
         return self.state not in ENDED
 
+    @property
+    def stopping(self) -> bool:
+        """Whether it was asked to end, and has not yet."""
+        return self.is_open and bool(self.asked)
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)

@@ -20,6 +20,10 @@ _KINDS: "Mapping[str, tuple[Literal['short', 'long'], str]]" = {
     "train": ("long", "train.work"),
     "hyper-train": ("long", "train.work"),
 }
+STEPWISE = (
+    "train",
+    "hyper-train",
+)  # stopped between two steps, with a checkpoint; all others between two layers
 LANES = {kind: lane for kind, (lane, _) in _KINDS.items()}
 
 

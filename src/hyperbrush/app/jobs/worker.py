@@ -14,7 +14,7 @@ from typing import Any
 
 from hyperbrush.app.jobs.context import JobContext, StopRequested
 from hyperbrush.app.jobs.jobs import Jobs
-from hyperbrush.app.jobs.kinds import KINDS
+from hyperbrush.app.jobs.kinds import KINDS, STEPWISE
 from hyperbrush.app.workspace import Workspace
 from hyperbrush.errors import UserError
 from hyperbrush.files import clear_parts, read_json, write_json
@@ -86,13 +86,16 @@ class Worker:
             found = self.jobs.get(job)
         except UserError:  # its folder was removed
             return
-        if not found.is_open:
-            if found.ended is None:  # stopped while it waited: written down, so that nobody looks at it again
-                ended = {"state": found.state, "ended": time.time(), "attempts": found.attempts}
-                write_json(self.jobs.folder / job / "state.json", ended)
-            return
         context = JobContext(self.jobs, job, self)
         put = context.put
+        if not found.is_open or found.asked in (
+            "stop",
+            "pause",
+        ):  # also where its worker died: never begun again
+            if found.ended is None:  # written down, so that nobody looks at it again
+                state = "paused" if found.asked == "pause" else "stopped"
+                put(state=state, started=found.started, ended=time.time(), attempts=found.attempts)
+            return
         if found.attempts - found.forgiven >= MOST_ATTEMPTS:
             put(
                 state="failed",
@@ -104,7 +107,8 @@ class Worker:
         put()
         clear_parts(context.folder)
         try:
-            result = KINDS[found.kind](context)
+            with contextlib.nullcontext() if found.kind in STEPWISE else context.stoppable():
+                result = KINDS[found.kind](context)
             put(state="done", result=result or {}, ended=time.time())
         except StopRequested as stop:
             how = str(

@@ -16,6 +16,7 @@ SUFFIXES = (".safetensors", ".ckpt", ".pt", ".bin")
 HUB_ID = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}")
 DEPTH = 3  # folders within the models' folder that are looked into
 MOST = 300  # models that are listed
+FAR = 4  # times the area of the pictures a model learned from, beyond which it draws badly and slowly
 
 Form = Literal["embedded", "folder", "file", "hub"]
 
@@ -143,6 +144,21 @@ def found(workspace: Workspace, *, hashes: bool = False) -> list[BaseModel]:
     if hashes:
         listed = [m if m.error else replace(m, hash=hash_of(workspace, m.source)) for m in listed]
     return listed
+
+
+def own_side(workspace: Workspace) -> int | None:
+    """Side in pixels of the preferred model's pictures; None where it is not known."""
+    try:
+        return describe(workspace, workspace.preferences.model).image_size
+    except UserError:
+        return None
+
+
+def far_size(own: int | None, pixels: int) -> str:
+    """Of a picture of so many pixels far from ``own`` x ``own`` "size_large" or "size_small", messages of this page."""
+    if not own or own * own <= pixels * FAR <= own * own * FAR**2:
+        return ""
+    return "size_large" if pixels > own * own else "size_small"
 
 
 def context_width(workspace: Workspace, source: str) -> int | None:

@@ -64,7 +64,7 @@ class Exports:
         with ui.element("div").classes("notice" + (" bad" if job.state == "failed" else "")):
             ui.label(f"{job.arguments.get('network')} → {t('networks.to_' + str(job.arguments.get('to')))}")
             with ui.element("div").classes("grow"):
-                stands = t(f"networks.export_{job.state}")
+                stands = t("frame.stopping") if job.stopping else t(f"networks.export_{job.state}")
                 if job.state == "running" and told.get("steps"):
                     stands += f" {told.get('step')}/{told['steps']}"
                 ui.label(stands).classes("soft")
@@ -76,7 +76,7 @@ class Exports:
                     ui.label(t("networks.lost", what=lost)).classes("warn")
             if job.state == "done":
                 ui.link(t("networks.download"), f"/api/v1/exports/{job.id}").props("download")
-            elif job.is_open:
+            elif job.is_open and not job.stopping:
                 ui.button(t("networks.stop"), on_click=lambda: self._stop(job)).props("flat dense no-caps")
 
     def _stop(self, job: Job) -> None:

@@ -259,6 +259,7 @@ class _List:
             )
             button.props["aria-label"] = f"{text}: {run or what}"
             if job.asked:
+                button.set_text(t("frame.stopping"))
                 button.disable()
 
 

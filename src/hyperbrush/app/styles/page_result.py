@@ -30,7 +30,12 @@ class StyleResult:
         self._prompts: list[str] = []
         with ui.element("section").classes("card") as self.card:
             self.head = JobHead(
-                site, t("styles.result"), t("styles.nothing_yet"), t("styles.progress"), t("styles.stop")
+                site,
+                t("styles.result"),
+                t("styles.nothing_yet"),
+                t("styles.progress"),
+                t("styles.stop"),
+                t("frame.stopping"),
             )
             self.pictures = ui.element("div").classes("stack")
             with ui.element("div").classes("stack") as self.strengths:

@@ -137,7 +137,7 @@ def _job(site: Site, t: Messages, draft: Draft, kind: str, show: Callable[[Job],
 
     def update() -> None:
         job = site.jobs.find(str(draft.values[kind]))
-        now = (job.id, job.state, str(job.progress)) if job is not None else None
+        now = (job.id, job.state, job.asked, str(job.progress)) if job is not None else None
         if now == state["seen"]:
             return
         state["seen"] = now
@@ -149,9 +149,11 @@ def _job(site: Site, t: Messages, draft: Draft, kind: str, show: Callable[[Job],
                 with ui.element("div").classes("bar"):
                     ui.spinner(size="1.4rem").props("aria-hidden=true")
                     said = t("train.waits") if job.state == "queued" else t("train.works")
+                    said = t("frame.stopping") if job.stopping else said
                     step, steps = job.progress.get("step"), job.progress.get("steps")
                     ui.label(f"{said} {step}/{steps}" if steps else said)
-                    ui.button(t("train.cancel"), on_click=lambda: _stop(site, job.id)).props("flat no-caps")
+                    cancel = ui.button(t("train.cancel"), on_click=lambda: _stop(site, job.id))
+                    cancel.props("flat no-caps").set_enabled(not job.stopping)
             elif job.state == "failed":
                 ui.label(job.error).classes("notice bad")
             elif job.state == "done":

@@ -202,6 +202,8 @@ def _tell_activity(site: Site, t: Messages, badge: ui.link) -> None:
             job = running[-1]
             step, steps = job.progress.get("step"), job.progress.get("steps")
             text = t(f"frame.doing_{job.kind.replace('-', '_')}")
+            if job.stopping:
+                text += " · " + t("frame.stopping")
             if step is not None and steps:
                 text += f" {step}/{steps}"
         if waiting:

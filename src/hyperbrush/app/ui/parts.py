@@ -71,14 +71,17 @@ def drop_zone(
 class JobHead:
     """Title and words; a bar and the button as long as something is to come."""
 
-    def __init__(self, site: Site, title: str, nothing_yet: str, progress: str, stop: str) -> None:
-        self.site, self._job = site, ""
+    def __init__(
+        self, site: Site, title: str, nothing_yet: str, progress: str, stop: str, stopping: str
+    ) -> None:
+        self.site, self._job, self._stopping = site, "", stopping
         title_of(2, title)
         self._told = ui.label(nothing_yet).props('role="status" aria-live="polite"').classes("soft")
         with ui.element("div").classes("bar") as self._waiting:
             self._bar = ui.linear_progress(value=0, show_value=False).classes("grow")
             self._bar.props["aria-label"] = progress
-            ui.button(stop, icon="stop", on_click=self._stop).props("flat dense no-caps color=primary")
+            self._end = ui.button(stop, icon="stop", on_click=self._stop)
+            self._end.props("flat dense no-caps color=primary")
         self._waiting.set_visibility(False)
 
     def tell(self, text: str) -> None:
@@ -88,7 +91,8 @@ class JobHead:
     def show(self, job: Job, text: str, share: float) -> None:
         """How a job stands: in words, and how much of it is done."""
         self._job = job.id
-        self.tell(text)
+        self.tell(self._stopping if job.stopping else text)
+        self._end.set_enabled(not job.stopping)
         self._told.classes(replace="bad" if job.state == "failed" else "")
         self._waiting.set_visibility(job.is_open)
         self._bar.set_value(share)
