@@ -28,7 +28,14 @@ from hyperbrush.errors import UserError
 from hyperbrush.training.attention.run import setting_names
 
 DOCS = Path(__file__).parents[2] / "docs" / "training.md"
-TINY = {"max_steps": 2, "batch_size": 2, "validate_every": 1, "preview_every": 100, "validation_share": 0}
+TINY = {
+    "max_steps": 2,
+    "batch_size": 2,
+    "validate_every": 1,
+    "preview_every": 100,
+    "validation_share": 0,
+    "prompts": [],
+}
 
 
 def png(colour: str = "red", side: int = 40, kind: str = "PNG") -> bytes:

@@ -25,6 +25,7 @@ from hyperbrush.training.generator.styles import StyleBatches, _log_uniform, ope
 COLOURS = {"ink": "black", "rust": "#a03010", "sea": "#104a90", "moss": "#30661a"}
 SMALL = {"embedding_dim": 32, "hidden_dim": 32, "rank": 2, "depth": 1, "heads": 4}
 SHORT = {
+    "prompts": [],
     "max_steps": 4,
     "batch_size": 4,
     "pictures_per_style": 2,

@@ -15,7 +15,14 @@ from hyperbrush.training.generator.config import GeneratorConfig
 from hyperbrush.training.generator.run import configured_generator
 
 SMALL = {"embedding_dim": 32, "hidden_dim": 32, "rank": 2, "depth": 1, "heads": 4}
-SHORT = {"batch_size": 4, "shared_steps": 0, "references": 2, "log_every": 1, "validation_share": 0.0}
+SHORT = {
+    "prompts": [],
+    "batch_size": 4,
+    "shared_steps": 0,
+    "references": 2,
+    "log_every": 1,
+    "validation_share": 0.0,
+}
 
 
 @pytest.fixture(scope="module")

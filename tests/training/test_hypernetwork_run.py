@@ -14,6 +14,8 @@ import hyperbrush as hb
 from hyperbrush.assets import style_folder
 from hyperbrush.cli import train as cli_train
 from hyperbrush.errors import UserError
+from hyperbrush.generation.infotext import read_infotext
+from hyperbrush.generation.picture_files import settings_text
 from hyperbrush.hypernetworks.files.optimizer import read_optimizer, sidecar_of
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.piecewise import parse_piecewise
@@ -29,9 +31,10 @@ from hyperbrush.training.before.plan import plan, suggest_batch_size
 from hyperbrush.training.generator.run import configured_generator
 from hyperbrush.training.loop.launch import _without_processes
 from hyperbrush.training.loop.settings import save_run
+from hyperbrush.training.report.contact_sheet import run_prompts
 
 DATA = style_folder() / "validation"
-SHORT = {"max_steps": 4, "batch_size": 4, "validate_every": 2, "validation_share": 0.1}
+SHORT = {"max_steps": 4, "batch_size": 4, "validate_every": 2, "validation_share": 0.1, "prompts": []}
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +171,21 @@ def test_a_run_leaves_report_curve_sheet_and_preflight(
     assert result.command() in (tmp_path / "run/report.html").read_text().replace("&lt;", "<").replace(
         "&gt;", ">"
     ).replace("&quot;", '"')
+
+
+def test_previews_show_captions_of_held_out_pictures_where_nobody_says_what(
+    tmp_path: Path, few: Path, emoji: LatentDiffusion
+) -> None:
+    settings = {"prompts": None, "max_steps": 1, "preview_steps": 1, "validation_share": 0.3}
+    train_run(small(tmp_path, str(few), training=settings), tmp_path / "run", model=emoji)
+    said = run_prompts(tmp_path / "run")
+    assert len(said) == len(set(said)) == 4
+    assert set(said) <= {path.stem.replace("-", " ") for path in few.iterdir()}
+    assert len(list((tmp_path / "run/previews/step-00000001").iterdir())) == 4
+    assert said[0] in read_infotext(settings_text(tmp_path / "run/contact_sheet.png")).prompt
+    config = small(tmp_path, str(few), training={"prompts": [], "max_steps": 1})
+    train_run(config, tmp_path / "none", model=emoji)
+    assert not (tmp_path / "none/previews").exists()
 
 
 def test_several_folders_with_weights_and_a_prior(tmp_path: Path, few: Path, emoji: LatentDiffusion) -> None:

@@ -23,7 +23,7 @@ from hyperbrush.training.loop.settings import resumed
 
 REPORTED = Path("/work/shared/failing")
 SHORT: dict[str, Any] = {
-    "max_steps": 4, "batch_size": 4, "validate_every": 2, "checkpoint_every": 2, "validation_share": 0.0, "warmup_steps": 0, "schedule": "constant"
+    "prompts": [], "max_steps": 4, "batch_size": 4, "validate_every": 2, "checkpoint_every": 2, "validation_share": 0.0, "warmup_steps": 0, "schedule": "constant"
 }  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Runs: how they stand, what they have shown so far, and what the user asks of them."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Response
@@ -175,7 +175,7 @@ def _add_changes(router: APIRouter, site: Site) -> None:
         return _binned(run_control.erase(site, item))
 
 
-def text_of(prompts: list[str], number: int | None) -> str:
+def text_of(prompts: Sequence[str], number: int | None) -> str:
     """A preview's prompt in words."""
     if number is None:
         return " / ".join(prompts)

@@ -19,18 +19,12 @@ SPARK = 24, 120  # pixels, height and width
 
 @dataclass(frozen=True)
 class View:
-    """A run, its curves and its previews at one moment."""
+    """A run, its curves, its previews and their prompts at one moment."""
 
     run: Run
     curves: Curves
     previews: tuple[Preview, ...]
-
-    @property
-    def prompts(self) -> list[str]:
-        """Of its previews."""
-        training = self.run.config.get("training")
-        found = training.get("prompts") if isinstance(training, dict) else None
-        return [str(prompt) for prompt in found] if isinstance(found, list) else []
+    prompts: tuple[str, ...]
 
 
 class _Look:
@@ -82,9 +76,22 @@ def view_of(site: Site, name: str) -> View:
             and list(before.curves.rows[-1:]) == rows[-1:]
         )
         curves = before.curves if before is not None and same else Curves(rows)
-        view = View(run, curves, previews)
+        prompts = (
+            before.prompts
+            if before is not None and before.previews == previews
+            else _prompts(site.runs.folder(name), previews)
+        )
+        view = View(run, curves, previews, prompts)
         views.look(name).found = version, view
         return view
+
+
+def _prompts(run: Path, previews: tuple[Preview, ...]) -> tuple[str, ...]:
+    if not previews:
+        return ()
+    from hyperbrush.training.report.contact_sheet import run_prompts
+
+    return tuple(run_prompts(run))
 
 
 def sparkline(curves: Curves) -> bytes:

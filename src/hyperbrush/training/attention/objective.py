@@ -57,7 +57,7 @@ class HypernetworkObjective(Objective):
         compute: Compute | None = None,
     ) -> None:
         super().__init__()
-        check_wanted(model, config.prompts)
+        check_wanted(model, config.prompts or [])
         model.requires_grad_(False).eval()
         self._model = (model,)  # in a tuple, out of torch's sight
         self.hypernetwork, self.config = hypernetwork, config
@@ -180,9 +180,9 @@ class HypernetworkObjective(Objective):
         from hyperbrush.ldm.pictures import to_pictures
 
         c = self.config
-        if not c.prompts and self.model.conditioning == "text":
-            return None
         names, conditions = shown_conditions(self.model, c.prompts, self.held_out or self.data, most=4)
+        if not names:
+            return None
         settings: dict[str, Any] = {
             "steps": c.preview_steps,
             "sampler": c.preview_sampler or usual_sampler(self.model.diffusion.prediction),

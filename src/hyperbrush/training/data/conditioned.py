@@ -266,23 +266,33 @@ def check_wanted(model: LatentDiffusion, wanted: Sequence[str]) -> None:
         )
 
 
+def captions_shown(examples: CaptionedExamples | None, most: int) -> list[str]:
+    """Captions from all over the examples, so many at most, each once: what previews show where nobody says it."""
+    count = 0 if examples is None else len(examples)
+    spread = [i * count // most for i in range(most)] if count > most else range(count)
+    captions = [str(examples.example(i, 0)["caption"]) for i in spread] if examples is not None else []
+    return [caption for caption in dict.fromkeys(captions) if caption]
+
+
 def shown_conditions(
-    model: LatentDiffusion, wanted: Sequence[str], examples: CaptionedExamples | None, most: int = 8
+    model: LatentDiffusion, wanted: Sequence[str] | None, examples: CaptionedExamples | None, most: int = 8
 ) -> tuple[list[str], dict[str, Any]]:
     """What previews show: (their names, arguments of `LatentDiffusion.sample`); no names where there is nothing to draw.
 
-    wanted: prompts, or classes (the first ones by default); of unconditional models and those that are told pictures it is
-        empty, and these take the first examples'.
+    wanted: prompts, the examples' captions by default (None); or classes, the first ones by default; of unconditional
+        models and those that are told pictures it is empty, and these take the first examples'.
+    most: how many by default.
 
     Raises:
         UserError: as `check_wanted`.
     """
-    check_wanted(model, wanted)
+    check_wanted(model, wanted or [])
     if model.conditioning == "text":
-        return list(wanted), {"captions": list(wanted)}
+        prompts = captions_shown(examples, most) if wanted is None else list(wanted)
+        return prompts, {"captions": prompts}
     if model.conditioning == "class":
         known = model.class_names or [str(number) for number in range(model.null_label)]
-        names = list(wanted) or known[:most]
+        names = list(wanted or known[:most])
         return names, {"class_labels": [model.label_of(name) for name in names]}
     if model.conditioning == "none":
         return [f"seed {number}" for number in range(most // 2)], {"count": most // 2}

@@ -256,9 +256,12 @@ class GeneratorObjective(Objective):
         from hyperbrush.ldm.pictures import grid, to_pictures
 
         c = self.config
-        if not c.prompts or not self.held_out:
+        if not self.held_out:
             return None
         styles = self.held_out[:6]
+        prompts = list(dict.fromkeys(styles[0].captions))[:4] if c.prompts is None else c.prompts
+        if not prompts:
+            return None
         batches = StyleBatches(styles, 1, c.references, 0.0, c.seed)
         shown = [list(range(min(style.references, c.references))) for style in styles]
         made = self.weights(batches.show(range(len(styles)), shown), range(len(styles)))
@@ -268,15 +271,15 @@ class GeneratorObjective(Objective):
             rows += to_pictures(seen.float() / 2 + 0.5)
             with self.target.apply_weights(made[number]):
                 drawn = self.model.sample(
-                    c.prompts,
-                    seeds=[c.preview_seed + i for i in range(len(c.prompts))],
+                    prompts,
+                    seeds=[c.preview_seed + i for i in range(len(prompts))],
                     steps=c.preview_steps,
                     sampler=c.preview_sampler or None,
                     guidance_scale=c.preview_guidance,
                     negative=c.preview_negative,
                 )
             rows += to_pictures(drawn)
-        return grid(rows, columns=2 + len(c.prompts))
+        return grid(rows, columns=2 + len(prompts))
 
     def save(self, folder: Path) -> Path:
         """Write folder/NAME.safetensors."""

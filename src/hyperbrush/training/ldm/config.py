@@ -233,7 +233,9 @@ class DiffusionRun(Strict):
         None, description="a transformer in the UNet's place: a section of its own, `{}` for its defaults"
     )
     process: ProcessConfig = ProcessConfig()
-    prompts: list[str] = Field([], description="of the previews")
+    prompts: list[str] | None = Field(
+        None, description="of the previews; by default captions of eight held-out pictures; [] draws none"
+    )
     guidance_scale: float = Field(4.0, description="of the previews")
     training: TrainerConfig = TrainerConfig()
 

@@ -67,16 +67,17 @@ class DenoisingObjective(Objective):
         timestep_sampling: str = "uniform",
         timestep_options: Mapping[str, float] | None = None,
         timestep_range: tuple[int, int] | None = None,
-        prompts: Sequence[str] = (),
+        prompts: Sequence[str] | None = (),
         guidance_scale: float = 4.0,
         text_learning_rate_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        check_wanted(model, prompts)
+        check_wanted(model, prompts or [])
         self.model = model
         self.data, self.held_out, self.seed = data, held_out, seed
         self.ahead = Ahead()
-        self.weighting, self.prompts, self.guidance_scale = weighting, list(prompts), guidance_scale
+        self.weighting, self.guidance_scale = weighting, guidance_scale
+        self.prompts = None if prompts is None else list(prompts)
         self.text_scale = text_learning_rate_scale
         self.drawing: dict[str, Any] = {
             "condition_dropout": condition_dropout,

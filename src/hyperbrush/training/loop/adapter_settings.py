@@ -59,7 +59,9 @@ class AdapterSettings(LoopSettings, StepSettings):
     timestep_range: tuple[Share, Share] | None = Field(
         None, description="train on these shares of the process alone; 0 is clean, 1 is noise"
     )
-    prompts: list[str] = Field([], description="of the previews")
+    prompts: list[str] | None = Field(
+        None, description="of the previews; by default captions of four held-out pictures; [] draws none"
+    )
     preview_seed: int = Field(0, ge=0, description="of the first preview; the next ones follow")
     preview_steps: int = Field(15, ge=1, description="sampling steps of the previews")
     preview_sampler: str = Field(

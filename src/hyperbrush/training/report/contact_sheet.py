@@ -10,8 +10,8 @@ import yaml
 
 from hyperbrush.errors import UserError
 from hyperbrush.files import atomic_folder
-from hyperbrush.generation.infotext import Infotext, write_infotext
-from hyperbrush.generation.picture_files import save_picture
+from hyperbrush.generation.infotext import Infotext, read_infotext, write_infotext
+from hyperbrush.generation.picture_files import save_picture, settings_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -79,12 +79,8 @@ def open_previews(path: Path, count: int = 0) -> "list[Image]":
     """
     from PIL import Image
 
-    files = [path]
-    if path.is_dir():
-        numbered = [p for p in path.glob("prompt-*.png") if p.stem[7:].isdecimal()]
-        files = sorted(numbered, key=lambda p: int(p.stem[7:]))
     pictures = []
-    for file in files:
+    for file in _files(path):
         try:
             with Image.open(file) as picture:
                 pictures.append(picture.convert("RGB"))
@@ -196,12 +192,32 @@ def run_name(run: str | Path) -> str:
 
 
 def run_prompts(run: str | Path) -> list[str]:
-    """The prompts of the run's previews, by its config."""
+    """The prompts of the run's previews: those of its config, else what the last ones say inside."""
     config = run_config(run)
     training = config.get("training")
     inner = training.get("prompts") if isinstance(training, Mapping) else None
-    found = inner or config.get("prompts") or []
-    return [str(prompt) for prompt in found] if isinstance(found, list) else []
+    found = inner or config.get("prompts")
+    if isinstance(found, list):
+        return [str(prompt) for prompt in found]
+    previews = list(find_previews(run).values())
+    return (
+        [_prompt_inside(file) for file in _files(previews[-1])] if previews and previews[-1].is_dir() else []
+    )
+
+
+def _files(previews: Path) -> list[Path]:
+    """The pictures of a step's previews in the order of the prompts; the path itself where it is one grid."""
+    if not previews.is_dir():
+        return [previews]
+    numbered = [path for path in previews.glob("prompt-*.png") if path.stem[7:].isdecimal()]
+    return sorted(numbered, key=lambda path: int(path.stem[7:]))
+
+
+def _prompt_inside(picture: Path) -> str:
+    try:
+        return read_infotext(settings_text(picture)).prompt
+    except UserError:  # another program has written it anew
+        return ""
 
 
 def _cut(page: "Image", count: int) -> "list[Image]":
