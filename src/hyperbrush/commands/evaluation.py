@@ -58,7 +58,7 @@ def evaluate_folder(
     import tempfile
 
     with (
-        tempfile.TemporaryDirectory() as scratch,
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch,
         torch.no_grad(),
         LatentCache(Path(scratch), "evaluate") as cache,
     ):

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from PIL import Image
@@ -38,6 +40,25 @@ def test_latents_are_what_the_encoder_gives(folder, tmp_path):
         assert set(one) == {"latent_mean", "latent_std", "caption", "path"}
         assert torch.equal(one["latent_mean"], other["image"][:, ::2, ::2])
         assert one["latent_mean"].untyped_storage().nbytes() == one["latent_mean"].nbytes
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks Linux what lies behind an address")
+def test_latents_stay_in_the_files_of_the_cache(folder: Path, tmp_path: Path) -> None:
+    def file_behind(tensor: torch.Tensor) -> str:
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            first, last = (int(end, 16) for end in line.split()[0].split("-"))
+            if first <= tensor.data_ptr() < last:
+                return line.split()[-1]
+        return ""
+
+    for _ in ("encoded", "read again"):
+        with LatentCache(tmp_path / "cache", "x") as cache:
+            latents = cache_latents(ImageFolder(folder, size=16), Encoder(), cache, batch_size=2)
+        (shard,) = (tmp_path / "cache").rglob("*.safetensors")
+        assert {file_behind(latents.example(i, 0)["latent_mean"]) for i in range(5)} == {str(shard)}
+    before = latents.example(3, 0)["latent_mean"].clone()
+    shard.unlink()
+    assert torch.equal(latents.example(3, 0)["latent_mean"], before)
 
 
 def test_a_second_run_encodes_only_what_changed(folder, tmp_path):

@@ -99,15 +99,20 @@ class LatentCache:
     def __contains__(self, key: str) -> bool:
         return key in self._pending or key in self._places
 
-    def get(self, key: str) -> dict[str, Tensor] | None:
-        """Tensors of an entry, or None where there is none or none undamaged."""
+    def get(self, key: str, *, copy: bool = True) -> dict[str, Tensor] | None:
+        """Tensors of an entry, or None where there is none or none undamaged.
+
+        copy: False leaves what is on disk there, read through a memory map when it is asked for, so that a large
+            dataset takes no memory; the file may be removed meanwhile (where the system allows it), not changed.
+        """
         if key in self._pending:
             return dict(self._pending[key])
         for path, names in self._places.get(key, {}).items():
             found = {}
             for name in names:
                 try:
-                    tensor = self._shards[path].get_tensor(f"{key}/{name}").clone()
+                    tensor = self._shards[path].get_tensor(f"{key}/{name}")
+                    tensor = tensor.clone() if copy else tensor
                 except (SafetensorError, OSError, RuntimeError):
                     break
                 if _checksum(tensor) != self._checksums[path].get(f"{key}/{name}"):

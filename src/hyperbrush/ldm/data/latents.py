@@ -24,7 +24,7 @@ POSTERIORS = ("deterministic", "once", "random")
 
 
 class LatentDataset(CaptionedPictures):
-    """An ``ImageFolder`` with latents for pictures, in memory; same captions, groups, flips and crops.
+    """An ``ImageFolder`` with latents for pictures; same captions, groups, flips and crops.
 
     rows: for each example, by its number, the encoder's tensors for each of its views (``views``);
         examples that are left out cannot be asked for.
@@ -163,7 +163,7 @@ def _cached(
     _check_cacheable(dataset)
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; expected 1 or more")
-    entries: dict[str, dict[str, Tensor]] = {}
+    entries: dict[str, dict[str, Tensor]] = {}  # in the cache's files; memory holds one shard
     missing: dict[tuple[int, int], list[tuple[str, int, View]]] = {}
     keys: dict[int, list[str]] = {}
     for index in indices:
@@ -173,7 +173,7 @@ def _cached(
         for key, seen in zip(keys[index], views(dataset), strict=True):
             if key in entries:
                 continue
-            entries[key] = found = cache.get(key) or {}
+            entries[key] = found = cache.get(key, copy=False) or {}
             if not found:
                 missing.setdefault(dataset.groups[index], []).append((key, index, seen))
     total, done = len(entries), len(entries) - sum(map(len, missing.values()))
@@ -188,18 +188,26 @@ def _cached(
                 encoded = encode(torch.stack(images))
             paths = [dataset.paths[index] for _, index, _ in batch]
             rows = _rows(encoded, paths)
-            encoded_now = {key: row for (key, _, _), row in zip(batch, rows, strict=True)}
-            entries |= encoded_now
-            cache.put_batch(encoded_now)
+            cache.put_batch({key: row for (key, _, _), row in zip(batch, rows, strict=True)})
             done += len(batch)
             if progress is not None:
                 progress(done, total)
     masks = None if dataset.masks is None else {index: _masks(dataset, index, cache) for index in indices}
     cache.flush()
+    for key in [key for key, found in entries.items() if not found]:
+        entries[key] = _written(cache, key)
     found_rows = {index: [entries[key] for key in row] for index, row in keys.items()}
     if masks is not None:
         _check_sizes(dataset, found_rows, masks)
     return LatentDataset(dataset, found_rows, masks=masks, posterior=posterior)
+
+
+def _written(cache: LatentCache, key: str) -> dict[str, Tensor]:
+    if (found := cache.get(key, copy=False)) is None:
+        raise UserError(
+            f"the cache {cache.folder} does not give back what was written there: is the disk in order?"
+        )
+    return found
 
 
 def _masks(dataset: ImageFolder, index: int, cache: LatentCache) -> list[Tensor]:
