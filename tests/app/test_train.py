@@ -10,6 +10,7 @@ from PIL import Image
 from running import until
 from test_accessibility import findings
 
+from hyperbrush.app.ui.browser import COOKIE
 from hyperbrush.assets import style_folder
 from hyperbrush.files import read_json
 
@@ -29,13 +30,18 @@ def files(*names: str) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def train(app: Any, open_page: Open) -> Open:
-    """Opens the page on an empty draft."""
+    """Opens the page on an empty draft, that of a new browser."""
 
     def opened(**options: Any) -> Any:
-        (app.root / ".hyperbrush" / "train-draft.json").unlink(missing_ok=True)
         return open_page(app, "/train", **options)
 
     return opened
+
+
+def draft_of(app: Any, page: Any) -> Path:
+    """Where the draft of a page's browser is kept."""
+    [cookie] = [one for one in page.context.cookies() if one["name"] == COOKIE]
+    return Path(app.root / ".hyperbrush" / "drafts" / f"{cookie['value']}.json")
 
 
 def drop(page: Any, *names: str) -> None:
@@ -175,16 +181,23 @@ def test_a_reload_and_a_second_tab_lose_nothing(app: Any, train: Open, open_page
     page.get_by_role("group", name="How long").get_by_text("Balanced").click()
     page.get_by_text("More settings").click()
     choose(page, "loss", "huber")
-    draft = app.root / ".hyperbrush" / "train-draft.json"
+    draft = draft_of(app, page)
     wanted = {"data": [{"path": "page-draft"}], "name": "kept", "training": {"loss": "huber"}}
     until(lambda: read_json(draft).get("settings") == wanted)
     assert read_json(draft)["presets"] == "balanced"
-    for seen in (open_page(app, "/train"), page):
+    second = page.context.new_page()
+    second.goto(app.url + "/train")
+    for seen in (second, page):
         seen.reload()
         seen.get_by_text("1–1 of 1").wait_for()
         assert name(seen).input_value() == "kept"
         assert seen.get_by_label("Steps").get_attribute("placeholder") == "600"
+    assert name(open_page(app, "/train")).input_value() == "", "another browser has a draft of its own"
     page.get_by_role("button", name="Start over").click()
+    page.get_by_role("button", name="Keep the draft").click()
+    assert name(page).input_value() == "kept"
+    page.get_by_role("button", name="Start over").click()
+    page.get_by_role("dialog").get_by_role("button", name="Start over").click()
     page.get_by_text("Choose a folder, take the example").wait_for()
     assert name(page).input_value() == ""
 
@@ -230,6 +243,12 @@ def test_a_run_is_cloned_into_the_form(app: Any, train: Open, open_page: Open) -
     assert name(page).input_value() == "cloned-2"
     assert page.get_by_label("Steps").input_value() == "1"
     assert page.url.endswith("/train")  # a reload clones nothing anew
+    page.get_by_text("These are the settings of the run cloned").wait_for()
+    apart = page.get_by_role("group", name="Also set")
+    apart.get_by_text("training.loss").wait_for()
+    apart.get_by_role("button", name="Leave training.loss at its default").click()
+    apart.get_by_text("training.loss").wait_for(state="detached")
+    apart.get_by_text("training.batch_size").wait_for()
     missing = open_page(app, "/train?clone=nope")
     missing.get_by_text("there is no run 'nope'").wait_for()
 
@@ -244,7 +263,7 @@ def test_another_folder_counts_as_it_is_told(app: Any, train: Open) -> None:
     page.get_by_role("button", name="Add another folder").click()
     choose(page, "Folder 2", "page-folders-b")
     page.get_by_label("repeats").nth(1).fill("3")
-    draft = app.root / ".hyperbrush" / "train-draft.json"
+    draft = draft_of(app, page)
     wanted = [{"path": "page-folders-a"}, {"path": "page-folders-b", "repeats": 3}]
     until(lambda: read_json(draft)["settings"]["data"] == wanted)
 

@@ -19,12 +19,14 @@ from running import until
 
 from hyperbrush.app.messages import FOLDER as MESSAGES
 from hyperbrush.app.train.datasets import Datasets
-from hyperbrush.app.train.draft import Draft
+from hyperbrush.app.train.draft import KINDS, LENGTHS, Draft, with_presets
+from hyperbrush.app.train.page_apart import apart
 from hyperbrush.app.train.schema import FILE, folder_settings, groups, settings
 from hyperbrush.app.train.service import begin, cloned, inside, problems, run_config
 from hyperbrush.app.workspace import Workspace
 from hyperbrush.cli import main
 from hyperbrush.errors import UserError
+from hyperbrush.files import write_json
 from hyperbrush.training.attention.run import setting_names
 
 DOCS = Path(__file__).parents[2] / "docs" / "training.md"
@@ -316,13 +318,78 @@ class TestChecks:
         assert found["training"]["max_steps"] == 150
         assert "hypernetworks" not in found
         again = run_config(workspace, found).model_dump()
-        assert {**again, "name": "first"} == {**run_config(workspace, said, "quick,style").model_dump()}
+        before = run_config(workspace, said, "quick,style").model_dump()
+        before["training"]["trigger"] = "first"  # the word it was trained with, not the clone's name
+        assert {**again, "name": "first"} == before
+        assert run_config(workspace, *with_presets(found)).model_dump() == again
         with pytest.raises(UserError, match="generator"):
             cloned(workspace, {"kind": "generator"})
 
+    @pytest.mark.parametrize("length", ["", *LENGTHS])
+    @pytest.mark.parametrize("kind", ["", *KINDS])
+    @pytest.mark.parametrize(
+        "training", [{}, {"max_steps": 77}, {"flip": 0.25, "templates": "style"}, {"trigger": "ink"}]
+    )
+    def test_what_a_clone_shows_is_what_it_trains(
+        self, workspace: Workspace, length: str, kind: str, training: dict[str, Any], tmp_path: Path
+    ) -> None:
+        """Every setting of the run is a preset that is shown, one of the first fields, or in the list beside them."""
+        presets = ",".join(filter(None, (length, kind)))
+        said = {
+            "name": "a run",
+            "data": [{"path": "fluent-high-contrast", "repeats": 3}],
+            "network": {"layer_norm": True},
+            "training": training,
+        }
+        config = run_config(workspace, said, presets)
+        draft = Draft(workspace, tmp_path.name)
+        draft.clone("a run", *with_presets(cloned(workspace, config.model_dump(mode="json"))))
+        trained = run_config(workspace, draft.request["settings"], draft.request["presets"])
+        expected = config.model_dump()
+        expected["name"] = "a run-2"
+        if config.training.templates:
+            expected["training"]["trigger"] = config.training.trigger or "a run"
+        assert trained.model_dump() == expected
+        plain = run_config(
+            workspace, {"name": "a run-2", "data": "fluent-high-contrast"}, draft.request["presets"]
+        )
+        told = dict(apart(draft))
+        first = {key.rpartition(".")[2] for key in groups()["first"]}
+        for name, value in trained.training.model_dump().items():
+            if value != getattr(plain.training, name) and name not in first:
+                assert f"training.{name}" in told
+        assert told["network.layer_norm"] == "True"
+        assert told["data 1 repeats"] == "3"
+        assert draft.values["cloned"] == "a run"
+        if not training and presets != "":
+            assert draft.request["presets"] == presets, "the page's choices say it"
+
+
+def test_a_clone_can_be_taken_back_and_a_draft_is_a_browsers(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    mine, other = Draft(workspace, "a" * 24), Draft(workspace, "b" * 24)
+    mine.put("training.loss", "l1")
+    assert other.request["settings"] == {}
+    before = mine.request
+    mine.clone("one", {"name": "one-2", "training": {"templates": "style"}}, "balanced")
+    mine.clone("two", {"name": "two-2"}, "")
+    assert (mine.values["cloned"], mine.request["settings"]) == ("two", {"name": "two-2"})
+    mine.put_back()
+    assert mine.request == before
+    assert mine.values["cloned"] == ""
+    assert mine.without("training.loss") == {}
+
+
+def test_the_draft_that_was_everybodys_is_the_first_browsers(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    write_json(workspace.state / "train-draft.json", {"settings": {"name": "old"}, "presets": "quality"})
+    assert Draft(workspace, "a" * 24).request == {"settings": {"name": "old"}, "presets": "quality"}
+    assert Draft(workspace, "b" * 24).request["settings"] == {}
+    assert Draft(workspace, "a" * 24).get("name") == "old"
+
 
 def test_a_draft_is_changed_key_by_key(tmp_path: Path) -> None:
-    one, other = Draft(Workspace(tmp_path)), Draft(Workspace(tmp_path))
+    one, other = Draft(Workspace(tmp_path), "a" * 24), Draft(Workspace(tmp_path), "a" * 24)
     one.put("training.loss", "l1")
     other.put("training.max_steps", 3)
     other.put("name", "x")

@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import re
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,26 +20,20 @@ from hyperbrush.app.model.service import own_side
 from hyperbrush.app.requests import DrawRequest, checked
 from hyperbrush.app.runs.run import JOB_KINDS
 from hyperbrush.app.site import Site
+from hyperbrush.app.ui.browser import browser_name, drop_oldest, remember
 from hyperbrush.app.ui.frame import PATIENCE, frame, on_news, refusals
 from hyperbrush.errors import UserError
 from hyperbrush.files import read_json, write_json
 from hyperbrush.generation.settings import MAX_SEED
 
-COOKIE = "hyperbrush_browser"
-AGE = 365 * 86400
-MOST = 500  # browsers that are remembered
-
 
 class Memory:
-    """Of one browser, told by a cookie with a random name; made where there is none."""
+    """The form and job of one browser."""
 
     def __init__(self, site: Site, request: Request) -> None:
-        name = request.cookies.get(COOKIE, "")
-        if not re.fullmatch(r"[0-9a-f]{24}", name):
-            name = secrets.token_hex(12)
-            ui.add_head_html(
-                f"<script>document.cookie = '{COOKIE}={name}; path=/; max-age={AGE}; samesite=strict'</script>"
-            )
+        name, is_new = browser_name(request)
+        if is_new:
+            remember(name)
         self.folder: Path = site.workspace.state / "forms"
         self.path = self.folder / f"{name}.json"
         said = read_json(self.path)
@@ -60,9 +52,7 @@ class Memory:
         is_new = not self.path.exists()
         write_json(self.path, {"form": form, "job": job}, sync=False)
         if is_new:
-            kept = sorted(self.folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
-            for path in kept[:-MOST]:
-                path.unlink(missing_ok=True)
+            drop_oldest(self.folder)
 
 
 EARLIER = 24  # pictures of the gallery

@@ -1,13 +1,22 @@
-"""The training the user is preparing: kept on the disk, so that no reload loses it."""
+"""The training the user is preparing: kept on the disk for each browser, so that no reload loses it."""
 
+import contextlib
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from hyperbrush.app.ui.browser import drop_oldest
 from hyperbrush.app.workspace import Workspace
 from hyperbrush.files import read_json, write_json
 
-EMPTY: Mapping[str, Any] = {"settings": {}, "presets": "quick", "plan": "", "preflight": ""}
+EMPTY: Mapping[str, Any] = {
+    "settings": {},
+    "presets": "quick",
+    "plan": "",
+    "preflight": "",
+    "cloned": "",
+    "before": {},
+}
 LENGTHS = ("quick", "balanced", "quality")
 KINDS = ("style", "subject")
 
@@ -15,14 +24,23 @@ _lock = threading.Lock()
 
 
 class Draft:
-    """The draft of a workspace, one for all tabs; each change touches its own key alone.
+    """The draft of a browser, one for all its tabs; each change touches its own key alone.
 
+    cloned: the run it was cloned from; before: the draft that stood here until then.
     on_change: called after each, in the page that has made it.
     """
 
-    def __init__(self, workspace: Workspace) -> None:
-        self._file = workspace.state / "train-draft.json"
+    def __init__(self, workspace: Workspace, browser: str) -> None:
+        folder = workspace.state / "drafts"
+        self._file = folder / f"{browser}.json"
         self.on_change: list[Callable[[], None]] = []
+        shared = workspace.state / "train-draft.json"  # of all browsers together, until 2026
+        if not self._file.exists():
+            with contextlib.suppress(OSError):
+                drop_oldest(folder)
+                if shared.exists():  # of the first browser that comes
+                    folder.mkdir(parents=True, exist_ok=True)
+                    shared.replace(self._file)
 
     @property
     def values(self) -> dict[str, Any]:
@@ -45,6 +63,23 @@ class Draft:
         with _lock:
             write_json(self._file, {**self.values, **changes}, sync=False)
         self._tell()
+
+    def clone(self, run: str, settings: Mapping[str, Any], presets: str) -> None:
+        """Take a run's settings; what stood here can be put back, see `put_back`.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        before = self.values["before"] if self.values["cloned"] else self.request
+        self.keep(**{**EMPTY, "settings": settings, "presets": presets, "cloned": run, "before": before})
+
+    def put_back(self) -> None:
+        """The draft as it stood before the clone.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        self.keep(**{**EMPTY, **self.values["before"]})
 
     def get(self, key: str, default: Any = None) -> Any:
         """A setting by its whole name."""
@@ -69,23 +104,57 @@ class Draft:
         Raises:
             UserError: it cannot be written.
         """
-        self._put(key, lambda inner, last: inner.pop(last, None))
+        self._put(key, _leave_out)
 
-    def _put(self, key: str, change: Callable[[dict[str, Any], str], object]) -> None:
-        *rooms, last = key.split(".")
+    def without(self, key: str) -> dict[str, Any]:
+        """The settings but for one."""
+        return _changed(self.values["settings"], key, _leave_out)
+
+    def _put(self, key: str, change: "Change") -> None:
         with _lock:
             values = self.values
-            settings = inner = dict(values["settings"])
-            for room in rooms:
-                inner[room] = dict(inner.get(room) or {})
-                inner = inner[room]
-            change(inner, last)
-            for room in rooms:
-                if not settings[room]:
-                    del settings[room]
+            settings = _changed(values["settings"], key, change)
             write_json(self._file, {**values, "settings": settings}, sync=False)
         self._tell()
 
     def _tell(self) -> None:
         for call in self.on_change:
             call()
+
+
+Change = Callable[[dict[str, Any], str], object]
+
+
+def _leave_out(inner: dict[str, Any], last: str) -> None:
+    inner.pop(last, None)
+
+
+def _changed(settings: Mapping[str, Any], key: str, change: Change) -> dict[str, Any]:
+    """Settings with one changed; change: gets the room it is in and the last part of its name."""
+    *rooms, last = key.split(".")
+    found = inner = dict(settings)
+    for room in rooms:
+        inner[room] = dict(inner.get(room) or {})
+        inner = inner[room]
+    change(inner, last)
+    for room in rooms:
+        if not found[room]:
+            del found[room]
+    return found
+
+
+def with_presets(settings: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """(settings, presets) that mean the same as the settings alone: what a preset says is left to it."""
+    from hyperbrush.training.attention.config import PRESETS, HypernetworkConfig
+
+    said = dict(settings.get("training") or {})
+    usual = HypernetworkConfig().model_dump(mode="json")
+    fitting = {
+        name
+        for name, values in PRESETS.items()
+        if all(said.get(key, usual[key]) == value for key, value in values.items())
+    }
+    chosen = [next((name for name in group if name in fitting), "") for group in (LENGTHS, KINDS)]
+    rest = {key: value for key, value in said.items() if not any(key in PRESETS.get(n, ()) for n in chosen)}
+    others = {key: value for key, value in settings.items() if key != "training"}
+    return {**others, **({"training": rest} if rest else {})}, ",".join(filter(None, chosen))

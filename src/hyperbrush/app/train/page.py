@@ -18,8 +18,9 @@ from hyperbrush.app.train import page_pictures as train_pictures
 from hyperbrush.app.train import page_settings as train_settings
 from hyperbrush.app.train import service as trainings
 from hyperbrush.app.train.datasets import Datasets
-from hyperbrush.app.train.draft import EMPTY, Draft
+from hyperbrush.app.train.draft import Draft, with_presets
 from hyperbrush.app.train.service import cloned
+from hyperbrush.app.ui.browser import AGE, COOKIE, browser_name, remember
 from hyperbrush.app.ui.frame import PATIENCE, duration, frame, in_thread, on_news, refusals, title_of
 from hyperbrush.errors import UserError
 
@@ -237,19 +238,24 @@ def add(site: Site) -> None:
 
     @ui.page("/train", response_timeout=PATIENCE)
     async def page(request: Request, clone: str = "", dataset: str = "") -> Response | None:
-        draft, datasets = Draft(site.workspace), Datasets(site.workspace)
+        browser, is_new = browser_name(request)
+        draft, datasets = Draft(site.workspace, browser), Datasets(site.workspace)
         refused = ""
         if clone or dataset:  # once: a reload must not undo what was changed since
             try:
                 if clone:
                     settings = cloned(site.workspace, site.runs.get(clone).config)
-                    draft.keep(**{**EMPTY, "presets": "", "settings": settings})
+                    draft.clone(clone, *with_presets(settings))
                 else:
                     datasets.folder(dataset)
                     draft.put("data", [{"path": dataset}])
-                return RedirectResponse("/train")
+                answer = RedirectResponse("/train")
+                answer.set_cookie(COOKIE, browser, max_age=AGE, samesite="strict")
+                return answer
             except UserError as error:
                 refused = str(error)
+        if is_new:
+            remember(browser)
         ui.add_head_html('<script src="/static/train.js" defer></script>')
         with frame(site, request, "train") as t:
             if refused:

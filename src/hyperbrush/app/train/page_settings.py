@@ -1,127 +1,20 @@
 """Settings of a training: presets and the few that matter first, all others behind "more"."""
 
 from typing import Any
+from urllib.parse import quote
 
-import yaml
 from nicegui import ui
 
 from hyperbrush.app.messages import Messages
+from hyperbrush.app.train import page_apart
 from hyperbrush.app.train.datasets import Datasets
-from hyperbrush.app.train.draft import KINDS, LENGTHS, Draft
-from hyperbrush.app.train.schema import Setting, folder_settings, groups, settings, suggestions
+from hyperbrush.app.train.draft import EMPTY, KINDS, LENGTHS, Draft
+from hyperbrush.app.train.page_inputs import UNSET, Input, helped, make
+from hyperbrush.app.train.schema import folder_settings, groups, settings
 from hyperbrush.app.ui.frame import refusals, title_of
 from hyperbrush.app.workspace import Workspace
 
-UNSET = object()
-
-
-class Input:
-    """A setting's input with its sentence of help; box: all of it; words: what it is found by."""
-
-    def __init__(
-        self, t: Messages, draft: Draft, setting: Setting, *, presets: str = "", label: str = ""
-    ) -> None:
-        from hyperbrush.training.attention.config import preset
-
-        self.t, self.draft, self.setting = t, draft, setting
-        named = preset(presets) if setting.key.startswith("training.") else {}
-        self.default = named.get(setting.name, setting.default)
-        help_ = helped(t, setting)
-        self.words = f"{setting.key} {label} {help_} {setting.webui}".casefold()
-        value = draft.get(setting.key, UNSET)
-        with ui.element("div").classes("train-field") as self.box:
-            made = make(setting, value, self.default, label or setting.name, self._keep)
-            made.props["aria-describedby"] = f"help-{made.id}"
-            with ui.element("div").classes("soft small").props(f"id=help-{made.id}"):
-                ui.label(help_).style("display: inline")
-                said = "" if setting.kind == "switch" else shown(setting, self.default)
-                if said:
-                    ui.label(f" {t('train.default', value=said)}").style("display: inline")
-                if setting.webui:
-                    where = "train.extension_name" if setting.extension else "train.webui_name"
-                    ui.label(f" {t(where, name=setting.webui)}").style("display: inline")
-
-    def _keep(self, value: Any) -> None:
-        with refusals():
-            if value is UNSET or (value == self.default and type(value) is type(self.default)):
-                self.draft.clear(self.setting.key)
-            else:
-                self.draft.put(self.setting.key, value)
-
-
-def helped(t: Messages, setting: Setting, prefix: str = "") -> str:
-    """A setting's sentence of help, in the user's language."""
-    return t(f"train_help.{prefix}{setting.key}")
-
-
-def make(setting: Setting, value: Any, default: Any, label: str, keep: Any) -> Any:
-    """The input element; keep: called with a value or `UNSET`."""
-    here = default if value is UNSET else value
-    if setting.kind == "switch":
-        return ui.switch(label, value=bool(here), on_change=lambda event: keep(bool(event.value)))
-    if setting.kind == "choice":
-        known = list(setting.choices)
-        value = here if here in known else default
-        return ui.select(known, value=value, label=label, on_change=lambda e: keep(e.value)).props(
-            "outlined dense"
-        )
-    if setting.kind == "choices":
-        known = list(setting.choices)
-        value = [name for name in (here if isinstance(here, list) else []) if name in known]
-        chosen = ui.select(
-            known, value=value, label=label, multiple=True, on_change=lambda e: keep(list(e.value))
-        )
-        return chosen.props("outlined dense use-chips")
-    text = "" if value is UNSET else shown(setting, value)
-    if setting.kind == "lines":
-        area = ui.textarea(label, value=text, on_change=lambda e: keep(parsed(setting, e.value)))
-        return area.props("outlined dense autogrow debounce=200 stack-label")
-    plain = ui.input(
-        label,
-        value=text,
-        placeholder=shown(setting, default),
-        autocomplete=suggestions(setting.key) or None,
-        on_change=lambda e: keep(parsed(setting, e.value)),
-    ).props("outlined dense debounce=200 stack-label")
-    if setting.kind in ("integer", "number") and not (setting.nullable and default is not None):
-        plain.props("inputmode=decimal")
-    return plain
-
-
-def parsed(setting: Setting, text: Any) -> Any:
-    """What a text means as a value; what cannot be read stays a text, which the check then names."""
-    text = str(text or "")
-    if setting.kind == "lines":
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        return lines or UNSET
-    if not text.strip():
-        return text if setting.kind == "text" and text else UNSET
-    if setting.nullable and text.strip().casefold() == "null":
-        return None
-    if setting.kind == "text":
-        return "" if text.strip() in ("''", '""') else text
-    try:
-        if setting.kind == "integer":
-            return int(text)
-        if setting.kind == "number":
-            return float(text)
-        listed = isinstance(setting.default, list) or ("," in text and text.strip()[0] not in "[{'\"")
-        return yaml.safe_load(f"[{text}]" if listed and text.strip()[0] not in "[{" else text)
-    except (ValueError, yaml.YAMLError):
-        return text
-
-
-def shown(setting: Setting, value: Any) -> str:
-    """A value as one writes it into the input."""
-    if value is None:
-        return ""
-    if isinstance(value, list | tuple):
-        return ("\n" if setting.kind == "lines" else ", ").join(map(str, value))
-    if isinstance(value, dict):
-        return yaml.safe_dump(value, default_flow_style=True, width=10_000).strip() if value else ""
-    if isinstance(value, str) and value and not value.strip():
-        return f"'{value}'"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+OWN, TEMPLATES = "own", "training.templates"
 
 
 def held_out(t: Messages, draft: Draft, datasets: Datasets) -> None:
@@ -219,10 +112,11 @@ def build(t: Messages, draft: Draft, datasets: Datasets, workspace: Workspace) -
     with ui.element("section").classes("card").props("aria-labelledby=train-settings"):
         with ui.element("div").classes("bar"):
             title_of(2, t("train.settings")).classes("grow").props("id=train-settings")
-            ui.button(t("train.start_over"), icon="restart_alt", on_click=lambda: _over(draft)).props(
+            ui.button(t("train.start_over"), icon="restart_alt", on_click=lambda: _over(t, draft)).props(
                 "flat no-caps"
             )
-        _presets(t, draft, lambda: fields.refresh())
+        if cloned := str(draft.values["cloned"]):
+            _cloned_from(t, draft, cloned)
 
         @ui.refreshable
         def fields() -> None:
@@ -235,29 +129,70 @@ def build(t: Messages, draft: Draft, datasets: Datasets, workspace: Workspace) -
                         presets=_names(draft),
                         label=t(f"train.{key.rpartition('.')[2]}"),
                     )
+
+        @ui.refreshable
+        def more() -> None:
             _more(t, draft, datasets, workspace)
 
+        def again() -> None:
+            fields.refresh()
+            more.refresh()
+
+        _presets(t, draft, again)
         fields()
+        page_apart.show(t, draft, again)
+        more()
+
+
+def _cloned_from(t: Messages, draft: Draft, run: str) -> None:
+    """Say whose settings these are, and offer what stood here before."""
+
+    def back() -> None:
+        with refusals():
+            draft.put_back()
+            ui.navigate.to("/train")
+
+    with ui.element("div").classes("notice").props("role=status"):
+        ui.label(t("train.cloned_from", run=run)).classes("grow")
+        ui.link(t("train.cloned_run"), f"/runs/{quote(run, safe='')}")
+        if draft.values["before"].get("settings"):
+            ui.button(t("train.put_back"), icon="undo", on_click=back).props("flat no-caps")
 
 
 def _presets(t: Messages, draft: Draft, changed: Any) -> None:
-    chosen = _names(draft)
-    length = next((name for name in LENGTHS if name in chosen), "")
-    kind = next((name for name in KINDS if name in chosen), "")
+    length = next((name for name in LENGTHS if name in _names(draft)), "")
 
-    def choose() -> None:
+    def kind() -> str:
+        """What is chosen; templates of one's own are no "captions as they are"."""
+        chosen = next((name for name in KINDS if name in _names(draft)), "")
+        return OWN if not chosen and draft.get(TEMPLATES) else chosen
+
+    def keep(**more: Any) -> None:
+        chosen = (lengths.value, kinds.value)
         with refusals():
-            draft.keep(presets=",".join(filter(None, (lengths.value, kinds.value))))
+            draft.keep(presets=",".join(name for name in chosen if name not in ("", OWN)), **more)
             changed()
+
+    def choose_kind() -> None:
+        if kinds.value != kind():  # else it follows the draft
+            keep(**({} if kinds.value == OWN else {"settings": draft.without(TEMPLATES)}))
+
+    def follow() -> None:
+        if kinds.value != (now := kind()):
+            kinds.set_options(names(), value=now)
+
+    def names() -> dict[str, str]:
+        own = {OWN: t("train.preset_own")} if kind() == OWN else {}
+        return {"": t("train.preset_any")} | {name: t(f"train.preset_{name}") for name in KINDS} | own
 
     with ui.element("div").classes("bar wide"):
         with _group(t("train.length")):
-            names = {name: t(f"train.preset_{name}") for name in LENGTHS} | {"": t("train.preset_own")}
-            lengths = ui.toggle(names, value=length, on_change=choose).props("no-caps unelevated")
+            of = {name: t(f"train.preset_{name}") for name in LENGTHS} | {"": t("train.preset_own")}
+            lengths = ui.toggle(of, value=length, on_change=lambda: keep()).props("no-caps unelevated")
         with _group(t("train.kind")):
-            names = {"": t("train.preset_any")} | {name: t(f"train.preset_{name}") for name in KINDS}
-            kinds = ui.toggle(names, value=kind, on_change=choose).props("no-caps unelevated")
+            kinds = ui.toggle(names(), value=kind(), on_change=choose_kind).props("no-caps unelevated")
     ui.label(t("train.presets_help")).classes("soft small")
+    draft.on_change.append(follow)
 
 
 def _group(label: str) -> ui.element:
@@ -313,7 +248,20 @@ def _names(draft: Draft) -> str:
     return str(draft.values["presets"])
 
 
-def _over(draft: Draft) -> None:
+async def _over(t: Messages, draft: Draft) -> None:
+    if draft.values["settings"]:
+        with ui.dialog() as dialog, ui.card().classes("run-dialog"):
+            title_of(2, t("train.over_title"))
+            ui.label(t("train.over_text"))
+            with ui.element("div").classes("bar"):
+                ui.button(t("train.start_over"), on_click=lambda: dialog.submit(True)).props(
+                    "no-caps unelevated"
+                )
+                ui.button(t("train.over_keep"), on_click=lambda: dialog.submit(False)).props("flat no-caps")
+        agreed = await dialog
+        dialog.delete()
+        if not agreed:
+            return
     with refusals():
-        draft.keep(settings={}, presets="quick", plan="", preflight="")
+        draft.keep(**EMPTY)
         ui.navigate.to("/train")

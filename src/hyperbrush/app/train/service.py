@@ -1,5 +1,6 @@
 """Trainings asked for from outside: settings checked, a run folder begun, a job put into the queue."""
 
+import contextlib
 import json
 import shutil
 import threading
@@ -130,11 +131,13 @@ def look(site: "Site", kind: str, request: TrainRequest) -> "Job":
 def cloned(workspace: Workspace, config: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of another run for a new one: what differs from the defaults, places as the workspace names them.
 
+    The trigger word is said even where the run took its name for it; all is carried but the name and the library's folder.
+
     Raises:
         UserError: it is no hypernetwork's training, or its settings are broken.
     """
     from hyperbrush.ldm.util import load_config
-    from hyperbrush.training.attention.run import HypernetworkRun
+    from hyperbrush.training.attention.run import HypernetworkRun, trigger_of
 
     if config.get("kind", "hypernetwork") != "hypernetwork":
         raise UserError(
@@ -145,6 +148,9 @@ def cloned(workspace: Workspace, config: Mapping[str, Any]) -> dict[str, Any]:
         folder.path = _named(workspace, folder.path)
     found = run.model_dump(mode="json", exclude_defaults=True)
     found.pop("hypernetworks", None)
+    with contextlib.suppress(UserError):  # its templates are gone: the page says so where they are named
+        if word := trigger_of(run):
+            found["training"] = {**found.get("training", {}), "trigger": word}
     for key in ("model", "start_from"):
         if key in found:
             found[key] = _named(workspace, found[key])

@@ -16,6 +16,7 @@ from hyperbrush.hypernetworks.files.adapters import load
 from hyperbrush.hypernetworks.files.optimizer import OptimizerState, read_optimizer, write_optimizer
 from hyperbrush.hypernetworks.generator import GeneratedWeights, TunedWeights
 from hyperbrush.ldm.data.archives import is_source
+from hyperbrush.ldm.data.templates import read_templates
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.models.transformer import refuse_transformer
 from hyperbrush.ldm.util import keyed_seed, load_config, read_yaml
@@ -152,6 +153,17 @@ class Result(RunResult):
             f'hyperbrush generate "{prompt} <hypernet:{self.config.name}:1>" '
             f"--model {self.config.model} --hypernetworks {self.file.parent}"
         )
+
+
+def trigger_of(config: HypernetworkRun) -> str:
+    """The word a run's captions teach: its trigger, else its name where templates have [name]; "" for none.
+
+    Raises:
+        UserError: the templates cannot be read.
+    """
+    t = config.training
+    named = bool(t.templates) and any("[name]" in line for line in read_templates(t.templates))
+    return t.trigger or (config.name if named else "")
 
 
 def read_run(run: Path) -> HypernetworkRun:
