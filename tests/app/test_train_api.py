@@ -359,6 +359,7 @@ class TestChecks:
             if value != getattr(plain.training, name) and name not in first:
                 assert f"training.{name}" in told
         assert told["network.layer_norm"] == "True"
+        assert told["model"] == "emoji", "another may be preferred by now"
         assert told["data 1 repeats"] == "3"
         assert draft.values["cloned"] == "a run"
         if not training and presets != "":

@@ -151,9 +151,9 @@ def cloned(workspace: Workspace, config: Mapping[str, Any]) -> dict[str, Any]:
     with contextlib.suppress(UserError):  # its templates are gone: the page says so where they are named
         if word := trigger_of(run):
             found["training"] = {**found.get("training", {}), "trigger": word}
-    for key in ("model", "start_from"):
-        if key in found:
-            found[key] = _named(workspace, found[key])
+    found["model"] = _named(workspace, run.model)  # another may be preferred by now
+    if "start_from" in found:
+        found["start_from"] = _named(workspace, found["start_from"])
     root = workspace.folder("runs")
     number = 2
     while (root / f"{run.name}-{number}").exists():
