@@ -33,6 +33,22 @@ def test_the_browser_chooses_the_language(
 
 
 @pytest.mark.main
+def test_a_file_dropped_beside_a_zone_stays_out_of_the_browser(
+    app: Any, open_page: Callable[..., Any]
+) -> None:
+    page = open_page(app, "/settings")
+    dropped = """kind => {
+        const data = new DataTransfer();
+        if (kind === "file") data.items.add(new File(["x"], "a.pt")); else data.setData("text/plain", "x");
+        const event = new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true});
+        document.querySelector("h1").dispatchEvent(event);
+        return event.defaultPrevented;
+    }"""
+    assert page.evaluate(dropped, "file")
+    assert not page.evaluate(dropped, "text")
+
+
+@pytest.mark.main
 def test_a_person_chooses_another(app: Any, open_page: Callable[..., Any]) -> None:
     page = open_page(app, "/runs")
     page.get_by_label("Language").click()

@@ -124,7 +124,10 @@ def test_a_model_is_used_from_the_page(own_app: Callable[..., App], open_page: C
     page.get_by_label("Path or hub id").press("Enter")
     page.get_by_text("unknown model 'nonsense/none.ckpt'").wait_for()
     page.get_by_role("button", name="Use cut").click()
-    page.get_by_text("cut is chosen but cannot be opened: cannot open the model").wait_for(timeout=90_000)
+    page.get_by_text("cut cannot be opened, so it is not used: cannot open the model").wait_for(
+        timeout=90_000
+    )
+    assert app.call(f"{API}/preferences")["model"] == "models/stable-diffusion/mine"
 
 
 @pytest.mark.main
@@ -167,6 +170,7 @@ def test_bad_settings_are_refused_and_nothing_changes(app: App, open_page: Calla
         ({"device": "tpu"}, "expected auto, cpu, cuda"),
         ({"precision": "fp16"}, "not computed on"),
         ({"outputs": ".hyperbrush/x"}, "expected a folder of its own"),
+        ({"outputs": "../../../etc"}, "leaves the folder of the app"),
         ({"colour": "red"}, "colour"),
         ({"theme": "pink"}, "theme"),
     ],

@@ -252,6 +252,17 @@ class TestChecks:
         for part in ("adamm", "stile", "Eulr", "layer_structure", "nope"):
             assert part in text
 
+    def test_a_folder_without_pictures_is_told_before_it_is_queued(self, workspace: Workspace) -> None:
+        empty = workspace.folder("datasets") / "empty"
+        (empty / "deep").mkdir(parents=True)
+        (empty / "deep/notes.txt").write_text("none yet")
+        values = {"name": "a", "data": "empty"}
+        assert [said.split(":")[0] for said in problems(workspace, values)] == [
+            f"there are no pictures in {empty}"
+        ]
+        (empty / "deep/a.PNG").write_bytes(png())
+        assert problems(workspace, values) == []
+
     def test_near_schedules_are_told(self, workspace: Workspace) -> None:
         for schedule in ("5e-5:100;5e-6:200", "0,00005:100", "5e-5:200,5e-6:100"):
             values = {"name": "a", "data": "fluent-high-contrast", "training": {"schedule": schedule}}

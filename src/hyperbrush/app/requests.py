@@ -9,6 +9,8 @@ from hyperbrush.errors import UserError
 from hyperbrush.generation.settings import MAX_PADDING, MAX_SEED, Settings
 
 Text = Field(max_length=20_000)
+STRONGEST = 100.0  # what any page, field or request takes as a strength or a weight, either way
+Strength = Annotated[FiniteFloat, Field(ge=-STRONGEST, le=STRONGEST)]
 SKIP = "skip.json"  # in a drawing's folder: somebody asks to leave out the pictures at hand
 
 
@@ -89,7 +91,7 @@ class StyleRequest(Request):
     prompts: list[Annotated[str, Field(max_length=20_000)]] = Field(
         [], max_length=8, description="drawn without and with it, to see it"
     )
-    strength: float = Field(1.0, ge=-10, le=10)
+    strength: Strength = 1.0
     seed: int = Field(0, ge=0, le=2**32 - 1)
     steps: int = Field(15, ge=1, le=200)
     generator: str = Field("", max_length=200, description="name of a generator; the model's own by default")
@@ -133,7 +135,7 @@ class NotesRequest(Request):
 
     description: str = Field("", max_length=20_000)
     activation_text: str = Field("", max_length=20_000, description="trigger words for prompts")
-    preferred_weight: FiniteFloat | None = Field(None, ge=-100, le=100, description="strength; null: none")
+    preferred_weight: Strength | None = Field(None, description="strength; null: none")
     notes: str = Field("", max_length=20_000)
 
 
@@ -147,7 +149,7 @@ class MergePart(Request):
     """One of several to be merged."""
 
     name: str = Field(min_length=1, max_length=1000, description="name or id")
-    weight: FiniteFloat = 1.0
+    weight: Strength = 1.0
 
 
 class MergeRequest(Request):
@@ -166,7 +168,7 @@ class ExportRequest(Request):
         "", description="of the numbers; empty: as they are"
     )
     legacy_zip: bool = Field(False, description="webui: the form that old pickle checks accept")
-    strength: FiniteFloat = Field(1.0, ge=-100, le=100, description="LoRA: folded into it")
+    strength: Strength = Field(1.0, description="LoRA: folded into it")
     rank: Annotated[int, Field(ge=1, le=4096)] | Literal["full"] | None = Field(
         None, description="LoRA; 16 if left out"
     )

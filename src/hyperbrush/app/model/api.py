@@ -30,7 +30,7 @@ def add(router: APIRouter, site: Site) -> None:
 
     @router.post("/models/use")
     def use(request: UseRequest) -> dict[str, Any]:
-        """Prefer a model, and open it in the worker: the job says whether that works, and how fast it draws."""
+        """Open a model in the worker and prefer it if it draws: the job says whether, and how fast."""
         return choices.use_model(site, request.model).as_dict()
 
     @router.post("/doctor")

@@ -30,6 +30,7 @@ class ModelPage:
 
     def __init__(self, site: Site, t: Messages, listed: list[BaseModel], job: str) -> None:
         self.site, self.t, self.job = site, t, job
+        self.used = site.workspace.preferences.model
         ui.label(t("model.help", folder=site.workspace.preferences.models)).classes("soft")
         self.told = ui.element("div").props('role="status" aria-live="polite"').classes("stack")
         self.hashes: dict[str, ui.label] = {}
@@ -51,7 +52,7 @@ class ModelPage:
 
     def _card(self, model: BaseModel) -> None:
         t = self.t
-        used = model.source == self.site.workspace.preferences.model
+        used = model.source == self.used
         with ui.element("article").classes("card"):
             title_of(2, model.name).classes("model-name")
             with ui.element("div").classes("bar"):
@@ -114,6 +115,9 @@ class ModelPage:
             text, how = t("model.opened", name=name, seconds=f"{job.result['seconds']:.2g}"), "good"
         else:
             text, how = t("model.opening", name=name), ""
+        if self.used != self.site.workspace.preferences.model:  # its badge stands on another card
+            ui.navigate.to("/model?" + urlencode({"job": self.job}))
+            return
         self.told.clear()
         with self.told, ui.element("div").classes("notice" + (" bad" if how == "bad" else "")):
             ui.label(text).classes(how)

@@ -35,7 +35,7 @@ def opened(context: "JobContext", source: str = "", *, precision: str = "") -> "
 
 
 def try_model(context: "JobContext") -> dict[str, Any]:
-    """Job "try-model": {"model": …}; whether it opens and draws here, and how fast."""
+    """Job "try-model": {"model": …, "use": prefer it from then on}; whether it opens and draws here, and how fast."""
     from hyperbrush.generation import generate
 
     source = str(context.arguments.get("model") or context.workspace.preferences.model)
@@ -48,6 +48,8 @@ def try_model(context: "JobContext") -> dict[str, Any]:
     seconds = min(b - a for a, b in itertools.pairwise(times))
     pixels = picture.image.width * picture.image.height
     base_models.note_pace(context.workspace, context.worker.device, source, base_models.Pace(seconds, pixels))
+    if context.arguments.get("use"):
+        context.workspace.prefer(model=source)
     return {"seconds": seconds, "image_size": model.model.image_size}
 
 

@@ -12,6 +12,7 @@ from nicegui import ui
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.networks import service as networks
 from hyperbrush.app.networks.service import Card
+from hyperbrush.app.requests import STRONGEST
 from hyperbrush.app.site import Site
 from hyperbrush.app.ui.frame import in_thread, refusals, size_text, title_of
 
@@ -84,7 +85,11 @@ class NetworkCard:
             with ui.element("div").classes("bar start"):
                 words = ui.input(t("networks.words"), value=notes.activation_text).classes("grow")
                 weight = ui.number(
-                    t("networks.strength"), value=notes.preferred_weight, min=-100, max=100, step=0.05
+                    t("networks.strength"),
+                    value=notes.preferred_weight,
+                    min=-STRONGEST,
+                    max=STRONGEST,
+                    step=0.05,
                 ).classes("strength")
             text = ui.textarea(t("networks.notes"), value=notes.notes).props("autogrow")
             self._buttons(name, actions)

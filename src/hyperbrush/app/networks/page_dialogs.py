@@ -15,7 +15,7 @@ from hyperbrush.app.networks import pictures
 from hyperbrush.app.networks import service as networks
 from hyperbrush.app.networks.page_card import Field
 from hyperbrush.app.networks.service import Card
-from hyperbrush.app.requests import ExportRequest, MergePart, MergeRequest, checked
+from hyperbrush.app.requests import STRONGEST, ExportRequest, MergePart, MergeRequest, checked
 from hyperbrush.app.site import Site
 from hyperbrush.app.ui.frame import in_thread, on_news, refusals, title_of
 from hyperbrush.app.ui.parts import drop_zone
@@ -157,7 +157,9 @@ def ask_export(site: Site, t: Messages, card: Card, exports: Exports) -> None:
                 rank = ui.input(t("networks.rank"), placeholder="" if generated else "16").props(
                     "outlined dense"
                 )
-                strength = ui.number(t("networks.lora_strength"), value=1.0, min=-100, max=100, step=0.05)
+                strength = ui.number(
+                    t("networks.lora_strength"), value=1.0, min=-STRONGEST, max=STRONGEST, step=0.05
+                )
                 strength.props("outlined dense")
             ui.label(t("networks.rank_help")).classes("soft")
         legacy = ui.checkbox(t("networks.legacy_zip"))
@@ -194,7 +196,9 @@ def ask_merge(site: Site, t: Messages, chosen: Sequence[Card], done: Any) -> Non
         for card in chosen:
             label = t("networks.weight_of", name=card.entry.name)
             weights.append(
-                ui.number(label, value=round(1 / len(chosen), 3), step=0.05).props("outlined dense")
+                ui.number(
+                    label, value=round(1 / len(chosen), 3), min=-STRONGEST, max=STRONGEST, step=0.05
+                ).props("outlined dense")
             )
         from hyperbrush.hypernetworks.convert.merging import WAYS
 

@@ -226,6 +226,7 @@ class Live:
     def _smooth(self, event: Any) -> None:
         self.keep = float(event.value)
         self._draw()
+        self._show_tiles()
 
     def _draw(self) -> None:
         put_loss(self.chart.options, self.view.curves, self.keep)
@@ -267,9 +268,9 @@ class Live:
     def _show_tiles(self) -> None:
         live, curves = self.view.run.live, self.view.curves
         best, base = curves.best, curves.base
-        smooth = live.get("smoothed", curves.whole_loss[-1][1] if curves.whole_loss else None)
+        smoothed = curves.smoothed(self.keep)  # the end of the chart's line
         found = {
-            "loss": figure(smooth),
+            "loss": figure(smoothed[-1][1] if smoothed else live.get("smoothed")),
             "best_validation": figure(best[1] if best else None)
             + (f" ({self.t('runs.at', step=int(best[0]))})" if best else ""),
             "below_base": figure(1 - best[1] / base, ".1%") if best and base else "–",

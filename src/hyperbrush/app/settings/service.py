@@ -56,21 +56,23 @@ def prefer(site: Site, changes: dict[str, Any]) -> Preferences:
         if name in changed:
             wrong += _wrong_folder(site.workspace, name, str(getattr(new, name)))
     if "model" in changed:
-        model = base_models.describe(site.workspace, new.model)
-        wrong += [f"model {new.model!r:.200}: {model.error}"] if model.error else []
+        try:
+            _check_model(site.workspace, new.model)
+        except UserError as error:
+            wrong.append(str(error))
     if wrong:
         raise UserError("; ".join(wrong))
     return site.workspace.prefer(**changes)
 
 
 def use_model(site: Site, source: str) -> Job:
-    """Prefer a base model, and have the worker open it.
+    """Have the worker open a base model, which is preferred once it has drawn.
 
     Raises:
         UserError: there is none, or it cannot be used.
     """
-    prefer(site, {"model": source})
-    return site.submit("try-model", {"model": source})
+    _check_model(site.workspace, source)
+    return site.submit("try-model", {"model": source, "use": True})
 
 
 def workers(site: Site) -> list[dict[str, Any]]:
@@ -118,6 +120,11 @@ def doctor_file(site: Site, job: str, what: str) -> Path:
     return path
 
 
+def _check_model(workspace: Workspace, source: str) -> None:
+    if error := base_models.describe(workspace, source).error:
+        raise UserError(f"model {source!r:.200}: {error}")
+
+
 def _wrong_device(new: Preferences) -> list[str]:
     from hyperbrush.ldm.models.device import placement
 
@@ -137,6 +144,10 @@ def _wrong_folder(workspace: Workspace, name: str, value: str) -> list[str]:
     path = Path(os.path.normpath(workspace.root / value))
     if path.is_relative_to(workspace.state) or path in (workspace.root, *workspace.root.parents):
         return [f"{name}: {value!r:.200} cannot be it: expected a folder of its own, such as models/{name}"]
+    if not Path(value).is_absolute() and not path.is_relative_to(workspace.root):
+        return [
+            f"{name}: {value!r:.200} leaves the folder of the app; a folder elsewhere is written whole, {path}"
+        ]
     try:
         path.stat()
     except FileNotFoundError:

@@ -228,10 +228,16 @@ def _is_half_made(run: Path) -> bool:
 
 
 def _missing(config: "HypernetworkRun") -> list[str]:
-    from hyperbrush.ldm.data.archives import is_source
+    from hyperbrush.ldm.data.archives import TABLES, files_in, is_source
+    from hyperbrush.ldm.data.pictures import suffixes
 
-    folders = (Path(folder.path) for folder in (*config.data, *config.validation))
-    return [f"there is no folder {path} with pictures to train on" for path in folders if not is_source(path)]
+    found, shown = [], (*suffixes(), *TABLES)
+    for path in (Path(folder.path).expanduser() for folder in (*config.data, *config.validation)):
+        if not is_source(path):
+            found.append(f"there is no folder {path} with pictures to train on")
+        elif not any(file.suffix.lower() in shown for file in files_in(path)):
+            found.append(f"there are no pictures in {path}: expected some to train on")
+    return found
 
 
 def _named(workspace: Workspace, path: str) -> str:

@@ -53,7 +53,9 @@ def frame(site: Site, request: Request, place: str, *, title: str = "") -> Itera
     heading = title or t(f"frame.{place}")
     theme = request.cookies.get("theme") or site.workspace.preferences.theme
     ui.page_title(f"{heading} · hyperbrush")
-    ui.add_head_html('<link rel="stylesheet" href="/static/style.css">')
+    ui.add_head_html(
+        '<link rel="stylesheet" href="/static/style.css"><script src="/static/frame.js" defer></script>'
+    )
     ui.context.client.page.language = QUASAR[t.language]
     ui.dark_mode({"dark": True, "light": False}.get(theme))
     ui.colors(primary="#4338ca")
