@@ -453,6 +453,10 @@ def test_tags_are_found_and_added() -> None:
     ]
     assert added("", "ink") == "<hypernet:ink:1>"
     assert added("a <hypernet:ink:0.2>", "ink", "a") == "a <hypernet:ink:0.2>"
+    once = added("a pink cat", "ink", "ink")
+    assert once == "a pink cat, ink <hypernet:ink:1>"
+    assert added(once, "ink", "ink") == once
+    assert added("Ink drawing", "x", "ink") == "Ink drawing <hypernet:x:1>"
 
 
 def test_a_job_that_is_gone_is_told(app: Any, open_page: Callable[..., Any]) -> None:

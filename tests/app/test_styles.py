@@ -78,7 +78,10 @@ def test_pictures_become_a_style_that_is_kept(
     page.get_by_alt_text("Picture 2 of the style").wait_for()
     assert page.get_by_label("What picture 1 shows").input_value() == "red <b>thing</b>"
     page.get_by_text("More", exact=True).click()
+    page.get_by_label("Prompts to see it on").fill("cat face\na qwertyish pizza")
+    page.get_by_text("The model has never seen these words").filter(has_text="qwertyish").wait_for()
     page.get_by_label("Prompts to see it on").fill("cat face\npizza")
+    page.get_by_text("The model has never seen these words").wait_for(state="hidden")
     page.get_by_label("Steps", exact=True).fill("2")
     page.get_by_role("button", name="Generate the style").click()
     page.get_by_role("heading", name="Keep it").wait_for(timeout=90_000)

@@ -253,6 +253,24 @@ def test_a_run_is_cloned_into_the_form(app: Any, train: Open, open_page: Open) -
     missing.get_by_text("there is no run 'nope'").wait_for()
 
 
+def test_words_that_do_nothing_or_are_not_known_are_told_beforehand(train: Open) -> None:
+    page = train()
+    kind = page.get_by_role("group", name="What is learned")
+    idle = page.get_by_text("no caption gets the trigger word")
+    unseen = page.get_by_text("The model has never seen these words")
+    kind.get_by_text("Captions as they are").click()
+    page.get_by_label("Trigger word").fill("inkish")
+    idle.wait_for()
+    unseen.wait_for(state="hidden")
+    kind.get_by_text("A style").click()
+    unseen.filter(has_text="inkish").filter(has_text="manner").wait_for()
+    idle.wait_for(state="hidden")
+    kind.get_by_text("Captions as they are").click()
+    unseen.wait_for(state="hidden")
+    page.get_by_label("Preview prompts").fill("cat face in gouachery")
+    unseen.filter(has_text="gouachery").wait_for()
+
+
 def test_another_folder_counts_as_it_is_told(app: Any, train: Open) -> None:
     make(app, "page-folders-a", "red")
     make(app, "page-folders-b", "blue")

@@ -18,15 +18,18 @@ from PIL import Image
 from running import until
 
 from hyperbrush.app.messages import FOLDER as MESSAGES
+from hyperbrush.app.model.service import known_words
 from hyperbrush.app.train.datasets import Datasets
 from hyperbrush.app.train.draft import KINDS, LENGTHS, Draft, with_presets
 from hyperbrush.app.train.page_apart import apart
+from hyperbrush.app.train.page_words import sentences
 from hyperbrush.app.train.schema import FILE, folder_settings, groups, settings
 from hyperbrush.app.train.service import begin, cloned, inside, problems, run_config
 from hyperbrush.app.workspace import Workspace
 from hyperbrush.cli import main
 from hyperbrush.errors import UserError
 from hyperbrush.files import write_json
+from hyperbrush.generation.known_words import never_seen
 from hyperbrush.training.attention.run import setting_names
 
 DOCS = Path(__file__).parents[2] / "docs" / "training.md"
@@ -390,6 +393,29 @@ def test_a_clone_can_be_taken_back_and_a_draft_is_a_browsers(tmp_path: Path) -> 
     assert mine.request == before
     assert mine.values["cloned"] == ""
     assert mine.without("training.loss") == {}
+
+
+def test_the_words_of_a_draft_are_compared_with_the_models(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    draft = Draft(workspace, "a" * 24)
+    known = known_words(workspace)
+    assert known is not None
+    assert {"cat", "face", "heart"} <= known
+    assert known_words(workspace, "models/none.safetensors") is known_words(workspace, "some/hub-id") is None
+    assert sentences(draft, workspace) == []
+    draft.keep(presets="quick,style")
+    draft.put("name", "inkish")
+    said = sentences(draft, workspace)
+    assert said[0] == "a work done in the manner of inkish:  "
+    assert {"manner", "inkish"} <= set(never_seen(known, said))
+    assert not {"name", "filewords"} & set(never_seen(known, said))
+    draft.put("training.trigger", "cat")
+    assert "inkish" not in never_seen(known, sentences(draft, workspace))
+    draft.put("training.templates", "")  # said wins over the preset
+    assert sentences(draft, workspace) == []
+    (tmp_path / "mine.txt").write_text("heart of [name]", encoding="utf-8")
+    draft.put("training.templates", "mine.txt")
+    assert sentences(draft, workspace) == ["heart of cat"]
 
 
 def test_the_draft_that_was_everybodys_is_the_first_browsers(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from hyperbrush.errors import UserError
 from hyperbrush.generation.infotext import read_infotext
 from hyperbrush.generation.picture_files import settings_text
 from hyperbrush.hypernetworks.files.optimizer import read_optimizer, sidecar_of
+from hyperbrush.hypernetworks.library.notes import Notes, write_notes
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.piecewise import parse_piecewise
 from hyperbrush.training.attention.config import PRESETS
@@ -337,3 +338,28 @@ def test_a_run_folder_is_not_begun_twice(tmp_path: Path, few: Path, emoji: Laten
         train_run(config, tmp_path / "run", model=emoji)
     with pytest.raises(UserError, match="there is no folder"):
         train_run(small(tmp_path, "nowhere"), tmp_path / "other", model=emoji)
+
+
+@pytest.mark.parametrize(
+    ("training", "noted", "expected"),
+    [
+        ({"templates": "style_filewords"}, "", "t"),
+        ({"templates": "style_filewords", "trigger": "inkish"}, "", "inkish"),
+        ({"trigger": "inkish"}, "", "inkish"),
+        ({"templates": "hypernetwork"}, "", ""),  # sentences without [name]
+        ({}, "", ""),
+        ({"trigger": "inkish"}, "mine", "mine"),
+    ],
+)
+def test_the_trigger_word_goes_into_the_networks_notes(
+    tmp_path: Path, few: Path, emoji: LatentDiffusion, training: dict, noted: str, expected: str
+) -> None:
+    library = hb.HypernetworkLibrary(tmp_path / "library")
+    if noted:
+        write_notes(tmp_path / "library" / "t.safetensors", Notes(activation_text=noted, notes="kept"))
+    short = {"max_steps": 1, "batch_size": 1, "validation_share": 0.0}
+    train_run(small(tmp_path, str(few), training=short | training), tmp_path / "run", model=emoji)
+    found = library.notes("t")
+    assert found.activation_text == expected
+    assert found.notes == ("kept" if noted else "")
+    assert (tmp_path / "library" / "t.json").exists() == bool(expected)

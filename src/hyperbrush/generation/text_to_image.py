@@ -1,7 +1,6 @@
 """The text-to-image call: prompt to tags to networks to pictures with their settings inside."""
 
 import random
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hyperbrush.errors import UserError
 from hyperbrush.generation.infotext import Infotext, write_infotext
+from hyperbrush.generation.known_words import never_seen
 from hyperbrush.generation.masks import masked_region
 from hyperbrush.generation.opened import OpenedModel, file_hash, open_model
 from hyperbrush.generation.picture_files import save_picture
@@ -271,8 +271,7 @@ def unknown_words(model: "LatentDiffusion", texts: Sequence[str]) -> list[str]:
     known = model.known_words
     if known is None:
         return []
-    words = [w for text in texts for w in re.findall(r"[^\W_]+", text.casefold())]
-    odd = [w for w in dict.fromkeys(words) if w not in known]
+    odd = never_seen(known, texts)
     if not odd:
         return []
     told = []

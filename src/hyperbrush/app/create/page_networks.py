@@ -113,12 +113,19 @@ def added(prompt: str, name: str, words: str = "", strength: float = 1.0) -> str
 
     >>> added("a cat", "ink", "inked")
     'a cat, inked <hypernet:ink:1>'
+    >>> added("a pink cat <hypernet:ink:1>", "ink", "ink")
+    'a pink cat <hypernet:ink:1>, ink'
     """
-    if words and words not in prompt:
+    if words and not _says(prompt, words):
         prompt = ", ".join(filter(None, (prompt.rstrip(" ,"), words)))
     if any(tag.name == name for tag in written(prompt)):
         return prompt
     return f"{prompt} <hypernet:{name}:{strength:g}>".lstrip()
+
+
+def _says(prompt: str, words: str) -> bool:
+    """Whether words stand in a prompt, outside of its tags and not within longer ones."""
+    return bool(re.search(rf"(?<!\w){re.escape(words)}(?!\w)", TAG.sub(" ", prompt), re.IGNORECASE))
 
 
 class NetworkChips:

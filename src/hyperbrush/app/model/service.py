@@ -171,6 +171,18 @@ def context_width(workspace: Workspace, source: str) -> int | None:
     return value if isinstance(value, int) else None
 
 
+def known_words(workspace: Workspace, source: str = "") -> frozenset[str] | None:
+    """Words that a model (by default the preferred one) was shown, where its folder lists them: quick, without torch."""
+    try:
+        folder = Path(place(workspace, source or workspace.preferences.model))
+    except UserError:
+        return None
+    words = (
+        read_json(folder / "hyperbrush.json").get("words") if folder.is_absolute() else None
+    )  # else a hub id
+    return frozenset(map(str, words)) if isinstance(words, list) else None
+
+
 def hash_of(workspace: Workspace, source: str) -> str:
     """First 10 digits of the sha256 that pictures carry; "" for a hub id. Reads the whole file once.
 

@@ -86,6 +86,10 @@ window.hyperbrushCreate = (() => {
     rows[at].scrollIntoView({ block: "nearest" });
     box().setAttribute("aria-activedescendant", rows[at].id);
   }
+  function says(prompt, words) {  // outside of tags, and not within longer ones
+    const whole = words.replace(/[.*+?^${}()|[\]\\\/]/g, "\\$&");
+    return new RegExp("(?<![\\p{L}\\p{N}_])" + whole + "(?![\\p{L}\\p{N}_])", "iu").test(prompt.replace(/<[^<>]*>/g, " "));
+  }
   function choose(i) {
     const area = box(), one = found[i];
     let end = area.selectionStart;
@@ -93,7 +97,7 @@ window.hyperbrushCreate = (() => {
     if (rest) end += rest[0].length;
     area.focus();
     area.setSelectionRange(from, end);
-    const words = one.words && !area.value.includes(one.words) ? one.words + " " : "";
+    const words = one.words && !says(area.value, one.words) ? one.words + " " : "";
     const tag = words + "<hypernet:" + one.name + ":" + one.strength + ">";
     area.setRangeText(tag, from, end, "end");
     area.dispatchEvent(new Event("input", { bubbles: true }));

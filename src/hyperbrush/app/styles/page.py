@@ -9,6 +9,7 @@ from nicegui import ui
 
 from hyperbrush.app.jobs.jobs import Job
 from hyperbrush.app.messages import Messages
+from hyperbrush.app.model import service as base_models
 from hyperbrush.app.requests import StyleRequest, checked
 from hyperbrush.app.site import Site
 from hyperbrush.app.styles import generators
@@ -16,7 +17,7 @@ from hyperbrush.app.styles import service as styles
 from hyperbrush.app.styles.generators import Generator
 from hyperbrush.app.styles.page_result import StyleResult
 from hyperbrush.app.ui.frame import PATIENCE, frame, refusals, title_of
-from hyperbrush.app.ui.parts import drop_zone
+from hyperbrush.app.ui.parts import Unseen, drop_zone
 from hyperbrush.app.uploads import ACCEPT, MOST_BYTES
 
 MOST = 16
@@ -41,7 +42,7 @@ class StylesPage:
     """The form, and under it the style that is looked at."""
 
     def __init__(self, site: Site, t: Messages, listed: list[Generator], job: Job | None) -> None:
-        self.site, self.t = site, t
+        self.site, self.t, self.known = site, t, base_models.known_words(site.workspace)
         said = {} if job is None else dict(job.arguments)
         captions = list(said.get("captions", []))
         self.pictures: dict[str, str] = {  # caption by the upload's id
@@ -88,9 +89,16 @@ class StylesPage:
                 chosen = said.get("generator") if said.get("generator") in names else names[0]
                 self.generator = ui.select(names, value=chosen, label=t("styles.generator"))
                 self.generator.props("outlined options-dense").set_visibility(len(names) > 1)
+            self.unseen = Unseen(t)
+            for field in (self.text, self.prompts):
+                field.on_value_change(self._look_at_words)
+            self._look_at_words()
             ui.button(t("styles.generate"), icon="auto_awesome", on_click=self._generate).props(
                 "unelevated no-caps color=primary"
             )
+
+    def _look_at_words(self) -> None:
+        self.unseen.show(self.known, [str(field.value or "") for field in (self.text, self.prompts)])
 
     def _uploaded(self, said: dict[str, Any]) -> None:
         if said.get("begins"):

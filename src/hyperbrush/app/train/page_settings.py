@@ -6,7 +6,7 @@ from urllib.parse import quote
 from nicegui import ui
 
 from hyperbrush.app.messages import Messages
-from hyperbrush.app.train import page_apart
+from hyperbrush.app.train import page_apart, page_words
 from hyperbrush.app.train.datasets import Datasets
 from hyperbrush.app.train.draft import EMPTY, KINDS, LENGTHS, Draft
 from hyperbrush.app.train.page_inputs import UNSET, Input, helped, make
@@ -140,6 +140,7 @@ def build(t: Messages, draft: Draft, datasets: Datasets, workspace: Workspace) -
 
         _presets(t, draft, again)
         fields()
+        page_words.show(t, draft, workspace)
         page_apart.show(t, draft, again)
         more()
 

@@ -2,15 +2,20 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 from nicegui import ui
 from nicegui.events import GenericEventArguments
 
 from hyperbrush.app.jobs.jobs import Job
+from hyperbrush.app.messages import Messages
 from hyperbrush.app.site import Site
 from hyperbrush.app.ui.frame import refusals, title_of
+from hyperbrush.generation.known_words import never_seen
+from hyperbrush.generation.tags import TAG
+
+MOST_WORDS = 12  # that are named
 
 SEND = """async (event) => {
   event.preventDefault();
@@ -66,6 +71,22 @@ def drop_zone(
     zone.on("dragover", js_handler="(event) => event.preventDefault()")
     zone.on("drop", told, js_handler=script)
     return zone
+
+
+class Unseen:
+    """Warns of words that the model was never shown, before anything is drawn or trained with them."""
+
+    def __init__(self, t: Messages) -> None:
+        self._t = t
+        self._told = ui.label().classes("warn small").props("role=status")
+
+    def show(self, known: Container[str] | None, texts: Sequence[str]) -> None:
+        """known: the model's words; None where it lists none."""
+        found = [] if known is None else never_seen(known, [TAG.sub(" ", text) for text in texts])
+        words = [word for word in found if not word.isdecimal()]  # strengths and steps
+        said = ", ".join(words[:MOST_WORDS]) + (" …" if len(words) > MOST_WORDS else "")
+        self._told.set_text(self._t("frame.unseen", words=said) if words else "")
+        self._told.set_visibility(bool(words))
 
 
 class JobHead:

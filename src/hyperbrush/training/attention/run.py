@@ -249,6 +249,7 @@ def train_run(
         Interrupted: `should_stop` said so; the run can be resumed.
     """
     config.check_folders()
+    trigger = trigger_of(config)
     check_place(config.hypernetworks, "--hypernetworks")
     with opened_run(run, resume=resume, at=at):
         reports: list[Preflight] = []
@@ -299,5 +300,6 @@ def train_run(
                 write_optimizer(path, *trainer.optimizer_state_dict())
 
         if is_main():
-            keep_result(result, save, f"hyperbrush train --resume {run} --hypernetworks FOLDER")
+            again = f"hyperbrush train --resume {run} --hypernetworks FOLDER"
+            keep_result(result, save, again, trigger=trigger)
         return result

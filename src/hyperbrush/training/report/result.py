@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hyperbrush.errors import UserError
+from hyperbrush.hypernetworks.library.notes import collect_notes, write_notes
 from hyperbrush.training.loop.metrics import read
 from hyperbrush.training.report.report import report_run
 
@@ -67,10 +68,11 @@ def figures_of(run: Path) -> dict[str, Any]:
     return {"steps": rows[-1]["step"], "seconds": rows[-1]["seconds"], "best": best}
 
 
-def keep_result(result: RunResult, save: Callable[[Path], Any], again: str) -> None:
+def keep_result(result: RunResult, save: Callable[[Path], Any], again: str, *, trigger: str = "") -> None:
     """Write the finished file into the run and into the library, and the report.
 
-    save: writes the file. again: a command that writes it elsewhere.
+    save: writes the file. again: a command that writes it elsewhere. trigger: noted beside the library's file, if
+    nobody has noted trigger words there.
 
     Raises:
         UserError: it cannot be written; says where it stands, if it does.
@@ -79,6 +81,9 @@ def keep_result(result: RunResult, save: Callable[[Path], Any], again: str) -> N
     save(own)
     try:
         save(result.file)
+        notes, wrong = collect_notes(result.file)
+        if trigger and not notes.activation_text and not wrong:  # what is damaged is its owner's to mend
+            write_notes(result.file, replace(notes, activation_text=trigger))
     except UserError as error:
         raise UserError(
             f"{error}. The training is done and its file stands at {own}; to write it elsewhere: {again}"
