@@ -132,6 +132,25 @@ def test_import_keeps_what_is_sound(app: Any, open_page: Open, folder: Path) -> 
     assert (folder / "webui-009-swish-2.pt").read_bytes() == (REFERENCE / "webui-009-swish.pt").read_bytes()
 
 
+def test_each_imported_file_has_a_line_and_those_refused_come_first(app: Any, open_page: Open) -> None:
+    page = open_page(app, "/hypernetworks")
+    sound = (REFERENCE / "webui-009-swish.pt").read_bytes()
+    files = [
+        {"name": f"many-{number}.pt", "mimeType": "", "buffer": b"nothing" if number in (1, 3) else sound}
+        for number in range(5)
+    ]
+    page.locator("input[type=file]").set_input_files(files)
+    page.get_by_text("3 of 5 kept, 2 refused").wait_for()
+    said = page.locator(".file-lines li").all_inner_texts()
+    assert [line.split()[0] for line in said] == [f"many-{n}.pt" for n in (1, 3, 0, 2, 4)]
+    assert all("was not kept" in line for line in said[:2])
+    assert all("is sound and kept as" in line for line in said[2:])
+    page.bad.clear()  # the browser's console tells of the refusals (400) too
+    page.locator("input[type=file]").set_input_files(files[:1])
+    page.locator(".file-lines").get_by_text("many-3.pt").wait_for(state="detached")
+    page.get_by_text("many-0.pt is sound and kept as many-0-2.").wait_for()
+
+
 @pytest.mark.main
 def test_a_dropped_file_is_imported_and_a_broken_one_refused(app: Any, open_page: Open, folder: Path) -> None:
     page = open_page(app, "/hypernetworks")

@@ -20,7 +20,7 @@ from hyperbrush.app.networks.service import Card
 from hyperbrush.app.site import Site
 from hyperbrush.app.ui.bin_section import BinSection
 from hyperbrush.app.ui.frame import PATIENCE, frame, in_thread, on_news, refusals
-from hyperbrush.app.ui.parts import drop_zone
+from hyperbrush.app.ui.parts import FileLines, drop_zone
 from hyperbrush.hypernetworks.files import SUFFIXES
 
 AT_ONCE = 48  # cards; a button shows more
@@ -152,15 +152,17 @@ class NetworksPage:
 
         def heard(told: dict[str, Any]) -> None:
             name, detail = str(told.get("name", ""))[:200], str(told.get("detail", ""))[:1000]
+            lines.hear(told)
             if told.get("begins"):
-                said.set_text(t("networks.checking", name=name))
+                lines.begin(t("networks.checking", name=name))
             elif told.get("ok"):
-                said.set_text(t("networks.imported", name=name, kept=detail))
+                lines.end(t("networks.imported", name=name, kept=detail), failed=False)
             else:
-                said.set_text(t("networks.refused", name=name, reason=detail))
-            refused = not (told.get("begins") or told.get("ok"))
-            said.classes("bad" if refused else "good", remove="good" if refused else "bad")
-            said.set_visibility(True)
+                lines.end(t("networks.refused", name=name, reason=detail), failed=True)
+            summary.set_text(
+                t("networks.import_so_far", kept=lines.kept, refused=lines.failed, total=told.get("of", 1))
+            )
+            summary.set_visibility(int(told.get("of", 1)) > 1)
 
         drop_zone(
             t("networks.drop"),
@@ -172,8 +174,9 @@ class NetworksPage:
             too_large=t("networks.too_large", most=networks.MOST_BYTES >> 20),
             multiple=True,
         )
-        said = ui.label().props("role=status").classes("network-imported")
-        said.set_visibility(False)
+        summary = ui.label().props("role=status").classes("strong")
+        summary.set_visibility(False)
+        lines = FileLines()
 
     def _choose(self, card: Card, chosen: bool) -> None:
         if chosen:

@@ -49,7 +49,7 @@
   async function send(files, folder) {
     const place = document.querySelector(".drop"), useful = files.filter(isUseful);
     const all = { name: place.dataset.dataset, added: 0, present: 0, captions: 0, refused: [], error: "" };
-    all.refused = files.filter((f) => !isUseful(f)).slice(0, 20).map((f) => ({ name: f.name, reason: "" }));
+    all.refused = files.filter((f) => !isUseful(f)).map((f) => ({ name: f.name, reason: "" }));
     const inside = folder && !all.name;  // a new dataset takes the place of the one folder
     let done = 0;
     try {
@@ -73,7 +73,8 @@
     } catch (error) {
       all.error = String(error.message || error);
     }
-    all.refused = all.refused.slice(0, 20);
+    all.refused_in_all = all.refused.length;
+    all.refused = all.refused.slice(0, 200);
     emitEvent("train_sent", all);
   }
 

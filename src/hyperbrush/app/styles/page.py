@@ -17,7 +17,7 @@ from hyperbrush.app.styles import service as styles
 from hyperbrush.app.styles.generators import Generator
 from hyperbrush.app.styles.page_result import StyleResult
 from hyperbrush.app.ui.frame import PATIENCE, frame, refusals, title_of
-from hyperbrush.app.ui.parts import Unseen, drop_zone
+from hyperbrush.app.ui.parts import FileLines, Unseen, drop_zone
 from hyperbrush.app.uploads import ACCEPT, MOST_BYTES
 
 MOST = 16
@@ -74,6 +74,7 @@ class StylesPage:
                 too_large=t("styles.too_large"),
                 multiple=True,
             )
+            self.refused = FileLines()
             self.place = ui.element("div").classes("style-pictures")
             self.text = ui.textarea(t("styles.text"), value=str(said.get("text", "")))
             self.text.props("outlined autogrow maxlength=2000").props["hint"] = t("styles.text_hint")
@@ -101,16 +102,18 @@ class StylesPage:
         self.unseen.show(self.known, [str(field.value or "") for field in (self.text, self.prompts)])
 
     def _uploaded(self, said: dict[str, Any]) -> None:
+        self.refused.hear(said)
         if said.get("begins"):
             return
         try:
             upload = str(json.loads(str(said.get("detail")))["id"])
             self.site.uploads.path(upload)
         except (ValueError, TypeError, KeyError):
-            ui.notify(str(said.get("detail"))[:500], type="negative", multi_line=True, close_button="✕")
+            self.refused.end(f"{said.get('name', '')!s:.200}: {said.get('detail')!s:.500}", failed=True)
             return
         if len(self.pictures) >= MOST:
-            ui.notify(self.t("styles.too_many", most=MOST), type="warning")
+            too_many = self.t("styles.too_many", most=MOST)
+            self.refused.end(f"{said.get('name', '')!s:.200}: {too_many}", failed=True)
             return
         stem = str(said.get("name", "")).rsplit(".", 1)[0]
         self.pictures[upload] = " ".join(

@@ -12,6 +12,7 @@ from hyperbrush.app.train.captions import LONGEST
 from hyperbrush.app.train.datasets import EXAMPLE, Datasets, Picture
 from hyperbrush.app.train.draft import Draft
 from hyperbrush.app.ui.frame import in_thread, refusals, title_of
+from hyperbrush.app.ui.parts import FileLines
 from hyperbrush.app.uploads import ACCEPT
 
 AT_ONCE = 24  # pictures of a page
@@ -44,6 +45,7 @@ class Pictures:
                 picker = ui.element("input").props(f"type=file multiple accept={ACCEPTED}")
                 picker.props["aria-label"] = t("train.add_pictures")
             self.sending = ui.label().props('role="status" aria-live="polite"').classes("soft")
+            self.refused = FileLines()
             self.gallery = ui.element("div").style("display: contents")
         ui.on("train_sending", self._on_sending)
         ui.on("train_sent", self._on_sent)
@@ -189,6 +191,7 @@ class Pictures:
         dialog.open()
 
     def _on_sending(self, event: Any) -> None:
+        self.refused.clear()
         self.sending.set_text(self.t("train.sending", done=event.args["done"], total=event.args["total"]))
 
     async def _on_sent(self, event: Any) -> None:
@@ -196,10 +199,13 @@ class Pictures:
         lines = [t("train.sent", added=said["added"], captions=said["captions"])]
         if said["present"]:
             lines.append(t("train.present", count=said["present"]))
-        lines += [f"{r['name']}: {r['reason'] or t('train.no_picture')}" for r in said["refused"]]
         if said["error"]:
-            lines.append(str(said["error"]))
+            lines.insert(0, str(said["error"]))
         self.sending.set_text("\n".join(lines))
+        for one in said["refused"]:
+            self.refused.end(f"{one['name']}: {one['reason'] or t('train.no_picture')}", failed=True)
+        if (more := int(said["refused_in_all"]) - len(said["refused"])) > 0:
+            self.refused.end(t("train.and_more", count=more), failed=True)
         self.sending.style("white-space: pre-line")
         if said["name"] and said["name"] != self.name:
             await self._use(str(said["name"]))

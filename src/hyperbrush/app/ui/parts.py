@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 from nicegui import ui
@@ -20,8 +20,9 @@ MOST_WORDS = 12  # that are named
 SEND = """async (event) => {
   event.preventDefault();
   const field = event.target;
-  for (const file of [...(event.dataTransfer ? event.dataTransfer.files : field.files)]) {
-    const said = { name: file.name, ok: false, detail: "", begins: false };
+  const files = [...(event.dataTransfer ? event.dataTransfer.files : field.files)];
+  for (const [at, file] of files.entries()) {
+    const said = { name: file.name, ok: false, detail: "", begins: false, at, of: files.length };
     if (file.size > MOST) { emit({ ...said, detail: file.name + TOO_LARGE }); continue; }
     emit({ ...said, begins: true });
     const form = new FormData();
@@ -51,8 +52,9 @@ def drop_zone(
 ) -> ui.element:
     """A labelled field for files that takes drops too.
 
-    heard: is told {"name", "begins", "ok", "detail"} twice for each file: as it is sent, and what came of it (the
-        name it has now, or why it was refused). key: of the form's field. most: bytes of a file.
+    heard: is told {"name", "begins", "ok", "detail", "at", "of"} twice for each file: as it is sent, and what came of it
+        (the name it has now, or why it was refused); it is number "at" of so many. key: of the form's field. most:
+        bytes of a file.
     """
     values = {"MOST": most, "TOO_LARGE": too_large, "KEY": key, "URL": url, "METHOD": method}
     script = re.sub("|".join(values), lambda found: json.dumps(values[found[0]]), SEND)
@@ -71,6 +73,47 @@ def drop_zone(
     zone.on("dragover", js_handler="(event) => event.preventDefault()")
     zone.on("drop", told, js_handler=script)
     return zone
+
+
+class FileLines:
+    """What came of each file that was sent, a line a file; those that failed come first."""
+
+    def __init__(self) -> None:
+        self._box = ui.element("ul").classes("file-lines").props("tabindex=0")
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the files of before."""
+        self.failed = self.kept = 0
+        self._box.clear()
+        self._box.set_visibility(False)
+        self._busy: ui.element | None = None
+
+    def hear(self, told: Mapping[str, Any]) -> None:
+        """What `drop_zone` tells: the first file of a drop makes those before forgotten."""
+        if not told.get("at") and (told.get("begins") or self._busy is None):
+            self.clear()
+
+    def begin(self, text: str) -> None:
+        """A file is being sent."""
+        self._busy = self._line(text, "soft")
+
+    def end(self, text: str, *, failed: bool) -> None:
+        """What came of it."""
+        if self._busy is not None:
+            self._busy.delete()
+            self._busy = None
+        line = self._line(text, "bad" if failed else "good")
+        if failed:
+            line.move(target_index=self.failed)
+        self.failed += failed
+        self.kept += not failed
+
+    def _line(self, text: str, classes: str) -> ui.element:
+        self._box.set_visibility(True)
+        with self._box, ui.element("li") as line:
+            ui.label(text).classes(classes)
+        return line
 
 
 class Unseen:
