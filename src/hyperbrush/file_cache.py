@@ -40,6 +40,7 @@ class FileCache:
         self.path = Path(path) if path is not None else cache_folder() / "files.json"
         self._files = self._read()
         self._new: dict[str, dict[str, Any]] = {}
+        self._folders: dict[Path, Path] = {}  # and where they lie, links followed
 
     def get(self, file: Path, what: str, make: Callable[[Path], Any], valid: Callable[[Any], bool]) -> Any:
         """The value called ``what`` of a file: the one kept if it is ``valid``, else made (JSON only).
@@ -48,7 +49,7 @@ class FileCache:
             OSError: there is no such file; and whatever ``make`` raises.
         """
         before = _state(file)
-        key = str(file.resolve())
+        key = self._key(file)
         record = self._files.get(key)
         if record is None or any(record.get(k) != v for k, v in before.items()):
             record = dict(before)
@@ -85,6 +86,14 @@ class FileCache:
         except UserError as error:
             _log.info("hashes are not kept: %s", error)
         self._new = {}
+
+    def _key(self, file: Path) -> str:
+        """Its path with links followed; a folder's are followed once."""
+        if file.is_symlink():
+            return str(file.resolve())
+        if file.parent not in self._folders:
+            self._folders[file.parent] = file.parent.resolve()
+        return str(self._folders[file.parent] / file.name)
 
     def _read(self) -> dict[str, dict[str, Any]]:
         try:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -283,3 +284,30 @@ def test_an_export_that_cannot_be_says_why(app: Any, folder: Path) -> None:
     assert "12" in ended["error"]
     assert app.call(f"/api/v1/exports/{job['id']}")["status"] == 404
     assert app.call("/api/v1/hypernetworks/foreign/export", {"to": "onnx"})["status"] == 422
+
+
+def test_a_listing_walks_the_folder_once_and_sees_every_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hyperbrush.app.networks.service import cards
+    from hyperbrush.app.workspace import Workspace
+    from hyperbrush.hypernetworks import AttentionHypernetwork
+
+    workspace = Workspace(tmp_path)
+    folder = workspace.folder("hypernetworks")
+    for number in range(12):
+        AttentionHypernetwork([8], layer_structure=[1, 1]).save(folder / f"n{number}.safetensors")
+    walks: list[object] = []
+    walk = os.walk
+    monkeypatch.setattr(os, "walk", lambda *given, **how: [walks.append(given), walk(*given, **how)][1])
+    assert len(cards(workspace)) == 12
+    assert len(cards(workspace)) == 12
+    assert len(walks) == 1
+    (folder / "n3.txt").write_text("of ink")
+    (folder / "n4.png").write_bytes(b"a picture")
+    (folder / "n5.safetensors").unlink()
+    found = {card.entry.name: card for card in cards(workspace)}
+    assert len(found) == 11
+    assert found["n3"].entry.notes.description == "of ink"
+    assert found["n4"].preview
+    assert not found["n3"].preview

@@ -36,7 +36,7 @@ def doctor(
         files = list(file)
     elif hypernetworks.is_dir():
         library = HypernetworkLibrary(hypernetworks)
-        files = [library.find(name) for name in library.names()[:limit]]
+        files = list(library.files().values())[:limit]
     elif hypernetworks != DEFAULT_NETWORKS:
         raise UserError(f"no hypernetwork folder at {hypernetworks}: give one, or --file FILE")
     else:

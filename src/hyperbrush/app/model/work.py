@@ -66,7 +66,7 @@ def doctor(context: "JobContext") -> dict[str, Any]:
 
     found = examine(
         model.model,
-        [library.find(name) for name in library.names()][:FILES],
+        list(library.files().values())[:FILES],
         name=model.name,
         steps=10,
         pairs=3,

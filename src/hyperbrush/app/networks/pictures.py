@@ -35,13 +35,9 @@ def shown(library: "HypernetworkLibrary", entry: "Entry", made: Made) -> Path | 
 
     made: of `made_here`. Files are compared by their hash, which the library keeps: a network that was renamed is still
     the run's.
-
-    Raises:
-        UnknownHypernetwork: its file has vanished.
     """
-    own = library.preview(entry.name)
-    if own is not None:
-        return own
+    if entry.preview is not None:
+        return entry.preview
     for file in made.get(entry.size, []):
         try:
             if entry.sha256 and library.cache.sha256(file) == entry.sha256:

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
+from weakref import WeakKeyDictionary
 
 from hyperbrush.app.networks import pictures
 from hyperbrush.app.uploads import decoding
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 MOST_BYTES = 512 << 20  # of a network that is imported
 _CHUNK = 1 << 20
 _noting = threading.Lock()
+_entries: "WeakKeyDictionary[Workspace, tuple[object, list[Entry]]]" = (
+    WeakKeyDictionary()
+)  # what there was, and when
 _reading = threading.Lock()  # two pages that open at once must not hash every file twice
 
 
@@ -71,8 +75,12 @@ def cards(workspace: "Workspace") -> list[Card]:
     """Every network, by name; hashes what is new, so it can take a while."""
     library = workspace.library
     with _reading:
+        stamp = library.stamp()
+        before = _entries.get(workspace)
+        entries = before[1] if before is not None and before[0] == stamp else library.entries()
+        _entries[workspace] = stamp, entries
         made = pictures.made_here(workspace)
-        found = [_card(library, entry, made) for entry in library.entries()]
+        found = [_card(library, entry, made) for entry in entries]
         library.cache.save()
         return found
 

@@ -33,7 +33,7 @@ def add(router: APIRouter, site: Site) -> None:
     def hypernetworks() -> list[dict[str, str]]:
         """Names and files."""
         library = site.workspace.library
-        return [{"name": name, "path": str(library.find(name))} for name in library.names()]
+        return [{"name": name, "path": str(path)} for name, path in library.files().items()]
 
     router.get("/samplers")(samplers)
 

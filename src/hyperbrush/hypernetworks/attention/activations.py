@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-from typing import cast
 
 import torch
 from torch.nn.modules import activation as torch_activations
@@ -60,14 +59,19 @@ class PReLU(torch.nn.PReLU):
 
 
 @functools.cache
-def activation_names() -> tuple[str, ...]:
-    """Every name that `make_activation` accepts."""
-    classes = {
-        name.lower()
+def _classes() -> dict[str, type[torch.nn.Module]]:
+    """Torch's activations by their names in small letters."""
+    return {
+        name.lower(): cls
         for name, cls in inspect.getmembers(torch_activations, inspect.isclass)
         if cls.__module__ == torch_activations.__name__
     }
-    return ("linear", "swish", *sorted(classes - set(IMPOSSIBLE)))
+
+
+@functools.cache
+def activation_names() -> tuple[str, ...]:
+    """Every name that `make_activation` accepts."""
+    return ("linear", "swish", *sorted(_classes().keys() - set(IMPOSSIBLE)))
 
 
 def make_activation(name: str | None) -> torch.nn.Module | None:
@@ -90,11 +94,7 @@ def make_activation(name: str | None) -> torch.nn.Module | None:
         return OverTheBatch(name)
     if name == "prelu":
         return PReLU()
-    wanted = "hardswish" if name == "swish" else name
-    for cls_name, cls in inspect.getmembers(torch_activations, inspect.isclass):
-        if cls_name.lower() == wanted:
-            return cast(torch.nn.Module, cls())
-    raise unknown_name("activation", name, activation_names())
+    return _classes()["hardswish" if name == "swish" else name]()
 
 
 def activation_slope_at_zero(name: str | None) -> tuple[float, float]:

@@ -44,6 +44,7 @@ class Entry:
         notes: what people wrote beside it.
         error: why the file cannot be used.
         warning: what is wrong beside it (its side files).
+        preview: the picture beside it, if there is one within the folder.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Entry:
     notes: Notes = field(default_factory=Notes)
     error: str | None = None
     warning: str | None = None
+    preview: Path | None = None
 
     @property
     def short_hash(self) -> str:
@@ -182,6 +184,23 @@ class HypernetworkLibrary:
         self.cache.save()
         return [entry for entry in found if entry is not None]
 
+    def stamp(self) -> tuple[tuple[str, int, int], ...]:
+        """Names, sizes and times of all files in the folder: the same as long as `entries` would find the same."""
+        found: list[tuple[str, int, int]] = []
+        folders = [str(self.folder)]
+        for folder in folders:
+            try:
+                with os.scandir(folder) as listed:
+                    for one in listed:
+                        if one.is_dir(follow_symlinks=False):
+                            folders.append(one.path)
+                        else:
+                            about = one.stat()
+                            found.append((one.path, about.st_size, about.st_mtime_ns))
+            except OSError:  # no folder, a link to nothing, or moved just now
+                found.append((folder, -1, len(found)))
+        return tuple(sorted(found))
+
     def entry(self, name: str) -> Entry:
         """One file with what its header says.
 
@@ -224,8 +243,7 @@ class HypernetworkLibrary:
         Raises:
             UserError: as `find`.
         """
-        path = find_preview(self.find(name))
-        return path if path is not None and self._inside(path) else None
+        return self._preview(self.find(name))
 
     def set_preview(self, name: str, image: "Image") -> Path:
         """Write NAME.preview.png.
@@ -234,6 +252,10 @@ class HypernetworkLibrary:
             UserError: as `find`; or it cannot be written.
         """
         return write_preview(self.find(name), image)
+
+    def _preview(self, network: Path) -> Path | None:
+        path = find_preview(network)
+        return path if path is not None and self._inside(path) else None
 
     def _entry(self, name: str, path: Path) -> Entry | None:
         """None for a file that vanished meanwhile."""
@@ -265,6 +287,7 @@ class HypernetworkLibrary:
             notes,
             error,
             "; ".join(reason for _, reason in wrong) or None,
+            self._preview(path),
         )
 
     def _refused(self, side: Path) -> str | None:
@@ -274,7 +297,8 @@ class HypernetworkLibrary:
         return f"{side} leads out of {self.folder}: put the file itself there"
 
     def _inside(self, path: Path) -> bool:
-        return path.resolve().is_relative_to(self.folder.resolve())
+        """Of files beside ours: their folders were walked, so a link of their own alone can lead out."""
+        return not path.is_symlink() or path.resolve().is_relative_to(self.folder.resolve())
 
     def _named(self) -> dict[str, Path]:
         return {
@@ -289,18 +313,13 @@ class HypernetworkLibrary:
             raise UnknownHypernetwork(
                 f"no hypernetwork folder at {self.folder}: make it and put the files there"
             )
-        root = self.folder.resolve()
         by_place: dict[str, Path] = {}
         for parent, folders, files in os.walk(self.folder):
             folders[:] = sorted(f for f in folders if not f.startswith("."))
             for file in sorted(files):
                 path = Path(parent, file)
                 # A link may not carry a name out of the folder.
-                if (
-                    file.startswith(".")
-                    or path.suffix.lower() not in SUFFIXES
-                    or not path.resolve().is_relative_to(root)
-                ):
+                if file.startswith(".") or path.suffix.lower() not in SUFFIXES or not self._inside(path):
                     continue
                 place = self._place(path)
                 if place not in by_place or path.suffix.lower() == ".safetensors":
