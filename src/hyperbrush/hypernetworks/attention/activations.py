@@ -64,7 +64,7 @@ def _classes() -> dict[str, type[torch.nn.Module]]:
     return {
         name.lower(): cls
         for name, cls in inspect.getmembers(torch_activations, inspect.isclass)
-        if cls.__module__ == torch_activations.__name__
+        if cls.__module__ == torch_activations.__name__ and issubclass(cls, torch.nn.Module)
     }
 
 
