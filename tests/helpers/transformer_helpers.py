@@ -115,7 +115,7 @@ MODELS: Mapping[str, tuple[Callable[[], Any], Callable[[], dict[str, Any]]]] = {
     "Lumina2": (
         lambda: _build(
             "Lumina2", sample_size=8, in_channels=4, hidden_size=16, num_layers=2, num_refiner_layers=1,
-            num_attention_heads=2, num_kv_heads=1, multiple_of=8, axes_dim_rope=(4, 2, 2), axes_lens=(64, 16, 16),
+            num_attention_heads=2, num_kv_heads=1, multiple_of=8, axes_dim_rope=(4, 2, 2), axes_lens=(300, 16, 16),
             cap_feat_dim=12,
         ),
         lambda: _spatial(
@@ -146,3 +146,16 @@ def run(model: Any, call: Mapping[str, Any]) -> torch.Tensor:
     """The output of a call, as one tensor."""
     out = model(**call, return_dict=False)[0]
     return torch.cat([x.flatten() for x in out]) if isinstance(out, list) else out
+
+
+def pixart_sized() -> Any:
+    """A PixArt that is told resolution and aspect ratio, and predicts a variance."""
+    return _build(
+        "PixArt", num_layers=1, num_attention_heads=1, attention_head_dim=24, cross_attention_dim=24, sample_size=128,
+        caption_channels=12, out_channels=8, use_additional_conditions=True,
+    )  # fmt: skip
+
+
+def flux_guided() -> Any:
+    """A Flux.1 with a guidance embedding."""
+    return _build("Flux", pooled_projection_dim=10, axes_dims_rope=(4, 6, 6), guidance_embeds=True, **_DOUBLE)

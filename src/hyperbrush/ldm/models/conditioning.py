@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # Kinds of condition, and the key of a batch that holds it.
 CONDITIONING = {"text": "captions", "none": None, "class": "class_labels", "image": "condition_images"}
+# What is told of a text: the model's names → a batch's.
+FORMS = {"context": "embeddings", "context_mask": "embedding_masks", "pooled": "pooled_embeddings"}
 
 
 def conditions(
@@ -168,6 +170,14 @@ def text_conditions(model: "LatentDiffusion", captions: Sequence[str]) -> dict[s
     encoders, tokenizers = (model.text_encoder, model.text_encoder_2), (model.tokenizer, model.tokenizer_2)
     context, pooled = text.encode_text_xl(encoders, tokenizers, captions, zero_empty=model.zero_empty_text)
     return {"context": context, "pooled": pooled}
+
+
+def stacked(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """What is told of texts, one mapping each, as one batch; shorter ones are filled up with zeros.
+
+    Masks (of pipelines whose texts differ in length) are such then.
+    """
+    return {key: nn.utils.rnn.pad_sequence([row[key] for row in rows], batch_first=True) for key in rows[0]}
 
 
 def _text(model: "LatentDiffusion", batch: Mapping[str, Any], dropped: Tensor | None) -> dict[str, Tensor]:

@@ -30,6 +30,8 @@ from hyperbrush.ldm.models.transformer import check_denoiser, halvings
 from hyperbrush.ldm.modules import flow
 from hyperbrush.ldm.modules.diffusion import Loss
 from hyperbrush.ldm.sampling import pictures as drawing
+from hyperbrush.ldm.sampling.names import usual_sampler
+from hyperbrush.ldm.sampling.samplers import make_scheduler
 
 
 class LatentDiffusion(nn.Module):
@@ -178,6 +180,30 @@ class LatentDiffusion(nn.Module):
         return self.conditioning == "text" and reads_masks(self.unet)
 
     @property
+    def text_encoders(self) -> list[nn.Module]:
+        """Those there are, in order."""
+        return [e for e in (self.text_encoder, self.text_encoder_2) if e is not None]
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels of a latent's side."""
+        return autoencoder.downsampling(self.first_stage)
+
+    @property
+    def usual_sampler(self) -> str:
+        """The sampler that draws where none is named."""
+        return usual_sampler(self.diffusion.prediction)
+
+    def check_drawing(self, sampler: str = "", negative: str = "") -> None:
+        """Refuse, before anything is drawn, what the model cannot draw with; "": not asked for.
+
+        Raises:
+            UserError: an unknown sampler, or one of another kind of process.
+        """
+        if sampler:
+            make_scheduler(sampler, self.diffusion.scheduler_config)
+
+    @property
     def device(self) -> torch.device:
         """Where the UNet lives."""
         return next(self.unet.parameters()).device
@@ -212,12 +238,12 @@ class LatentDiffusion(nn.Module):
     @property
     def image_size(self) -> int:
         """Side of the pictures the model was made for, in pixels."""
-        return self.latent_shape[1] * autoencoder.downsampling(self.first_stage)
+        return self.latent_shape[1] * self.downsampling
 
     @property
     def size_unit(self) -> int:
         """What both sides of a picture must be multiples of, in pixels: see `transformer.halvings`."""
-        return int(autoencoder.downsampling(self.first_stage) * halvings(self.unet))
+        return int(self.downsampling * halvings(self.unet))
 
     @torch.no_grad()
     def moments(self, images: Tensor) -> dict[str, Tensor]:

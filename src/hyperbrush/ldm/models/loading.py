@@ -9,7 +9,7 @@ from torch import nn
 
 from hyperbrush.assets import MODELS, model_folder
 from hyperbrush.errors import UserError, first_line
-from hyperbrush.files import atomic_folder, write_json
+from hyperbrush.files import atomic_folder, read_json, write_json
 from hyperbrush.ldm.models import text
 from hyperbrush.ldm.models.inpainting import check_channels
 from hyperbrush.ldm.models.transformer import CLASS, PIPELINE, is_transformer
@@ -44,13 +44,29 @@ def from_pretrained(
     Raises:
         UserError: nothing there, or not a latent diffusion model that can be used here.
     """
+    found = opened(cls, source, dtype=dtype, config=config)
+    return found if isinstance(found, cls) else from_pipeline(cls, found)
+
+
+def opened(
+    cls: "type[LatentDiffusion]",
+    source: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    config: str | Path | None = None,
+) -> Any:
+    """As `from_pretrained`, but a diffusers pipeline, of whatever kind, stays one.
+
+    Raises:
+        UserError: nothing there, or it cannot be read.
+    """
     path = Path(source)
     if str(source) in MODELS and not path.exists():
         path = model_folder(str(source))
     if path.is_file():
         from hyperbrush.ldm.models.single_file import open_single_file
 
-        return from_pipeline(cls, open_single_file(path, dtype=dtype, config=config))
+        return open_single_file(path, dtype=dtype, config=config)
     if path.is_dir():
         return _from_folder(cls, path, dtype)
     if (
@@ -63,10 +79,10 @@ def from_pretrained(
             f"unknown model {str(source)!r}: expected {known} (embedded), a diffusers folder, a single-file "
             "checkpoint, or a hub id like owner/name"
         )
-    return from_pipeline(cls, _from_hub(str(source), dtype))
+    return _from_hub(str(source), dtype)
 
 
-def _from_folder(cls: "type[LatentDiffusion]", path: Path, dtype: torch.dtype) -> "LatentDiffusion":
+def _from_folder(cls: "type[LatentDiffusion]", path: Path, dtype: torch.dtype) -> Any:
     index = path / "model_index.json"
     if not index.is_file():
         raise UserError(f"{path} is not a model: it has no model_index.json (a diffusers folder has one)")
@@ -74,13 +90,11 @@ def _from_folder(cls: "type[LatentDiffusion]", path: Path, dtype: torch.dtype) -
         return _from_own_folder(cls, path, dtype)
     from diffusers import DiffusionPipeline
 
+    checker = {"safety_checker": None, "requires_safety_checker": False} if "unet" in read_json(index) else {}
     try:
-        opened = DiffusionPipeline.from_pretrained(
-            path, torch_dtype=dtype, local_files_only=True, safety_checker=None, requires_safety_checker=False
-        )
+        return DiffusionPipeline.from_pretrained(path, torch_dtype=dtype, local_files_only=True, **checker)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"cannot open the model in {path}: {first_line(error)}") from error
-    return from_pipeline(cls, opened)
 
 
 def _from_own_folder(cls: "type[LatentDiffusion]", path: Path, dtype: torch.dtype) -> "LatentDiffusion":
@@ -133,7 +147,10 @@ def from_pipeline(cls: "type[LatentDiffusion]", pipe: Any) -> "LatentDiffusion":
             else than masks beside the latents (instruct-pix2pix and the like).
     """
     if not hasattr(pipe, "unet") or not hasattr(pipe, "vae"):
-        raise UserError(f"{type(pipe).__name__} has no UNet and VAE; Stable Diffusion 1, 2 and XL do")
+        raise UserError(
+            f"{type(pipe).__name__} has no UNet and VAE; Stable Diffusion 1, 2 and XL do. Diffusion transformers are known to "
+            "attach and `hyperbrush train` alone, see docs/models.md"
+        )
     check_channels(pipe.unet)
     model = cls.of_parts(
         pipe.vae,

@@ -113,6 +113,21 @@ def process_config(config: Mapping[str, Any], class_name: str = "") -> dict[str,
     return config_of(config.get("num_train_timesteps") or 1000, 1.0 if shift is None else shift)
 
 
+def trained_process(config: Mapping[str, Any], class_name: str = "") -> dict[str, Any]:
+    """As `process_config`, of a pipeline that draws with a scheduler of its own: the sigmas that it holds before it draws,
+    which are those diffusers' training scripts take.
+
+    A shift by the picture's size, and where the last step ends, are of drawing alone.
+
+    Raises:
+        UserError: a flow whose sigmas are inverted.
+    """
+    plain = {**config, "shift_terminal": None}
+    if config.get("use_dynamic_shifting"):
+        plain |= {"use_dynamic_shifting": False, "shift": 1.0}
+    return process_config(plain, class_name)
+
+
 # Loss weightings: (batch,) sigma -> (batch,) weight of the squared error of the velocity.
 
 

@@ -14,12 +14,13 @@ from hyperbrush.hypernetworks.generator import TunedWeights
 from hyperbrush.ldm.data import BatchOrder, CaptionedExamples
 from hyperbrush.ldm.data.examples import Selection
 from hyperbrush.ldm.models import LatentDiffusion
+from hyperbrush.ldm.models.conditioning import FORMS
+from hyperbrush.ldm.models.pipelines import PipelineDiffusion
 from hyperbrush.ldm.modules.diffusion import Loss
-from hyperbrush.ldm.sampling.names import usual_sampler
 from hyperbrush.ldm.util import keyed_generator
 from hyperbrush.training.attention.config import HypernetworkConfig
 from hyperbrush.training.data.ahead import Ahead
-from hyperbrush.training.data.cached import FORMS, Texts, text_states
+from hyperbrush.training.data.cached import Texts, text_states
 from hyperbrush.training.data.conditioned import check_wanted, shown_conditions
 from hyperbrush.training.ldm.objectives import latent_shape, validation_losses
 from hyperbrush.training.loop.objectives import Objective
@@ -91,9 +92,8 @@ class HypernetworkObjective(Objective):
 
     @property
     def _encoders(self) -> list[torch.nn.Module]:
-        m = self.model
-        stage = None if self.encodes else m.first_stage
-        return [e for e in (stage, m.text_encoder, m.text_encoder_2) if e is not None]
+        stage = [] if self.encodes else [self.model.first_stage]
+        return [*stage, *self.model.text_encoders]
 
     def place(self, device: torch.device) -> None:
         """Move the frozen model; encoders that have done their work stay in main memory."""
@@ -185,14 +185,21 @@ class HypernetworkObjective(Objective):
             return None
         settings: dict[str, Any] = {
             "steps": c.preview_steps,
-            "sampler": c.preview_sampler or usual_sampler(self.model.diffusion.prediction),
+            "sampler": c.preview_sampler or self.model.usual_sampler,
             "guidance_scale": c.preview_guidance,
             "negative": c.preview_negative,
         }
         with self._with_encoders():
             seeds = [c.preview_seed + number for number in range(len(names))]
-            made = to_pictures(self.model.sample(**conditions, seeds=seeds, **settings))
+            made = to_pictures(
+                self.model.sample(**conditions, **self._preview_size(), seeds=seeds, **settings)
+            )
         return save_previews(run, step, made, names, seeds, **settings)
+
+    def _preview_size(self) -> dict[str, Any]:
+        """Pipelines draw as large as the training's pictures are, other models as they were made for."""
+        size = self.config.size if isinstance(self.model, PipelineDiffusion) else None
+        return {} if size is None else {"size": (size, size) if isinstance(size, int) else size}
 
     def save(self, folder: Path) -> Path:
         """Write folder/NAME.safetensors."""

@@ -12,13 +12,16 @@ from pydantic import Field, field_validator
 from hyperbrush.errors import UserError
 from hyperbrush.files import check_place, write_json
 from hyperbrush.hypernetworks import AttentionHypernetwork
+from hyperbrush.hypernetworks.attention.hypernetwork import BOTTLENECK
 from hyperbrush.hypernetworks.files.adapters import load
 from hyperbrush.hypernetworks.files.optimizer import OptimizerState, read_optimizer, write_optimizer
 from hyperbrush.hypernetworks.generator import GeneratedWeights, TunedWeights
 from hyperbrush.ldm.data.archives import is_source
 from hyperbrush.ldm.data.templates import read_templates
 from hyperbrush.ldm.models import LatentDiffusion
-from hyperbrush.ldm.models.transformer import refuse_transformer
+from hyperbrush.ldm.models.pipelines import PipelineDiffusion, open_to_train
+from hyperbrush.ldm.modules.attention_sites import attention_sites
+from hyperbrush.ldm.modules.transformer_sites import find_transformer
 from hyperbrush.ldm.util import keyed_seed, load_config, read_yaml
 from hyperbrush.training.attention.config import HypernetworkConfig, preset
 from hyperbrush.training.attention.trainer import HypernetworkTrainer
@@ -37,7 +40,8 @@ class NetworkConfig(Strict):
     """The hypernetwork itself; see `AttentionHypernetwork`."""
 
     layer_structure: list[float] = Field(
-        [1, 2, 1], description="widths of the layers, as multiples of the context's"
+        [1, 2, 1],
+        description="widths of the layers, as multiples of the context's; on a transformer 1, 1/16, 1",
     )
     activation: str = Field("relu", description="linear, relu, leakyrelu, elu, swish, tanh, sigmoid, mish, …")
     layer_norm: bool = Field(False, description="normalise after each layer")
@@ -50,7 +54,8 @@ class NetworkConfig(Strict):
         description="zero: it begins by changing nothing; Normal, XavierNormal, KaimingUniform, … as the webui's",
     )
     per_site: bool = Field(
-        False, description="a network for each attention instead of one for each width; not for the webui"
+        False,
+        description="a network for each attention instead of one for each width; not for the webui; on a transformer by default",
     )
 
 
@@ -138,13 +143,18 @@ def setting_names() -> list[str]:
 
 @dataclass
 class Result(RunResult):
-    """What a finished run left; conditioning: of its model."""
+    """What a finished run left; conditioning: of its model; in_pipeline: a diffusers pipeline alone draws with that."""
 
     config: HypernetworkRun
     conditioning: str = "text"
+    in_pipeline: bool = False
 
     def command(self) -> str:
-        """A command that draws with it."""
+        """A command that draws with it, or what to say in Python."""
+        if self.in_pipeline:
+            return (
+                f"hyperbrush.attach(pipe, hyperbrush.load({str(self.file)!r})), pipe of {self.config.model}"
+            )
         if self.conditioning != "text":
             of = {"class": "--class 0 ", "image": "--image PICTURE "}.get(self.conditioning, "")
             return f"hyperbrush ldm sample {of}--model {self.config.model} --hypernetwork {self.file}"
@@ -181,12 +191,34 @@ def run_preflight(
         config.validation,
         t if t.trigger else t.model_copy(update={"trigger": config.name}),
         size=t.size or model.image_size,
-        downscale=model.image_size // model.latent_shape[1],
+        downscale=model.downsampling,
         multiple=model.size_unit,
         tokenizer=model.tokenizer,
         batch_size=t.batch_size,
         progress=progress,
     )
+
+
+def open_model(config: HypernetworkRun) -> LatentDiffusion:
+    """The model of a run; a transformer's pipeline in bf16 where the training computes in it.
+
+    Raises:
+        UserError: see `open_to_train`.
+    """
+    half = config.training.mixed_precision == "bf16"
+    return open_to_train(config.model, torch.bfloat16 if half else torch.float32)
+
+
+def settled(config: HypernetworkRun, model: LatentDiffusion) -> HypernetworkRun:
+    """A run's settings with what the model decides where nobody has: on a transformer a bottleneck for each site, see
+    `AttentionHypernetwork.for_transformer`.
+    """
+    if find_transformer(model.unet) is None or config.start_from:
+        return config
+    usual = {"layer_structure": list(BOTTLENECK), "per_site": True}
+    given = config.network.model_fields_set
+    network = config.network.model_copy(update={k: v for k, v in usual.items() if k not in given})
+    return config.model_copy(update={"network": network})
 
 
 @generators_kept()
@@ -209,16 +241,19 @@ def open_network(
             return TunedWeights(network.expand_rank(max(config.tune_rank or 1, network.rank))), None
         return network.requires_grad_(True), read_optimizer(config.start_from)
     torch.manual_seed(keyed_seed(config.training.seed, "initialisation"))
-    chosen: dict[str, Any] = {"blocks": config.training.blocks} if config.network.per_site else {}
-    network = AttentionHypernetwork.for_unet(
-        model.unet,
-        attn=tuple(config.training.target_layers),
-        name=config.name,
-        metadata=about,
-        **chosen,
-        **config.network.model_dump(),
-    )
-    return network, None
+    settings = config.network.model_dump()
+    per_site = settings.pop("per_site")
+    attn, blocks = tuple(config.training.target_layers), config.training.blocks
+    settings |= {"name": config.name, "metadata": about}
+    if find_transformer(model.unet) is None:
+        chosen: dict[str, Any] = {"blocks": blocks} if per_site else {}
+        return AttentionHypernetwork.for_unet(
+            model.unet, attn=attn, per_site=per_site, **chosen, **settings
+        ), None
+    if per_site:
+        return AttentionHypernetwork.for_transformer(model.unet, attn=attn, blocks=blocks, **settings), None
+    widths = {site.context_width for site in attention_sites(model.unet, attn, blocks)}
+    return AttentionHypernetwork(sorted(widths), **settings), None
 
 
 def train_run(
@@ -255,8 +290,9 @@ def train_run(
         reports: list[Preflight] = []
 
         def begin() -> tuple[LatentDiffusion, Any, OptimizerState | None]:
-            opened = model or LatentDiffusion.from_pretrained(config.model)
-            refuse_transformer(opened.unet, "hyperbrush train")
+            nonlocal config
+            opened = model or open_model(config)
+            config = settled(config, opened)
             config.training.check_model(opened)
             if is_main() and not resume:
                 progress = None if on_prepare is None else partial(on_prepare, "looking at")
@@ -290,7 +326,12 @@ def train_run(
         )
         file = Path(config.hypernetworks) / trained.name
         result = Result(
-            run=run, file=file, config=config, conditioning=opened.conditioning, **figures_of(run)
+            run=run,
+            file=file,
+            config=config,
+            conditioning=opened.conditioning,
+            in_pipeline=isinstance(opened, PipelineDiffusion),
+            **figures_of(run),
         )
         network.step = steps_before + result.best_step
 

@@ -14,13 +14,19 @@ from hyperbrush.hypernetworks import AttentionHypernetwork
 from hyperbrush.hypernetworks.generator import TunedWeights
 from hyperbrush.ldm.data import CaptionedExamples
 from hyperbrush.ldm.models import LatentDiffusion
+from hyperbrush.ldm.models.conditioning import FORMS
 from hyperbrush.training.attention.config import HypernetworkConfig
 from hyperbrush.training.attention.objective import HypernetworkObjective
-from hyperbrush.training.attention.run import HypernetworkRun, open_network, run_preflight
+from hyperbrush.training.attention.run import (
+    HypernetworkRun,
+    open_model,
+    open_network,
+    run_preflight,
+    settled,
+)
 from hyperbrush.training.attention.trainer import HypernetworkTrainer, pictures_of
 from hyperbrush.training.before.finders import TIMED_STEPS, find_batch_size, timed
 from hyperbrush.training.before.preflight import Preflight
-from hyperbrush.training.data.cached import FORMS
 from hyperbrush.training.ldm.config import FirstStageRun, Run
 from hyperbrush.training.ldm.run import (
     denoising_objective,
@@ -139,7 +145,8 @@ def plan(config: HypernetworkRun, model: LatentDiffusion | None = None, *, done:
         UserError: as `train_run`, before the first step.
     """
     config.check_folders()
-    opened = model or LatentDiffusion.from_pretrained(config.model)
+    opened = model or open_model(config)
+    config = settled(config, opened)
     config.training.check_model(opened)
     report = run_preflight(config, opened)
     network, _ = open_network(config, opened)
@@ -187,7 +194,8 @@ def plan_ldm(config: Run, *, done: int = 0) -> Plan:
 def suggest_batch_size(config: HypernetworkRun, run: Path, on_prepare: PrepareCallback | None = None) -> int:
     """The most of a run's own pictures that one step can compute at once; see `find_batch_size`."""
     with AccelerateStates().entered(), run_lock(run):
-        opened = LatentDiffusion.from_pretrained(config.model)
+        opened = open_model(config)
+        config = settled(config, opened)
         network, _ = open_network(config, opened)
         trainer = HypernetworkTrainer(network, config.training, run=run, on_prepare=on_prepare)
         objective = trainer.objective(opened, config.data, config.validation or None)
@@ -201,7 +209,7 @@ class Blanks:
     """As many examples as a batch has, of one shape and without a caption: what a step costs, they cost."""
 
     def __init__(self, model: LatentDiffusion, shape: tuple[int, int], count: int) -> None:
-        factor = model.image_size // model.latent_shape[1]
+        factor = model.downsampling
         self.latent = torch.zeros(model.latent_shape[0], shape[0] // factor, shape[1] // factor)
         self.beside = {}
         if model.inpaints:

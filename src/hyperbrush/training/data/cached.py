@@ -11,6 +11,7 @@ from torch import Tensor
 from hyperbrush.errors import UserError
 from hyperbrush.ldm.data import LatentCache, cache_latents, cache_texts, folders_in
 from hyperbrush.ldm.models import LatentDiffusion
+from hyperbrush.ldm.models.conditioning import FORMS, stacked
 from hyperbrush.training.data.pictures import Pictures
 from hyperbrush.training.loop.checkpoint import digest
 from hyperbrush.training.loop.progress import PrepareCallback
@@ -19,7 +20,6 @@ Texts = dict[
     str, dict[str, Tensor]
 ]  # caption → "embeddings", and "pooled_embeddings" for Stable Diffusion XL
 TEXT_BYTES = 2**31  # of text states that are kept in memory at most
-FORMS = {"context": "embeddings", "pooled": "pooled_embeddings"}  # the model's names → a batch's
 
 
 def cached_latents(
@@ -55,8 +55,7 @@ def cached_latents(
 
 def text_states(texts: Texts, captions: Sequence[str]) -> dict[str, Tensor]:
     """What the UNet is told of captions, a row each."""
-    states = [texts[caption] for caption in captions]
-    return {key: torch.stack([one[key] for one in states]) for key in states[0]}
+    return stacked([texts[caption] for caption in captions])
 
 
 def repaints(data: Any) -> bool:
@@ -87,13 +86,17 @@ def cached_texts(
     if sum(value.nbytes for value in one.values()) * len(captions) > TEXT_BYTES:
         return None
     found: Texts = {caption: {} for caption in captions}
-    encoders = [e for e in (model.text_encoder, model.text_encoder_2) if e is not None]
-    weights = {f"{i}.{k}": v for i, e in enumerate(encoders) for k, v in e.state_dict().items()}
+    weights = {f"{i}.{k}": v for i, e in enumerate(model.text_encoders) for k, v in e.state_dict().items()}
     progress = None if on_prepare is None else partial(on_prepare, "captions")
+    told: dict[tuple[str, ...], dict[str, Tensor]] = {}  # batches that were encoded for another key
+
     for key in one:
 
         def encode(texts: list[str], key: str = key) -> Tensor:
-            return model.text_conditions(texts)[key]
+            batch = tuple(texts)
+            if batch not in told:
+                told[batch] = {name: value.cpu() for name, value in model.text_conditions(texts).items()}
+            return told[batch].pop(key)
 
         with LatentCache(folder / key, digest(weights)) as cache:
             for caption, states in cache_texts(captions, encode, cache, progress=progress).items():

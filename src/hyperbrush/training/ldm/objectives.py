@@ -9,7 +9,6 @@ from torch import Tensor
 
 from hyperbrush.ldm.data import BatchOrder
 from hyperbrush.ldm.models import LatentDiffusion
-from hyperbrush.ldm.models.autoencoder import downsampling
 from hyperbrush.ldm.util import keyed_generator
 from hyperbrush.training.data.ahead import Ahead, Examples, as_batch
 from hyperbrush.training.data.conditioned import check_wanted, shown_conditions
@@ -31,8 +30,8 @@ def latent_shape(model: LatentDiffusion, batch: Mapping[str, Any], count: int) -
     for key in ("latents", "latent_means"):
         if key in batch:
             return (count, *batch[key].shape[1:])
-    factor = downsampling(model.first_stage)
-    return (count, model.latent_shape[0], *(side // factor for side in batch["images"].shape[-2:]))
+    sides = (side // model.downsampling for side in batch["images"].shape[-2:])
+    return (count, model.latent_shape[0], *sides)
 
 
 def order_of(data: Examples, batch_size: int, seed: int) -> BatchOrder:

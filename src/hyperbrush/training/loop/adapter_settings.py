@@ -96,12 +96,10 @@ class AdapterSettings(LoopSettings, StepSettings):
             UserError: see `check_draws`; a weighting or a sampler of the previews of another kind of process.
         """
         from hyperbrush.ldm.modules.diffusion import check_weighting
-        from hyperbrush.ldm.sampling.samplers import make_scheduler
 
         self.check_draws()
         check_weighting(self.weighting, model.diffusion.schedule)
-        if self.preview_sampler:
-            make_scheduler(self.preview_sampler, model.diffusion.scheduler_config)
+        model.check_drawing(self.preview_sampler, self.preview_negative)
 
     def steps(self, pictures: int) -> int:
         """Optimizer steps for so many pictures an epoch."""
