@@ -193,10 +193,12 @@ def test_a_reload_and_a_second_tab_lose_nothing(app: Any, train: Open, open_page
         assert name(seen).input_value() == "kept"
         assert seen.get_by_label("Steps").get_attribute("placeholder") == "600"
     assert name(open_page(app, "/train")).input_value() == "", "another browser has a draft of its own"
-    page.get_by_role("button", name="Start over").click()
+    over = page.locator("#content").get_by_role("button", name="Start over")
+    over.click()
     page.get_by_role("button", name="Keep the draft").click()
+    page.get_by_role("dialog").wait_for(state="hidden")
     assert name(page).input_value() == "kept"
-    page.get_by_role("button", name="Start over").click()
+    over.click()
     page.get_by_role("dialog").get_by_role("button", name="Start over").click()
     page.get_by_text("Choose a folder, take the example").wait_for()
     assert name(page).input_value() == ""
