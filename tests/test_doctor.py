@@ -5,12 +5,15 @@ from typing import Any
 
 import pytest
 import torch
+from pipeline_helpers import PIPELINES
 
 from hyperbrush.cli import main
 from hyperbrush.commands.doctor import examine
 from hyperbrush.hypernetworks import AttentionHypernetwork
 from hyperbrush.hypernetworks.attention.context_network import ContextNetwork
 from hyperbrush.hypernetworks.generator import Hypernetwork, TargetNetwork
+from hyperbrush.ldm.models.pipelines import as_model
+from hyperbrush.ldm.modules.attention_sites import attention_sites
 
 
 @pytest.fixture
@@ -33,13 +36,11 @@ def test_a_sound_machine_and_broken_files(tiny: Any, files: list[Path], tmp_path
     found = examine(
         tiny, files, name="tiny", prompts=["red square"], steps=2, pairs=2, on_progress=told.append
     )
-    assert [(name, f.what) for name, f in found.wrong] == [
-        ("broken.pt", "read"),
-        ("foreign.safetensors", "attach"),
-    ]
+    assert [(name, f.what) for name, f in found.wrong] == [("broken.pt", "read")]
+    assert found.of_other_models == ["foreign.safetensors"]
     assert found.files_alone
     page = found.save(tmp_path / "page.md").read_text(encoding="utf-8")
-    assert "Look at:** broken.pt: read; foreign.safetensors: attach" in page
+    assert "Look at:** broken.pt: read\n\nFor other models than this one: foreign.safetensors\n" in page
     assert "| fused |" in page.split("## bent.pt")[0]
     assert "| fused |" not in page.split("## bent.pt")[1]
     assert page.count("bit-identical") == 2
@@ -55,6 +56,25 @@ def test_generated_weights_are_nothing_wrong(tiny: Any, tmp_path: Path) -> None:
     found = examine(tiny, [file], prompts=["red square"], steps=1, pairs=1)
     assert not found.wrong
     assert "generated weights" in found.page()
+
+
+@pytest.mark.parametrize("name", ["SD3", "Flux", "PixArt"])
+def test_a_transformers_pipeline(name: str, tmp_path: Path) -> None:
+    pipe = PIPELINES[name]()
+    model = as_model(pipe)
+    own = AttentionHypernetwork.for_transformer(pipe.transformer, weight_init="XavierNormal", name="own")
+    file = own.save(tmp_path / "own.safetensors")
+    old = AttentionHypernetwork([768], name="old").save(tmp_path / "old.pt")
+    found = examine(model, [file, old], prompts=["a"], steps=1, pairs=1)
+    assert not found.wrong, found.page()
+    assert found.of_other_models == ["old.pt"]
+    (about,) = [f.found for f in found.environment if f.what == "model"]
+    sites = attention_sites(pipe.transformer)
+    assert f"{sites[0].family} transformer" in about
+    assert f"{sum(s.stream == 'picture' for s in sites)} of the picture" in about
+    told = {f.what: f.found for f in found.files["own.safetensors"]}
+    assert float(told["effect on the denoiser's output"].split()[0]) > 0
+    assert told["after detaching"] == "bit-identical"
 
 
 def test_a_wrong_result_is_seen(tiny: Any, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,8 +29,8 @@ def doctor(
     from hyperbrush.commands.doctor import PROMPTS, examine
     from hyperbrush.errors import UserError
     from hyperbrush.hypernetworks import HypernetworkLibrary
-    from hyperbrush.ldm.models import LatentDiffusion
     from hyperbrush.ldm.models.device import place, placement
+    from hyperbrush.ldm.models.pipelines import open_to_train
 
     if file:
         files = list(file)
@@ -41,7 +41,7 @@ def doctor(
         raise UserError(f"no hypernetwork folder at {hypernetworks}: give one, or --file FILE")
     else:
         files = []
-    opened = place(LatentDiffusion.from_pretrained(model), placement(device, precision))
+    opened = place(open_to_train(model), placement(device, precision))
     with console.err.status("looking") as status:
         found = examine(
             opened,
@@ -55,5 +55,5 @@ def doctor(
     console.note(f"written to {found.save(out)} and {out.with_suffix('.png')}")
     if not files:
         console.note("no hypernetwork files were looked at: give --hypernetworks DIR or --file FILE")
-    if found.wrong:
+    if found.wrong or (file and found.of_other_models):
         raise typer.Exit(2 if found.files_alone else 1)

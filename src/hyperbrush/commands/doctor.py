@@ -10,8 +10,9 @@ import platform
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,15 @@ from hyperbrush.hypernetworks.files import load_attention
 from hyperbrush.hypernetworks.files.adapters import is_generated_file
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.models.conditioning import any_conditions
-from hyperbrush.ldm.models.transformer import refuse_transformer
+from hyperbrush.ldm.models.pipelines import PipelineDiffusion
 from hyperbrush.ldm.modules.attention_sites import attention_sites, find_attentions
+from hyperbrush.ldm.modules.transformer_sites import find_transformer
 from hyperbrush.ldm.pictures import to_pictures
 
 # Relative errors ‖out − ref‖ / ‖ref‖ that rounding alone explains, by the precision computed in.
 ROUNDING = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 FUSING = 1e-4  # fused weights are rounded once more
-READ, ATTACH = "read", "attach"
+READ, OTHER = "read", "for another model"
 PROMPTS = ("a lighthouse by the sea", "portrait of a woman, detailed")
 
 
@@ -64,14 +66,21 @@ class Examination:
 
     @property
     def files_alone(self) -> bool:
-        """Whether all that is wrong is that files are broken or for another model."""
-        return all(f.what in (READ, ATTACH) for _, f in self.wrong)
+        """Whether all that is wrong is that files are broken."""
+        return all(f.what == READ for _, f in self.wrong)
+
+    @property
+    def of_other_models(self) -> list[str]:
+        """Files that are sound and do not fit the model: nothing is wrong with them."""
+        return [name for name, found in self.files.items() if any(f.what == OTHER for f in found)]
 
     def page(self) -> str:
         """The page, as Markdown."""
         lines = ["# hyperbrush doctor", ""]
         wrong = "; ".join(f"{name}: {f.what}" for name, f in self.wrong)
         lines += [f"**Look at:** {wrong}" if wrong else "Everything holds.", ""]
+        if self.of_other_models:
+            lines += [f"For other models than this one: {', '.join(self.of_other_models)}", ""]
         for title, found in (("Environment", self.environment), *self.files.items()):
             lines += [f"## {title}", "", "| | |", "|---|---|"]
             lines += [f"| {f.what} | {'' if f.sound else '**wrong** '}{_cell(f.found)} |" for f in found]
@@ -104,9 +113,8 @@ def examine(
     in turn. on_progress: told what is looked at now.
 
     Raises:
-        UserError: the model cannot draw at all, or its denoiser is a transformer.
+        UserError: the model cannot draw at all.
     """
-    refuse_transformer(model.unet, "doctor")
     tell = on_progress or (lambda text: None)
     found = Examination(list(_environment(model, name)))
     columns: list[tuple[str, AttentionHypernetwork | None]] = [("without", None)]
@@ -124,7 +132,7 @@ def examine(
         try:
             found.files[path.name] += _on_the_unet(model, hypernetwork, pairs)
         except UserError as error:
-            found.files[path.name].append(Finding(ATTACH, str(error), sound=False))
+            found.files[path.name].append(Finding(OTHER, str(error)))
             continue
         columns.append((hypernetwork.name, hypernetwork))
     tell("drawing")
@@ -152,10 +160,15 @@ def _environment(model: LatentDiffusion, name: str) -> Iterator[Finding]:
     sites = attention_sites(model.unet)
     count = sum(p.numel() for p in model.unet.parameters())
     widths = sorted({s.context_width for s in sites})
+    family = sites[0].family if sites else ""
+    kind = f"{family} transformer" if family else "UNet"
+    streams = Counter(s.stream for s in sites) if family else {}
+    reading = ", ".join(f"{n} of the {stream}" for stream, n in sorted(streams.items()))
     yield Finding(
         "model",
-        f"{Path(name).name or type(model).__name__}, {str(parameter.dtype).removeprefix('torch.')}, UNet of "
-        f"{count / 1e6:.1f} M parameters, {len(sites)} attentions with contexts {', '.join(map(str, widths))} wide",
+        f"{Path(name).name or type(model).__name__}, {str(parameter.dtype).removeprefix('torch.')}, {kind} of "
+        f"{count / 1e6:.1f} M parameters, {len(sites)} attentions{f' ({reading})' if reading else ''} with contexts "
+        f"{', '.join(map(str, widths))} wide",
     )
 
 
@@ -176,11 +189,9 @@ def _file(path: Path, hypernetwork: AttentionHypernetwork) -> Iterator[Finding]:
         again = load_attention(hypernetwork.save(Path(scratch, "again.safetensors")))
     own, copied = hypernetwork.state_dict(), again.state_dict()
     equal = own.keys() == copied.keys() and all(torch.equal(own[k], copied[k]) for k in own)
-    yield Finding(
-        "to .safetensors and back",
-        "bit-equal" if equal and again.settings == s else "differs",
-        sound=equal and again.settings == s,
-    )
+    equal &= again.settings == replace(s, dropout_structure=again.settings.dropout_structure)
+    equal &= again.settings.rates == s.rates  # none may be written as zeros
+    yield Finding("to .safetensors and back", "bit-equal" if equal else "differs", sound=equal)
 
 
 @torch.no_grad()
@@ -195,9 +206,12 @@ def _on_the_unet(
     with attach(model, hypernetwork) as attached:
         yield Finding("reached", str(attached.applied))
         out = step()
-        error = relative_error(out, _plainly(model, hypernetwork, step, attached))
-        yield Finding("UNet against the plain way", f"{error:.1e} (bound {bound:g})", sound=error <= bound)
-        yield Finding("effect on the UNet's output", f"{relative_error(out, bare):.3f} of its size")
+        if find_transformer(model.unet) is None:
+            error = relative_error(out, _plainly(model, hypernetwork, step, attached))
+            yield Finding(
+                "UNet against the plain way", f"{error:.1e} (bound {bound:g})", sound=error <= bound
+            )
+        yield Finding("effect on the denoiser's output", f"{relative_error(out, bare):.3f} of its size")
         if all(is_affine(n) for _, pair in hypernetwork.pairs() for n in (pair.key, pair.value)):
             begin = time.perf_counter()
             attached.fuse()
@@ -212,8 +226,8 @@ def _on_the_unet(
     yield Finding("after detaching", "bit-identical" if torch.equal(step(), bare) else "differs")
     ratios = [_ratio(model, hypernetwork, step) for _ in range(pairs + 1)][1:]  # the first warms up
     yield Finding(
-        "time of a UNet step",
-        f"{statistics.median(ratios):.3f} of the bare UNet's ({min(ratios):.3f} to {max(ratios):.3f}, "
+        "time of a step",
+        f"{statistics.median(ratios):.3f} of the bare model's ({min(ratios):.3f} to {max(ratios):.3f}, "
         f"{pairs} pairs)",
     )
 
@@ -240,7 +254,7 @@ def _transform_error(hypernetwork: AttentionHypernetwork, dtype: torch.dtype) ->
 
 
 def _one_step(model: LatentDiffusion) -> Callable[[], Tensor]:
-    """A UNet call with fixed inputs, as a step with guidance makes it."""
+    """A call of the denoiser with fixed inputs, as a step with guidance makes it."""
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(1, *model.latent_shape, generator=generator).repeat(2, 1, 1, 1)
     conditions = any_conditions(model, 2)
@@ -311,7 +325,8 @@ def _pictures(
         if hypernetwork is None:
             return model.sample(**told, seeds=seeds, steps=steps)
         with attach(model, hypernetwork) as attached:
-            attached.rows_per_picture = 1 if model.conditioning == "none" else 2
+            if not isinstance(model, PipelineDiffusion):  # which calls its transformer as it likes
+                attached.rows_per_picture = 1 if model.conditioning == "none" else 2
             return model.sample(**told, seeds=seeds, steps=steps)
 
     begin = time.perf_counter()

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import hyperbrush as hb
-from hyperbrush.commands.doctor import examine
 from hyperbrush.errors import UserError
 from hyperbrush.files import read_json
 from hyperbrush.ldm.models import LatentDiffusion
@@ -177,8 +176,6 @@ def test_what_it_cannot_is_refused_by_name(model: LatentDiffusion, make_tiny: Ma
         make_tiny(unet=sd3)
     with pytest.raises(UserError, match="has no attention 'sliced'"):
         set_attention(model.unet, "sliced")
-    with pytest.raises(UserError, match="doctor knows UNets alone"):
-        examine(model, [])
     with pytest.raises(UserError, match="multiples of its patches' side 2"):
         model.diffusion(torch.zeros(1, 4, 15, 16), torch.tensor(3), torch.zeros(1, 5, 32))
     with pytest.raises(UserError, match="PixArtTransformer2DModel"):

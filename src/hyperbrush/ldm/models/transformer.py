@@ -95,18 +95,6 @@ def is_transformer(denoiser: nn.Module) -> bool:
     return type(denoiser).__name__ == CLASS
 
 
-def refuse_transformer(denoiser: nn.Module, what: str) -> None:
-    """Refuse a transformer where UNets alone are known.
-
-    Raises:
-        UserError: it is one; what: asks for a UNet.
-    """
-    if is_transformer(denoiser):
-        raise UserError(
-            f"{what} knows UNets alone, and this model's denoiser is a {CLASS}; see docs/models.md"
-        )
-
-
 def halvings(denoiser: nn.Module) -> int:
     """What both sides of the latents must be multiples of: a UNet's levels halve them, a transformer cuts patches."""
     config: Any = denoiser.config
