@@ -61,6 +61,15 @@ class FileCache:
             self._files[key] = self._new[key] = {**record, what: value}
         return value
 
+    def kept(self, file: Path, what: str) -> Any:
+        """The value called ``what`` of a file as it stands, None where none is kept.
+
+        Raises:
+            OSError: there is no such file.
+        """
+        record = self._files.get(self._key(file), {})
+        return record.get(what) if all(record.get(k) == v for k, v in _state(file).items()) else None
+
     def sha256(self, file: Path) -> str:
         """Hex digest of a file's content.
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -311,3 +312,29 @@ def test_a_listing_walks_the_folder_once_and_sees_every_change(
     assert found["n3"].entry.notes.description == "of ink"
     assert found["n4"].preview
     assert not found["n3"].preview
+
+
+def test_what_fits_the_model_is_told_once_files_were_read(tmp_path: Path) -> None:
+    from hyperbrush.app.create.page_networks import known
+    from hyperbrush.app.model.service import describe
+    from hyperbrush.app.networks.service import cards
+    from hyperbrush.app.site import Site
+    from hyperbrush.app.workspace import Workspace
+    from hyperbrush.ldm.models import LatentDiffusion
+    from hyperbrush.ldm.modules.attention_sites import attention_sites
+
+    workspace = Workspace(tmp_path)
+    site = Site(workspace)
+    unet = LatentDiffusion.from_pretrained("emoji").unet
+    widths = describe(workspace, "emoji").widths
+    assert set(widths) == {site.context_width for site in attention_sites(unet)}
+    folder = workspace.folder("hypernetworks")
+    network(folder / "own.safetensors", widths=(widths[0], 999))
+    network(folder / "other.safetensors", widths=(768, 320))
+    (folder / "broken.safetensors").write_bytes(b"no")
+    old = (time.time() - 60,) * 2
+    for file in folder.iterdir():  # young files are not kept in mind
+        os.utime(file, old)
+    assert {one["name"] for one in known(site)} == {"own", "other", "broken"}, "nothing was read yet"
+    assert {c.entry.name: c.fits for c in cards(workspace)} == {"own": True, "other": False, "broken": None}
+    assert {one["name"] for one in known(site)} == {"own", "broken"}

@@ -90,10 +90,14 @@ def test_pictures_become_a_style_that_is_kept(
         assert page.get_by_alt_text(f"pizza, {side}").evaluate("e => e.naturalWidth") == 64
     first = page.url.split("job=")[1]
     page.get_by_role("slider", name="Strength of the style").locator("[tabindex]").focus()
-    page.keyboard.press("ArrowLeft")
+    for _ in range(3):
+        page.keyboard.press("ArrowLeft")
     page.wait_for_function("first => !location.href.endsWith(first)", arg=first)
+    assert page.get_by_role("slider", name="Strength of the style").is_visible()
     job = page.evaluate("location.href").split("job=")[1]
-    assert app.wait_for(job)["arguments"]["strength"] == 0.95
+    assert app.wait_for(job)["arguments"]["strength"] == 0.85
+    drawn = [one for one in app.call("/api/v1/jobs") if one["arguments"].get("adapter") == first]
+    assert [one["id"] for one in drawn] == [job], "once, where the slider came to rest"
     page.reload()  # everything is there again
     page.get_by_role("heading", name="Keep it").wait_for()
     assert page.get_by_label("What picture 1 shows").input_value() == "red <b>thing</b>"

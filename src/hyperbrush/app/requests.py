@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from hyperbrush.errors import UserError
 from hyperbrush.generation.settings import MAX_PADDING, MAX_SEED, Settings
+from hyperbrush.setting_errors import wrong_settings
 
 Text = Field(max_length=20_000)
 STRONGEST = 100.0  # what any page, field or request takes as a strength or a weight, either way
@@ -122,8 +123,7 @@ def checked(model: type[BaseModel], values: Any) -> Any:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        said = [f"{'.'.join(map(str, e['loc'])) or 'request'}: {e['msg']}" for e in error.errors()]
-        raise UserError("; ".join(said)) from error
+        raise UserError("; ".join(wrong_settings(model, error))) from error
 
 
 Target = Literal["webui", "safetensors", "comfyui", "lora-diffusers", "lora-peft", "lora-kohya"]

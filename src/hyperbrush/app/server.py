@@ -25,6 +25,7 @@ from hyperbrush.app.security import Access, Guard, is_loopback
 from hyperbrush.app.site import Site
 from hyperbrush.app.workspace import Workspace
 from hyperbrush.errors import NotThere, UserError
+from hyperbrush.setting_errors import in_words
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ def make_app(site: Site, access: Access) -> Any:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
-        said = [{key: e[key] for key in ("type", "loc", "msg")} for e in error.errors()]
+        said = [{"type": e["type"], "loc": e["loc"], "msg": in_words(e)} for e in error.errors()]
         return _told(422, said)
 
     for tag, module in APIS.items():

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from hyperbrush.errors import UserError
 from hyperbrush.files import write_text
+from hyperbrush.setting_errors import wrong_settings
 from hyperbrush.trash import Trash
 
 if TYPE_CHECKING:
@@ -147,5 +148,4 @@ def preferences_from(values: object) -> Preferences:
     try:
         return Preferences.model_validate(values)
     except ValidationError as error:
-        said = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise UserError("; ".join(said)) from error
+        raise UserError("; ".join(wrong_settings(Preferences, error))) from error

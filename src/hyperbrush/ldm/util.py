@@ -4,7 +4,7 @@ import hashlib
 import logging
 import re
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import torch
 import yaml
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from torch import nn
 
 from hyperbrush.errors import UserError
+from hyperbrush.setting_errors import wrong_settings
 
 log = logging.getLogger(__name__)
 Config = TypeVar("Config", bound=BaseModel)
@@ -65,11 +66,6 @@ def load_config(model: type[Config], source: str | Path | dict[str, Any], **over
         return model.model_validate(given)
     except ValidationError as error:
         raise UserError(f"{where}: " + "; ".join(wrong_settings(model, error))) from error
-
-
-def wrong_settings(model: type[BaseModel], error: ValidationError) -> list[str]:
-    """Each thing that is wrong with a model's values, in a line."""
-    return [_describe(model, e) for e in error.errors()]
 
 
 class _Loader(yaml.SafeLoader):
@@ -153,52 +149,6 @@ def _placed(value: Any, key: str, file: Path) -> Any:
     if not here.samefile(beside):
         log.warning("%s: %s: %s is %s, not %s beside the file", file, key, value, here.absolute(), beside)
     return value
-
-
-def _describe(model: type[BaseModel], error: Any) -> str:
-    place = ".".join(map(str, error["loc"]))
-    if error["type"] == "extra_forbidden":
-        close = _closest(model, error["loc"])
-        guess = f", did you mean '{close}'?" if close else ""
-        return f"unknown setting '{place}'{guess}"
-    if error["type"] == "missing":
-        return f"setting '{place}' is missing"
-    got = error.get("input")
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{place or 'settings'}: {message} (got {got!r})" if place else message
-
-
-def _closest(model: type[BaseModel], place: tuple[int | str, ...]) -> str | None:
-    """The known setting most like an unknown one: beside it, or else anywhere, by its full name."""
-    from difflib import get_close_matches
-
-    wrong, here = str(place[-1]), model
-    for part in place[:-1]:
-        here = here if isinstance(part, int) else _nested(here, part) or here
-    if beside := get_close_matches(wrong, here.model_fields, n=1):
-        return beside[0]
-    anywhere = _all_keys(model)
-    found = get_close_matches(wrong, [key.rpartition(".")[2] for key in anywhere], n=1)
-    return next((key for key in anywhere if found and key.rpartition(".")[2] == found[0]), None)
-
-
-def _all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every setting by its full name."""
-    keys: list[str] = []
-    for name in model.model_fields:
-        keys.append(prefix + name)
-        if (inner := _nested(model, name)) is not None:
-            keys += _all_keys(inner, f"{prefix}{name}.")
-    return keys
-
-
-def _nested(model: type[BaseModel], name: str) -> type[BaseModel] | None:
-    """The model of a setting, or of the entries of a list of them."""
-    field = model.model_fields.get(name)
-    if field is None:
-        return None
-    kinds = [field.annotation, *get_args(field.annotation)]
-    return next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
 
 
 def setup_logging(level: str = "WARNING") -> None:

@@ -14,6 +14,7 @@ from hyperbrush.app.compare.page_grid import GridView
 from hyperbrush.app.jobs.jobs import Job
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.model import service as base_models
+from hyperbrush.app.networks import service as library
 from hyperbrush.app.requests import CompareRequest, checked, limits
 from hyperbrush.app.site import Site
 from hyperbrush.app.ui.frame import PATIENCE, duration, frame, on_news, refusals, title_of
@@ -260,8 +261,9 @@ class ComparePage:
 
 
 def _known(site: Site) -> tuple[list[str], int | None]:
-    """Hypernetworks there are, and the side of the model's pictures where it is known."""
-    return site.workspace.library.names(), base_models.own_side(site.workspace)
+    """Hypernetworks that fit the model, and the side of its pictures where that is known."""
+    names = [entry.name for entry in library.fitting(site.workspace)]
+    return names, base_models.own_side(site.workspace)
 
 
 def _asked(request: Request) -> dict[str, Any]:

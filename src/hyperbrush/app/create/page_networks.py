@@ -9,9 +9,9 @@ from typing import Any
 from nicegui import ui
 
 from hyperbrush.app.messages import Messages
+from hyperbrush.app.networks import service as networks
 from hyperbrush.app.site import Site
 from hyperbrush.app.ui.frame import on_news
-from hyperbrush.errors import UserError
 from hyperbrush.generation.tags import TAG
 
 CONDITIONAL = "guidance=conditional"
@@ -191,19 +191,17 @@ class NetworkChips:
 
 
 def known(site: Site) -> list[dict[str, Any]]:
-    """Networks to complete with: {"name", "strength", "words"}."""
-    library = site.workspace.library
+    """Networks to complete with, those that fit the model: {"name", "strength", "words"}."""
     found = []
-    for name in library.names():
-        strength, words = 1.0, ""
-        try:
-            notes = library.notes(name)
-        except UserError:  # told of on the Hypernetworks page
-            pass
-        else:
-            strength = 1.0 if notes.preferred_weight is None else notes.preferred_weight
-            words = notes.activation_text.strip()
-        found.append({"name": name, "strength": strength, "words": words})
+    for entry in networks.fitting(site.workspace):
+        weight = entry.notes.preferred_weight
+        found.append(
+            {
+                "name": entry.name,
+                "strength": 1.0 if weight is None else weight,
+                "words": entry.notes.activation_text.strip(),
+            }
+        )
     return found
 
 

@@ -31,6 +31,7 @@ class BaseModel:
         form: embedded, folder, file or hub.
         kind: sd1, sd2, sd2-v, sdxl, other (a latent diffusion model of another shape), or "" where it is not known.
         context: width of the text states its UNet reads.
+        widths: of everything that keys and values are made of in it; empty where it is not known.
         image_size: side of its pictures in pixels.
         size: bytes on the disk.
         hash: first 10 digits of the sha256 of its file, or of its UNet's; see `hash_of`.
@@ -42,6 +43,7 @@ class BaseModel:
     form: Form
     kind: str = ""
     context: int | None = None
+    widths: tuple[int, ...] = ()
     image_size: int | None = None
     size: int | None = None
     hash: str = ""
@@ -286,6 +288,7 @@ def _of_folder(path: Path) -> dict[str, Any]:
     return {
         "kind": "sd2-v" if kind == "sd2" and prediction == "v_prediction" else kind,
         "context": context if isinstance(context, int) else None,
+        "widths": _widths(unet),
         "image_size": side * scale if isinstance(side, int) and scale else None,
     }
 
@@ -312,8 +315,20 @@ def _of_file(path: Path) -> dict[str, Any]:
     return {
         "kind": kind,
         "context": unet.get("cross_attention_dim"),
+        "widths": _widths(unet),
         "image_size": 8 * int(unet.get("sample_size", 64)),
     }
+
+
+def _widths(unet: dict[str, Any]) -> tuple[int, ...]:
+    """Of the contexts of a UNet's attentions, by its config; empty where that is odd."""
+    context, channels, kinds = (
+        unet.get(key) for key in ("cross_attention_dim", "block_out_channels", "down_block_types")
+    )
+    if not (isinstance(context, int) and isinstance(channels, list) and isinstance(kinds, list)):
+        return ()
+    own = [width for width, kind in zip(channels, kinds, strict=False) if "CrossAttn" in str(kind)]
+    return tuple(sorted({context, *own, *channels[-1:]}))
 
 
 def _of_hub(source: str) -> BaseModel:

@@ -166,6 +166,10 @@ class NetworkCard:
         with self.badges:
             for fact in facts:
                 ui.label(fact).classes("badge")
+            if card.fits is False and summary is not None:
+                widths = ", ".join(map(str, summary.widths))
+                text = t("networks.not_fit", model=self.site.workspace.preferences.model, widths=widths)
+                ui.label(text).classes("badge warn")
         reason = (entry.error or entry.warning or "").replace(str(entry.path.parent) + os.sep, "")
         self.trouble.set_text(t("networks.broken", reason=reason) if entry.error else reason)
         self.trouble.classes("bad" if entry.error else "warn", remove="warn" if entry.error else "bad")

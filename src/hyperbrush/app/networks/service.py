@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from weakref import WeakKeyDictionary
 
+from hyperbrush.app.model.service import describe
 from hyperbrush.app.networks import pictures
 from hyperbrush.app.uploads import decoding
 from hyperbrush.errors import NotThere, UserError
@@ -42,6 +43,7 @@ class Card:
     Args:
         id: of its file, for addresses; `find` takes names too.
         entry: what the library says of it.
+        fits: whether the preferred model has attentions of its widths; None where that cannot be told.
         changed: of its file, seconds since 1970.
         preview: a number that changes with its picture; 0 where there is none.
     """
@@ -50,6 +52,7 @@ class Card:
     entry: Entry
     changed: float
     preview: int
+    fits: bool | None = None
 
     @property
     def prompt(self) -> str:
@@ -66,6 +69,7 @@ class Card:
             "changed": self.changed,
             "preview": bool(self.preview),
             "prompt": self.prompt,
+            "fits": self.fits,
             "file": Path(said.pop("path")).name,
             **said,
         }
@@ -73,16 +77,44 @@ class Card:
 
 def cards(workspace: "Workspace") -> list[Card]:
     """Every network, by name; hashes what is new, so it can take a while."""
+    library, widths = workspace.library, _widths(workspace)
+    listed = entries(workspace)
+    made = pictures.made_here(workspace)
+    found = [_card(library, entry, made, widths) for entry in listed]
+    library.cache.save()
+    return found
+
+
+def entries(workspace: "Workspace") -> list[Entry]:
+    """What the library has, by name; read again where a file there has changed."""
     library = workspace.library
     with _reading:
         stamp = library.stamp()
         before = _entries.get(workspace)
-        entries = before[1] if before is not None and before[0] == stamp else library.entries()
-        _entries[workspace] = stamp, entries
-        made = pictures.made_here(workspace)
-        found = [_card(library, entry, made) for entry in entries]
-        library.cache.save()
-        return found
+        if before is None or before[0] != stamp:
+            before = _entries[workspace] = stamp, library.entries()
+        return before[1]
+
+
+def fitting(workspace: "Workspace") -> list[Entry]:
+    """Those that the preferred model has attentions for, or where that is not known yet: quick, reads no network."""
+    widths = _widths(workspace)
+    listed = workspace.library.entries(read=False)
+    return [entry for entry in listed if _fits(entry, widths) is not False]
+
+
+def _widths(workspace: "Workspace") -> frozenset[int]:
+    """Of the preferred model's attentions; empty where they are not known."""
+    try:
+        return frozenset(describe(workspace, workspace.preferences.model).widths)
+    except UserError:
+        return frozenset()
+
+
+def _fits(entry: Entry, widths: frozenset[int]) -> bool | None:
+    if not widths or entry.summary is None or not entry.summary.widths:
+        return None
+    return not widths.isdisjoint(entry.summary.widths)
 
 
 def card(workspace: "Workspace", which: str) -> Card:
@@ -92,7 +124,8 @@ def card(workspace: "Workspace", which: str) -> Card:
         UserError: there is none, or several of that name.
     """
     library = workspace.library
-    return _card(library, library.entry(find(library, which)), pictures.made_here(workspace))
+    made = pictures.made_here(workspace)
+    return _card(library, library.entry(find(library, which)), made, _widths(workspace))
 
 
 def find(library: HypernetworkLibrary, which: str) -> str:
@@ -296,7 +329,7 @@ def exported(site: "Site", job: str) -> Path:
     return path
 
 
-def _card(library: HypernetworkLibrary, entry: Entry, made: pictures.Made) -> Card:
+def _card(library: HypernetworkLibrary, entry: Entry, made: pictures.Made, widths: frozenset[int]) -> Card:
     changed, preview = 0.0, 0
     try:
         changed = entry.path.stat().st_mtime
@@ -304,7 +337,7 @@ def _card(library: HypernetworkLibrary, entry: Entry, made: pictures.Made) -> Ca
         preview = picture.stat().st_mtime_ns if picture is not None else 0
     except (OSError, UnknownHypernetwork):  # it has just vanished
         pass
-    return Card(_id(library, entry.path), entry, changed, preview)
+    return Card(_id(library, entry.path), entry, changed, preview, _fits(entry, widths))
 
 
 def _id(library: HypernetworkLibrary, path: Path) -> str:

@@ -18,6 +18,7 @@ from hyperbrush.app.ui.parts import JobHead
 from hyperbrush.errors import UserError
 
 STAGES = ("opening", "generating", "drawing")
+REST = 0.5  # seconds that the slider stands still before it is drawn
 
 
 class StyleResult:
@@ -85,7 +86,7 @@ class StyleResult:
             text = t(f"styles.{stage}") if stage in STAGES else t("styles.waiting")
         self.head.show(job, text, step / steps if isinstance(step, int) and steps else 0.0)
         self._show_pictures(job)
-        self.strengths.set_visibility("seconds" in told)
+        self.strengths.set_visibility("seconds" in told or bool(job.arguments.get("adapter")))
         if job.state == "done" and not self.after.default_slot.children:
             self._offer(job)
 
@@ -122,10 +123,13 @@ class StyleResult:
                 self._shown[side, number] = (image, "")
 
     async def _redraw(self) -> None:
-        """The same adapter at another strength."""
+        """The same adapter at another strength, once the slider has come to rest: arrow keys move it step by step."""
+        strength = round(float(self.strength.value or 0), 3)
+        await asyncio.sleep(REST)
+        if strength != round(float(self.strength.value or 0), 3):
+            return
         with refusals():
             before = self.site.jobs.get(self.job)
-            strength = round(float(self.strength.value or 0), 3)
             if strength == before.arguments.get("strength"):
                 return
             if before.is_open:

@@ -16,6 +16,7 @@ from hyperbrush.app.workspace import FOLDERS, Workspace
 from hyperbrush.assets import MODELS
 from hyperbrush.errors import UserError
 from hyperbrush.files import PART, clear_parts
+from hyperbrush.setting_errors import wrong_settings
 
 if TYPE_CHECKING:
     from hyperbrush.app.jobs.jobs import Job
@@ -60,7 +61,6 @@ def problems(workspace: Workspace, settings: Mapping[str, Any], presets: str = "
     """Everything that is wrong with a training's settings, as far as it shows without opening the model."""
     from pydantic import ValidationError
 
-    from hyperbrush.ldm.util import wrong_settings
     from hyperbrush.training.attention.run import HypernetworkRun
 
     try:

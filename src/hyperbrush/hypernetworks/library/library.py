@@ -172,15 +172,17 @@ class HypernetworkLibrary:
         self.cache.save()
         return digest
 
-    def entries(self) -> list[Entry]:
+    def entries(self, *, read: bool = True) -> list[Entry]:
         """Every file with what its header says, by name; a broken one with the reason.
 
         Numbers are read for the hash alone, and only where size or time have changed.
 
+        read: False reads no file: what is not known of one from an earlier listing is left out.
+
         Raises:
             UserError: the folder does not exist.
         """
-        found = [self._entry(name, path) for name, path in sorted(self._named().items())]
+        found = [self._entry(name, path, read) for name, path in sorted(self._named().items())]
         self.cache.save()
         return [entry for entry in found if entry is not None]
 
@@ -257,10 +259,8 @@ class HypernetworkLibrary:
         path = find_preview(network)
         return path if path is not None and self._inside(path) else None
 
-    def _entry(self, name: str, path: Path) -> Entry | None:
+    def _entry(self, name: str, path: Path, read: bool = True) -> Entry | None:
         """None for a file that vanished meanwhile."""
-        from hyperbrush.hypernetworks.library.summary import summarise
-
         summary = None
         digest, error = "", None
         try:
@@ -270,10 +270,11 @@ class HypernetworkLibrary:
         try:
             if not stat.S_ISREG(state.st_mode):
                 raise UserError(f"{path} is no regular file")
-            digest = self.cache.sha256(path)
-            value = self.cache.get(
-                path, SUMMARY, lambda p: summarise(p).as_dict(), lambda v: summary_from(v) is not None
-            )
+            if read:
+                digest = self.cache.sha256(path)
+                value = self.cache.get(path, SUMMARY, _summary, lambda v: summary_from(v) is not None)
+            else:
+                value = self.cache.kept(path, SUMMARY)
             summary = summary_from(value)
         except (UserError, OSError) as reason:
             error = str(reason)
@@ -331,6 +332,12 @@ class HypernetworkLibrary:
 
     def _place(self, path: Path) -> str:
         return _normal(path.relative_to(self.folder).with_suffix("").as_posix())
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    from hyperbrush.hypernetworks.library.summary import summarise  # brings torch
+
+    return summarise(path).as_dict()
 
 
 def _stem(path: Path) -> str:
