@@ -131,8 +131,8 @@ def test_an_outlook_counts_different_pictures(app: App) -> None:
         ({"axes": ["sampler=Eulr"]}, "did you mean 'Euler'"),
         ({"axes": ["steps=0"]}, "steps must be a whole number"),
         ({"axes": ["prompt=dog,cat"]}, "not in the prompt"),
-        ({"axes": []}, "at least 1 item"),
-        ({"axes": ["seed=1"], "prompt": ""}, "at least 1 character"),
+        ({"axes": []}, "expected 1 or more of them"),
+        ({"axes": ["seed=1"], "prompt": ""}, "must not be empty"),
     ],
 )
 def test_a_bad_grid_is_refused_before_it_is_drawn(app: App, changes: dict[str, Any], why: str) -> None:

@@ -191,7 +191,7 @@ def test_what_cannot_be_tuned_or_kept_is_refused(app: App, generator: str) -> No
         ({"text": "ink", "generator": "other"}, 400, "unknown generator 'other'"),
         ({"text": "ink", "prompts": ["cat <hypernet:x>"]}, 400, "has a tag"),
         ({"images": ["0" * 24]}, 404, "no uploaded picture"),
-        ({"images": ["x"] * 17}, 422, "at most 16"),
+        ({"images": ["x"] * 17}, 422, "expected 16 of them at most"),
         ({"text": "ink", "adapter": "nowhere"}, 404, "no job"),
     ],
 )

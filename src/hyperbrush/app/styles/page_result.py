@@ -29,6 +29,7 @@ class StyleResult:
         self.job = ""
         self._shown: dict[tuple[str, int], Any] = {}
         self._prompts: list[str] = []
+        self._moves = 0  # of the slider
         with ui.element("section").classes("card") as self.card:
             self.head = JobHead(
                 site,
@@ -124,11 +125,13 @@ class StyleResult:
 
     async def _redraw(self) -> None:
         """The same adapter at another strength, once the slider has come to rest: arrow keys move it step by step."""
-        strength = round(float(self.strength.value or 0), 3)
-        await asyncio.sleep(REST)
-        if strength != round(float(self.strength.value or 0), 3):
+        self._moves += 1
+        move = self._moves
+        await asyncio.sleep(REST)  # the value itself comes a moment after the event
+        if move != self._moves:
             return
         with refusals():
+            strength = round(float(self.strength.value or 0), 3)
             before = self.site.jobs.get(self.job)
             if strength == before.arguments.get("strength"):
                 return

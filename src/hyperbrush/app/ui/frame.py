@@ -65,6 +65,7 @@ def frame(site: Site, request: Request, place: str, *, title: str = "") -> Itera
         ui.link("hyperbrush", "/").classes("brand")
         ui.space()
         activity = ui.link("", "/runs").classes("badge").props('aria-live="polite"')
+        activity.set_visibility(False)  # until there is something to say
         _language(t)
     drawer = ui.left_drawer(value=False, bordered=True)  # open where there is room for it
     drawer.props('show-if-above width=220 breakpoint=900 role="presentation"')
