@@ -132,10 +132,8 @@ def test_ldm_train_looks_before_it_writes(
     Path("foo.yaml").write_text(yaml.safe_dump(values | {"model": {"channels": [8, 8]}}))
     assert "holds checkpoints of another training" in refused(capsys, "ldm", "train", "foo.yaml")
     assert tree(run) == before
-    assert "greater than or equal to 1" in refused(capsys, "ldm", "train", "--resume", run, "--steps", "-3")
-    assert "greater than or equal to 1" in refused(
-        capsys, "ldm", "train", "foo.yaml", "--run", "n", "--steps", 0
-    )
+    assert "expected 1 or more" in refused(capsys, "ldm", "train", "--resume", run, "--steps", "-3")
+    assert "expected 1 or more" in refused(capsys, "ldm", "train", "foo.yaml", "--run", "n", "--steps", 0)
     assert "has made 2 steps already" in refused(capsys, "ldm", "train", "--resume", run, "--steps", "1")
     assert tree(run) == before
     ok("ldm", "train", "--resume", str(run), "--steps", "3")
