@@ -39,7 +39,14 @@ def desk(
 
 
 @pytest.mark.parametrize(
-    "page", ["using-hypernetworks.md", "file-formats.md", "training.md", "generate-a-style.md"]
+    "page",
+    [
+        "using-hypernetworks.md",
+        "file-formats.md",
+        "training.md",
+        "generate-a-style.md",
+        "compress-a-folder.md",
+    ],
 )
 def test_python_blocks_run(page: str, desk: dict[str, Any]) -> None:
     desk["pipe"].set_progress_bar_config(disable=True)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hyperbrush.hypernetworks import HypernetworkEncoder as HypernetworkEncoder
     from hyperbrush.hypernetworks import HypernetworkLibrary as HypernetworkLibrary
     from hyperbrush.hypernetworks import ImageCondition as ImageCondition
+    from hyperbrush.hypernetworks import Pack as Pack
     from hyperbrush.hypernetworks import PerPicture as PerPicture
     from hyperbrush.hypernetworks import Ramp as Ramp
     from hyperbrush.hypernetworks import TargetNetwork as TargetNetwork
@@ -41,6 +42,7 @@ _HOMES = {
     "HypernetworkLibrary": "hypernetworks",
     "HypernetworkTrainer": "training",
     "ImageCondition": "hypernetworks",
+    "Pack": "hypernetworks",
     "PerPicture": "hypernetworks",
     "Ramp": "hypernetworks",
     "TargetNetwork": "hypernetworks",

@@ -1,4 +1,4 @@
-"""`hyperbrush hyper train` and `hyper generate`: hypernetworks that generate weights."""
+"""`hyperbrush hyper train`, `hyper generate` and `hyper compress`: hypernetworks that generate weights, and packs."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -113,15 +113,23 @@ def hyper_generate(
         ),
     ] = "safetensors",
 ) -> None:
-    """Generate an adapter from pictures, a sentence or a task, in one pass."""
+    """Generate an adapter from pictures, a sentence or a task, in one pass; or give one of a pack back (--task)."""
     import time
 
     from hyperbrush.cli import console
+    from hyperbrush.hypernetworks.files.packed import is_pack
     from hyperbrush.hypernetworks.generator.generating import generate_adapter, open_generator
 
     pictures = [*(images or ()), *map(Path, context.args)]
     if not (pictures or text or task):
         raise UserError("give --images A.png B.png, --text, or --task: what the adapter is generated from")
+    if generator is not None and is_pack(generator):
+        if pictures or text:
+            raise UserError(
+                f"{generator} is a pack, which knows its members by name alone: give --task NAME and no more"
+            )
+        _give_back(generator, task, out, format, rank)
+        return
     net = open_generator(generator, model)
     begin = time.perf_counter()
     weights = generate_adapter(net, pictures=pictures, text=text, task=task, name=out.stem)
@@ -136,3 +144,71 @@ def hyper_generate(
         console.done(
             f'try: hyperbrush generate "cat face <hypernet:{out.stem}:0.8>" --model {model} --hypernetworks {out.parent}'
         )
+
+
+def _give_back(pack: Path, task: str, out: Path, format: str, rank: int | None) -> None:
+    """Write one member of a pack as a file of its own."""
+    from hyperbrush.cli import console
+    from hyperbrush.hypernetworks import AttentionHypernetwork
+    from hyperbrush.hypernetworks.files.pack import Pack
+
+    adapter = Pack.load(pack).generate_weights(task, name=out.stem)
+    if isinstance(adapter, AttentionHypernetwork):
+        if format != "safetensors" or rank is not None:
+            raise UserError(
+                f"{task!r} is an attention hypernetwork: give it back without --format and --rank, then hyperbrush convert"
+            )
+        console.done(str(adapter.save(out)))
+        return
+    weights = adapter if rank is None else adapter.expand_rank(rank)
+    console.done(f"{weights.save(out, format)}  ({len(weights.layers)} layers, rank {weights.rank})")
+
+
+@hyper.command("compress")
+def hyper_compress(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of LoRAs (any layout) or hypernetworks of one model.", show_default=False
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File to write, NAME.pack.safetensors; FOLDER.pack.safetensors by default."),
+    ] = None,
+    error: Annotated[
+        float, typer.Option(help="Most of a member's change, ‖ΔW − ΔŴ‖ ÷ ‖ΔW‖, that its ranks may leave out.")
+    ] = 0.2,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that stands there.")] = False,
+) -> None:
+    """Put a folder of LoRAs or hypernetworks into one small file, each still called by its name."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from hyperbrush.cli import console, tables
+    from hyperbrush.hypernetworks.convert.compression import compress, read_folder
+    from hyperbrush.hypernetworks.files.packed import SUFFIX, is_pack
+
+    target = out or folder.resolve().with_name(folder.resolve().name + SUFFIX)
+    if not is_pack(target):
+        raise UserError(f"cannot write {target}: a pack is a file ending in {SUFFIX}, such as looks{SUFFIX}")
+    if target.exists() and not overwrite:
+        raise UserError(f"{target} exists already: choose another name, or give --overwrite")
+    with console.err.status("compressing"):
+        pack = compress(read_folder(folder), error=error, name=target.name[: -len(SUFFIX)])
+        pack.save(target)
+    table = Table(box=None, padding=(0, 2))
+    table.add_column("member", overflow="fold")
+    for title in ("file", "here", "mean rank", "error"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for name, member in pack.members.items():
+        sizes = (f"{member.source_bytes / 1e3:.1f} kB", f"{member.nbytes / 1e3:.1f} kB")
+        table.add_row(Text(name), *sizes, f"{member.rank:.1f}" if member.rank else "", f"{member.error:.3f}")
+    tables.show(table)
+    before, after = sum(m.source_bytes for m in pack.members.values()), target.stat().st_size
+    console.done(
+        f"{target}  ({len(pack)} members, {after / 1e3:.1f} kB, {after / before:.0%} of their files)"
+    )
+    console.done(
+        f'try: hyperbrush generate "cat face <hypernet:{pack.name}/{pack.tasks[0]}:0.8>" --hypernetworks {target.parent}'
+    )

@@ -15,6 +15,7 @@ from hyperbrush.generation.masks import masked_region
 from hyperbrush.generation.opened import OpenedModel, file_hash, open_model
 from hyperbrush.generation.picture_files import save_picture
 from hyperbrush.generation.settings import MASK_BLUR, MAX_SEED, Settings, check_text, whole
+from hyperbrush.hypernetworks.files.packed import file_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -211,7 +212,7 @@ def draw(
                 prompt=prompts[i].strip(),
                 seed=seeds[i],
                 size=(image.height, image.width),
-                hypernet_hashes={name: file_hash(path) for name, path in read[i].files.items()},
+                hypernet_hashes={name: file_hash(file_of(path)) for name, path in read[i].files.items()},
                 fields={**about.fields, **_lora_hashes(read[i])},
             )
             unknown = _unknown_words(opened.model, said[i].texts)

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from hyperbrush.hypernetworks.attention.strengths import PerPicture, Ramp, Window
     from hyperbrush.hypernetworks.files import save
     from hyperbrush.hypernetworks.files.adapters import load
+    from hyperbrush.hypernetworks.files.pack import Pack
     from hyperbrush.hypernetworks.generator import (
         GeneratedWeights,
         Hypernetwork,
@@ -34,6 +35,7 @@ _HOMES = {
     "HypernetworkLibrary": "library.library",
     "ImageCondition": "generator",
     "Notes": "library.notes",
+    "Pack": "files.pack",
     "PerPicture": "attention.strengths",
     "Ramp": "attention.strengths",
     "TargetNetwork": "generator",
@@ -58,6 +60,7 @@ __all__ = [
     "HypernetworkLibrary",
     "ImageCondition",
     "Notes",
+    "Pack",
     "PerPicture",
     "Ramp",
     "TargetNetwork",

@@ -16,6 +16,8 @@ from hyperbrush.app.model.service import describe
 from hyperbrush.app.networks import pictures
 from hyperbrush.app.uploads import decoding
 from hyperbrush.errors import NotThere, UserError
+from hyperbrush.hypernetworks.files.packed import file_of as file_holding
+from hyperbrush.hypernetworks.files.packed import is_pack, members
 from hyperbrush.hypernetworks.library.library import Entry, HypernetworkLibrary, UnknownHypernetwork
 
 if TYPE_CHECKING:
@@ -173,6 +175,7 @@ def take(site: "Site", content: BinaryIO, filename: str) -> Card:
     """
     from hyperbrush.hypernetworks.files import SUFFIXES
     from hyperbrush.hypernetworks.files.adapters import load
+    from hyperbrush.hypernetworks.files.pack import Pack
     from hyperbrush.hypernetworks.library.rename import safe_name, take_in
 
     name = filename.replace("\\", "/").rpartition("/")[2]
@@ -186,7 +189,7 @@ def take(site: "Site", content: BinaryIO, filename: str) -> Card:
         file = folder / (safe_name(stem) + suffix)
         _copy(content, file, name)
         try:
-            load(file)
+            _ = Pack.load(file) if is_pack(file) else load(file)
         except UserError as error:
             raise UserError(str(error).replace(str(file), f"{name:.100}")) from error
         return _kept(site, take_in(site.workspace.library, file, file.stem))
@@ -332,7 +335,7 @@ def exported(site: "Site", job: str) -> Path:
 def _card(library: HypernetworkLibrary, entry: Entry, made: pictures.Made, widths: frozenset[int]) -> Card:
     changed, preview = 0.0, 0
     try:
-        changed = entry.path.stat().st_mtime
+        changed = file_holding(entry.path).stat().st_mtime
         picture = pictures.shown(library, entry, made)
         preview = picture.stat().st_mtime_ns if picture is not None else 0
     except (OSError, UnknownHypernetwork):  # it has just vanished
@@ -348,6 +351,7 @@ def _id(library: HypernetworkLibrary, path: Path) -> str:
 
 def _kept(site: "Site", path: Path) -> Card:
     site.news("networks")
+    path = next((path / member for member in members(path)), path) if is_pack(path) else path
     return card(site.workspace, _id(site.workspace.library, path))
 
 

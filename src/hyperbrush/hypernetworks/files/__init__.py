@@ -27,11 +27,14 @@ def load_attention(path: str | Path, dtype: "torch.dtype | None" = None) -> "Att
             hypernetwork; or its numbers are too large for the dtype.
     """
     from hyperbrush.hypernetworks.files import checks, native, webui
+    from hyperbrush.hypernetworks.files.packed import split
 
     path = Path(path)
     suffix = path.suffix.lower()
     if "\0" in str(path):
         raise UserError(f"the file name {str(path)!r} has a NUL character in it")
+    if split(path) is not None:
+        return _of_pack(path, dtype)
     try:
         if path.is_dir():
             raise UserError(f"{path} is a folder: expected a hypernetwork file ({', '.join(SUFFIXES)})")
@@ -47,6 +50,17 @@ def load_attention(path: str | Path, dtype: "torch.dtype | None" = None) -> "Att
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     return hypernetwork if dtype is None else checks.converted(path, hypernetwork, dtype)
+
+
+def _of_pack(path: Path, dtype: "torch.dtype | None") -> "AttentionHypernetwork":
+    from hyperbrush.hypernetworks.attention.hypernetwork import AttentionHypernetwork
+    from hyperbrush.hypernetworks.files.checks import converted
+    from hyperbrush.hypernetworks.files.pack import read_member
+
+    member = read_member(path)
+    if not isinstance(member, AttentionHypernetwork):
+        raise UserError(f"{path} holds generated weights: expected an attention hypernetwork")
+    return member if dtype is None else converted(path, member, dtype)
 
 
 def save(hypernetwork: "AttentionHypernetwork", path: str | Path, *, legacy_zip: bool = False) -> Path:

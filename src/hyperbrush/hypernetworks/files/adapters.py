@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks.attaching.uses import Adapter as Adapter
-from hyperbrush.hypernetworks.files import generated, load_attention, lora
+from hyperbrush.hypernetworks.files import generated, load_attention, lora, packed
 from hyperbrush.hypernetworks.files.headers import FORMAT_KEY, header_of, read_tensors
 from hyperbrush.hypernetworks.weights.generated import GeneratedWeights
 
@@ -22,13 +22,19 @@ def load(path: str | Path, dtype: "torch.dtype | None" = None) -> Adapter:
     [8]
 
     An attention hypernetwork of any known format (see `files.load_attention`), or generated weights in our safetensors
-    form. LoRA files are read by `GeneratedWeights.load`, whole generators by `Hypernetwork.load`.
+    form, or one of a pack (looks.pack.safetensors/ink). LoRA files are read by `GeneratedWeights.load`, whole generators
+    by `Hypernetwork.load`, whole packs by `Pack.load`.
     dtype: to convert to; None: as in the file.
 
     Raises:
         UserError: as `files.load_attention` and `GeneratedWeights.load`.
     """
     path = Path(path)
+    if packed.split(path) is not None:
+        from hyperbrush.hypernetworks.files.pack import read_member  # which gives both kinds back
+
+        member = read_member(path)
+        return member if dtype is None else member.to(dtype)
     if is_generated_file(path):
         weights = read_weights(path)
         weights.name = path.stem
@@ -42,6 +48,8 @@ def is_generated_file(path: Path) -> bool:
     Raises:
         UserError: it is a whole generator, or of a version this hyperbrush does not read.
     """
+    if (found := packed.split(path)) is not None:
+        return packed.members(found[0]).get(found[1]) == packed.GENERATED
     if path.suffix.lower() != ".safetensors" or "\0" in str(path):
         return False
     try:
@@ -62,6 +70,11 @@ def read_weights(path: Path) -> GeneratedWeights:
     Raises:
         UserError: no such file, damaged, or of another kind.
     """
+    if packed.split(path) is not None:
+        member = load(path)
+        if not isinstance(member, GeneratedWeights):
+            raise UserError(f"{path} is an attention hypernetwork: expected generated weights")
+        return member
     try:
         if path.is_dir():
             return lora.read_folder(path)

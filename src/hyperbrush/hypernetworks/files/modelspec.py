@@ -29,7 +29,7 @@ PREFIX = "modelspec."
 MAX_THUMBNAIL = 1_000_000  # characters; the specification asks for "very small", 256×256
 _OWN = ("sai_model_spec", "architecture", "implementation", "title", "hash_sha256")
 # The order in which safetensors lays tensors of several types.
-_BY_WIDTH = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_BY_WIDTH = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int8)
 
 
 def fields(hypernetwork: AttentionHypernetwork, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from hyperbrush.errors import UserError
 from hyperbrush.files import atomic_path
@@ -30,6 +31,8 @@ from hyperbrush.hypernetworks.files.headers import (
     sort_header,
 )
 from hyperbrush.hypernetworks.files.modelspec import PREFIX, fields, given_fields
+from hyperbrush.hypernetworks.files.packed import FORMAT as PACK
+from hyperbrush.hypernetworks.files.packed import SUFFIX as PACK_SUFFIX
 from hyperbrush.hypernetworks.files.suspects import foreign_kind
 
 FORMAT = "attention-hypernetwork/1"
@@ -89,7 +92,7 @@ def _key(text: str) -> Key:
     return int(text) if re.fullmatch(r"[1-9][0-9]{0,8}", text) else text
 
 
-def _groups(path: Path, names: Iterable[str]) -> dict[tuple[str, str], dict[str, str]]:
+def _groups(path: Path | str, names: Iterable[str]) -> dict[tuple[str, str], dict[str, str]]:
     """(width or site, use) → {a network's parameter: the tensor's name}."""
     groups: defaultdict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     for name in names:
@@ -103,7 +106,7 @@ def _groups(path: Path, names: Iterable[str]) -> dict[tuple[str, str], dict[str,
 
 
 def _networks(
-    path: Path, hypernetwork: AttentionHypernetwork, groups: dict[tuple[str, str], dict[str, str]]
+    path: Path | str, hypernetwork: AttentionHypernetwork, groups: dict[tuple[str, str], dict[str, str]]
 ) -> list[tuple[str, ContextNetwork, list[tuple[str, str]]]]:
     """Each network with its place in words and its tensors' (parameter, name), in layer order.
 
@@ -131,10 +134,44 @@ def _looks_like(header: Mapping[str, str], names: list[str]) -> str:
             return "it holds weights that a hypernetwork generated: hyperbrush.load reads it"
         if found.startswith("hypernetwork/"):
             return "it holds a hypernetwork that generates weights: hyperbrush.Hypernetwork.load reads it"
+        if found == PACK:
+            return f"it is a pack of several: call it NAME{PACK_SUFFIX}, and one of them NAME/MEMBER"
         return f"its format is {found!r:.80}, but this hyperbrush reads {FORMAT!r}; update it"
     shown = ", ".join(names[:2]) or "nothing"
     other = f"its header has no {FORMAT_KEY}, and it holds {len(names)} tensors ({shown!r:.120})"
     return foreign_kind(names) or other
+
+
+def taken_apart(hypernetwork: AttentionHypernetwork) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The settings under the webui's keys, with ``widths``, and the tensors by name, each with a storage of its own."""
+    tensors = {}
+    for key, pair in hypernetwork.pairs():
+        for network, use in ((pair.key, "key"), (pair.value, "value")):
+            for name, parameter in network.named_parameters():
+                tensors[f"{key}.{use}.{name}"] = alone(parameter)
+    settings = {k: v for k, v in settings_of(hypernetwork).items() if not k.startswith(PREFIX)}
+    return settings | {"widths": {str(key): pair.width for key, pair in hypernetwork.pairs()}}, tensors
+
+
+def assemble(
+    where: str, name: str, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> AttentionHypernetwork:
+    """Undo `taken_apart`, in evaluation mode.
+
+    where: what they are from, in words.
+
+    Raises:
+        UserError: they contradict each other.
+    """
+    config = dict(settings)
+    try:
+        widths: dict[Key, int] = {_key(text): width for text, width in config.pop("widths").items()}
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{where} is damaged: its settings have no widths") from error
+    made = build(where, name, config, widths, len(tensors))
+    for place, network, group in _networks(where, made, _groups(where, tensors)):
+        fill(where, place, network, [(parameter, tensors[full]) for parameter, full in group])
+    return made.eval()
 
 
 def write(hypernetwork: AttentionHypernetwork, path: Path) -> None:
@@ -143,15 +180,9 @@ def write(hypernetwork: AttentionHypernetwork, path: Path) -> None:
     Raises:
         UserError: ``metadata`` holds what JSON or ModelSpec cannot, or the file cannot be written.
     """
-    tensors = {}
-    for key, pair in hypernetwork.pairs():
-        for network, use in ((pair.key, "key"), (pair.value, "value")):
-            for name, parameter in network.named_parameters():
-                tensors[f"{key}.{use}.{name}"] = alone(parameter)
-    settings = {k: v for k, v in settings_of(hypernetwork).items() if not k.startswith(PREFIX)}
-    widths = {str(key): pair.width for key, pair in hypernetwork.pairs()}
+    settings, tensors = taken_apart(hypernetwork)
     try:
-        text = json.dumps(settings | {"widths": widths}, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(settings, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise UserError(
             f"cannot write {path}: the metadata of {hypernetwork.name!r} must be texts, finite numbers, "

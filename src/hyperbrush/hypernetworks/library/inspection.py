@@ -19,6 +19,7 @@ from hyperbrush.hypernetworks.files.comfyui import comfyui_reason
 from hyperbrush.hypernetworks.files.headers import CONFIG_KEY, header_of
 from hyperbrush.hypernetworks.files.modelspec import hash_matches
 from hyperbrush.hypernetworks.files.optimizer import read_optimizer, sidecar_of
+from hyperbrush.hypernetworks.files.packed import file_of, split
 from hyperbrush.hypernetworks.files.torch_files import outline
 from hyperbrush.hypernetworks.files.torch_writing import foreign_members
 from hyperbrush.hypernetworks.library.summary import GENERATED, Summary, summarise
@@ -128,6 +129,11 @@ def inspect(path: str | Path) -> Inspection:
             says which).
     """
     path = Path(path)
+    if split(path) is not None:
+        raise UserError(
+            f"{path.name!r} is a member of the pack {file_of(path)}: give it back as a file first, hyperbrush hyper "
+            f"generate --generator {file_of(path)} --task {path.name} --out {path.name}.safetensors"
+        )
     hypernetwork = load_attention(path)
     written = _written(path)
     networks = tuple(
@@ -381,12 +387,12 @@ def generated_facts(path: Path) -> dict[str, Any]:
     return {
         "kind": GENERATED,
         "name": weights.name,
-        "format": "hyperbrush safetensors",
+        "format": "hyperbrush safetensors" if split(path) is None else f"a member of {file_of(path).name}",
         "layers": len(weights.layers),
         "rank": weights.rank,
         "numbers": weights.size,
-        "size": path.stat().st_size,
-        "sha256": sha256(path),
+        "size": file_of(path).stat().st_size,
+        "sha256": sha256(file_of(path)),
         "norm": round(float(weights.squared_norm()) ** 0.5, 6),
         "metadata": weights.metadata,
         "readers": "hyperbrush; as a LoRA (convert --to lora-kohya, lora-diffusers, lora-peft) diffusers, PEFT, webui, ComfyUI",

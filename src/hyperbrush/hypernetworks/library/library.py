@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hyperbrush.errors import UnknownHypernetwork as UnknownHypernetwork
 from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.file_cache import FileCache
-from hyperbrush.hypernetworks.files import SUFFIXES
+from hyperbrush.hypernetworks.files import SUFFIXES, packed
 from hyperbrush.hypernetworks.library.foreign_notes import FOREIGN
 from hyperbrush.hypernetworks.library.notes import (
     KEYS,
@@ -38,7 +38,7 @@ class Entry:
 
     Args:
         name: what `HypernetworkLibrary.find` takes.
-        path, size: the file, and its bytes.
+        path, size: the file, and its bytes; of a pack's member the pack's, with path looks.pack.safetensors/ink.
         sha256: of the file, hex digits; "" where it cannot be read.
         summary: what its header says; None for a broken file.
         notes: what people wrote beside it.
@@ -95,7 +95,8 @@ class HypernetworkLibrary:
     (['water'], [8])
 
     A file's name is its stem ("water"), or its place in the folder without suffix
-    ("styles/water") where stems repeat. The folder is read again at each question, so new files
+    ("styles/water") where stems repeat; members of a pack are named alike, "ink" or "looks/ink", and their side files
+    are the pack's. The folder is read again at each question, so new files
     are seen.
 
     cache: where hashes and headers are kept by file size and time; the user's cache folder by default.
@@ -168,7 +169,7 @@ class HypernetworkLibrary:
         Raises:
             UserError: as `find`, or it cannot be read.
         """
-        digest = self.cache.sha256(self.find(name))
+        digest = self.cache.sha256(packed.file_of(self.find(name)))
         self.cache.save()
         return digest
 
@@ -223,7 +224,7 @@ class HypernetworkLibrary:
         Raises:
             UserError: as `find`; or a side file is damaged or lies outside of the folder.
         """
-        notes, wrong = collect_notes(self.find(name), self._refused)
+        notes, wrong = collect_notes(packed.file_of(self.find(name)), self._refused)
         for side, reason in wrong:
             if side.name.endswith(tuple(FOREIGN)):  # nobody edits these here
                 _log.warning("%s", reason)
@@ -237,7 +238,7 @@ class HypernetworkLibrary:
         Raises:
             UserError: as `find`; or they cannot be written.
         """
-        write_notes(self.find(name), notes)
+        write_notes(packed.file_of(self.find(name)), notes)
 
     def preview(self, name: str) -> Path | None:
         """The picture beside a network, if there is one within the folder.
@@ -253,32 +254,35 @@ class HypernetworkLibrary:
         Raises:
             UserError: as `find`; or it cannot be written.
         """
-        return write_preview(self.find(name), image)
+        return write_preview(packed.file_of(self.find(name)), image)
 
     def _preview(self, network: Path) -> Path | None:
-        path = find_preview(network)
+        path = find_preview(packed.file_of(network))
         return path if path is not None and self._inside(path) else None
 
     def _entry(self, name: str, path: Path, read: bool = True) -> Entry | None:
         """None for a file that vanished meanwhile."""
         summary = None
         digest, error = "", None
+        file, what = packed.file_of(path), SUMMARY if packed.split(path) is None else f"{SUMMARY}/{path.name}"
         try:
-            state = path.stat()
+            state = file.stat()
         except OSError:
             return None
         try:
             if not stat.S_ISREG(state.st_mode):
                 raise UserError(f"{path} is no regular file")
             if read:
-                digest = self.cache.sha256(path)
-                value = self.cache.get(path, SUMMARY, _summary, lambda v: summary_from(v) is not None)
+                digest = self.cache.sha256(file)
+                value = self.cache.get(
+                    file, what, lambda _: _summary(path), lambda v: summary_from(v) is not None
+                )
             else:
-                value = self.cache.kept(path, SUMMARY)
+                value = self.cache.kept(file, what)
             summary = summary_from(value)
         except (UserError, OSError) as reason:
             error = str(reason)
-        notes, wrong = collect_notes(path, self._refused)
+        notes, wrong = collect_notes(file, self._refused)
         return Entry(
             name,
             path,
@@ -322,16 +326,17 @@ class HypernetworkLibrary:
                 # A link may not carry a name out of the folder.
                 if file.startswith(".") or path.suffix.lower() not in SUFFIXES or not self._inside(path):
                     continue
-                place = self._place(path)
-                if place not in by_place or path.suffix.lower() == ".safetensors":
-                    by_place[place] = path
+                for one in _adapters(path):
+                    place = self._place(one)
+                    if place not in by_place or path.suffix.lower() == ".safetensors":
+                        by_place[place] = one
         by_stem: dict[str, list[Path]] = {}
         for path in by_place.values():
             by_stem.setdefault(_stem(path), []).append(path)
         return by_stem
 
     def _place(self, path: Path) -> str:
-        return _normal(path.relative_to(self.folder).with_suffix("").as_posix())
+        return _normal(packed.place_of(path.relative_to(self.folder)))
 
 
 def _summary(path: Path) -> dict[str, Any]:
@@ -340,8 +345,13 @@ def _summary(path: Path) -> dict[str, Any]:
     return summarise(path).as_dict()
 
 
+def _adapters(file: Path) -> list[Path]:
+    """What a file holds: itself, or the members of a pack."""
+    return [file / name for name in packed.members(file)] or [file] if packed.is_pack(file) else [file]
+
+
 def _stem(path: Path) -> str:
-    return _normal(path.stem)
+    return _normal(path.name if packed.split(path) else path.stem)
 
 
 def _normal(name: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from hyperbrush.errors import UserError
 from hyperbrush.files import move_all
 from hyperbrush.hypernetworks.files import OPTIMIZER_SUFFIX as OPTIMIZER
-from hyperbrush.hypernetworks.files import SUFFIXES
+from hyperbrush.hypernetworks.files import SUFFIXES, packed
 from hyperbrush.hypernetworks.library.foreign_notes import FOREIGN
 from hyperbrush.hypernetworks.library.library import HypernetworkLibrary
 from hyperbrush.hypernetworks.library.notes import PREVIEW_SUFFIXES
@@ -108,7 +108,7 @@ def rename(library: HypernetworkLibrary, name: str, new: str) -> Path:
         UserError: there is none of that name, the new one is impossible or taken, or a file cannot be moved
             (then all stay).
     """
-    path, new = library.find(name), check_name(new)
+    path, new = _alone(library, name), check_name(new)
     if new == path.stem:
         return path
     others = {place.rpartition("/")[2].casefold() for place in library.names()} - {_folded(path.stem)}
@@ -130,7 +130,7 @@ def discard(library: HypernetworkLibrary, name: str, trash: Trash) -> TrashItem:
     Raises:
         UserError: there is none of that name, or a file cannot be moved (then all stay).
     """
-    path = library.find(name)
+    path = _alone(library, name)
     place = path.parent.relative_to(library.folder).as_posix()
     return trash.put("hypernetwork", path.stem, files_of(path), place="" if place == "." else place)
 
@@ -153,6 +153,20 @@ def restore(library: HypernetworkLibrary, trash: Trash, item: str) -> Path:
         raise UserError(f"{error.filename} is there already: move it away, then restore again") from error
     networks = [path for path in moves.values() if path.suffix.lower() in SUFFIXES]
     return networks[-1] if networks else next(iter(moves.values()))
+
+
+def _alone(library: HypernetworkLibrary, name: str) -> Path:
+    """The file of one network.
+
+    Raises:
+        UserError: there is none of that name, or it stands with others in a pack.
+    """
+    path = library.find(name)
+    if found := packed.split(path):
+        raise UserError(
+            f"{name!r} is one of several in the pack {found[0].name}: move or rename that file as a whole"
+        )
+    return path
 
 
 def _folded(name: str) -> str:

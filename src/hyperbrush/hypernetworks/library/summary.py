@@ -5,7 +5,7 @@ Only reading imports torch: a library's names and notes do without.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from hyperbrush.errors import UserError
+from hyperbrush.hypernetworks.files import packed
 from hyperbrush.ldm.families import BY_ARCHITECTURE
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Summary:
     Args:
         kind: "attention hypernetwork", or "generated": weights that a hypernetwork generated; what a kind
             does not have is empty or 0.
-        format: "webui" or "safetensors".
+        format: "webui", "safetensors", or "pack" of a pack's member.
         widths: context widths it has networks for.
         sites: number of attention sites with a network or weights of their own; 0 where networks go by width.
         structure: widths of the layers as multiples of the context's.
@@ -80,6 +81,8 @@ def summarise(path: Path) -> Summary:
         UserError: the file is damaged, or of another kind; the words are the reader's own.
     """
     try:
+        if packed.split(path) is not None:
+            return _member(path)
         return _safetensors(path) if path.suffix.lower() == ".safetensors" else _webui(path)
     except (
         LookupError,
@@ -117,25 +120,45 @@ def _safetensors(path: Path) -> Summary:
     return _summary(path, "safetensors", config, widths, counts)
 
 
+def _member(path: Path) -> Summary:
+    from hyperbrush.hypernetworks.files.pack import outline
+
+    kind, about, shapes, base = outline(path)
+    if kind == packed.ATTENTION:
+        config = dict(about)
+        widths: dict[Key, int] = {int(k) if k.isdecimal() else k: v for k, v in config.pop("widths").items()}
+        return _summary(path, "pack", config, widths, [math.prod(shape) for shape, _ in shapes.values()])
+    numbers = sum(rank * sum(shape) for shape, rank in shapes.values())
+    return _of_weights("pack", list(shapes), numbers, about["metadata"], base)
+
+
 def _generated(path: Path, header: Mapping[str, str], config: Mapping[str, Any]) -> Summary:
     with safe_open(path, framework="pt", device="cpu") as file:
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     layers = {name.rpartition(".")[0] for name in shapes}
     if not layers or len(shapes) != 2 * len(layers):
         raise ValueError
-    base = header.get("modelspec.architecture", "").partition("/")[0]
-    step = config["metadata"].get("generator_step", 0)
+    numbers = sum(math.prod(shape) for shape in shapes.values())
+    base = header.get("modelspec.architecture", "")
+    return _of_weights("safetensors", layers, numbers, config["metadata"], base)
+
+
+def _of_weights(
+    form: str, layers: Iterable[str], numbers: int, metadata: Mapping[str, Any], base: str
+) -> Summary:
+    """base: ModelSpec's architecture."""
+    step = metadata.get("generator_step", 0)
     return Summary(
         kind=GENERATED,
-        format="safetensors",
+        format=form,
         widths=(),
         sites=len({layer.partition(".to_")[0] for layer in layers}),
         structure=(),
         activation="",
         layer_norm=False,
-        parameters=sum(math.prod(shape) for shape in shapes.values()),
+        parameters=numbers,
         step=step if isinstance(step, int) else 0,
-        trained_for=_family(base),
+        trained_for=_family(base.partition("/")[0]),
     )
 
 
