@@ -338,3 +338,25 @@ def test_what_fits_the_model_is_told_once_files_were_read(tmp_path: Path) -> Non
     assert {one["name"] for one in known(site)} == {"own", "other", "broken"}, "nothing was read yet"
     assert {c.entry.name: c.fits for c in cards(workspace)} == {"own": True, "other": False, "broken": None}
     assert {one["name"] for one in known(site)} == {"own", "broken"}
+
+
+def test_a_pack_is_imported_listed_drawn_with_and_kept_whole(app: Any, folder: Path, tmp_path: Path) -> None:
+    from hyperbrush.hypernetworks.convert.compression import compress
+
+    nets = {f"packed {i}": load(network(tmp_path / f"{i}.pt", i, widths=(128, 256))) for i in range(2)}
+    content = compress(nets).save(tmp_path / "api-looks.pack.safetensors").read_bytes()
+    status, card = send(app, "/api/v1/hypernetworks", "POST", "api-looks.pack.safetensors", content)
+    assert (status, card["name"], card["widths"]) == (201, "packed 0", [128, 256])
+    found = {one["name"]: one for one in app.call("/api/v1/hypernetworks")}
+    assert found["packed 1"]["prompt"] == "<hypernet:packed 1:1>"
+    assert app.call(f"/api/v1/hypernetworks/{found['packed 1']['id']}/file") == content
+    refused = app.call("/api/v1/hypernetworks/packed%201", method="DELETE")
+    assert refused["status"] == 400
+    assert "one of several in the pack" in json.dumps(refused)
+    status, second = send(app, "/api/v1/hypernetworks", "POST", "api-looks.pack.safetensors", content)
+    assert (status, second["name"]) == (201, "api-looks-2/packed 0")
+    status, _ = send(app, "/api/v1/hypernetworks", "POST", "api-looks.pack.safetensors", content[:-9])
+    assert status == 400
+    assert incoming(app) == []
+    for file in folder.glob("api-looks*"):
+        file.unlink()

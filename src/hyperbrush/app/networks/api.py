@@ -10,6 +10,7 @@ from hyperbrush.app.networks import service as networks
 from hyperbrush.app.requests import ExportRequest, MergeRequest, NotesRequest, RenameRequest
 from hyperbrush.app.site import Site
 from hyperbrush.errors import UserError
+from hyperbrush.hypernetworks.files import packed
 
 
 def add(router: APIRouter, site: Site) -> None:
@@ -36,8 +37,8 @@ def add(router: APIRouter, site: Site) -> None:
 
     @router.get("/hypernetworks/{which:path}/file")
     def file(which: str) -> FileResponse:
-        """The file itself."""
-        path = networks.file_of(site.workspace, which)
+        """The file itself; of a pack's member the pack."""
+        path = packed.file_of(networks.file_of(site.workspace, which))
         return FileResponse(path, media_type="application/octet-stream", filename=path.name)
 
     @router.get("/hypernetworks/{which:path}/inspection")

@@ -91,9 +91,10 @@ def take_in(library: HypernetworkLibrary, file: Path, name: str) -> Path:
     Raises:
         UserError: the name is impossible, or the file cannot be moved.
     """
-    name = check_name(name)
+    suffix = packed.SUFFIX if packed.is_pack(file) else file.suffix.lower()
+    name = check_name(name.removesuffix(".pack") if packed.is_pack(file) else name)
     while True:
-        target = library.folder / (free_name(library, name) + file.suffix.lower())
+        target = library.folder / (free_name(library, name) + suffix)
         try:
             move_all({file: target})
             return target
@@ -177,5 +178,5 @@ def _standing(folder: Path, name: str) -> list[Path]:
     """Files in a folder that a network called ``name`` would have, whatever their case."""
     if not folder.is_dir():
         return []
-    wanted = {(name + ending).casefold() for ending in ENDINGS}
+    wanted = {(name + ending).casefold() for ending in (*ENDINGS, packed.SUFFIX)}
     return [path for path in sorted(folder.iterdir()) if _folded(path.name) in wanted]
