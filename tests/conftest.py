@@ -9,6 +9,7 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # as the command line; it is read at import
+os.environ["LC_ALL"] = "C.UTF-8"  # the command line speaks English, whoever runs the tests
 
 import numpy as np
 import pytest

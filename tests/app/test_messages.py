@@ -1,17 +1,21 @@
 """Every message is there in every language, and every one that is said exists."""
 
+import json
 import re
 import string
 from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
 
 import hyperbrush.app
 from hyperbrush.app.messages import FOLDER, NAMES, Messages, catalogue, chosen_language
 from hyperbrush.app.ui.frame import PLACES
-from hyperbrush.app.workspace import LANGUAGES
 from hyperbrush.hypernetworks.convert.convert import TARGETS
 from hyperbrush.ldm.models.single_file import KINDS
+from hyperbrush.translation import LANGUAGES
 
 APP = Path(hyperbrush.app.__file__).parent
 SAID = re.compile(r"""\bt\(\s*f?["']([a-z_]+\.[a-z0-9_]*)([{"'])""")
@@ -66,3 +70,30 @@ def test_the_language_is_chosen() -> None:
     assert chosen_language("", "", "") == "en"
     assert Messages("ko").language == "ko"
     assert set(NAMES) == set(LANGUAGES)
+
+
+@pytest.mark.parametrize(
+    ("language", "said"),
+    [
+        ("", "there is no run 'nowhere'"),
+        ("ko-KR,ko;q=0.9", "실행 'nowhere'이(가) 없습니다"),
+        ("zh-CN", "没有运行 'nowhere'"),
+        ("de-DE", "there is no run 'nowhere'"),
+    ],
+)
+def test_errors_come_in_the_language_that_is_asked_for(app: Any, language: str, said: str) -> None:
+    request = Request(
+        app.url + "/api/v1/runs/nowhere", headers={"Accept-Language": language} if language else {}
+    )
+    with pytest.raises(HTTPError) as refused:
+        urlopen(request)
+    assert refused.value.code == 404
+    assert json.load(refused.value)["detail"] == said
+
+
+def test_a_number_out_of_range_comes_in_words(app: Any) -> None:
+    body = json.dumps({"prompt": "x", "steps": 0}).encode()
+    head = {"Accept-Language": "ko", "Content-Type": "application/json"}
+    with pytest.raises(HTTPError) as refused:
+        urlopen(Request(app.url + "/api/v1/draw", body, head))
+    assert [e["msg"] for e in json.load(refused.value)["detail"]] == ["1 이상이어야 합니다"]

@@ -21,11 +21,13 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from hyperbrush import __version__
+from hyperbrush.app.messages import language_of
 from hyperbrush.app.security import Access, Guard, is_loopback
 from hyperbrush.app.site import Site
 from hyperbrush.app.workspace import Workspace
 from hyperbrush.errors import NotThere, UserError
 from hyperbrush.setting_errors import in_words
+from hyperbrush.translation import say
 
 log = logging.getLogger(__name__)
 
@@ -90,20 +92,26 @@ def make_app(site: Site, access: Access) -> Any:
         lifespan=lifespan,
     )
 
+    def translated(request: Request, text: str) -> str:
+        try:
+            preferred = site.workspace.preferences.language
+        except UserError:  # the preferences are broken, which may be what is told
+            preferred = ""
+        return say(text, language_of(request, preferred))
+
     @app.exception_handler(UserError)
-    async def refused(_: Request, error: UserError) -> Response:
-        return _told(404 if isinstance(error, NotThere) else 400, str(error))
+    async def refused(request: Request, error: UserError) -> Response:
+        return _told(404 if isinstance(error, NotThere) else 400, translated(request, str(error)))
 
     @app.exception_handler(OSError)
-    async def unreadable(_: Request, error: OSError) -> Response:
+    async def unreadable(request: Request, error: OSError) -> Response:
         """A file that vanished meanwhile, a disk that is full."""
         log.warning("a file could not be used", exc_info=error)
         name = Path(str(error.filename)).name if error.filename else "a file"
-        if error.errno == errno.ENOSPC:
-            return _told(507, f"{name}: {error.strerror}; make room on the server")
-        return _told(
-            404 if isinstance(error, FileNotFoundError) else 400, f"{name}: {error.strerror or error}"
-        )
+        full = error.errno == errno.ENOSPC
+        text = f"{name}: {error.strerror or error}" + ("; make room on the server" if full else "")
+        status = 507 if full else 404 if isinstance(error, FileNotFoundError) else 400
+        return _told(status, translated(request, text))
 
     @app.exception_handler(HTTPException)
     async def told(request: Request, error: HTTPException) -> Response:
@@ -113,8 +121,11 @@ def make_app(site: Site, access: Access) -> Any:
         return await http_exception_handler(request, error)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        said = [{"type": e["type"], "loc": e["loc"], "msg": in_words(e)} for e in error.errors()]
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        said = [
+            {"type": e["type"], "loc": e["loc"], "msg": translated(request, in_words(e))}
+            for e in error.errors()
+        ]
         return _told(422, said)
 
     for tag, module in APIS.items():

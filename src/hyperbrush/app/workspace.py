@@ -16,8 +16,6 @@ from hyperbrush.trash import Trash
 if TYPE_CHECKING:
     from hyperbrush.hypernetworks.library.library import HypernetworkLibrary
 
-LANGUAGES = ("en", "ko", "zh")
-
 
 class Preferences(BaseModel):
     """Settings of the app, kept in .hyperbrush/preferences.yaml; folders are relative to the workspace."""

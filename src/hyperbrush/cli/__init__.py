@@ -7,6 +7,7 @@ import typer
 
 from hyperbrush.cli import convert, doctor, draw, inspect, library, serve, train
 from hyperbrush.cli.hyper import hyper
+from hyperbrush.cli.language import choose, told
 from hyperbrush.cli.ldm import ldm
 from hyperbrush.errors import UserError
 
@@ -27,7 +28,12 @@ app.add_typer(ldm, name="ldm")
 def _common(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
+    language: Annotated[
+        str,
+        typer.Option(help="Of errors and notes: en, ko or zh; LANG's if left out.", show_default=False),
+    ] = "",
 ) -> None:
+    choose(language)
     if version:
         from hyperbrush import __version__
 
@@ -76,18 +82,18 @@ def main(arguments: list[str] | None = None) -> None:
         given = sys.argv[1:] if arguments is None else arguments
         result: Any = app(args=_at_home(given), standalone_mode=False)
     except UserError as error:
-        print(f"hyperbrush: {error}", file=sys.stderr)
+        print(f"hyperbrush: {told(error)}", file=sys.stderr)
         sys.exit(2)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except typer.Abort:
         sys.exit(130)
     except KeyboardInterrupt:
-        print("hyperbrush: stopped", file=sys.stderr)
+        print(f"hyperbrush: {told('stopped')}", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         if not hasattr(error, "format_message"):  # what click raises for a wrong command line
             raise
-        print(f"hyperbrush: {error.format_message()}; see hyperbrush --help", file=sys.stderr)
+        print(f"hyperbrush: {told(error.format_message())}; {told('see hyperbrush --help')}", file=sys.stderr)
         sys.exit(2)
     sys.exit(result if isinstance(result, int) else 0)

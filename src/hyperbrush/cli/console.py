@@ -20,6 +20,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from hyperbrush.cli.language import told
+
 if TYPE_CHECKING:
     from hyperbrush.training.loop.trainer import Interrupted
     from hyperbrush.training.loop.trainer import Progress as Step
@@ -31,7 +33,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=
 
 def note(text: str) -> None:
     """A remark beside the result, on stderr."""
-    err.print(text, style="yellow")
+    err.print(told(text), style="yellow")
 
 
 def stopped(training: "Interrupted", command: str) -> None:
@@ -45,7 +47,7 @@ def stopped(training: "Interrupted", command: str) -> None:
 
 def done(text: str) -> None:
     """A result, on stdout."""
-    out.print(text)
+    out.print(told(text))
 
 
 def bar(*, transient: bool = False) -> Progress:
@@ -128,7 +130,7 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
         now = time.monotonic()
         if asked is None:
             asked = now
-            err.print("stopping; once more to stop at once", style="yellow")
+            note("stopping; once more to stop at once")
         elif number == signal.SIGINT and not ("TORCHELASTIC_RUN_ID" in os.environ and now - asked < 1):
             raise KeyboardInterrupt
 

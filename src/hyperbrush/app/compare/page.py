@@ -234,7 +234,7 @@ class ComparePage:
             )
         except UserError as error:
             if number == self._number:
-                self.told.set_text(str(error))
+                self.told.set_text(t.said(error))
                 self.told.classes("bad")
             return
         if number != self._number:  # the form has changed meanwhile

@@ -50,7 +50,7 @@ class GridView:
         try:
             job = self.site.jobs.get(self.job)
         except UserError as error:
-            self.head.tell(str(error))
+            self.head.tell(self.t.said(error))
             return
         done, steps = float(job.progress.get("done") or 0), job.progress.get("steps")
         self.head.show(job, self._text(job), done / steps if steps and job.state == "running" else 0.0)
@@ -64,7 +64,7 @@ class GridView:
     def _text(self, job: Job) -> str:
         t = self.t
         if job.state == "failed":
-            return job.error
+            return t.said(job.error)
         if job.state in ("stopped", "paused"):
             return t("compare.stopped")
         if job.state == "done":
@@ -113,7 +113,7 @@ class Grid:
             link = ui.link(t("compare.download"), address)
             link.props["download"] = "grid.png"
         for note in job.result.get("notes", []):
-            ui.label(str(note)).classes("warn")
+            ui.label(t.said(note)).classes("warn")
         with ui.expansion(t("compare.settings"), icon="description").classes("more"):
             ui.label(str(job.result.get("parameters", ""))).classes("mono")
         small.on("click", lambda: self.open())

@@ -172,7 +172,7 @@ class _Create:
             self.form.fill({"image": "", "negative": "", "clip_skip": 1} | said["settings"])
             ui.notify(self.t("create.settings_read"), type="positive")
             for note in said.get("notes", []):
-                ui.notify(str(note), multi_line=True, timeout=10_000, close_button="✕")
+                ui.notify(self.t.said(note), multi_line=True, timeout=10_000, close_button="✕")
 
     def refuse(self, why: str) -> None:
         """Tell what the server said to create.js."""

@@ -54,7 +54,7 @@ class Results:
         if job.is_open:
             self._tell(job)
         elif job.state != "done":
-            self._end.set_text(job.error if job.state == "failed" else self.t("create.stopped"))
+            self._end.set_text(self.t.said(job.error) if job.state == "failed" else self.t("create.stopped"))
             self._end.classes(
                 add="bad" if job.state == "failed" else "", remove="" if job.state == "failed" else "bad"
             )
@@ -109,7 +109,7 @@ class Results:
                 ui.label(said["parameters"]).classes("mono")
                 button(t("create.copy"), "content_copy", lambda: self._copy(said["parameters"]))
             for note in said["notes"]:
-                ui.label(note).classes("soft small")
+                ui.label(t.said(note)).classes("soft small")
 
     def _copy(self, text: str) -> None:
         ui.clipboard.write(text)

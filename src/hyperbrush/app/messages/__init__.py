@@ -6,8 +6,9 @@ from functools import cache
 from pathlib import Path
 
 import yaml
+from fastapi import Request
 
-from hyperbrush.app.workspace import LANGUAGES
+from hyperbrush.translation import LANGUAGES, say
 
 FOLDER = Path(__file__).parent
 NAMES = {"en": "English", "ko": "한국어", "zh": "中文"}
@@ -32,6 +33,10 @@ class Messages:
         """A message, or something else where there is none of that key."""
         return self._said.get(key, default)
 
+    def said(self, text: object) -> str:
+        """An error or a note of the library's in this language."""
+        return say(str(text), self.language)
+
 
 @cache
 def catalogue(language: str) -> Mapping[str, str]:
@@ -41,6 +46,12 @@ def catalogue(language: str) -> Mapping[str, str]:
         values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
         found |= {f"{file.stem}.{key}": str(text) for key, text in values.items()}
     return found
+
+
+def language_of(request: Request, preferred: str) -> str:
+    """The language of an answer: a browser's, or English for a program that asks for none (Accept-Language)."""
+    cookie, accepted = request.cookies.get("language", ""), request.headers.get("accept-language", "")
+    return chosen_language(cookie, preferred, accepted) if cookie or accepted else "en"
 
 
 def chosen_language(cookie: str, preferred: str, accepted: str) -> str:

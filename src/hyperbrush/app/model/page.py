@@ -72,7 +72,7 @@ class ModelPage:
             if model.form == "hub" and model.size is None:
                 ui.label(t("model.not_here")).classes("warn")
             if model.error:
-                ui.label(t("model.cannot", why=model.error)).classes("bad")
+                ui.label(t("model.cannot", why=t.said(model.error))).classes("bad")
             elif not used:
                 button = ui.button(t("model.use"), icon="check", on_click=lambda: self._use(model.source))
                 button.props("unelevated no-caps color=primary")
@@ -110,7 +110,7 @@ class ModelPage:
             return
         name = str(job.arguments.get("model", ""))
         if job.state == "failed":
-            text, how = t("model.failed", name=name, why=job.error), "bad"
+            text, how = t("model.failed", name=name, why=t.said(job.error)), "bad"
         elif job.state == "done":
             text, how = t("model.opened", name=name, seconds=f"{job.result['seconds']:.2g}"), "good"
         else:

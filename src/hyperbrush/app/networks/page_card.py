@@ -171,7 +171,7 @@ class NetworkCard:
                 text = t("networks.not_fit", model=self.site.workspace.preferences.model, widths=widths)
                 ui.label(text).classes("badge warn")
         reason = (entry.error or entry.warning or "").replace(str(entry.path.parent) + os.sep, "")
-        self.trouble.set_text(t("networks.broken", reason=reason) if entry.error else reason)
+        self.trouble.set_text(t("networks.broken", reason=t.said(reason)) if entry.error else t.said(reason))
         self.trouble.classes("bad" if entry.error else "warn", remove="warn" if entry.error else "bad")
         self.trouble.set_visibility(bool(self.trouble.text))
         self.about.set_text(entry.notes.description)

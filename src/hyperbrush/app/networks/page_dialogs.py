@@ -69,11 +69,11 @@ class Exports:
                     stands += f" {told.get('step')}/{told['steps']}"
                 ui.label(stands).classes("soft")
                 if job.error:
-                    ui.label(job.error).classes("bad")
+                    ui.label(t.said(job.error)).classes("bad")
                 if job.result.get("report"):
-                    ui.label(str(job.result["report"])).classes("soft")
+                    ui.label(t.said(job.result["report"])).classes("soft")
                 for lost in job.result.get("lost", []):
-                    ui.label(t("networks.lost", what=lost)).classes("warn")
+                    ui.label(t("networks.lost", what=t.said(lost))).classes("warn")
             if job.state == "done":
                 ui.link(t("networks.download"), f"/api/v1/exports/{job.id}").props("download")
             elif job.is_open and not job.stopping:
@@ -293,7 +293,8 @@ async def show_inspection(site: Site, t: Messages, card: Card) -> None:
                 )
             title_of(3, t("networks.readers"))
             readers = said.get("readers", {})
-            _facts(readers.items() if isinstance(readers, Mapping) else [("", str(readers))])
+            rows = readers.items() if isinstance(readers, Mapping) else [("", readers)]
+            _facts((name, t.said(text)) for name, text in rows)
             if said.get("networks"):
                 title_of(3, t("networks.parts"))
                 ui.label(t("networks.effect_help")).classes("soft")
@@ -304,7 +305,7 @@ async def show_inspection(site: Site, t: Messages, card: Card) -> None:
             if "odd" in said:
                 title_of(3, t("networks.odd" if said["odd"] else "networks.nothing_odd"))
                 for odd in said["odd"]:
-                    ui.label(odd).classes("warn")
+                    ui.label(t.said(odd)).classes("warn")
 
 
 def _facts(rows: Iterable[tuple[str, str]]) -> None:

@@ -298,7 +298,7 @@ class _Row:
             about.append(t("runs.elsewhere"))
         self.about.set_text(" · ".join(filter(None, about)))
         self.state.show(run.state)
-        self.standing.set_text(standing(t, run) if not run.error else run.error[:200])
+        self.standing.set_text(standing(t, run) if not run.error else t.said(run.error)[:200])
         self.standing.classes(add="bad") if run.error else self.standing.classes(remove="bad")
         self.bar.show(run)
         version = int(run.live.get("step") or 0) // (10 if run.state in OPEN else 1)

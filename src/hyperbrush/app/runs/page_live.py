@@ -260,7 +260,7 @@ class Live:
             notes.append(t("runs.elsewhere_long"))
         self.note.set_text(" ".join(notes))
         self.note.set_visibility(bool(notes))
-        self.error.set_text(run.error)
+        self.error.set_text(t.said(run.error))
         self.error.set_visibility(bool(run.error))
         self._show_tiles()
         self.actions.show(self.view)
@@ -308,7 +308,7 @@ class Live:
                 kind = self.t.get(f"runs.event_{row['event']}", str(row["event"]))
                 with ui.element("li"):
                     words("strong", f"{kind} · {self.t('runs.at', step=row['step'])}")
-                    words("div", str(row.get("message", "")), "soft small")
+                    words("div", self.t.said(row.get("message", "")), "soft small")
 
     async def _show_log(self) -> None:
         if not self.log_box.value:

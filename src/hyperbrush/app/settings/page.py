@@ -15,8 +15,9 @@ from hyperbrush.app.messages import NAMES, Messages
 from hyperbrush.app.settings import service as choices
 from hyperbrush.app.site import Site
 from hyperbrush.app.ui.frame import CHOICE_AGE, PATIENCE, duration, frame, on_news, refusals, title_of
-from hyperbrush.app.workspace import FOLDERS, LANGUAGES
+from hyperbrush.app.workspace import FOLDERS
 from hyperbrush.errors import UserError
+from hyperbrush.translation import LANGUAGES
 
 
 class Doctor:
@@ -59,7 +60,7 @@ class Doctor:
             )
             self.told.classes("bad" if wrong else "good")
         else:
-            self.told.set_text(job.error or t("settings.doctor_stopped"))
+            self.told.set_text(t.said(job.error) or t("settings.doctor_stopped"))
             self.told.classes("bad")
         self.place.clear()
         if job.state == "done" and job.kind == "doctor":
@@ -73,15 +74,15 @@ class Doctor:
         for row in job.result["rows"]:
             if row["about"] != about:
                 about = row["about"]
-                title_of(3, about or t("settings.doctor_machine"))
+                title_of(3, t.said(about) or t("settings.doctor_machine"))
                 facts = ui.element("dl").classes("model-facts")
             with facts:
                 with ui.element("dt"):
-                    ui.label(row["what"])
+                    ui.label(t.said(row["what"]))
                 with ui.element("dd"):
                     if not row["sound"]:
                         ui.label(t("settings.doctor_bad")).classes("bad")
-                    ui.label(row["found"]).classes("" if row["sound"] else "bad")
+                    ui.label(t.said(row["found"])).classes("" if row["sound"] else "bad")
         if job.result.get("picture"):
             picture = ui.element("img").classes("drawn doctor-picture")
             picture.props["src"], picture.props["alt"] = f"{address}/picture", t("settings.doctor_alt")
@@ -188,7 +189,7 @@ class Form:
             try:
                 await asyncio.to_thread(choices.prefer, self.site, values)
             except ValueError as error:  # beside the button too: a notification goes away
-                self.wrong.set_text(str(error))
+                self.wrong.set_text(self.t.said(error))
                 raise
             texts = [
                 f"{name}={value}; path=/; max-age={CHOICE_AGE if value else 0}; samesite=strict"

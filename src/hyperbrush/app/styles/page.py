@@ -186,4 +186,6 @@ def _how_to_get_one(site: Site, t: Messages, listed: list[Generator]) -> None:
             with ui.element("li"):
                 ui.link(t("styles.other_model"), "/model")
         for one in listed:
-            ui.label(f"{one.name}: {one.error or t('styles.other', model=preferences.model)}").classes("warn")
+            ui.label(
+                f"{one.name}: {t.said(one.error) or t('styles.other', model=preferences.model)}"
+            ).classes("warn")

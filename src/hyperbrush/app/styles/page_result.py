@@ -67,13 +67,13 @@ class StyleResult:
         try:
             job = self.site.jobs.get(self.job)
         except UserError as error:
-            self.head.tell(str(error))
+            self.head.tell(t.said(error))
             return
         stage = str(job.progress.get("stage", ""))
         step, steps = job.progress.get("step"), job.progress.get("steps")
         told = job.result or job.progress
         if job.state == "failed":
-            text = job.error
+            text = t.said(job.error)
         elif job.state in ("stopped", "paused"):
             text = t("styles.stopped")
         elif "seconds" in told:

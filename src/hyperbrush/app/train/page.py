@@ -120,7 +120,7 @@ def _problems(site: Site, t: Messages, request: Mapping[str, Any]) -> list[str]:
         rest["name"] = secrets.token_hex(8)
     known = {f"setting {key!r} is missing" for key in missing}
     said = trainings.problems(site.workspace, rest, request["presets"])
-    return [*found, *(text for text in said if text not in known)]
+    return [*found, *(t.said(text) for text in said if text not in known)]
 
 
 def _job(site: Site, t: Messages, draft: Draft, kind: str, show: Callable[[Job], None]) -> Callable[[], None]:
@@ -156,7 +156,7 @@ def _job(site: Site, t: Messages, draft: Draft, kind: str, show: Callable[[Job],
                     cancel = ui.button(t("train.cancel"), on_click=lambda: _stop(site, job.id))
                     cancel.props("flat no-caps").set_enabled(not job.stopping)
             elif job.state == "failed":
-                ui.label(job.error).classes("notice bad")
+                ui.label(t.said(job.error)).classes("notice bad")
             elif job.state == "done":
                 show(job)
         compare()
@@ -189,18 +189,18 @@ def _report(t: Messages, report: Mapping[str, Any]) -> None:
         kind, notes = finding["kind"], finding["notes"]
         with ui.element("div").classes(f"finding {finding['severity']}"):
             said = t.get(f"train.finding_{kind}", "")
-            summary = said.format(count=len(notes)) if said else finding["summary"]
+            summary = said.format(count=len(notes)) if said else t.said(finding["summary"])
             with ui.element("div").classes("bar tight"):
                 ui.label(t(f"train.severity_{finding['severity']}")).classes("badge")
                 ui.label(summary).classes("strong grow")
-            ui.label("→ " + t.get(f"train.advice_{kind}", finding["advice"]))
+            ui.label("→ " + t.get(f"train.advice_{kind}", t.said(finding["advice"])))
             with ui.element("ul").classes("soft small"):
                 for note in notes[:NOTES]:
                     names = " = ".join(Path(path).name for path in note["paths"][:4])
                     more = len(note["paths"]) - 4
                     names += f" +{more}" if more > 0 else ""
                     with ui.element("li"):
-                        ui.label(": ".join(filter(None, (names, str(note["what"])))))
+                        ui.label(": ".join(filter(None, (names, t.said(note["what"])))))
             if len(notes) > NOTES:
                 ui.label(t("train.and_more", count=len(notes) - NOTES)).classes("soft small")
 
@@ -228,7 +228,7 @@ def _plan(t: Messages, plan: Mapping[str, Any]) -> None:
                 with ui.element("dd"):
                     ui.label(value)
     for said in plan["advice"]:
-        ui.label(said).classes("notice")
+        ui.label(t.said(said)).classes("notice")
     with ui.expansion(t("train.report")).classes("more"):
         _report(t, plan["report"])
 
@@ -259,7 +259,7 @@ def add(site: Site) -> None:
         ui.add_head_html('<script src="/static/train.js" defer></script>')
         with frame(site, request, "train") as t:
             if refused:
-                ui.label(refused).classes("notice bad").props("role=alert")
+                ui.label(t.said(refused)).classes("notice bad").props("role=alert")
             gallery = train_pictures.Pictures(t, draft, datasets)
             train_settings.build(t, draft, datasets, site.workspace)
             Start(site, t, draft)

@@ -107,7 +107,9 @@ class Pictures:
             text = ui.textarea(value=picture.caption).props("outlined dense autogrow debounce=300")
             text.props["aria-label"] = t("train.caption_of", name=picture.name)
             text.props["maxlength"] = LONGEST
-            said = ui.label(picture.problem or t(f"train.source_{picture.source}")).classes("soft small")
+            said = ui.label(t.said(picture.problem) or t(f"train.source_{picture.source}")).classes(
+                "soft small"
+            )
             if picture.problem:
                 said.classes("bad", remove="soft")
             text.on_value_change(lambda event: self._write(name, picture, event.value, said))

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
 
 from fastapi import Request
 from nicegui import Client, run, ui
@@ -32,6 +33,7 @@ QUASAR: dict[str, Literal["en-US", "ko-KR", "zh-CN"]] = {"en": "en-US", "ko": "k
 CHOICE_AGE = 365 * 86400
 FEW = 4  # open pages, beyond which each looks for news less often
 TICK = 0.5  # seconds between the moments at which so many look
+_messages: WeakKeyDictionary[Client, Messages] = WeakKeyDictionary()
 PATIENCE = 60.0  # seconds that a page may take while the server is still waking up
 
 
@@ -49,7 +51,7 @@ def frame(site: Site, request: Request, place: str, *, title: str = "") -> Itera
     place: one of `PLACES`.
     title: another than the place's.
     """
-    t = messages_for(site, request)
+    t = _messages[ui.context.client] = messages_for(site, request)
     heading = title or t(f"frame.{place}")
     theme = request.cookies.get("theme") or site.workspace.preferences.theme
     ui.page_title(f"{heading} · hyperbrush")
@@ -146,7 +148,13 @@ def refusals() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        ui.notify(str(error), type="negative", multi_line=True, timeout=10_000, close_button="✕")
+        said = page_messages().said(error)
+        ui.notify(said, type="negative", multi_line=True, timeout=10_000, close_button="✕")
+
+
+def page_messages() -> Messages:
+    """The messages of the page that an event is of."""
+    return _messages.get(ui.context.client) or Messages("en")
 
 
 def duration(seconds: float | None) -> str:
