@@ -23,8 +23,8 @@ from hyperbrush.files import atomic_folder, atomic_path
 from hyperbrush.hypernetworks.files.generated import architecture as architecture_of
 from hyperbrush.hypernetworks.files.generated import factors_of, finite_copy
 from hyperbrush.hypernetworks.files.headers import read_tensors, sort_header
+from hyperbrush.hypernetworks.files.lora_scales import PeftScales
 from hyperbrush.hypernetworks.files.modelspec import tensors_hash
-from hyperbrush.hypernetworks.generator.lora_scales import PeftScales
 from hyperbrush.hypernetworks.weights.factors import Factors
 from hyperbrush.hypernetworks.weights.generated import GeneratedWeights
 from hyperbrush.ldm.families import BY_ARCHITECTURE, SD2
