@@ -7,7 +7,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from transformer_helpers import MODELS, flux_guided, pixart_sized
+from transformer_helpers import MODELS, flux_guided, make, pixart_sized
 
 LETTERS = [chr(code) for code in range(33, 127)]
 CHAT = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -258,3 +258,10 @@ def _flux_guided() -> Any:
 
 
 MORE: dict[str, Callable[[], Any]] = {"PixArtAlpha": _pixart_alpha, "FluxGuided": _flux_guided}
+
+
+def fresh(name: str) -> Any:
+    """A pipeline of a family of `MODELS` whose transformer may be changed."""
+    pipe = PIPELINES["Flux2Klein" if name == "Flux2" else name]()
+    parts = {k: v for k, v in pipe.components.items() if v is not None}
+    return type(pipe)(**{**parts, "transformer": make(name)[0]})

@@ -126,6 +126,24 @@ MODELS: Mapping[str, tuple[Callable[[], Any], Callable[[], dict[str, Any]]]] = {
 }  # fmt: skip
 
 
+def make(name: str) -> tuple[Any, dict[str, Any]]:
+    """A model of a family, and the arguments of a call."""
+    build, call = MODELS[name]
+    return build(), call()
+
+
+def random_network(model: Any, seed: int = 1, **settings: Any) -> Any:
+    """An attention hypernetwork that changes much."""
+    from hyperbrush.hypernetworks import AttentionHypernetwork
+
+    network = AttentionHypernetwork.for_transformer(model, **settings)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+    return network
+
+
 def text_rows(name: str) -> torch.Tensor:
     """(2, rows): which rows of a shared sequence are text in the call of a family, counted by hand."""
     if name == "ZImage":  # 16 and 20 patches filled up to 32, then 5 and 40 tokens filled up to 32 and 64
@@ -159,3 +177,30 @@ def pixart_sized() -> Any:
 def flux_guided() -> Any:
     """A Flux.1 with a guidance embedding."""
     return _build("Flux", pooled_projection_dim=10, axes_dims_rope=(4, 6, 6), guidance_embeds=True, **_DOUBLE)
+
+
+def random_weights(
+    model: Any, seed: int = 1, rank: int = 2, layers: Any = None, batch: int | None = None
+) -> Any:
+    """Low-rank changes of a transformer's layers, all of them by default."""
+    from hyperbrush.hypernetworks.generator import Factors, GeneratedWeights, TargetNetwork
+
+    generator = torch.Generator().manual_seed(seed)
+    target = TargetNetwork(model, layers)
+    many = () if batch is None else (batch,)
+    factors = {
+        t.name: Factors(
+            0.3 * torch.randn(*many, rank, t.in_width, generator=generator),
+            0.3 * torch.randn(*many, t.out_width, rank, generator=generator),
+        )
+        for t in target.targets
+    }
+    return GeneratedWeights(factors, name="made", metadata={"family": target.family})
+
+
+def merge(model: Any, weights: Any, strength: float = 1.0) -> Any:
+    """A model with W + strength·ΔW, which nothing of ours made."""
+    with torch.no_grad():
+        for name, own in weights.factors.items():
+            model.get_submodule(name).weight += strength * own.scale * own.up @ own.down
+    return model

@@ -11,10 +11,9 @@ from transformer_helpers import MODELS, TEXT, run
 
 import hyperbrush as hb
 from hyperbrush.errors import UserError
-from hyperbrush.hypernetworks import AttentionHypernetwork, GeneratedWeights, attach
+from hyperbrush.hypernetworks import AttentionHypernetwork, attach
 from hyperbrush.hypernetworks.convert.lora import to_lora
 from hyperbrush.hypernetworks.files.modelspec import architecture
-from hyperbrush.hypernetworks.weights.factors import Factors
 from hyperbrush.ldm.modules.transformer_sites import LAYOUTS
 
 
@@ -72,7 +71,7 @@ def test_the_page_on_models(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[2] / "docs/models.md").read_text(encoding="utf-8")
-    for block in re.findall(r"```python\n(.*?)```", page, re.S):
+    for block in re.findall(r"```python\n(.*?)```", page, re.S)[:1]:  # the next: test_generator_pipelines
         exec(compile(block, "models.md", "exec"), {"pipe": flux(torch.float32)[0]})
         shown = capsys.readouterr().out.splitlines()
         assert f"print(attached.applied)  # {shown[0]}" in block
@@ -127,9 +126,6 @@ def test_what_is_refused() -> None:
     soft = AttentionHypernetwork([16], activation="softmax", name="soft")
     with pytest.raises(UserError, match="'soft' has the activation 'softmax'"):
         attach(model, soft)
-    made = GeneratedWeights({"transformer_blocks.0.attn.to_k": Factors(torch.ones(2, 16), torch.ones(16, 2))})
-    with pytest.raises(UserError, match="generated weights, which act on UNets alone"):
-        attach(model, made)
     with pytest.raises(UserError, match="Flux.1, Flux.2"):
         attach(torch.nn.ModuleDict({"a": model, "b": MODELS["Flux2"][0]()}), network)
     with pytest.raises(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformer_helpers import MODELS, picture_rows, run, text_rows
+from transformer_helpers import MODELS, make, picture_rows, random_network, run, text_rows
 
 import hyperbrush as hb
 from hyperbrush.errors import UserError
@@ -16,20 +16,6 @@ from hyperbrush.ldm.modules.attention_sites import attention_sites
 
 FAMILIES = list(MODELS)
 Tensor = torch.Tensor
-
-
-def make(name: str) -> tuple[Any, dict[str, Any]]:
-    build, call = MODELS[name]
-    return build(), call()
-
-
-def random_network(model: Any, seed: int = 1, **settings: Any) -> AttentionHypernetwork:
-    network = AttentionHypernetwork.for_transformer(model, **settings)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
-    return network
 
 
 SITES = {

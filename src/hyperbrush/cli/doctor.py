@@ -30,7 +30,7 @@ def doctor(
     from hyperbrush.errors import UserError
     from hyperbrush.hypernetworks import HypernetworkLibrary
     from hyperbrush.ldm.models.device import place, placement
-    from hyperbrush.ldm.models.pipelines import open_to_train
+    from hyperbrush.ldm.models.pipelines import open_any
 
     if file:
         files = list(file)
@@ -41,7 +41,7 @@ def doctor(
         raise UserError(f"no hypernetwork folder at {hypernetworks}: give one, or --file FILE")
     else:
         files = []
-    opened = place(open_to_train(model), placement(device, precision))
+    opened = place(open_any(model), placement(device, precision))
     with console.err.status("looking") as status:
         found = examine(
             opened,

@@ -166,6 +166,8 @@ class Attached(Hooked):
                 )
         pairs = [pair_of(strength) for strength in given]
         for a, pair in zip(self._at_work, pairs, strict=True):
+            a.check(pair)
+        for a, pair in zip(self._at_work, pairs, strict=True):
             a.set(pair)
 
     def enable(self) -> None:

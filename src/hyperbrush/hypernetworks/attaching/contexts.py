@@ -117,7 +117,7 @@ def sample_attention_inputs(
         for site, _ in find_attentions(model.unet)
     }
     scale: dict[str, Any] = {} if guidance_scale is None else {"guidance_scale": guidance_scale}
-    with _recording(model.unet, recorders), _restored_modes(model):
+    with _recording(model.unet, recorders), restored_modes(model):
         for number, batch in enumerate(batches):
             seeds = [seed + number * _BATCH + i for i in range(len(batch))]
             for recorder in recorders.values():
@@ -154,7 +154,7 @@ def as_model(pipe_or_model: Any) -> "LatentDiffusion":
         model = pipe_or_model
     elif hasattr(pipe_or_model, "unet") and hasattr(pipe_or_model, "vae"):
         parts = [part for part in vars(pipe_or_model).values() if isinstance(part, torch.nn.Module)]
-        with _restored_modes(*parts):
+        with restored_modes(*parts):
             model = from_pipeline(LatentDiffusion, pipe_or_model)
     else:
         raise UserError(
@@ -258,7 +258,7 @@ def _hook(recorder: _Recorder) -> Any:
 
 
 @contextlib.contextmanager
-def _restored_modes(*parts: torch.nn.Module) -> Iterator[None]:
+def restored_modes(*parts: torch.nn.Module) -> Iterator[None]:
     """Drawing puts a model into evaluation mode; its parts may be a pipeline's that is being trained."""
     modes = [(module, module.training) for part in parts for module in part.modules()]
     try:

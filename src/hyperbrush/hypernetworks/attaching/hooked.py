@@ -20,13 +20,14 @@ from hyperbrush.hypernetworks.attention.context_network import ContextNetwork
 from hyperbrush.hypernetworks.attention.hypernetwork import AttentionHypernetwork
 from hyperbrush.hypernetworks.attention.strengths import Strength, StrengthLike, pair_of
 from hyperbrush.hypernetworks.weights.factors import Factors
+from hyperbrush.hypernetworks.weights.generated import GeneratedWeights
 from hyperbrush.ldm.modules.attention_sites import (
-    PROJECTIONS,
     AttentionSite,
     choose_attentions,
+    find_layers,
     find_sites,
 )
-from hyperbrush.ldm.modules.transformer_sites import find_transformer
+from hyperbrush.ldm.modules.transformer_sites import FUSED, find_transformer
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -62,6 +63,21 @@ class AtWork:
         """Whether a strength depends on the sampling step."""
         return self.keys.scheduled or self.values.scheduled
 
+    def check(self, strength: StrengthLike) -> None:
+        """Refuse two strengths where one layer makes keys and values.
+
+        Raises:
+            UserError: generated weights of a layer of Flux.2's single blocks.
+        """
+        keys, values = pair_of(strength)
+        if keys == values or not isinstance(self.adapter, GeneratedWeights):
+            return
+        fused = [site for site in self.reach.sites if FUSED in self.adapter.changes(site)]
+        if fused:
+            raise UserError(
+                f"{self.name!r} changes {fused[0].path}.{FUSED}, which makes keys and values in one: give one strength for both"
+            )
+
     def set(self, strength: StrengthLike) -> None:
         """Take a new strength."""
         keys, values = pair_of(strength)
@@ -72,7 +88,7 @@ class AtWork:
         """Projection → what acts at a site, and how strongly."""
         if site not in self.reach.sites:
             return {}
-        looks = ("to_q", "to_k")
+        looks = ("to_q", "to_k", "add_q_proj", "add_k_proj")
         changes = self.adapter.changes(site)
         return {
             name: (change, self.keys if name in looks else self.values) for name, change in changes.items()
@@ -99,6 +115,8 @@ class Hooked:
         self._unet = unet_of(pipe_or_unet)
         self._attentions = find_sites(self._unet)
         self._transformer = find_transformer(self._unet)
+        # Of low-rank weights, where those of networks are streams.
+        self._layers = [] if self._transformer is None else find_layers(self._unet)
         self._stream_rows = StreamRows(self._transformer)
         self._at_work: list[AtWork] = []
         self._hooks: list[ProjectionHook] = []
@@ -141,9 +159,14 @@ class Hooked:
         check_guidance(use.guidance, self._pipe, self._transformer is not None)
         if self._transformer is not None:
             _check_for_transformer(use)
-        wanted = choose_attentions(self._attentions, use.attn, use.blocks)
+        every = (
+            self._layers
+            if self._layers and isinstance(use.hypernetwork, GeneratedWeights)
+            else self._attentions
+        )
+        wanted = choose_attentions(every, use.attn, use.blocks)
         sites = [site for site, _ in wanted]
-        reached = reach(use.hypernetwork, sites, [site for site, _ in self._attentions])
+        reached = reach(use.hypernetwork, sites, [site for site, _ in every])
         for site, attention in wanted:
             if site in reached.sites:
                 refuse_bypassing(site, attention)
@@ -151,9 +174,11 @@ class Hooked:
         if device.type == "meta":
             device = torch.device("cpu")  # offloaded between calls: what acts follows its first input
         keys, values = pair_of(use.strength)
-        return AtWork(
+        at_work = AtWork(
             use, use.hypernetwork.to(device), reached, Strength(keys, device), Strength(values, device)
         )
+        at_work.check(use.strength)
+        return at_work
 
     def _act(self, at_work: list[AtWork]) -> None:
         """Let these act, in their order, in the place of those before."""
@@ -169,7 +194,7 @@ class Hooked:
                 self._cache if site.lasting else None,
                 self._stream_rows if site.shared else None,
             )
-            for site, attention in self._attentions
+            for site, attention in (*self._attentions, *self._layers)
             for projection, changes in self._changes(site).items()
         ]
         self._hook()
@@ -177,7 +202,8 @@ class Hooked:
     def _changes(self, site: AttentionSite) -> dict[str, list[tuple[ContextNetwork | Factors, Strength]]]:
         """Projection → all that acts at a site, in order."""
         each = [a.changes(site) for a in self._at_work]
-        every = {name: [changes[name] for changes in each if name in changes] for name in PROJECTIONS}
+        names = [projection.name for projection in site.projections]
+        every = {name: [changes[name] for changes in each if name in changes] for name in names}
         return {name: changes for name, changes in every.items() if changes}
 
     def _hook(self) -> None:
@@ -273,15 +299,12 @@ def _check_for_transformer(use: Use) -> None:
     """Refuse what only UNets can have.
 
     Raises:
-        UserError: generated weights, or an activation over the batch.
+        UserError: an activation over the batch.
     """
     adapter = use.hypernetwork
-    if not isinstance(adapter, AttentionHypernetwork):
-        raise UserError(
-            f"{adapter.name!r} is generated weights, which act on UNets alone so far: attach an attention hypernetwork "
-            "to a transformer"
-        )
-    if any(pair.key.over_the_batch for _, pair in adapter.pairs()):
+    if isinstance(adapter, AttentionHypernetwork) and any(
+        pair.key.over_the_batch for _, pair in adapter.pairs()
+    ):
         raise UserError(
             f"{adapter.name!r} has the activation {adapter.settings.activation!r}, which mixes the rows of a batch as the "
             "webui lays it out for UNets: it has no meaning on a transformer. Train one with another activation"

@@ -36,14 +36,23 @@ class LowRank:
         Raises:
             UserError: the rows are no multiple of the pictures' strengths, or of the weights' batch.
         """
+        change = self.change(x)
+        return output if change is None else (output + change).to(output.dtype)
+
+    def change(self, x: Tensor) -> Tensor | None:
+        """strength·ΔW x, (rows, tokens, out); None for a strength of 0.
+
+        Raises:
+            UserError: as `add`.
+        """
         strength = self.strength
         # Compiled code must serve every strength; elsewhere a strength of 0 costs nothing.
         if not torch.compiler.is_compiling() and not strength.acts:
-            return output
+            return None
         if self.factors.down.device != x.device:
             self.factors = self.factors.to(x.device)
         value = strength.of_rows(x) if strength.per_picture else strength.on(x.device)
-        return (output + self.factors.apply(x, value)).to(output.dtype)
+        return self.factors.apply(x, value)
 
 
 class ProjectionHook:
@@ -104,9 +113,7 @@ class ProjectionHook:
             self._unhook_projection()
 
     def _standing(self) -> torch.nn.Module:
-        module: Any = self.attention._modules[self._place.partition(".")[0]]
-        standing: torch.nn.Module = module[0] if self._place.endswith(".0") else module
-        return standing
+        return self.attention.get_submodule(self._place)  # "to_k", "to_out.0", "net.2"
 
     def _hook_projection(self) -> None:
         module = self._module = self._standing()
@@ -114,8 +121,9 @@ class ProjectionHook:
             self._handles.append(module.register_forward_hook(self._replace_slice))
         elif self.networks:
             self._handles.append(module.register_forward_pre_hook(self._transform))
-        if self.low_rank:
-            self._handles.append(module.register_forward_hook(self._add))
+        if self.low_rank:  # before slices are replaced, which bring it along
+            first = bool(self.site.family)
+            self._handles.append(module.register_forward_hook(self._add, prepend=first))
         # Layers inside LoRA or offloading wrappers have weights or a forward of their own ways.
         self._keeps = (
             self.cache is not None and type(module) is torch.nn.Linear and "forward" not in vars(module)
@@ -160,8 +168,10 @@ class ProjectionHook:
         up to now change it, for what came before cannot hand it on.
         """
         seen = args
-        for owner in [getattr(hook, "__self__", None) for hook in module._forward_hooks.values()]:
-            if isinstance(owner, ProjectionHook) and owner.layer == self.layer:
+        here = [getattr(hook, "__self__", None) for hook in module._forward_hooks.values()]
+        owners = [owner for owner in here if isinstance(owner, ProjectionHook)]
+        for owner in owners:
+            if owner.layer == self.layer:
                 seen = owner._transform(module, seen)
             if owner is self:
                 break
@@ -178,6 +188,9 @@ class ProjectionHook:
             part = torch.nn.functional.linear(changed, module.weight[start:stop], bias)
         else:  # LoRA or offloading: the whole layer as it is, without hooks
             part = module.forward(changed)[..., start:stop]
+        for low_rank in [one for owner in owners for one in owner.low_rank]:
+            change = low_rank.change(changed)
+            part = part if change is None else (part + change[..., start:stop]).to(part.dtype)
         if torch.is_grad_enabled():
             output = output.clone()
         output[:, first:last, start:stop] = part

@@ -1,4 +1,4 @@
-"""Applying generated weights to a UNet, in place or for the length of a ``with``."""
+"""Applying generated weights to a UNet or transformer, in place or for the length of a ``with``."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -19,24 +19,28 @@ from hyperbrush.hypernetworks.weights.layers import (
     matches,
     reach,
 )
+from hyperbrush.ldm.modules.transformer_sites import find_transformer
 
 LayerStrengths = StrengthLike | Mapping[str, StrengthLike]
 
 
 class TargetNetwork:
-    """The layers of a UNet that weights are generated for, and applied to.
+    """The layers of a UNet or transformer that weights are generated for, and applied to.
 
-    pipe_or_unet: a UNet2DConditionModel (also wrapped), or what has one as ``unet``: a pipeline, LatentDiffusion
-        (schedules then follow its sampling steps, and its encoders read the conditions); or an
-        `AttentionHypernetwork`, whose linear layers are then the target (see `delta_networks`).
-    target_layers: which layers, see `targets.select`; None: to_q, to_k, to_v, to_out of attn1 and attn2.
+    pipe_or_unet: a UNet2DConditionModel (also wrapped) or a transformer of a family of `transformer_sites.FAMILIES`, or what
+        has one as ``unet`` or ``transformer``: a pipeline, LatentDiffusion (schedules then follow its sampling steps, and
+        its encoders read the conditions); or an `AttentionHypernetwork`, whose linear layers are then the target (see
+        `delta_networks`).
+    target_layers: which layers, see `targets.select`; None: to_q, to_k, to_v, to_out of attn1 and attn2, of a transformer its
+        text streams' and feed-forward layers too.
 
     Raises:
-        UserError: there is no UNet, or a pattern matches nothing.
+        UserError: there is no such model, or a pattern matches nothing.
     """
 
     def __init__(self, pipe_or_unet: PipeOrUNet, target_layers: Collection[str] | None = None) -> None:
-        unet = getattr(pipe_or_unet, "unet", pipe_or_unet)
+        found = getattr(pipe_or_unet, "unet", None) or getattr(pipe_or_unet, "transformer", None)
+        unet = pipe_or_unet if found is None else found
         if not isinstance(unet, torch.nn.Module):
             raise UserError(
                 f"{type(pipe_or_unet).__name__} has no UNet: expected a UNet2DConditionModel, or a pipeline with one"
@@ -50,6 +54,12 @@ class TargetNetwork:
     def layers(self) -> list[str]:
         """Names of the layers, in the order of the forward pass."""
         return [target.name for target in self.targets]
+
+    @property
+    def family(self) -> str:
+        """Of a transformer ("Flux.1"), else empty."""
+        transformer = find_transformer(self.module)
+        return "" if transformer is None else transformer.layout.name
 
     @property
     def is_hypernetwork(self) -> bool:
@@ -138,6 +148,8 @@ class AppliedWeights(Hooked):
         patterns, strengths = _by_layer(self.target.targets, strength)
         if patterns != self._patterns:
             raise UserError("these strengths name other layers than at first: apply the weights anew")
+        for a in self._at_work:
+            a.check(strengths[a.name])
         for a in self._at_work:
             a.set(strengths[a.name])
 

@@ -1,8 +1,8 @@
 """Files of whole hypernetworks: safetensors, with everything they are built from as JSON in the header.
 
 Header: ``hyperbrush.format`` = "hypernetwork/1"; ``hyperbrush.config``: JSON with ``settings``
-(`HypernetworkSettings`), ``targets`` (rows of `Target`), ``name``, ``step``, and ``parts``: class names of parts that
-are not ours.  Tensors: the state dict.  Nothing is pickled.
+(`HypernetworkSettings`), ``targets`` (rows of `Target`), ``name``, ``step``, ``size`` where it has one, and ``parts``: class
+names of parts that are not ours.  Tensors: the state dict.  Nothing is pickled.
 """
 
 import json
@@ -58,6 +58,7 @@ def write(net: "Hypernetwork", path: Path, dtype: torch.dtype | None) -> Path:
         "step": net.step,
         "learned": list(net.learned),
         "parts": parts,
+        **({} if net.size is None else {"size": net.size}),
     }
     tensors = {
         name: finite_copy(value, dtype if dtype and value.is_floating_point() else value.dtype, name)
@@ -134,6 +135,7 @@ def _build(path: Path, header: Mapping[str, str], parts: Mapping[str, nn.Module]
             )
         net = Hypernetwork(target=targets, name=name, step=step, **settings, **parts)  # type: ignore[arg-type]
         net.learned = tuple(map(str, config.get("learned", ())))
+        net.size = None if "size" not in config else int(config["size"])
     except (KeyError, ValueError, TypeError, RecursionError) as error:
         if isinstance(error, UserError):
             raise

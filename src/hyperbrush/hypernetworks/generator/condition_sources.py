@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -16,9 +16,11 @@ from hyperbrush.hypernetworks.generator.conditions import (
     is_picture,
 )
 from hyperbrush.ldm.models.text import tokenize
+from hyperbrush.ldm.modules.transformer_sites import find_transformer
 
 if TYPE_CHECKING:
     from hyperbrush.ldm.models import LatentDiffusion
+    from hyperbrush.ldm.models.pipelines import PipelineDiffusion
 
 EMBEDDED = "emoji"
 
@@ -26,7 +28,8 @@ EMBEDDED = "emoji"
 class ConditionSource:
     """Encoders for texts and pictures.
 
-    model: a pipeline or LatentDiffusion; None: the embedded model, opened when first needed.
+    model: a pipeline (of a transformer one of `pipeline_families.FAMILIES`) or LatentDiffusion; None: the embedded model,
+        opened when first needed.
     vision: CLIPVisionModel, Dinov2Model or the like, read at its last hidden state; processor: its image processor.
 
     Raises:
@@ -44,20 +47,30 @@ class ConditionSource:
     def model(self) -> "LatentDiffusion":
         """What texts and pictures go through."""
         if self._model is None:
-            from hyperbrush.hypernetworks.attaching.contexts import as_model
             from hyperbrush.ldm.models import LatentDiffusion
 
             given = self.given
             self._model = (
-                LatentDiffusion.from_pretrained(EMBEDDED).eval() if given is None else as_model(given)
+                LatentDiffusion.from_pretrained(EMBEDDED).eval() if given is None else _model_of(given)
             )
         return self._model
+
+    @property
+    def _pipeline(self) -> "PipelineDiffusion | None":
+        """The model, where it is a transformer's pipeline."""
+        from hyperbrush.ldm.models.pipeline_families import FAMILIES
+        from hyperbrush.ldm.models.pipelines import PipelineDiffusion
+
+        known = isinstance(self.given, PipelineDiffusion) or type(self.given).__name__ in FAMILIES
+        return cast("PipelineDiffusion", self.model) if known else None
 
     @property
     def text_width(self) -> int:
         """Width of the text states; 768 for a model without a text encoder."""
         if self.given is None:
             return int(_embedded_config("text_encoder")["hidden_size"])
+        if (pipeline := self._pipeline) is not None:
+            return pipeline.text_width
         encoders = [getattr(self.given, name, None) for name in ("text_encoder", "text_encoder_2")]
         return sum(int(e.config.hidden_size) for e in encoders if e is not None) or 768
 
@@ -66,6 +79,8 @@ class ConditionSource:
         """Channels of the latents."""
         if self.given is None:
             return int(_embedded_config("vae")["latent_channels"])
+        if (pipeline := self._pipeline) is not None:
+            return pipeline.latent_shape[0]
         stage: Any = getattr(self.given, "vae", None) or self.model.first_stage
         return int(stage.config.latent_channels)
 
@@ -97,8 +112,10 @@ class ConditionSource:
         )
 
     @torch.no_grad()
-    def prepare(self, condition: Condition) -> Condition:
+    def prepare(self, condition: Condition, size: int | None = None) -> Condition:
         """The same condition with tensors in the place of texts and pictures.
+
+        size: side at which pictures are looked at, in pixels; None: the model's own.
 
         Raises:
             UserError: the model reads no texts, or something is no picture.
@@ -108,39 +125,43 @@ class ConditionSource:
             states, mask = self._states([condition.texts] if single else list(condition.texts or ()))  # type: ignore[list-item]
             return TextCondition(states=states[0] if single else states, mask=mask[0] if single else mask)
         if isinstance(condition, ImageCondition) and condition.pictures is not None:
-            return self._look(condition)
+            return self._look(condition, size)
         return condition
 
     def _states(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """(batch, tokens, width), and which tokens are the text's (until its end token)."""
         model = self.model
+        if self._pipeline is not None:
+            told = model.text_conditions(texts)
+            states = told["context"].float()
+            return states, told.get("context_mask", torch.ones(states.shape[:2])).bool().to(states.device)
         states = model.text_conditions(texts)["context"]
         ids = tokenize(model.tokenizer, texts)
         ends = (ids == model.tokenizer.eos_token_id).int()
         mask = (ends.cumsum(1) - ends) == 0
         return states, mask.to(states.device)
 
-    def _look(self, condition: ImageCondition) -> ImageCondition:
+    def _look(self, condition: ImageCondition, size: int | None) -> ImageCondition:
         samples = condition.samples
         most = max(len(sample) for sample in samples)
         present = torch.tensor([[i < len(sample) for i in range(most)] for sample in samples])
         flat = [picture for sample in samples for picture in sample]
-        latents = _spread(self.latents(flat), present)
+        latents = _spread(self.latents(flat, size), present)
         features = None if self.vision is None else _spread(self.features(flat), present)
         if condition.batch is None:
             return ImageCondition(latents=latents[0], features=None if features is None else features[0])
         return ImageCondition(latents=latents, features=features, present=present)
 
     @torch.no_grad()
-    def latents(self, pictures: list[Any]) -> Tensor:
-        """Scaled latents (pictures, c, h, w): the posterior's mean of pictures at the model's own size.
+    def latents(self, pictures: list[Any], size: int | None = None) -> Tensor:
+        """Scaled latents (pictures, c, h, w): the posterior's mean of pictures at a size, else the model's own.
 
         Raises:
             UserError: something is no picture.
         """
         model = self.model
         stage: Any = model.first_stage
-        size, at = model.image_size, next(stage.parameters())
+        size, at = size or model.image_size, next(stage.parameters())
         latents = [model.encode(_pixels(picture, size)[None].to(at) * 2 - 1) for picture in pictures]
         return torch.cat(latents).float()
 
@@ -152,6 +173,26 @@ class ConditionSource:
         at = next(self.vision.parameters())
         states: Tensor = self.vision(inputs.to(at.device, at.dtype)).last_hidden_state
         return states.float()
+
+
+def _model_of(given: Any) -> "LatentDiffusion":
+    """A model that reads conditions; a pipeline's parts stay in their modes.
+
+    Raises:
+        UserError: see `contexts.as_model`.
+    """
+    from hyperbrush.hypernetworks.attaching.contexts import as_model, restored_modes
+    from hyperbrush.ldm.models import LatentDiffusion
+    from hyperbrush.ldm.models.pipeline_families import FAMILIES
+    from hyperbrush.ldm.models.pipelines import PipelineDiffusion
+
+    if isinstance(given, LatentDiffusion) and find_transformer(given.unet) is not None:
+        return given
+    if type(given).__name__ in FAMILIES:
+        parts = [part for part in given.components.values() if isinstance(part, torch.nn.Module)]
+        with restored_modes(*parts):
+            return PipelineDiffusion(given)
+    return as_model(given)
 
 
 def _spread(flat: Tensor, present: Tensor) -> Tensor:

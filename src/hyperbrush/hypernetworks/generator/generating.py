@@ -16,6 +16,8 @@ from hyperbrush.hypernetworks.generator import (
     TextCondition,
 )
 from hyperbrush.ldm.models import LatentDiffusion
+from hyperbrush.ldm.models.device import best_device
+from hyperbrush.ldm.models.pipelines import open_any
 
 MOST = 16  # pictures
 
@@ -34,8 +36,11 @@ def open_generator(file: str | Path | None, model: "str | Path | LatentDiffusion
         raise UserError(
             f"no generator ships for {model}: give --generator FILE; hyperbrush hyper train makes one"
         )
-    opened = model if isinstance(model, LatentDiffusion) else LatentDiffusion.from_pretrained(model)
-    return Hypernetwork.load(file, opened)
+    if isinstance(model, LatentDiffusion):
+        return Hypernetwork.load(file, model)
+    # A transformer's own numbers are not asked, so that its pipeline may be in half precision.
+    half = torch.float32 if best_device().type == "cpu" else torch.bfloat16
+    return Hypernetwork.load(file, open_any(model, half))
 
 
 @torch.no_grad()

@@ -68,7 +68,8 @@ class Hypernetwork(nn.Module):
         target_layers: which layers get weights, see `targets.select`; None: all of to_q, to_k, to_v, to_out.
         embedding_dim: width of the condition tokens.
         hidden_dim: width of the weight generator.
-        target: a `TargetNetwork` (or a list of `Target`), whose layers these are; None: Stable Diffusion 1.5's.
+        target: a `TargetNetwork` (or a list of `Target`), whose layers these are, of a UNet or transformer; None: Stable
+            Diffusion 1.5's.
             See `bind`.
         rank, tokens_per_layer, output, init, alpha, basis: of the `HypernetworkDecoder`.
         frame_seed, frame_widths: of output "lightweight", the inner widths for A and B.
@@ -80,6 +81,7 @@ class Hypernetwork(nn.Module):
         condition_dropout: share of the samples that get the null condition in training mode.
         vision, processor: a CLIPVisionModel, Dinov2Model or the like with its image processor, frozen, beside the VAE.
         encoder, weight_generator, decoder: modules in the place of ours; ``net.encoder = …`` does the same.
+        size: side at which reference pictures are looked at, in pixels; None: the model's own.
         name, step: carried to files.
 
     A new hypernetwork is in evaluation mode, and every condition gives ΔW = 0.
@@ -104,6 +106,7 @@ class Hypernetwork(nn.Module):
         encoder: nn.Module | None = None,
         weight_generator: nn.Module | None = None,
         decoder: nn.Module | None = None,
+        size: int | None = None,
         name: str = "hypernetwork",
         step: int = 0,
         **settings: Any,
@@ -114,11 +117,12 @@ class Hypernetwork(nn.Module):
                 raise unknown_name(
                     "setting of a Hypernetwork", key, HypernetworkSettings.__dataclass_fields__
                 )
-        self.name, self.step, self.trained = name, step, False
+        self.name, self.step, self.trained, self.size = name, step, False, size
         self.learned: tuple[
             str, ...
         ] = ()  # "pictures", "text": what it was trained to listen to; (): not known
         self.source = _source_of(target, vision, processor)
+        self.family = target.family if isinstance(target, TargetNetwork) else ""  # of a transformer, "Flux.1"
         # In a list, out of torch's sight.
         self._target = [target] if isinstance(target, TargetNetwork) else []
         self.targets: list[Target] = []
@@ -271,7 +275,7 @@ class Hypernetwork(nn.Module):
                 "model of the family it was trained for"
             )
         self._rebuild(wanted, there)
-        self.source, self._target = source, [target]
+        self.source, self._target, self.family = source, [target], target.family
         return self
 
     def _rebuild(self, targets: list[Target], widths: "tuple[int, int, int | None]") -> None:
@@ -320,7 +324,8 @@ class Hypernetwork(nn.Module):
         if isinstance(condition, Mapping):
             condition = self.source.of_batch(condition)
         conditions = [
-            self.source.prepare(one) for one in conditions_of(condition, self.settings.embedding_dim)
+            self.source.prepare(one, self.size)
+            for one in conditions_of(condition, self.settings.embedding_dim)
         ]
         if not self.training:
             self._check_learned(conditions)
@@ -362,6 +367,8 @@ class Hypernetwork(nn.Module):
     def _metadata(self) -> dict[str, Any]:
         s = self.settings
         metadata: dict[str, Any] = {"generated_by": self.name, "generator_step": self.step}
+        if self.family:
+            metadata["family"] = self.family
         if s.output == "lightweight" and isinstance(self.decoder, HypernetworkDecoder):
             metadata["frames"] = f"{s.frame_seed},{s.frame_widths[0]},{s.frame_widths[1]}"
         return metadata

@@ -11,7 +11,8 @@ from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.hypernetworks.attention.hypernetwork import AttentionHypernetwork
 from hyperbrush.hypernetworks.weights.generated import GeneratedWeights
 from hyperbrush.ldm.families import SD1
-from hyperbrush.ldm.modules.attention_sites import KINDS, PROJECTIONS, find_attentions
+from hyperbrush.ldm.modules.attention_sites import KINDS, PROJECTIONS, find_layers
+from hyperbrush.ldm.modules.transformer_sites import STREAMS
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,12 @@ class Target:
     """One linear layer: its weight is (out_width, in_width)."""
 
     name: str  # "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
-    kind: str  # "attn1" or "attn2"; of an attention hypernetwork "key" or "value"
-    projection: str  # "to_q", "to_k", "to_v", "to_out.0"; of an attention hypernetwork "layers.0", …
-    block: str  # "down.1", "mid", "up.2"; of an attention hypernetwork the width or site
-    depth: int  # which transformer block, counted from the UNet's input
+    kind: str  # "attn1" or "attn2"; of a transformer see `transformer_layers`; of an attention hypernetwork "key" or "value"
+    projection: str  # "to_q", "to_k", "to_v", "to_out.0"; of a transformer "add_q_proj", "ff.net.2" too; "layers.0", …
+    block: (
+        str  # "down.1", "mid", "up.2", "transformer_blocks.3"; of an attention hypernetwork the width or site
+    )
+    depth: int  # which transformer block, counted from the model's input
     in_width: int
     out_width: int
 
@@ -54,9 +57,11 @@ class LayerReach:
 
 
 def find_targets(module: torch.nn.Module, target_layers: Collection[str] | None = None) -> list[Target]:
-    """The layers of a UNet2DConditionModel, or of an `AttentionHypernetwork`, in the order of the forward pass.
+    """The layers of a UNet2DConditionModel, a transformer of a known family or an `AttentionHypernetwork`, in the order of
+    the forward pass.
 
-    target_layers: which, see `select`; None: all of to_q, to_k, to_v, to_out in attn1 and attn2.
+    target_layers: which, see `select`; None: all of to_q, to_k, to_v, to_out in attn1 and attn2, of a transformer its text
+        streams' and feed-forward layers too.
 
     Raises:
         UserError: as `attention_sites` and `select`.
@@ -64,13 +69,14 @@ def find_targets(module: torch.nn.Module, target_layers: Collection[str] | None 
     if isinstance(module, AttentionHypernetwork):
         return select(_of_hypernetwork(module), target_layers)
     targets = []
-    for site, _ in find_attentions(module):
+    for site, _ in find_layers(module):
         for projection in site.projections:
+            name = f"{site.path}.{projection.name}"
             targets.append(
                 Target(
-                    f"{site.path}.{projection.name}",
+                    name,
                     site.kind,
-                    projection.name,
+                    name.removeprefix(site.block + ".") if site.kind.startswith("ff") else projection.name,
                     site.block,
                     site.depth,
                     projection.in_width,
@@ -85,7 +91,9 @@ def select(targets: Sequence[Target], target_layers: Collection[str] | None) -> 
 
     A pattern is a kind ("attn1"), a projection ("to_k", "to_out"), a block ("down.1", "mid", "up") or several of
     these joined by dots ("up.attn2.to_k": all must hold); else a layer's name, the beginning of one
-    ("mid_block"), or a name with wildcards ("*.attentions.0.*.to_q").
+    ("mid_block"), or a name with wildcards ("*.attentions.0.*.to_q"). Of a transformer "attn" and "ff" are all attentions and
+    all feed-forwards, "picture" and "text" what sees the rows of such, "attn1" and "attn2" attentions that do; blocks
+    are named as they begin ("transformer_blocks.3", "layers").
 
     Raises:
         UserError: a pattern matches nothing, or there is none.
@@ -96,12 +104,15 @@ def select(targets: Sequence[Target], target_layers: Collection[str] | None) -> 
         raise UserError(f"target_layers must be a list, not the text {target_layers!r}: [{target_layers!r}]")
     if not target_layers:
         raise UserError(f"target_layers is empty: name some of {describe(targets)}")
-    for pattern in target_layers:
+    names = {target.name for target in targets}
+    patterns = [pattern for pattern in target_layers if pattern not in names]
+    for pattern in patterns:
         if not any(matches(target, pattern) for target in targets):
             raise unknown_name(
                 "target layer", pattern, _vocabulary(targets), hint="; or a layer's name with * for any part"
             )
-    return [t for t in targets if any(matches(t, pattern) for pattern in target_layers)]
+    wanted = names.intersection(target_layers)
+    return [t for t in targets if t.name in wanted or any(matches(t, pattern) for pattern in patterns)]
 
 
 def reach(weights: GeneratedWeights, targets: Sequence[Target]) -> LayerReach:
@@ -225,12 +236,16 @@ def _words(pattern: str) -> Iterator[str]:
 
 def _is_word(word: str, target: Target) -> bool | None:
     """Whether a word holds of a target; None where it is no such word."""
+    if word in ("attn", "ff"):
+        return target.kind.startswith(word)
     if word in (*KINDS, "key", "value"):
-        return target.kind == word
-    if word.startswith("to_") or word.startswith("layers"):
-        return (
-            target.projection in (word, word + ".0") if word.startswith("to_") else target.projection == word
-        )
+        return target.kind in (word, word.rstrip("12"))
+    if word in STREAMS:
+        return target.kind[-1] == STREAMS[word][-1] or target.kind in ("attn", "ff")
+    if word.startswith(("to_", "add_")):
+        return target.projection in (word, word + ".0")
+    if word.startswith("layers") and target.kind in ("key", "value"):
+        return target.projection == word
     if word.partition(".")[0] in ("down", "mid", "up"):
         return word in (target.block, target.block.partition(".")[0])
     return word == target.block if word.isdecimal() else None
@@ -240,5 +255,5 @@ def _vocabulary(targets: Sequence[Target]) -> list[str]:
     words = set()
     for target in targets:
         words |= {target.kind, target.projection.removesuffix(".0"), target.block}
-        words |= {target.block.partition(".")[0]} if target.kind in KINDS else {target.projection}
+        words |= {target.projection} if target.kind in ("key", "value") else {target.block.partition(".")[0]}
     return sorted(words)

@@ -37,7 +37,7 @@ def placement(
 
     Args:
         device: auto, cpu, cuda, cuda:1, mps.
-        precision: auto (fp16 on CUDA and MPS, fp32 on the CPU), fp32, fp16, bf16.
+        precision: auto (fp16 on CUDA and MPS, of transformers' pipelines bf16, fp32 on the CPU), fp32, fp16, bf16.
         attention: auto (diffusers' choice: SDPA), sdpa, sliced (least memory), eager, flash (on CUDA in half precision only).
         offload: none, model (parts wait in main memory), sequential (layers do; least memory).
 

@@ -148,8 +148,8 @@ def from_pipeline(cls: "type[LatentDiffusion]", pipe: Any) -> "LatentDiffusion":
     """
     if not hasattr(pipe, "unet") or not hasattr(pipe, "vae"):
         raise UserError(
-            f"{type(pipe).__name__} has no UNet and VAE; Stable Diffusion 1, 2 and XL do. Diffusion transformers are known to "
-            "attach and `hyperbrush train` alone, see docs/models.md"
+            f"{type(pipe).__name__} has no UNet and VAE; Stable Diffusion 1, 2 and XL do. What is there for diffusion "
+            "transformers is in docs/models.md"
         )
     check_channels(pipe.unet)
     model = cls.of_parts(

@@ -26,7 +26,7 @@ class PipelineFamily:
     encode: (pipeline, prompts, device) → what the transformer is told of each.
     denoise: (pipeline, latents (batch, c, h, w), timesteps (batch,) 0 … 1000 as schedulers count, told) → as the latents.
     encode_empty: of the text that guidance moves away from, where that is said otherwise than a prompt.
-    moments: (first stage, pictures) → "mean" and "std" of latents as the transformer sees them.
+    moments: (first stage, pictures) → "mean" and "std" of latents as the transformer sees them; pictures: back.
     latent_side: pixels of a latent's side, times the pipeline's own number. unit: latents that both sides are multiples of;
         None: the transformer's patch.
     is_flow: trained by flow matching alone. guidance: what ``__call__`` names its scale; no_guidance: what that is without any;
@@ -37,6 +37,7 @@ class PipelineFamily:
     denoise: Callable[[Any, Tensor, Tensor, Mapping[str, Tensor]], Tensor]
     encode_empty: Callable[[Any, torch.device], Rows] | None = None
     moments: Callable[[Any, Tensor], dict[str, Tensor]] | None = None
+    pictures: Callable[[Any, Tensor], Tensor] = autoencoder.decode
     latent_side: int = 1
     unit: int | None = 2
     is_flow: bool = True
@@ -237,38 +238,74 @@ def scaled_moments(stage: Any, images: Tensor) -> dict[str, Tensor]:
     return {"mean": mean, "std": torch.zeros_like(mean)}
 
 
+def _sana_pictures(stage: Any, latents: Tensor) -> Tensor:
+    made: Tensor = stage.decode(latents / stage.config.scaling_factor).sample
+    return made
+
+
+def _qwen_scale(stage: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+    numbers = (stage.config.latents_mean, stage.config.latents_std)
+    shift, scale = (like.new_tensor(one)[:, None, None] for one in numbers)
+    return shift, scale
+
+
 def _qwen_moments(stage: Any, images: Tensor) -> dict[str, Tensor]:
     posterior = stage.encode(images.unsqueeze(2)).latent_dist  # one frame of a film
-    shift, scale = (
-        images.new_tensor(numbers)[:, None, None]
-        for numbers in (stage.config.latents_mean, stage.config.latents_std)
-    )
+    shift, scale = _qwen_scale(stage, images)
     return {"mean": (posterior.mean[:, :, 0] - shift) / scale, "std": posterior.std[:, :, 0] / scale}
+
+
+def _qwen_pictures(stage: Any, latents: Tensor) -> Tensor:
+    shift, scale = _qwen_scale(stage, latents)
+    made: Tensor = stage.decode((latents * scale + shift).unsqueeze(2)).sample
+    return made[:, :, 0]
+
+
+def _flux2_scale(stage: Any) -> tuple[Tensor, Tensor]:
+    scale = torch.sqrt(stage.bn.running_var[:, None, None] + stage.config.batch_norm_eps)
+    return stage.bn.running_mean[:, None, None], scale
 
 
 def _flux2_moments(stage: Any, images: Tensor) -> dict[str, Tensor]:
     posterior = stage.encode(images).latent_dist
-    shift = stage.bn.running_mean[:, None, None]
-    scale = torch.sqrt(stage.bn.running_var[:, None, None] + stage.config.batch_norm_eps)
+    shift, scale = _flux2_scale(stage)
     mean, std = (nn.functional.pixel_unshuffle(x, 2) for x in (posterior.mean, posterior.std))
     return {"mean": (mean - shift) / scale, "std": std / scale}
+
+
+def _flux2_pictures(stage: Any, latents: Tensor) -> Tensor:
+    shift, scale = _flux2_scale(stage)
+    made: Tensor = stage.decode(nn.functional.pixel_shuffle(latents * scale + shift, 2)).sample
+    return made
 
 
 _NO_BINS = {"use_resolution_binning": False}
 _PIXART = PipelineFamily(
     _masked, _pixart, unit=None, is_flow=False, drawing={**_NO_BINS, "clean_caption": False}
 )
-_FLUX2 = PipelineFamily(_flux2_texts, _flux2, moments=_flux2_moments, latent_side=2, unit=1, negative=False)
+_FLUX2 = PipelineFamily(
+    _flux2_texts,
+    _flux2,
+    moments=_flux2_moments,
+    pictures=_flux2_pictures,
+    latent_side=2,
+    unit=1,
+    negative=False,
+)
 FAMILIES: Mapping[str, PipelineFamily] = {
     "PixArtAlphaPipeline": _PIXART,
     "PixArtSigmaPipeline": _PIXART,
-    "SanaPipeline": PipelineFamily(_sana_texts, _sana, _masked_empty, unit=None, drawing=_NO_BINS),
+    "SanaPipeline": PipelineFamily(
+        _sana_texts, _sana, _masked_empty, pictures=_sana_pictures, unit=None, drawing=_NO_BINS
+    ),
     "StableDiffusion3Pipeline": PipelineFamily(_sd3_texts, _sd3, unit=None),
     "FluxPipeline": PipelineFamily(_flux_texts, _flux, negative=False),
     "ChromaPipeline": PipelineFamily(_chroma_texts, _chroma),
     "Flux2Pipeline": _FLUX2,
     "Flux2KleinPipeline": _FLUX2,
-    "QwenImagePipeline": PipelineFamily(_qwen_texts, _qwen, moments=_qwen_moments, guidance="true_cfg_scale"),
+    "QwenImagePipeline": PipelineFamily(
+        _qwen_texts, _qwen, moments=_qwen_moments, pictures=_qwen_pictures, guidance="true_cfg_scale"
+    ),
     "ZImagePipeline": PipelineFamily(_z_image_texts, _z_image, no_guidance=0.0),
     "Lumina2Pipeline": PipelineFamily(_masked, _lumina2, _masked_empty),
 }

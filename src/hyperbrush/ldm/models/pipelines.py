@@ -1,7 +1,8 @@
 """Diffusion transformers in their own diffusers pipelines, where trainings expect a `LatentDiffusion`."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from hyperbrush.ldm.modules import flow
 
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 USUAL_SIDE = 1024  # pixels, of Z-Image, whose pipeline does not say
+_TEXT_WIDTHS = ("caption_channels", "joint_attention_dim", "cap_feat_dim")  # names of a transformer's setting
 
 
 class PipelineDenoiser(DiffusionModel):
@@ -103,6 +105,12 @@ class PipelineDiffusion(LatentDiffusion):
         return channels, int(pixels) // self.downsampling, int(pixels) // self.downsampling
 
     @property
+    def text_width(self) -> int:
+        """Width of the text states that the transformer is told."""
+        config: Any = self.unet.config
+        return int(next(width for name in _TEXT_WIDTHS if (width := getattr(config, name, None))))
+
+    @property
     def size_unit(self) -> int:
         """What both sides of a picture must be multiples of, in pixels."""
         config: Any = self.unet.config
@@ -134,6 +142,22 @@ class PipelineDiffusion(LatentDiffusion):
         dtype = next(self.first_stage.parameters()).dtype
         found = find(self.first_stage, images.to(self.device, dtype))
         return {key: value.float() for key, value in found.items()}
+
+    def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """As `LatentDiffusion.encode`, as the transformer sees them."""
+        return self.latents_of({"images": images}, generator)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, *, tiled: bool = False) -> Tensor:
+        """Pictures (batch, 3, H, W), about [-1, 1], of latents as the transformer sees them.
+
+        Raises:
+            UserError: tiled, for which the first stage has a setting of its own (``pipe.vae.enable_tiling()``).
+        """
+        if tiled:
+            raise UserError("a pipeline's first stage is told of tiles itself: pipe.vae.enable_tiling()")
+        dtype = next(self.first_stage.parameters()).dtype
+        return self.family.pictures(self.first_stage, latents.to(self.device, dtype)).float()
 
     def latents_of(self, batch: Mapping[str, Any], generator: torch.Generator | None = None) -> Tensor:
         """Latents of a batch as the transformer sees them: `latents`, else `latent_means` (and `latent_stds`), else
@@ -205,20 +229,25 @@ class PipelineDiffusion(LatentDiffusion):
         guidance_scale: float = 4.0,
         negative: str = "",
         size: tuple[int, int] | None = None,
+        on_step: Callable[[int, int, Any], None] | None = None,
     ) -> Tensor:
         """Pictures (batch, 3, H, W) in [0, 1] that the pipeline draws, one by one, with noise of the CPU.
 
         Arguments as of `LatentDiffusion.sample`; sampler: None, or the pipeline's scheduler. guidance_scale: 1 is none,
-        whatever the pipeline calls that.
+        whatever the pipeline calls that. on_step: told (step, steps, latents as the pipeline has them) of each picture.
 
         Raises:
-            UserError: see `check_drawing`.
+            UserError: see `check_drawing`; a size that the model cannot make.
         """
         self.check_drawing("" if sampler in (None, self.usual_sampler) else str(sampler), negative)
         captions = [captions] if isinstance(captions, str) else captions
         height, width = size or (self.image_size, self.image_size)
+        if height % self.size_unit or width % self.size_unit:
+            raise UserError(
+                f"size {width}x{height}: both sides of this model's pictures must be multiples of {self.size_unit}"
+            )
         scale = max(guidance_scale, 1.0) - 1 + self.family.no_guidance
-        told = {self.family.guidance: scale, **self.family.drawing}
+        told = {self.family.guidance: scale, **self.family.drawing, **self._watched(on_step, steps)}
         if self.family.negative:
             told["negative_prompt"] = negative
         made = []
@@ -236,6 +265,22 @@ class PipelineDiffusion(LatentDiffusion):
                     ).images
                 )
         return torch.cat(made)
+
+    def _watched(self, on_step: Callable[[int, int, Any], None] | None, steps: int) -> dict[str, Any]:
+        """How the pipeline is told of `on_step`."""
+        if on_step is None:
+            return {}
+        if "callback_on_step_end" not in inspect.signature(type(self.pipe).__call__).parameters:  # of PixArt
+            return {
+                "callback": lambda step, _, latents: on_step(step + 1, steps, latents),
+                "callback_steps": 1,
+            }
+
+        def told(pipe: Any, step: int, timestep: Any, found: dict[str, Any]) -> dict[str, Any]:
+            on_step(step + 1, steps, found.get("latents"))
+            return found
+
+        return {"callback_on_step_end": told}
 
     @contextmanager
     def _drawing(self) -> Iterator[Any]:
@@ -262,7 +307,7 @@ class PipelineDiffusion(LatentDiffusion):
 
 
 def as_model(model: Any) -> LatentDiffusion:
-    """A model to train adapters on: a `LatentDiffusion` as it is, or a diffusers pipeline.
+    """A model to draw with and to train adapters on: a `LatentDiffusion` as it is, or a diffusers pipeline.
 
     Raises:
         UserError: neither, or a pipeline of a kind that is not known.
@@ -274,14 +319,14 @@ def as_model(model: Any) -> LatentDiffusion:
         return PipelineDiffusion(model)
     if hasattr(model, "transformer") and not hasattr(model, "unet"):
         raise UserError(
-            f"{name} cannot be trained on: expected a Stable Diffusion pipeline, or one of {', '.join(FAMILIES)}"
+            f"{name} is of no kind known here: expected a Stable Diffusion pipeline, or one of {', '.join(FAMILIES)}"
         )
     return loading.from_pipeline(LatentDiffusion, model)
 
 
-def open_to_train(source: str | Path, dtype: torch.dtype = torch.float32) -> LatentDiffusion:
-    """A model to train adapters on, by what `LatentDiffusion.from_pretrained` takes, or the folder or hub id of a pipeline
-    of `FAMILIES`.
+def open_any(source: str | Path, dtype: torch.dtype = torch.float32) -> LatentDiffusion:
+    """A model to draw with and to train adapters on, by what `LatentDiffusion.from_pretrained` takes, or the folder or hub id
+    of a pipeline of `FAMILIES`.
 
     dtype: of a transformer's pipeline; all else is opened in float32.
 

@@ -11,6 +11,7 @@ from hyperbrush.ldm.modules.sites import PROJECTIONS as PROJECTIONS
 from hyperbrush.ldm.modules.sites import AttentionSite as AttentionSite
 from hyperbrush.ldm.modules.sites import Projection as Projection
 from hyperbrush.ldm.modules.sites import linear_widths
+from hyperbrush.ldm.modules.transformer_layers import layer_sites
 from hyperbrush.ldm.modules.transformer_sites import FAMILIES, STREAMS, find_transformer
 
 KINDS = ("attn1", "attn2")
@@ -68,7 +69,7 @@ def find_attentions(
     kinds: Collection[str] = KINDS,
     blocks: Collection[str] | None = None,
 ) -> list[tuple[AttentionSite, torch.nn.Module]]:
-    """`find_sites` of a UNet, whose layers alone generated weights, fusing and conversion know.
+    """`find_sites` of a UNet, which alone fusing and conversion know.
 
     Raises:
         UserError: as `attention_sites`; or it is a transformer.
@@ -88,12 +89,24 @@ def find_attentions(
     return choose_attentions(pairs, kinds, blocks)
 
 
+def find_layers(model: torch.nn.Module) -> list[tuple[AttentionSite, torch.nn.Module]]:
+    """Where low-rank weights act: the attentions of a UNet, attentions and feed-forwards of a transformer (see
+    `transformer_layers`), each with the module that holds its projections.
+
+    Raises:
+        UserError: as `attention_sites`.
+    """
+    transformer = find_transformer(model)
+    return find_attentions(model) if transformer is None else layer_sites(transformer)
+
+
 def choose_attentions(
     every: Sequence[tuple[AttentionSite, torch.nn.Module]],
     kinds: Collection[str] = KINDS,
     blocks: Collection[str] | None = None,
 ) -> list[tuple[AttentionSite, torch.nn.Module]]:
-    """Those of some kinds and blocks out of all that `find_sites` gives.
+    """Those of some kinds and blocks out of all that `find_sites` or `find_layers` gives; layers whose rows are of both streams
+    where both are asked for.
 
     Raises:
         UserError: an unknown kind or block; or attn2 alone of a model without it.
@@ -101,7 +114,7 @@ def choose_attentions(
     streams = {site.stream for site, _ in every if site.family}
     _check_names(kinds, blocks, {site.block for site, _ in every}, streams)
     kinds = {STREAMS.get(kind, kind) for kind in kinds}
-    if "attn2" in kinds and not any(site.kind in kinds for site, _ in every):
+    if "attn2" in kinds and not any(_kinds_of(site) <= kinds for site, _ in every):
         raise UserError(
             "this model is told no text, so that its cross-attentions (attn2) have nothing to read: expected attn1, "
             "or both"
@@ -109,8 +122,13 @@ def choose_attentions(
     return [
         (site, module)
         for site, module in every
-        if site.kind in kinds and (blocks is None or _in_blocks(site.block, blocks))
+        if _kinds_of(site) <= kinds and (blocks is None or _in_blocks(site.block, blocks))
     ]
+
+
+def _kinds_of(site: AttentionSite) -> set[str]:
+    """The kinds that must be asked for."""
+    return {kind for kind in KINDS if site.kind[-1] not in "12" or kind[-1] == site.kind[-1]}
 
 
 def _attention_modules(unet: torch.nn.Module) -> dict[str, torch.nn.Module]:

@@ -37,7 +37,7 @@ class AttentionSite:
     """
 
     path: str  # "down_blocks.1.attentions.0.transformer_blocks.0.attn2", "transformer_blocks.0.attn.text"
-    kind: str  # "attn1" (reads the picture) or "attn2" (reads the text)
+    kind: str  # "attn1" (reads the picture) or "attn2" (reads the text); of `transformer_layers` others too
     block: str  # "down.1", "mid", "up.2"; of a transformer "transformer_blocks.3", "layers.0"
     depth: int  # which transformer block, counted from the model's input: 0, 1, …
     heads: int

@@ -17,13 +17,9 @@ STREAMS = {"picture": "attn1", "text": "attn2"}  # and the kind of attention tha
 Ranges = Sequence[
     tuple[int, int | None]
 ]  # (first, last + 1 or None: to the end) of each picture's rows, or one for all
-_ADDED = (
-    "add_q_proj",
-    "add_k_proj",
-    "add_v_proj",
-    "to_add_out",
-)  # the text's own layers in a joint attention
-_FUSED = "to_qkv_mlp_proj"  # queries, keys, values and the feed-forward's input, in this order
+# The text's own layers in a joint attention.
+ADDED = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+FUSED = "to_qkv_mlp_proj"  # queries, keys, values and the feed-forward's input, in this order
 
 
 @dataclass(frozen=True)
@@ -33,6 +29,7 @@ class Layout:
     attentions: (list of blocks, attention in a block, what its keys and values are made of): "picture" or "text";
         "cross": the text as it comes from outside; "joint": of both, each by layers of its own; "shared": of both,
         as rows of one sequence.
+    feeds: (list of blocks, linear layers of its feed-forward, whose rows these see): as there, "joint" and "cross" aside.
     rows: of a call's arguments, which rows of shared sequences are of which stream.
     time: (a, b) of timestep → a + b·timestep, which is 1000 for noise and 0 for pictures, as schedulers count.
     sample, timestep: the arguments' names.
@@ -40,6 +37,7 @@ class Layout:
 
     name: str
     attentions: tuple[tuple[str, str, str], ...]
+    feeds: tuple[tuple[str, tuple[str, ...], str], ...] = ()
     rows: Callable[[Any, Mapping[str, Any]], Mapping[str, Ranges]] | None = None
     time: tuple[float, float] = (0, 1000)
     sample: str = "hidden_states"
@@ -89,16 +87,41 @@ def _lumina2_rows(model: Any, call: Mapping[str, Any]) -> Mapping[str, Ranges]:
 _CROSS = (("transformer_blocks", "attn1", "picture"), ("transformer_blocks", "attn2", "cross"))
 _DOUBLE = ("transformer_blocks", "attn", "joint")
 _SINGLE = ("single_transformer_blocks", "attn", "shared")
+
+
+def _feeds(picture: str, text: str, *layers: str) -> tuple[tuple[str, tuple[str, ...], str], ...]:
+    """Of double blocks, one feed-forward for each stream."""
+    modules = {"picture": picture, "text": text}
+    return tuple(
+        ("transformer_blocks", tuple(f"{module}.{layer}" for layer in layers), stream)
+        for stream, module in modules.items()
+        if module
+    )
+
+
+_NET = ("net.0.proj", "net.2")
+_SINGLE_FEED = ("single_transformer_blocks", ("proj_mlp", "proj_out"), "shared")
+_Z_IMAGE_FEED = tuple(f"feed_forward.w{i}" for i in (1, 2, 3))
+_LUMINA2_FEED = tuple(f"feed_forward.linear_{i}" for i in (1, 2, 3))
 LAYOUTS = {
-    "PixArtTransformer2DModel": Layout("PixArt", _CROSS, time=(0, 1)),
-    "SanaTransformer2DModel": Layout("Sana", _CROSS, time=(0, 1)),
+    "PixArtTransformer2DModel": Layout("PixArt", _CROSS, _feeds("ff", "", *_NET), time=(0, 1)),
+    "SanaTransformer2DModel": Layout("Sana", _CROSS, time=(0, 1)),  # its feed-forward is of convolutions
     "SD3Transformer2DModel": Layout(
-        "Stable Diffusion 3", (_DOUBLE, ("transformer_blocks", "attn2", "picture")), time=(0, 1)
+        "Stable Diffusion 3",
+        (_DOUBLE, ("transformer_blocks", "attn2", "picture")),
+        _feeds("ff", "ff_context", *_NET),
+        time=(0, 1),
     ),
-    "FluxTransformer2DModel": Layout("Flux.1", (_DOUBLE, _SINGLE), _text_first),
-    "Flux2Transformer2DModel": Layout("Flux.2", (_DOUBLE, _SINGLE), _text_first),
-    "ChromaTransformer2DModel": Layout("Chroma", (_DOUBLE, _SINGLE), _text_first),
-    "QwenImageTransformer2DModel": Layout("Qwen-Image", (_DOUBLE,)),
+    "FluxTransformer2DModel": Layout(
+        "Flux.1", (_DOUBLE, _SINGLE), (*_feeds("ff", "ff_context", *_NET), _SINGLE_FEED), _text_first
+    ),
+    "Flux2Transformer2DModel": Layout(
+        "Flux.2", (_DOUBLE, _SINGLE), _feeds("ff", "ff_context", "linear_in", "linear_out"), _text_first
+    ),
+    "ChromaTransformer2DModel": Layout(
+        "Chroma", (_DOUBLE, _SINGLE), (*_feeds("ff", "ff_context", *_NET), _SINGLE_FEED), _text_first
+    ),
+    "QwenImageTransformer2DModel": Layout("Qwen-Image", (_DOUBLE,), _feeds("img_mlp", "txt_mlp", *_NET)),
     "ZImageTransformer2DModel": Layout(
         "Z-Image",
         (
@@ -106,6 +129,12 @@ LAYOUTS = {
             ("context_refiner", "attention", "text"),
             ("siglip_refiner", "attention", "picture"),
             ("layers", "attention", "shared"),
+        ),
+        (
+            ("noise_refiner", _Z_IMAGE_FEED, "picture"),
+            ("context_refiner", _Z_IMAGE_FEED, "text"),
+            ("siglip_refiner", _Z_IMAGE_FEED, "picture"),
+            ("layers", _Z_IMAGE_FEED, "shared"),
         ),
         _z_image_rows,
         time=(1000, -1000),
@@ -118,6 +147,11 @@ LAYOUTS = {
             ("context_refiner", "attn", "text"),
             ("noise_refiner", "attn", "picture"),
             ("layers", "attn", "shared"),
+        ),
+        (
+            ("context_refiner", _LUMINA2_FEED, "text"),
+            ("noise_refiner", _LUMINA2_FEED, "picture"),
+            ("layers", _LUMINA2_FEED, "shared"),
         ),
         _lumina2_rows,
         time=(1000, -1000),
@@ -163,19 +197,25 @@ class Transformer:
     def sites(self) -> list[tuple[AttentionSite, torch.nn.Module]]:
         """Every site in the order of the forward pass, with its attention."""
         found = []
-        depth = 0
-        for blocks in dict.fromkeys(blocks for blocks, _, _ in self.layout.attentions):
-            there: Any = getattr(self.module, blocks, None) or ()  # Z-Image may have no siglip_refiner
-            for number, block in enumerate(there):
-                for name, made_of in ((n, m) for b, n, m in self.layout.attentions if b == blocks):
-                    attention = getattr(block, name, None)  # only some blocks of SD3.5 have an attn2
-                    if attention is not None:
-                        place = f"{blocks}.{number}"
-                        found += [
-                            (site, attention) for site in self._sites(place, name, depth, attention, made_of)
-                        ]
-                depth += 1
+        for depth, (place, block) in enumerate(self.blocks()):
+            blocks = place.partition(".")[0]
+            for name, made_of in ((n, m) for b, n, m in self.layout.attentions if b == blocks):
+                attention = getattr(block, name, None)  # only some blocks of SD3.5 have an attn2
+                if attention is not None:
+                    found += [
+                        (site, attention) for site in self._sites(place, name, depth, attention, made_of)
+                    ]
         return found
+
+    def blocks(self) -> list[tuple[str, Any]]:
+        """Every block by its name, in the order of the forward pass."""
+        return [
+            (f"{blocks}.{number}", block)
+            for blocks in dict.fromkeys(blocks for blocks, _, _ in self.layout.attentions)
+            for number, block in enumerate(
+                getattr(self.module, blocks, None) or ()
+            )  # maybe no siglip_refiner
+        ]
 
     def _sites(self, block: str, name: str, depth: int, attention: Any, made_of: str) -> list[AttentionSite]:
         streams = {"cross": ["text"], "joint": ["picture", "text"], "shared": ["picture", "text"]}
@@ -225,16 +265,16 @@ def find_transformer(model: torch.nn.Module) -> Transformer | None:
 
 
 def _projections(attention: Any, added: bool) -> tuple[Projection, ...]:
-    fused = getattr(attention, _FUSED, None)
+    fused = getattr(attention, FUSED, None)
     if fused is not None:
         width, _ = linear_widths(fused)
         inner = attention.inner_dim
         return tuple(
-            Projection(name, width, inner, _FUSED, (i * inner, (i + 1) * inner))
+            Projection(name, width, inner, FUSED, (i * inner, (i + 1) * inner))
             for i, name in enumerate(PROJECTIONS[:3])
         )
     found = []
-    for name, layer in zip(PROJECTIONS, _ADDED if added else PROJECTIONS, strict=True):
+    for name, layer in zip(PROJECTIONS, ADDED if added else PROJECTIONS, strict=True):
         module = getattr(attention, layer.removesuffix(".0"), None)
         if module is not None:
             found.append(

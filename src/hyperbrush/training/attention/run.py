@@ -19,7 +19,7 @@ from hyperbrush.hypernetworks.generator import GeneratedWeights, TunedWeights
 from hyperbrush.ldm.data.archives import is_source
 from hyperbrush.ldm.data.templates import read_templates
 from hyperbrush.ldm.models import LatentDiffusion
-from hyperbrush.ldm.models.pipelines import PipelineDiffusion, open_to_train
+from hyperbrush.ldm.models.pipelines import open_any
 from hyperbrush.ldm.modules.attention_sites import attention_sites
 from hyperbrush.ldm.modules.transformer_sites import find_transformer
 from hyperbrush.ldm.util import keyed_seed, load_config, read_yaml
@@ -27,6 +27,7 @@ from hyperbrush.training.attention.config import HypernetworkConfig, preset
 from hyperbrush.training.attention.trainer import HypernetworkTrainer
 from hyperbrush.training.before.preflight import Preflight, preflight_of
 from hyperbrush.training.data.pictures import FolderConfig
+from hyperbrush.training.loop.adapter_settings import AdapterSettings
 from hyperbrush.training.loop.caller import generators_kept
 from hyperbrush.training.loop.config import Place, Strict, TrainedName
 from hyperbrush.training.loop.processes import is_main, prepared
@@ -143,18 +144,13 @@ def setting_names() -> list[str]:
 
 @dataclass
 class Result(RunResult):
-    """What a finished run left; conditioning: of its model; in_pipeline: a diffusers pipeline alone draws with that."""
+    """What a finished run left; conditioning: of its model."""
 
     config: HypernetworkRun
     conditioning: str = "text"
-    in_pipeline: bool = False
 
     def command(self) -> str:
-        """A command that draws with it, or what to say in Python."""
-        if self.in_pipeline:
-            return (
-                f"hyperbrush.attach(pipe, hyperbrush.load({str(self.file)!r})), pipe of {self.config.model}"
-            )
+        """A command that draws with it."""
         if self.conditioning != "text":
             of = {"class": "--class 0 ", "image": "--image PICTURE "}.get(self.conditioning, "")
             return f"hyperbrush ldm sample {of}--model {self.config.model} --hypernetwork {self.file}"
@@ -199,14 +195,14 @@ def run_preflight(
     )
 
 
-def open_model(config: HypernetworkRun) -> LatentDiffusion:
+def open_model(source: str, training: AdapterSettings) -> LatentDiffusion:
     """The model of a run; a transformer's pipeline in bf16 where the training computes in it.
 
     Raises:
-        UserError: see `open_to_train`.
+        UserError: see `open_any`.
     """
-    half = config.training.mixed_precision == "bf16"
-    return open_to_train(config.model, torch.bfloat16 if half else torch.float32)
+    half = training.mixed_precision == "bf16"
+    return open_any(source, torch.bfloat16 if half else torch.float32)
 
 
 def settled(config: HypernetworkRun, model: LatentDiffusion) -> HypernetworkRun:
@@ -291,7 +287,7 @@ def train_run(
 
         def begin() -> tuple[LatentDiffusion, Any, OptimizerState | None]:
             nonlocal config
-            opened = model or open_model(config)
+            opened = model or open_model(config.model, config.training)
             config = settled(config, opened)
             config.training.check_model(opened)
             if is_main() and not resume:
@@ -330,7 +326,6 @@ def train_run(
             file=file,
             config=config,
             conditioning=opened.conditioning,
-            in_pipeline=isinstance(opened, PipelineDiffusion),
             **figures_of(run),
         )
         network.step = steps_before + result.best_step

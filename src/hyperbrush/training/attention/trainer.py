@@ -16,7 +16,6 @@ from hyperbrush.ldm.data import BatchOrder, ImageFolder, captions_seen, over_fol
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.models.pipelines import as_model
 from hyperbrush.ldm.modules.diffusion import Loss
-from hyperbrush.ldm.modules.transformer_sites import find_transformer
 from hyperbrush.ldm.util import load_config
 from hyperbrush.training.attention.config import HypernetworkConfig, usual_rate
 from hyperbrush.training.attention.objective import Compute, HypernetworkObjective
@@ -107,8 +106,7 @@ class HypernetworkTrainer:
         """Train and return the file written.
 
         Args:
-            model: a `LatentDiffusion` or a diffusers pipeline (for attention hypernetworks one of `FAMILIES` of
-                `ldm.models.pipeline_families` too).
+            model: a `LatentDiffusion` or a diffusers pipeline (also one of `FAMILIES` of `ldm.models.pipeline_families`).
             dataset: a folder of captioned pictures, a tar or a table, several of these, an `ImageFolder`, a `Mixture`, or
                 a dataset of your own (torch's, Hugging Face's, a list of mappings, a stream: see `PictureRows`); for a
                 `Hypernetwork` a folder with one folder of pictures for each style, or a mapping of their names to any
@@ -177,11 +175,6 @@ class HypernetworkTrainer:
         self, model: Any, dataset: Any, validation: Any
     ) -> "HypernetworkObjective | GeneratorObjective":
         opened = as_model(model)
-        if not isinstance(self.hypernetwork, AttentionHypernetwork) and find_transformer(opened.unet):
-            raise UserError(
-                f"{type(self.hypernetwork).__name__} {self.hypernetwork.name!r} is of generated weights, which act on UNets "
-                f"alone, and the model's denoiser is a {type(opened.unet).__name__}; see docs/models.md"
-            )
         found = ModuleAsFound(opened)
         try:
             objective = self._opened(opened, dataset, validation)

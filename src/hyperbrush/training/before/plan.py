@@ -145,7 +145,7 @@ def plan(config: HypernetworkRun, model: LatentDiffusion | None = None, *, done:
         UserError: as `train_run`, before the first step.
     """
     config.check_folders()
-    opened = model or open_model(config)
+    opened = model or open_model(config.model, config.training)
     config = settled(config, opened)
     config.training.check_model(opened)
     report = run_preflight(config, opened)
@@ -194,7 +194,7 @@ def plan_ldm(config: Run, *, done: int = 0) -> Plan:
 def suggest_batch_size(config: HypernetworkRun, run: Path, on_prepare: PrepareCallback | None = None) -> int:
     """The most of a run's own pictures that one step can compute at once; see `find_batch_size`."""
     with AccelerateStates().entered(), run_lock(run):
-        opened = open_model(config)
+        opened = open_model(config.model, config.training)
         config = settled(config, opened)
         network, _ = open_network(config, opened)
         trainer = HypernetworkTrainer(network, config.training, run=run, on_prepare=on_prepare)

@@ -12,7 +12,9 @@ class GeneratorNetwork(Strict):
     """The hypernetwork that generates weights; see `Hypernetwork`."""
 
     target_layers: list[str] = Field(
-        ["attn1", "attn2"], min_length=1, description="layers that get weights: attn1, attn2, to_k, mid, …"
+        ["attn1", "attn2"],
+        min_length=1,
+        description="layers that get weights: attn1, attn2, to_k, mid, …; of a transformer ff, text, add_k_proj, … too",
     )
     embedding_dim: int = Field(256, ge=8, description="width of the condition tokens")
     hidden_dim: int = Field(256, ge=8, description="width of the weight generator")
@@ -59,6 +61,9 @@ class GeneratorConfig(AdapterSettings):
         5.0,
         gt=0,
         description="what the learning rate is multiplied by for what all styles share, plain factors",
+    )
+    size: int | None = Field(
+        None, ge=8, description="side of the pictures in pixels; by default the model's own"
     )
     references: int = Field(16, ge=1, description="pictures shown of a style at most; each octave as often")
     style_dropout: Share = Field(0.1, description="share of samples with the null condition")

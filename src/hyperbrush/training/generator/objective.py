@@ -277,6 +277,7 @@ class GeneratorObjective(Objective):
                     sampler=c.preview_sampler or None,
                     guidance_scale=c.preview_guidance,
                     negative=c.preview_negative,
+                    size=None if c.size is None else (c.size, c.size),
                 )
             rows += to_pictures(drawn)
         return grid(rows, columns=2 + len(prompts))
@@ -326,8 +327,8 @@ def generator_objective(
     loss, compute: see `GeneratorObjective`.
 
     Raises:
-        UserError: whatever is wrong with them; a step that cannot be cut into styles; a hypernetwork that reads a vision
-            model; `text_share` where no style is told in words.
+        UserError: whatever is wrong with them; a step that cannot be cut into styles; a size the model cannot make; a
+            hypernetwork that reads a vision model; `text_share` where no style is told in words.
     """
     if net.settings.image_width is not None:
         raise UserError(
@@ -346,13 +347,18 @@ def generator_objective(
             f"batch_size {config.batch_size} cannot be cut into styles of {config.pictures_per_style} pictures; take a "
             "multiple"
         )
-    net.bind(model)
+    if config.size is not None and config.size % model.size_unit:
+        raise UserError(
+            f"size is {config.size}; this model's pictures have sides that are multiples of {model.size_unit}"
+        )
+    net.bind(model).size = config.size
     adapters = config.objective != "denoising"
 
     def opened(source: Any, adapters: bool) -> list[Style]:
         if isinstance(source, list | tuple) and all(isinstance(s, Style) for s in source):
             return list(source)
-        return open_styles(source, model, run / "cache/latents", adapters=adapters, on_prepare=on_prepare)
+        cache = run / "cache/latents"
+        return open_styles(source, model, cache, adapters=adapters, size=config.size, on_prepare=on_prepare)
 
     styles = opened(dataset, adapters)
     if config.text_share and not any(style.text for style in styles):

@@ -15,6 +15,7 @@ from hyperbrush.files import check_place
 from hyperbrush.hypernetworks.generator import Hypernetwork, TargetNetwork
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.util import keyed_seed, read_yaml
+from hyperbrush.training.attention.run import open_model
 from hyperbrush.training.attention.trainer import HypernetworkTrainer
 from hyperbrush.training.generator.config import GeneratorConfig, GeneratorNetwork
 from hyperbrush.training.loop.config import Place, Strict, TrainedName
@@ -83,9 +84,8 @@ class GeneratorResult(RunResult):
 
     def command(self) -> str:
         """A command that generates with it."""
-        return (
-            f"hyperbrush hyper generate --generator {self.file} --images A.png B.png --out style.safetensors"
-        )
+        of = "" if self.config.model == "emoji" else f"--model {self.config.model} "
+        return f"hyperbrush hyper generate {of}--generator {self.file} --images A.png B.png --out style.safetensors"
 
 
 def train_generator(
@@ -118,7 +118,7 @@ def train_generator(
             raise UserError(f"there is no folder {folder}: expected one with a folder for each style")
     check_place(config.generators, "generators")
     with opened_run(run, resume=resume, at=at):
-        opened = model or prepared(run, lambda: LatentDiffusion.from_pretrained(config.model), should_stop)
+        opened = model or prepared(run, lambda: open_model(config.model, config.training), should_stop)
         config.training.check_model(opened)
         torch.manual_seed(keyed_seed(config.training.seed, "initialisation"))
         target = TargetNetwork(opened, tuple(config.network.target_layers))

@@ -53,13 +53,14 @@ def open_styles(
     cache: Path,
     *,
     adapters: bool = False,
+    size: int | None = None,
     on_prepare: PrepareCallback | None = None,
 ) -> list[Style]:
     """Each subfolder, tar or table as a style: its pictures (captions as for training), or references/ and targets/ in it.
 
     source: a folder of these, or a mapping of styles' names to their pictures: a folder, tar or table, or a dataset of
         one's own (see `PictureRows`), or a mapping of "references" and "targets" to such.
-    adapters: read each style's adapter.safetensors or lora.safetensors too.
+    adapters: read each style's adapter.safetensors or lora.safetensors too. size: of the pictures; None: the model's own.
 
     Raises:
         UserError: no such folder, no styles in it, a style of fewer than two pictures; adapters are wanted and one
@@ -76,7 +77,7 @@ def open_styles(
     with LatentCache(cache, digest(dict(model.first_stage.state_dict()))) as kept:
         for number, (name, pictures) in enumerate(found.items()):
             parts = _parts(pictures)
-            data = [_opened(part, name, model.image_size) for part in parts]
+            data = [_opened(part, name, size or model.image_size) for part in parts]
             latents = [_latents(model, one, kept) for one in data]
             said = tuple(captions for one in data for captions in one.alternatives)
             references = len(latents[0]) if len(parts) == 2 else len(latents[0]) // 2
