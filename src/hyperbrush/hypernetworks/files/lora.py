@@ -1,9 +1,9 @@
 """The three layouts of LoRA files: diffusers, PEFT and kohya's.
 
-diffusers: ``unet.PATH.to_k.lora_A.weight`` and ``lora_B.weight`` (``lora_B.bias`` beside them), one safetensors
+diffusers: ``unet.PATH.to_k.lora_A.weight`` (of a transformer ``transformer.PATH…``) and ``lora_B.weight`` (``lora_B.bias`` beside them), one safetensors
 file for ``pipe.load_lora_weights``.  PEFT: ``base_model.model.PATH…`` in a folder with adapter_config.json for
 ``PeftModel.from_pretrained(unet, folder)``.  kohya: ``lora_unet_PATH_WITH_UNDERSCORES.lora_down.weight``,
-``lora_up.weight``, ``alpha``, and ``diff_b`` for to_out's bias.
+``lora_up.weight``, ``alpha``, and ``diff_b`` for to_out's bias; of transformers see `lora_transformers`.
 """
 
 import json
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hyperbrush.errors import UserError
 from hyperbrush.files import atomic_folder, atomic_path
+from hyperbrush.hypernetworks.files import lora_transformers
 from hyperbrush.hypernetworks.files.generated import architecture as architecture_of
 from hyperbrush.hypernetworks.files.generated import factors_of, finite_copy
 from hyperbrush.hypernetworks.files.headers import read_tensors, sort_header
@@ -35,7 +36,7 @@ _DIFFUSERS_CONFIG = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "target
 _PROJECTION = r"to_(?:q|k|v|out\.0)"
 _PATH = rf"(?:down_blocks|mid_block|up_blocks)\..+\.attn[12]\.{_PROJECTION}"
 _PEFT = re.compile(
-    rf"(?:base_model\.model\.|unet\.)?(?P<layer>{_PATH})\."
+    rf"(?:base_model\.model\.|unet\.|transformer\.)?(?P<layer>{_PATH}|{lora_transformers.LAYER})\."
     r"(?:(?P<part>lora_[AB]|lora\.(?:down|up)|lora_(?:down|up))(?:\.default)?\.weight|alpha)"
 )
 # diffusers of 2023 kept LoRA in the attentions' processors.
@@ -48,6 +49,9 @@ _KOHYA = re.compile(
     r"|(?:input_blocks|output_blocks)_\d+_1|middle_block_1)_transformer_blocks_"
     r"(?P<j>\d+)_(?P<kind>attn[12])_(?P<projection>to_q|to_k|to_v|to_out_0)"
     r"\.(?P<part>lora_down\.weight|lora_up\.weight|alpha)"
+)
+_ORIGINAL = re.compile(
+    rf"lora_unet_(?:double_blocks|single_blocks|joint_blocks|{'|'.join(lora_transformers.BLOCKS)})_\d"
 )
 _DOWN = ("lora_A", "lora.down", "lora_down", "lora_down.weight", "down")
 # Of layers that are no attention's, in words: what their names begin with or hold.
@@ -175,7 +179,7 @@ def lora_state(
         header |= _kohya_header(rank, title, architecture, about)
     elif form == "diffusers" and config["rank_pattern"]:
         # Older diffusers take one alpha for layers of several ranks unless the header says so.
-        adapter = {f"unet.{key}": config[key] for key in _DIFFUSERS_CONFIG}
+        adapter = {f"{_model_of(layers[0])}.{key}": config[key] for key in _DIFFUSERS_CONFIG}
         header["lora_adapter_metadata"] = json.dumps(adapter, sort_keys=True)
     return LoraState(form, tensors, header, config if form == "peft" else {})
 
@@ -188,13 +192,18 @@ def _as(value: Tensor, dtype: torch.dtype, name: str) -> Tensor:
 
 
 def _peft_keys(layer: LoraLayer, form: str, bias: bool) -> dict[str, Tensor]:
-    prefix = "unet." if form == "diffusers" else "base_model.model."
-    name = f"{prefix}{layer.path}.{layer.projection}"
+    prefix = _model_of(layer) if form == "diffusers" else "base_model.model"
+    name = f"{prefix}.{layer.path}.{layer.projection}"
     keys = {f"{name}.lora_A.weight": layer.cut.down, f"{name}.lora_B.weight": layer.cut.up}
     if bias:  # PEFT has it for all layers or for none
         shift = layer.shift
         keys[f"{name}.lora_B.bias"] = torch.zeros(len(layer.cut.up)) if shift is None else shift
     return keys
+
+
+def _model_of(layer: LoraLayer) -> str:
+    """What a pipeline calls the model of a layer."""
+    return "transformer" if lora_transformers.is_layer(f"{layer.path}.{layer.projection}") else "unet"
 
 
 def _kohya_keys(layer: LoraLayer, bias: bool, alpha: int) -> dict[str, Tensor]:
@@ -256,20 +265,29 @@ def write(weights: GeneratedWeights, path: Path, form: str, dtype: torch.dtype |
     dtype: of the numbers; None: float32.
 
     Raises:
-        UserError: the layers are not a UNet's; the path does not fit; numbers too large for the dtype.
+        UserError: the layers are not a UNet's or transformer's; the path does not fit; numbers too large for the dtype; or as
+            `kohya_layers`.
     """
     dtype = dtype or torch.float32
+    factors = weights.folded().factors
+    strange = [n for n in factors if not re.fullmatch(_PATH, n) and not lora_transformers.is_layer(n)]
+    if strange:
+        raise UserError(
+            f"a LoRA changes a UNet's attentions or a transformer's layers, but {weights.name!r} changes {strange[0]}: save it "
+            "as safetensors, or merge it into its hypernetwork (delta_networks.merge_deltas)"
+        )
+    family = str(weights.metadata.get(lora_transformers.FAMILY, ""))
+    if form == "kohya" and lora_transformers.is_layer(weights.layers[0]):
+        factors = lora_transformers.kohya_layers(factors, family, weights.name)
     layers = []
-    for name, factors in weights.folded().factors.items():
-        if not re.fullmatch(_PATH, name):
-            raise UserError(
-                f"a LoRA changes a UNet's attentions, but {weights.name!r} changes {name}: save it as safetensors, or "
-                "merge it into its hypernetwork (delta_networks.merge_deltas)"
-            )
-        path_of, _, projection = name.rpartition(".to_")
-        projection = "to_" + projection
+    for name, own in factors.items():
+        path_of, dot, projection = name.rpartition(".to_")
+        if dot:
+            projection = "to_" + projection
+        else:
+            path_of, _, projection = name.rpartition("." if "." in name else "_")
         written = projection.replace(".", "_") if form == "kohya" else projection
-        down, up = (finite_copy(t, dtype, name) for t in (factors.down, factors.up))
+        down, up = (finite_copy(t, dtype, name) for t in (own.down, own.up))
         layers.append(LoraLayer(path_of, written, LowRank(down, up, 1.0), None, None))
     state = lora_state(
         layers,
@@ -284,10 +302,12 @@ def write(weights: GeneratedWeights, path: Path, form: str, dtype: torch.dtype |
 
 
 def read(path: Path, header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> GeneratedWeights:
-    """What a LoRA changes in a UNet's attentions, in any of the layouts; a warning names what else it changes.
+    """What a LoRA changes in a UNet's attentions, in any of the layouts, or in a transformer's attentions and feed-forwards, in
+    diffusers' or PEFT's; a warning names what else it changes.
 
     Raises:
-        UserError: it is none, changes no attention, or changes them by more than two matrices each.
+        UserError: it is none, changes none of these, or changes them by more than two matrices each; kohya's layout of
+            a transformer.
     """
     parts: dict[str, dict[str, Tensor]] = {}
     strange = []
@@ -297,6 +317,11 @@ def read(path: Path, header: Mapping[str, str], tensors: Mapping[str, Tensor]) -
             strange.append(name)
         else:
             parts.setdefault(layer, {})[part] = value
+    if not parts and any(_ORIGINAL.match(name) for name in strange):
+        raise UserError(
+            f"{path} is a LoRA of a transformer in kohya's layout, of whose layers several are one: it is read by "
+            "pipe.load_lora_weights alone; load one in the layout of diffusers or PEFT"
+        )
     if not parts:
         raise UserError(
             f"{path} is neither generated weights nor a LoRA of a UNet's attentions: it has {len(strange)} other "

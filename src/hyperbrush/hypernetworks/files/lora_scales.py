@@ -10,6 +10,7 @@ from typing import Any
 from hyperbrush.errors import UserError
 
 _DEFAULT_ALPHA = 8.0  # PEFT's, where the settings do not say
+_MODELS = ("unet.", "transformer.")
 _LONGEST = 300  # characters of a pattern
 _MOST_REPEATS = 3  # in a pattern: what a file can say must not keep us busy without end
 # The others change the model's own weights too (PiSSA, OLoRA, …), so that B·A is not the whole change.
@@ -32,8 +33,8 @@ _MORE = (
 class PeftScales:
     """alpha / rank, or alpha / √rank for rank-stabilised LoRA (Kalajdzievski 2023), of each layer.
 
-    path: for messages. text: PEFT's config as JSON, or diffusers' ``lora_adapter_metadata`` (keys "unet.…"); None:
-    every scale is 1.
+    path: for messages. text: PEFT's config as JSON, or diffusers' ``lora_adapter_metadata`` (keys "unet.…" or "transformer.…");
+    None: every scale is 1.
 
     Raises:
         UserError: damaged, or settings with which B·A is not the change.
@@ -48,7 +49,7 @@ class PeftScales:
             alpha = settings.get("lora_alpha")
             self.alpha = _DEFAULT_ALPHA if alpha is None else float(alpha)
             patterns = settings.get("alpha_pattern") or {}
-            self.patterns = {_pattern(path, k.removeprefix("unet.")): float(v) for k, v in patterns.items()}
+            self.patterns = {_pattern(path, _bare(k)): float(v) for k, v in patterns.items()}
         except UserError:
             raise
         except (ValueError, TypeError, AttributeError) as error:
@@ -92,7 +93,12 @@ def _settings(path: Path, text: str | None) -> Mapping[str, Any] | None:
     if not any("." in key for key in settings):
         return settings
     # diffusers keeps those of several models in one mapping.
-    return {k.removeprefix("unet."): v for k, v in settings.items() if k.startswith("unet.")} or None
+    return {_bare(k): v for k, v in settings.items() if k.startswith(_MODELS)} or None
+
+
+def _bare(key: str) -> str:
+    """Without the name that a pipeline has for its model."""
+    return key.removeprefix("unet.").removeprefix("transformer.")
 
 
 def _pattern(path: Path, text: str) -> "re.Pattern[str]":

@@ -263,7 +263,9 @@ def blend(
                 f"cannot blend: {layer} has different shapes; the weights are for different models"
             )
         made[layer] = concatenate([f for f, _ in there], [s for _, s in there])
-    blended = GeneratedWeights(made, name=name)
+    families = {w.metadata.get("family") for w in weights}
+    about = {"family": families.pop()} if len(families) == 1 and families != {None} else {}
+    blended = GeneratedWeights(made, name=name, metadata=about)
     return blended if rank is None else blended.truncate(rank)
 
 
