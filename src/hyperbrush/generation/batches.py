@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from hyperbrush.errors import UserError
+from hyperbrush.generation.emphasis import parse_emphasis
 from hyperbrush.generation.masks import soft_edged
 from hyperbrush.generation.prompt_networks import PromptNetworks, acts_on, networks_of
 from hyperbrush.generation.settings import Settings
 from hyperbrush.generation.wording import Encode, Wording, prompted
 from hyperbrush.hypernetworks import attach
 from hyperbrush.hypernetworks.files.adapters import Adapter
+from hyperbrush.ldm.models.pipelines import PipelineDiffusion
 from hyperbrush.ldm.models.prompted import Prompted
 from hyperbrush.ldm.pictures import to_pictures
 from hyperbrush.ldm.sampling.pictures import draw_pictures
@@ -60,15 +62,91 @@ def draw_together(
             # Both sides of guidance are one batch.
             attached.rows_per_picture = told.rows_per_picture(settings.guidance_scale)
         images = _sample(model, batch, told, settings, on_step)
+    _check_numbers(images)
+    return [
+        (image, [text for use, text in zip(uses, reached, strict=True) if acts_on(use, i)])
+        for i, image in enumerate(to_pictures(images))
+    ]
+
+
+def settled(model: "LatentDiffusion", settings: Settings) -> Settings:
+    """Settings with the model's usual sampler where none was named; a transformer's pipeline draws with its own.
+
+    Raises:
+        UserError: what a transformer's pipeline does not draw with.
+    """
+    if not isinstance(model, PipelineDiffusion):
+        return settings.with_sampler(model.diffusion.prediction)
+    model.check_drawing(settings.sampler, settings.negative)
+    usual = Settings()
+    for option in ("image", "clip_skip", "discretisation"):
+        if getattr(settings, option) != getattr(usual, option):
+            raise UserError(
+                f"{option}: {type(model.pipe).__name__} draws from texts alone, which it encodes and samples itself; leave it out"
+            )
+    return settings
+
+
+def draw_in_pipeline(
+    model: PipelineDiffusion,
+    batch: Sequence[BatchItem],
+    settings: Settings,
+    load: Callable[[Path], Adapter],
+    on_step: Callable[[int, int, Any], None] | None,
+) -> "list[tuple[Image, list[str]]]":
+    """As `draw_together`, by a transformer's pipeline, one picture after another.
+
+    Raises:
+        UserError: as there.
+    """
+    drawn = []
+    for done, item in enumerate(batch):
+        uses = networks_of([item.networks], load)
+        scope: Any = attach(model.pipe, uses) if uses else contextlib.nullcontext()
+        told = None if on_step is None else among(on_step, done, len(batch))
+        with scope as attached:
+            reached = [f"{one.name}: {one}" for one in attached.applied.networks] if uses else []
+            images = model.sample(
+                item.networks.text,
+                seeds=[item.seed],
+                steps=settings.steps,
+                guidance_scale=settings.guidance_scale,
+                negative=settings.negative,
+                size=settings.size,
+                on_step=told,
+            )
+        _check_numbers(images)
+        if _has_marks(item):
+            reached.append(
+                f"{type(model.pipe).__name__} reads emphasis, BREAK, editing and AND as words: the prompt was handed over as it stands"
+            )
+        drawn.append((to_pictures(images.float())[0], reached))
+    return drawn
+
+
+def _has_marks(item: BatchItem) -> bool:
+    """Whether a prompt holds what Stable Diffusion's prompts say besides words."""
+    if [text.split() for text in item.said.texts] != [item.networks.text.split()]:
+        return True
+    return any(weight != 1 for _, weight in parse_emphasis(item.networks.text))
+
+
+def among(on_step: Callable[[int, int, Any], None], done: int, parts: int) -> Callable[[int, int, Any], None]:
+    """Steps of one part among several as steps of all."""
+    return lambda step, steps, latents: on_step(done * steps + step, parts * steps, latents)
+
+
+def _check_numbers(images: Tensor) -> None:
+    """Refuse pictures that are none.
+
+    Raises:
+        UserError: some are no numbers.
+    """
     if not bool(images.isfinite().all()):
         raise UserError(
             "the picture came out as no numbers (NaN): a strength or guidance scale is too large, or the precision too "
             "low; take smaller ones, or fp32"
         )
-    return [
-        (image, [text for use, text in zip(uses, reached, strict=True) if acts_on(use, i)])
-        for i, image in enumerate(to_pictures(images))
-    ]
 
 
 def _sample(

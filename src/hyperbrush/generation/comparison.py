@@ -144,12 +144,13 @@ def draw_grid(
     Raises:
         UserError: as `compare`.
     """
+    from hyperbrush.generation.batches import settled
     from hyperbrush.hypernetworks.files.adapters import load
 
     whole("batch", batch, 1, 1000)
     cells = cells_of(base, axes, library, missing)
     opened = model()
-    base = replace(base, settings=base.settings.with_sampler(opened.model.diffusion.prediction))
+    base = replace(base, settings=settled(opened.model, base.settings))
     keep = lru_cache(KEPT_NETWORKS)(load)
     drawn: list[tuple[Cell, Picture]] = []
     batches = list(_batches(cells.values(), batch))

@@ -62,7 +62,7 @@ def lora_hash(path: Path) -> str:
 
 @contextlib.contextmanager
 def loras_at_work(model: "LatentDiffusion", loras: Mapping[Path, Strengths]) -> Iterator[list[str]]:
-    """LoRAs loaded into a model's UNet and text encoders until the end; gives what to tell about them.
+    """LoRAs loaded into a model's UNet or transformer and text encoders until the end; gives what to tell about them.
 
     Raises:
         UserError: PEFT is missing; the model has LoRAs loaded already or is no pipeline's; a file that is no LoRA, or
@@ -72,6 +72,11 @@ def loras_at_work(model: "LatentDiffusion", loras: Mapping[Path, Strengths]) -> 
         yield []
         return
     pipe: Any = model.pipeline()
+    if not hasattr(pipe, "load_lora_weights"):
+        raise UserError(
+            f"<lora:{next(iter(loras)).stem}>: {type(pipe).__name__} loads no LoRAs in diffusers; leave it out, or convert it to "
+            "safetensors and name it as <hypernet:…>"
+        )
     if before := pipe.get_list_adapters():
         raise UserError(
             f"the model has LoRAs loaded already ({before}): unload them, or leave <lora:…> out of the prompt"
@@ -116,7 +121,7 @@ def _load(pipe: Any, path: Path, name: str) -> None:
 
 
 def _parts(pipe: Any) -> dict[str, Any]:
-    names = ("unet", "text_encoder", "text_encoder_2")
+    names = ("unet", "transformer", "text_encoder", "text_encoder_2")
     return {name: part for name in names if (part := getattr(pipe, name, None)) is not None}
 
 
@@ -131,4 +136,4 @@ def _reached(pipe: Any, name: str) -> str:
 
 def _weights(pipe: Any, strengths: Strengths) -> dict[str, float]:
     text, unet = strengths
-    return {name: unet if name == "unet" else text for name in _parts(pipe)}
+    return {name: unet if name in ("unet", "transformer") else text for name in _parts(pipe)}

@@ -44,26 +44,38 @@ def open_model(
 ) -> OpenedModel:
     """Open a model by name, folder, file or hub id; what is opened already stays as it is.
 
-    A diffusers pipeline's parts are used where they are, with whatever is loaded onto them. device, precision, attention: see `ldm.models.device.placement`.
+    A diffusers pipeline's parts are used where they are, with whatever is loaded onto them. device, precision, attention: see
+    `ldm.models.device.placement`.
 
     Raises:
-        UserError: there is no such model, or it cannot be used here.
+        UserError: there is no such model, or it cannot be used here; an attention other than "auto" of a transformer's
+            pipeline.
     """
+    import torch
+
     from hyperbrush.ldm.models import LatentDiffusion
     from hyperbrush.ldm.models.device import place, placement
-    from hyperbrush.ldm.models.loading import from_pipeline
+    from hyperbrush.ldm.models.pipelines import PipelineDiffusion, as_model, open_any
 
     if isinstance(source, OpenedModel):
         return source
     if isinstance(source, LatentDiffusion):
         return OpenedModel(source)
     if not isinstance(source, str | Path):
-        model = from_pipeline(LatentDiffusion, source)
+        model = as_model(source)
         path = getattr(source, "name_or_path", None) or ""
         return OpenedModel(model, *(named(path) if path else ()))
     where = placement(device, precision, attention)
-    model = place(LatentDiffusion.from_pretrained(source), where)
-    return OpenedModel(model, *named(source))
+    free = precision == "auto" and where.device.type != "cpu"
+    half = torch.bfloat16 if free else where.dtype  # fp16 is too narrow for transformers' text encoders
+    model = open_any(source, half)
+    if isinstance(model, PipelineDiffusion):
+        if attention != "auto":
+            raise UserError(
+                f"attention {attention!r}: {type(model.pipe).__name__} keeps its own attentions; take 'auto', or set them in diffusers"
+            )
+        return OpenedModel(model.to(where.device, half), *named(source))
+    return OpenedModel(place(model, where), *named(source))
 
 
 def named(source: str | Path) -> tuple[str, Path | None]:

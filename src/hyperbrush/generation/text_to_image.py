@@ -93,7 +93,8 @@ def generate(
     Args:
         prompt: text with `<hypernet:NAME:STRENGTH>` tags, and emphasis, BREAK, `[cat:dog:0.5]`, `[cat|dog]` and AND as
             the webui reads them (`prompt_schedule`); or several.
-        model: name, folder, file, hub id, or an opened model, also a diffusers pipeline.
+        model: name, folder, file, hub id, or an opened model, also a diffusers pipeline; of a transformer one of
+            `ldm.models.pipeline_families`, which then draws with its own scheduler and guidance.
         negative: what guidance moves away from.
         seed: of each prompt's first picture, the next ones count up; None draws one.
         count: pictures of each prompt.
@@ -165,12 +166,13 @@ def draw(
     Raises:
         UserError: as `generate`.
     """
-    from hyperbrush.generation.batches import BatchItem, draw_together
+    from hyperbrush.generation.batches import BatchItem, among, draw_in_pipeline, draw_together, settled
     from hyperbrush.generation.encoding import encode_prompts
     from hyperbrush.generation.loras import loras_at_work
     from hyperbrush.generation.prompt_networks import read_negative, read_prompt
     from hyperbrush.generation.wording import layout, wording
     from hyperbrush.hypernetworks.files.adapters import load as load_file
+    from hyperbrush.ldm.models.pipelines import PipelineDiffusion
     from hyperbrush.ldm.sampling.names import find_sampler
 
     for text in {*prompts, settings.negative}:
@@ -184,7 +186,7 @@ def draw(
     for path, *_ in dict.fromkeys(place for one in read for place in one.terms):
         keep(path)
     opened = model()
-    settings = settings.with_sampler(opened.model.diffusion.prediction)
+    settings = settled(opened.model, settings)
     region = None
     if settings.mask_padding is not None:
         size = settings.size or (opened.model.image_size, opened.model.image_size)
@@ -193,18 +195,24 @@ def draw(
     encode = cache(lambda text: encode_prompts(opened.model, [text], clip_skip=settings.clip_skip))
     # Padding to a longer neighbour would change a picture: texts of one length are drawn together.
     groups: dict[Any, list[int]] = {}
+    pipeline = opened.model if isinstance(opened.model, PipelineDiffusion) else None
+    adaptive = pipeline is None and find_sampler(settings.sampler).loop == "dpm_adaptive"  # at its own pace
     for i, (one, networks) in enumerate(zip(said, read, strict=True)):
-        alone = i if find_sampler(settings.sampler).loop == "dpm_adaptive" else None  # at its own pace
-        groups.setdefault((layout(one, encode), tuple(networks.loras.items()), alone), []).append(i)
+        words = () if pipeline is not None else layout(one, encode)
+        key = words, tuple(networks.loras.items()), i if adaptive else None
+        groups.setdefault(key, []).append(i)
     about = _about(opened, settings)
     made: dict[int, Picture] = {}
     for done, ((_, at_work, _), rows) in enumerate(groups.items()):
         batch = [BatchItem(read[i], said[i], seeds[i]) for i in rows]
-        told = None if on_step is None else _among(on_step, done, len(groups))
+        told = None if on_step is None else among(on_step, done, len(groups))
         with loras_at_work(opened.model, dict(at_work)) as reached:
             # A LoRA changes text encoders too.
             reads = cache(encode.__wrapped__) if at_work else encode
-            drawn = draw_together(opened.model, batch, settings, keep, reads, told)
+            if pipeline is not None:
+                drawn = draw_in_pipeline(pipeline, batch, settings, keep, told)
+            else:
+                drawn = draw_together(opened.model, batch, settings, keep, reads, told)
         for i, (image, notes) in zip(rows, drawn, strict=True):
             whole_image = image if region is None else region.put_back(image)
             own = replace(
@@ -228,13 +236,6 @@ def _lora_hashes(prompt: "PromptNetworks") -> dict[str, str]:
     if not prompt.loras:
         return {}
     return {LORA_HASHES: join_hashes({path.stem: lora_hash(path) for path in prompt.loras})}
-
-
-def _among(
-    on_step: Callable[[int, int, Any], None], done: int, groups: int
-) -> Callable[[int, int, Any], None]:
-    """Steps of one group among several as steps of all."""
-    return lambda step, steps, latents: on_step(done * steps + step, groups * steps, latents)
 
 
 def _about(opened: OpenedModel, settings: Settings) -> Infotext:
