@@ -41,6 +41,7 @@ SPEAKERS: dict[str, tuple[str, ...]] = {  # functions that say something in thei
     "commands/doctor": ("examine", "_environment", "_file", "_on_the_unet", "_pictures", "_subjects"),
     "generation/loras": ("loras_at_work", "_reached"),
     "generation/prompt_networks": ("*",),
+    "generation/batches": ("_notes",),
     "generation/prompt_notes": ("prompt_notes", "near_editing"),
     "generation/repeat": ("repeat_of", "renamed", "differences", "lora_differences", "_notes_on_noise"),
     "generation/text_to_image": ("unknown_words",),

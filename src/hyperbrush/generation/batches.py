@@ -116,19 +116,18 @@ def draw_in_pipeline(
                 on_step=told,
             )
         _check_numbers(images)
-        if _has_marks(item):
-            reached.append(
-                f"{type(model.pipe).__name__} reads emphasis, BREAK, editing and AND as words: the prompt was handed over as it stands"
-            )
-        drawn.append((to_pictures(images.float())[0], reached))
+        drawn.append((to_pictures(images.float())[0], reached + _notes(item, type(model.pipe).__name__)))
     return drawn
 
 
-def _has_marks(item: BatchItem) -> bool:
-    """Whether a prompt holds what Stable Diffusion's prompts say besides words."""
-    if [text.split() for text in item.said.texts] != [item.networks.text.split()]:
-        return True
-    return any(weight != 1 for _, weight in parse_emphasis(item.networks.text))
+def _notes(item: BatchItem, name: str) -> list[str]:
+    """On what Stable Diffusion's prompts say besides words, which a transformer's pipeline reads as such."""
+    same = [text.split() for text in item.said.texts] == [item.networks.text.split()]
+    if same and all(weight == 1 for _, weight in parse_emphasis(item.networks.text)):
+        return []
+    return [
+        f"{name} reads emphasis, BREAK, editing and AND as words: the prompt was handed over as it stands"
+    ]
 
 
 def among(on_step: Callable[[int, int, Any], None], done: int, parts: int) -> Callable[[int, int, Any], None]:

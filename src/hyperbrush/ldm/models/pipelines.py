@@ -244,7 +244,7 @@ class PipelineDiffusion(LatentDiffusion):
         height, width = size or (self.image_size, self.image_size)
         if height % self.size_unit or width % self.size_unit:
             raise UserError(
-                f"size {width}x{height}: both sides of this model's pictures must be multiples of {self.size_unit}"
+                f"size {width}x{height} is not possible: both sides must be multiples of {self.size_unit} pixels"
             )
         scale = max(guidance_scale, 1.0) - 1 + self.family.no_guidance
         told = {self.family.guidance: scale, **self.family.drawing, **self._watched(on_step, steps)}
