@@ -12,6 +12,7 @@ import pytest
 
 import hyperbrush.app
 from hyperbrush.app.messages import FOLDER, NAMES, Messages, catalogue, chosen_language
+from hyperbrush.app.runs.report_page import in_language
 from hyperbrush.app.ui.frame import PLACES
 from hyperbrush.hypernetworks.convert.convert import TARGETS
 from hyperbrush.ldm.models.single_file import KINDS
@@ -97,3 +98,42 @@ def test_a_number_out_of_range_comes_in_words(app: Any) -> None:
     with pytest.raises(HTTPError) as refused:
         urlopen(Request(app.url + "/api/v1/draw", body, head))
     assert [e["msg"] for e in json.load(refused.value)["detail"]] == ["1 이상이어야 합니다"]
+
+
+@pytest.mark.parametrize(
+    ("language", "said"),
+    [("en", "There is no such page"), ("ko", "없는 페이지입니다"), ("zh", "没有这个页面")],
+)
+def test_a_page_that_is_not_there(app: Any, language: str, said: str) -> None:
+    with pytest.raises(HTTPError) as refused:
+        urlopen(Request(app.url + "/nowhere", headers={"Accept-Language": language}))
+    assert refused.value.code == 404
+    page = refused.value.read().decode()
+    assert said in page
+    assert "This page doesn" not in page
+
+
+def test_a_report_in_another_language() -> None:
+    page = (
+        '<html lang="en"><style>main > p{content:"a b"}</style><h2>Best validation loss</h2>'
+        '<td>0.1234 at step 5</td><svg aria-label="loss over steps: training 2 to 1; validation 3 to 1, lowest 1">'
+        "<li>step 3: out of memory</li><td>A &quot;name&quot; &amp; more</td>"
+    )
+    assert in_language(page, "en") == page
+    assert in_language(page, "zh") == (
+        '<html lang="zh"><style>main > p{content:"a b"}</style><h2>最低验证损失</h2>'
+        '<td>第 5 步为 0.1234</td><svg aria-label="各步的损失：训练 2 到 1; 验证 3 到 1，最低 1">'
+        "<li>step 3: 内存不足</li><td>A &quot;name&quot; &amp; more</td>"
+    )
+
+
+@pytest.mark.main
+def test_a_refusal_comes_in_the_page_s_language_and_once(app: Any, open_page: Any) -> None:
+    page = open_page(app, "/model", locale="ko-KR")
+    field = page.get_by_label("경로 또는 허브 ID")
+    for name in ("../outside", "/etc"):
+        field.fill(name)
+        page.get_by_role("button", name="사용", exact=True).last.click()
+        page.locator(".q-notification", has_text=name).wait_for()
+    assert page.locator(".q-notification").count() == 1
+    assert "작업 공간" in page.locator(".q-notification").inner_text()

@@ -32,7 +32,10 @@ PASSED_ON = {  # arguments that another error has said already, or a list of the
     "str(known)",
     "why",
 }
-TABLES = {"setting_errors": ("WORDS",)}  # dictionaries at the top of a file, whose values are said
+TABLES = {
+    "setting_errors": ("WORDS",),
+    "training/report/report": ("EVENTS",),
+}  # dictionaries at the top of a file, whose values are said
 SPEAKERS: dict[str, tuple[str, ...]] = {  # functions that say something in their own words, beside errors
     "setting_errors": ("_describe", "in_words"),
     "app/styles/generators": ("generators",),
@@ -49,6 +52,7 @@ SPEAKERS: dict[str, tuple[str, ...]] = {  # functions that say something in thei
     "hypernetworks/convert/report": ("lost", "__str__"),
     "hypernetworks/library/inspection": ("*",),
     "hypernetworks/library/library": ("_inside",),
+    "training/report/report": ("run_figures", "report_run", "loss_chart", "rate_chart"),
     "training/before/findings": ("*",),
     "training/before/preflight": ("*",),
     "training/loop/judge": ("train", "validate", "patience_exceeded"),
@@ -68,7 +72,25 @@ ALONE = (
     "fused",
     "versions",
 )
-ALONE += ("machine", "model", "pictures", "yes", "no", "exactly")
+ALONE += (
+    "machine",
+    "model",
+    "pictures",
+    "yes",
+    "no",
+    "exactly",
+    "Steps",
+    "Time",
+    "Loss",
+    "Settings",
+    "training",
+    "validation",
+    "step",
+    "diverges",
+    "overfits",
+    "resumed",
+    "restart",
+)
 OTHERS = (  # said by the command line, by click, or by the system of whoever runs it
     "stopped",
     "see hyperbrush --help",
@@ -106,6 +128,12 @@ OTHERS = (  # said by the command line, by click, or by the system of whoever ru
     "Connection refused",
     "{0} (got {1})",
     "make room on the server",
+    "Learning rate",
+    "What happened",
+    "What to try next",
+    "best: {0}",
+    "{0} at step {1}, {2} below {3} of the bare model",
+    "{0} at step {1}",
     *(f"{{0}} {what} cannot be used" for what in ("pictures", "captions", "masks")),
     "{0} files are not read",
     "for another model",

@@ -136,6 +136,7 @@ def make_app(site: Site, access: Access) -> Any:
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     for page in PAGES:
         import_module(f"hyperbrush.app.{page}.page").add(site)
+    import_module("hyperbrush.app.ui.lost").add(site)
     ui.run_with(
         app,
         title="hyperbrush",

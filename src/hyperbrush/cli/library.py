@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from hyperbrush.cli.language import told
 from hyperbrush.cli.options import DEFAULT_NETWORKS, Networks
 
 if TYPE_CHECKING:
@@ -56,7 +57,9 @@ def show(entries: "Sequence[Entry]", out: "Console", folder: Path) -> None:
         out.print(_table(entries, plain=False), soft_wrap=False)
         for entry in entries:
             if entry.error:
-                out.print(Text(f"{_clean(entry.name)}: {_clean(entry.error)}", style="red"), soft_wrap=False)
+                out.print(
+                    Text(f"{_clean(entry.name)}: {_clean(told(entry.error))}", style="red"), soft_wrap=False
+                )
     else:
         for entry in entries:
             out.print(Text(_clean(entry.name), style="bold"))
@@ -107,7 +110,7 @@ def _cells(entry: "Entry") -> list[str]:
     size, words = _bytes(entry.size), _clean(entry.notes.activation_text)
     s = entry.summary
     if s is None:
-        problem = _clean(entry.error or "")
+        problem = _clean(told(entry.error or ""))
         return [_clean(entry.name), "broken", "", "", size, "", "", entry.short_hash, words, problem]
     widths = f"{s.sites} sites" if s.sites else ", ".join(map(str, s.widths))
     structure = (

@@ -21,7 +21,7 @@ from hyperbrush.app.requests import DrawRequest, checked
 from hyperbrush.app.runs.run import JOB_KINDS
 from hyperbrush.app.site import Site
 from hyperbrush.app.ui.browser import browser_name, drop_oldest, remember
-from hyperbrush.app.ui.frame import PATIENCE, frame, on_news, refusals
+from hyperbrush.app.ui.frame import PATIENCE, frame, on_news, refusals, refuse
 from hyperbrush.errors import UserError
 from hyperbrush.files import read_json, write_json
 from hyperbrush.generation.settings import MAX_SEED
@@ -177,8 +177,7 @@ class _Create:
     def refuse(self, why: str) -> None:
         """Tell what the server said to create.js."""
         self.form.start.painting = False
-        with refusals():
-            raise UserError(why)
+        refuse(why)
 
     async def look(self) -> None:
         """At the job that is shown."""

@@ -17,7 +17,7 @@ from hyperbrush.app.networks.page_card import Field
 from hyperbrush.app.networks.service import Card
 from hyperbrush.app.requests import STRONGEST, ExportRequest, MergePart, MergeRequest, checked
 from hyperbrush.app.site import Site
-from hyperbrush.app.ui.frame import in_thread, on_news, refusals, title_of
+from hyperbrush.app.ui.frame import in_thread, on_news, refusals, refuse, title_of
 from hyperbrush.app.ui.parts import drop_zone
 from hyperbrush.app.uploads import MOST_BYTES, open_picture
 from hyperbrush.app.workspace import Workspace
@@ -223,7 +223,7 @@ async def ask_preview(site: Site, t: Messages, card: Card) -> None:
         if told.get("ok"):
             dialog.close()
         elif not told.get("begins"):
-            ui.notify(str(told.get("detail", ""))[:500], type="negative", multi_line=True)
+            refuse(str(told.get("detail", "")))
 
     with asking(t("networks.preview_title", name=card.entry.name), t) as (dialog, _):
         drop_zone(
@@ -353,7 +353,7 @@ def _text(t: Messages, value: Any) -> str:
         return "–"
     if isinstance(value, list | tuple):
         return ", ".join(f"{x:g}" if isinstance(x, float) else str(x) for x in value)
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else t.said(value)
 
 
 def _shortened(key: str, value: Any) -> str:

@@ -5,12 +5,15 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Response
+from fastapi import Request as Asked
 from fastapi.responses import FileResponse, PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import Field
 
+from hyperbrush.app.messages import language_of
 from hyperbrush.app.requests import Request
 from hyperbrush.app.runs import control as run_control
+from hyperbrush.app.runs.report_page import in_language
 from hyperbrush.app.runs.run import OPEN
 from hyperbrush.app.runs.view import KEEP, MOST, compared, contact_sheet, sparkline, view_of
 from hyperbrush.app.site import Site
@@ -72,16 +75,15 @@ def add(router: APIRouter, site: Site) -> None:
         return site.runs.log(name)
 
     @router.get("/runs/{name}/report", response_class=FileResponse)
-    def report(name: str) -> FileResponse:
-        """Its report, a page without scripts."""
+    def report(name: str, request: Asked) -> Response:
+        """Its report, a page without scripts, in the language that is asked for."""
         path = site.runs.folder(name) / "report.html"
         if not path.is_file():
             raise NotThere(f"run {name!r} has no report yet: it is written when the run ends")
-        return FileResponse(
-            path,
-            media_type="text/html",
-            headers={"Content-Security-Policy": REPORT_POLICY, "Cache-Control": "no-store"},
-        )
+        page = path.read_text(encoding="utf-8")
+        language = language_of(request, site.workspace.preferences.language)
+        headers = {"Content-Security-Policy": REPORT_POLICY, "Cache-Control": "no-store"}
+        return Response(in_language(page, language), media_type="text/html", headers=headers)
 
 
 def _add_pictures(router: APIRouter, site: Site) -> None:

@@ -205,7 +205,7 @@ class Pictures:
             lines.insert(0, str(said["error"]))
         self.sending.set_text("\n".join(lines))
         for one in said["refused"]:
-            self.refused.end(f"{one['name']}: {one['reason'] or t('train.no_picture')}", failed=True)
+            self.refused.end(f"{one['name']}: {t.said(one['reason']) or t('train.no_picture')}", failed=True)
         if (more := int(said["refused_in_all"]) - len(said["refused"])) > 0:
             self.refused.end(t("train.and_more", count=more), failed=True)
         self.sending.style("white-space: pre-line")

@@ -148,8 +148,22 @@ def refusals() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        said = page_messages().said(error)
-        ui.notify(said, type="negative", multi_line=True, timeout=10_000, close_button="✕")
+        refuse(str(error))
+
+
+def refuse(text: str) -> None:
+    """Tell in the page's language what cannot be done: one at a time, the next in the place of the last."""
+    said = page_messages().said(text)
+    ui.notify(
+        said,
+        type="negative",
+        position="top",
+        multi_line=True,
+        timeout=10_000,
+        close_button="✕",
+        group="refusal",
+        badgeStyle="display: none",
+    )
 
 
 def page_messages() -> Messages:
