@@ -157,9 +157,11 @@ def test_bad_settings_are_refused_and_nothing_changes(app: App, open_page: Calla
     page.get_by_label("Trainings").fill("a file")
     page.get_by_label("Training pictures").fill("..")
     page.get_by_role("button", name="Save").click()
-    said = page.get_by_role("alert").filter(has_text="is a file; expected a folder")
-    said.first.wait_for()
-    assert "'..' cannot be it" in said.first.inner_text()
+    wrong = page.locator(".q-field--error")  # each at its field, and nowhere else
+    wrong.filter(has=page.get_by_label("Trainings")).get_by_text("is a file; expected a folder").wait_for()
+    wrong.filter(has=page.get_by_label("Training pictures")).get_by_text("'..' cannot be it").wait_for()
+    assert wrong.count() == 2
+    assert page.locator(".q-notification").count() == 0
     assert app.call(f"{API}/preferences") == before
 
 

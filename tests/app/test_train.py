@@ -210,18 +210,23 @@ def test_every_error_stands_beside_the_start(app: Any, train: Open) -> None:
     choose(page, "Folder of pictures", "page-errors")
     page.get_by_label("Learning rate").fill("fast")
     page.get_by_text("More settings").click()
-    page.get_by_label("batch_size").fill("0")
-    page.get_by_label("weight_init").fill("one")
+    page.get_by_role("textbox", name="batch_size").fill("0")
+    page.get_by_role("textbox", name="weight_init").fill("one")
     page.get_by_role("button", name="Start training").click()
     alert = page.get_by_role("alert").filter(has_text="Mend this first")
     for said in ("Give the hypernetwork a name", "training.learning_rate", "training.batch_size"):
         alert.get_by_text(said).wait_for()
+    wrong = page.locator(".q-field--error")  # and each at its field
+    wrong.filter(has=page.get_by_label("Learning rate")).get_by_text(
+        "expected a number (got 'fast')"
+    ).wait_for()
+    wrong.filter(has=page.get_by_role("textbox", name="batch_size")).get_by_text("expected 1 or more").wait_for()
     page.get_by_label("Learning rate").fill("")
-    page.get_by_label("batch_size").fill("")
+    page.get_by_role("textbox", name="batch_size").fill("")
     name(page).fill("page-errors")
     alert.get_by_text("unknown weight_init 'one'").wait_for()
     assert not (app.root / "runs" / "page-errors").exists()
-    page.get_by_label("weight_init").fill("zero")
+    page.get_by_role("textbox", name="weight_init").fill("zero")
     alert.wait_for(state="hidden")
 
 

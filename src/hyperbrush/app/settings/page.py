@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from typing import Any
 from urllib.parse import urlencode
@@ -14,7 +15,7 @@ from hyperbrush.app.jobs.jobs import Job
 from hyperbrush.app.messages import NAMES, Messages
 from hyperbrush.app.settings import service as choices
 from hyperbrush.app.site import Site
-from hyperbrush.app.ui.frame import CHOICE_AGE, PATIENCE, duration, frame, on_news, refusals, title_of
+from hyperbrush.app.ui.frame import CHOICE_AGE, PATIENCE, duration, frame, mark, on_news, refusals, title_of
 from hyperbrush.app.workspace import FOLDERS
 from hyperbrush.errors import UserError
 from hyperbrush.translation import LANGUAGES
@@ -188,9 +189,11 @@ class Form:
         with refusals():
             try:
                 await asyncio.to_thread(choices.prefer, self.site, values)
-            except ValueError as error:  # beside the button too: a notification goes away
-                self.wrong.set_text(self.t.said(error))
-                raise
+            except UserError as error:
+                others = mark(self.fields, re.split(rf"; (?=(?:{'|'.join(self.fields)}): )", str(error)))
+                self.wrong.set_text(self.t.said("; ".join(others)))
+                return
+            mark(self.fields, ())
             texts = [
                 f"{name}={value}; path=/; max-age={CHOICE_AGE if value else 0}; samesite=strict"
                 for name, value in own.items()

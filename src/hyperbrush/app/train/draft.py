@@ -34,6 +34,7 @@ class Draft:
         folder = workspace.state / "drafts"
         self._file = folder / f"{browser}.json"
         self.on_change: list[Callable[[], None]] = []
+        self.fields: dict[str, Any] = {}  # of the page, by the settings' names
         shared = workspace.state / "train-draft.json"  # of all browsers together, until 2026
         if not self._file.exists():
             with contextlib.suppress(OSError):

@@ -21,7 +21,7 @@ from hyperbrush.app.train.datasets import Datasets
 from hyperbrush.app.train.draft import Draft, with_presets
 from hyperbrush.app.train.service import cloned
 from hyperbrush.app.ui.browser import AGE, COOKIE, browser_name, remember
-from hyperbrush.app.ui.frame import PATIENCE, duration, frame, in_thread, on_news, refusals, title_of
+from hyperbrush.app.ui.frame import PATIENCE, duration, frame, in_thread, mark, on_news, refusals, title_of
 from hyperbrush.errors import UserError
 
 NOTES = 8  # files named for each finding
@@ -74,9 +74,10 @@ class Start:
             if found:
                 ui.label(self.t("train.mend_first"))
                 with ui.element("ul"):
-                    for problem in found:
+                    for _, problem in found:
                         with ui.element("li"):
-                            ui.label(problem)
+                            ui.label(self.t.said(problem))
+        mark(self.draft.fields, [key + problem for key, problem in found])
         self.problems.set_visibility(bool(found))
         return bool(found)
 
@@ -110,17 +111,17 @@ def _asked(draft: Draft, kind: str) -> dict[str, Any]:
     return request
 
 
-def _problems(site: Site, t: Messages, request: Mapping[str, Any]) -> list[str]:
-    """What is wrong; what everybody meets first in the user's language."""
+def _problems(site: Site, t: Messages, request: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is wrong, with "FIELD: " before it where the text does not begin so."""
     settings = request["settings"]
     missing = [key for key in ("data", "name") if not settings.get(key)]
-    found = [t(f"train.problem_{key}") for key in missing]
+    found = [(f"{key}: ", t(f"train.problem_{key}")) for key in missing]
     rest = {key: value for key, value in settings.items() if key not in missing}
     if missing == ["name"]:  # what else is wrong is told too
         rest["name"] = secrets.token_hex(8)
     known = {f"setting {key!r} is missing" for key in missing}
     said = trainings.problems(site.workspace, rest, request["presets"])
-    return [*found, *(t.said(text) for text in said if text not in known)]
+    return [*found, *(("", text) for text in said if text not in known)]
 
 
 def _job(site: Site, t: Messages, draft: Draft, kind: str, show: Callable[[Job], None]) -> Callable[[], None]:

@@ -4,6 +4,7 @@ from typing import Any
 
 import yaml
 from nicegui import ui
+from nicegui.elements.mixins.validation_element import ValidationElement
 
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.train.draft import Draft
@@ -30,6 +31,8 @@ class Input:
         with ui.element("div").classes("train-field") as self.box:
             made = make(setting, value, self.default, label or setting.name, self._keep)
             made.props["aria-describedby"] = f"help-{made.id}"
+            if isinstance(made, ValidationElement):
+                draft.fields[setting.key] = made
             with ui.element("div").classes("soft small").props(f"id=help-{made.id}"):
                 ui.label(help_).style("display: inline")
                 said = "" if setting.kind == "switch" else shown(setting, self.default)

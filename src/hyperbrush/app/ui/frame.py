@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -164,6 +164,21 @@ def refuse(text: str) -> None:
         group="refusal",
         badgeStyle="display: none",
     )
+
+
+def mark(fields: Mapping[str, Any], wrong: Iterable[str]) -> list[str]:
+    """Show each "FIELD: what is wrong" at its field, in the page's language; returns those that are of none."""
+    at_fields: dict[str, str] = {}
+    others = []
+    for text in wrong:
+        name, _, what = text.partition(": ")
+        if name in fields:
+            at_fields.setdefault(name, page_messages().said(what))
+        else:
+            others.append(text)
+    for name, field in fields.items():
+        field.error = at_fields.get(name)
+    return others
 
 
 def page_messages() -> Messages:

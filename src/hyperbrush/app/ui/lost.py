@@ -10,11 +10,11 @@ from hyperbrush.app.ui.frame import frame, messages_for
 def add(site: Site) -> None:
     """Show it in the reader's language, with the way back."""
 
-    def content(status: int, _error: object = "") -> None:  # the error itself is in the log
+    def content(status_code: int, exception: str | Exception = "") -> None:  # which the log has
         request = ui.context.client.request
-        kind = "not_found" if status < 500 else "broken"
+        kind = "not_found" if status_code < 500 else "broken"
         with frame(site, request, "", title=messages_for(site, request)(f"frame.{kind}")) as t:
             ui.label(t(f"frame.{kind}_help"))
             ui.link(t("frame.create"), "/")
 
-    nicegui.nicegui.error_content = content
+    nicegui.nicegui.error_content = content  # type: ignore[attr-defined]
