@@ -220,7 +220,9 @@ def test_every_error_stands_beside_the_start(app: Any, train: Open) -> None:
     wrong.filter(has=page.get_by_label("Learning rate")).get_by_text(
         "expected a number (got 'fast')"
     ).wait_for()
-    wrong.filter(has=page.get_by_role("textbox", name="batch_size")).get_by_text("expected 1 or more").wait_for()
+    wrong.filter(has=page.get_by_role("textbox", name="batch_size")).get_by_text(
+        "expected 1 or more"
+    ).wait_for()
     page.get_by_label("Learning rate").fill("")
     page.get_by_role("textbox", name="batch_size").fill("")
     name(page).fill("page-errors")
