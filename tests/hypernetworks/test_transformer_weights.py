@@ -166,6 +166,25 @@ def test_beside_networks_and_lora_in_both_orders(name: str) -> None:
     assert not torch.allclose(outs[0], with_lora)
 
 
+@FAMILY
+def test_gradients_through_checkpointing(name: str) -> None:
+    model, call = make(name)
+    model.requires_grad_(False)
+    weights, found = random_weights(model).requires_grad_(), []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+        with hb.attach(model, weights):
+            loss = run(model, call).square().mean()
+        found.append(torch.autograd.grad(loss, weights.parameters(), allow_unused=True))
+    reached = [g is not None and bool(g.any()) for g in found[0]]
+    assert sum(reached) > 0.8 * len(reached)  # the last text stream may lead nowhere
+    for one, again in zip(*found, strict=True):
+        assert (one is None) == (again is None)
+        if one is not None and again is not None:
+            torch.testing.assert_close(again, one, rtol=1e-3, atol=1e-6)
+
+
 @torch.no_grad()
 def test_one_strength_where_one_layer_makes_keys_and_values() -> None:
     model, call = make("Flux2")

@@ -119,6 +119,22 @@ def test_hyperbrush_train_on_it(settings: dict[str, Any], pictures: Path, tmp_pa
     assert drawn[0] != drawn[20]
 
 
+def test_hyper_train_on_it(settings: dict[str, Any], pictures: Path, tmp_path: Path) -> None:
+    model = build(read_config(settings), tmp_path / "run").model
+    with torch.no_grad():
+        for parameter in model.unet.parameters():
+            parameter.normal_(std=0.2)
+    target, name = hb.TargetNetwork(model), "gen"
+    net = hb.Hypernetwork(["ff"], 16, 16, target=target, rank=2, heads=2, depth=1, name=name)
+    config = {"max_steps": 1, "batch_size": 2, "pictures_per_style": 1, "shared_steps": 0, "prompts": []}
+    styles = {"one": str(pictures), "two": str(pictures)}
+    file = hb.HypernetworkTrainer(net, config, run=tmp_path / "gen").train(model, styles)
+    with torch.no_grad():
+        made = hb.Hypernetwork.load(file, model).generate_weights([str(next(pictures.glob("*.png")))])
+    assert made.layers == hb.TargetNetwork(model, ["ff"]).layers
+    assert made.squared_norm() > 0
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
