@@ -1,4 +1,4 @@
-"""The bin: what was removed (hypernetworks, runs, training pictures) until it is restored or erased.
+"""The bin: what was removed (hypernetworks, runs, training pictures, drawings) until it is restored or erased.
 
 Each item is a folder of its own: ``about.json`` (name, place, time, bytes) beside ``files/``. Two older forms are read
 as they lie: a run as the folder ``runs/DATE NAME`` itself, a picture among its files with a ``from.json``.
@@ -17,11 +17,16 @@ from typing import Any, Literal
 from hyperbrush.errors import NotThere, UserError
 from hyperbrush.files import move_all, read_json, write_json
 
-Kind = Literal["hypernetwork", "run", "picture"]
+Kind = Literal["hypernetwork", "run", "picture", "drawing"]
 
 ABOUT, OLD_PICTURE = "about.json", "from.json"
 _OLD_RUN = re.compile(r"(\d{8}-\d{6}) (.+)", re.DOTALL)
-_FOLDERS: Mapping[Kind, str] = {"hypernetwork": "", "run": "runs", "picture": "pictures"}  # within the bin
+_FOLDERS: Mapping[Kind, str] = {  # within the bin
+    "hypernetwork": "",
+    "run": "runs",
+    "picture": "pictures",
+    "drawing": "drawings",
+}
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ APIS = {  # tag → module with `add(router, site)`
     "system": "settings.api",
     "jobs": "jobs.api",
     "drawings": "create.api",
+    "gallery": "gallery.api",
     "networks": "networks.api",
     "datasets": "train.api_datasets",
     "trainings": "train.api",
@@ -48,7 +49,7 @@ REFUSED: dict[int | str, dict[str, Any]] = {
     400: {"description": "What was asked cannot be done; `detail` says why"},
     404: {"description": "It is not there"},
 }
-PAGES = ("create", "networks", "train", "runs", "styles", "compare", "model", "settings")
+PAGES = ("create", "gallery", "networks", "train", "runs", "styles", "compare", "model", "settings")
 
 
 @dataclass(frozen=True)

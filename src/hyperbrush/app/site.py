@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from hyperbrush.app.gallery.index import Index
 from hyperbrush.app.jobs.jobs import How, Job, Jobs
 from hyperbrush.app.jobs.keeper import Keeper
 from hyperbrush.app.jobs.worker import lives, server_file, worker_file
@@ -28,8 +29,9 @@ TIDY = 6 * 3600.0  # seconds between two looks for what is too old
 class Site:
     """Everything a request needs.
 
-    News has a name ("job:ID", "run:NAME", "jobs", "runs", "workers", "networks"); `version` counts them, so that whoever
-    looks now and then sees at once whether to look closer.
+    News has a name ("job:ID", "run:NAME", "jobs", "runs", "workers", "networks"; "outputs" where a file there has changed,
+    "pictures" where the gallery has); `version` counts them, so that whoever looks now and then sees at once whether to
+    look closer.
     """
 
     def __init__(self, workspace: Workspace) -> None:
@@ -37,6 +39,7 @@ class Site:
         self.jobs = Jobs(workspace.state)
         self.runs = Runs(workspace, self.jobs)
         self.uploads = Uploads(workspace.state / "uploads")
+        self.gallery = Index(workspace, self.jobs)
         self.keeper = Keeper(workspace, self.jobs, lambda: self.news("workers"))
         self.versions: dict[str, int] = {}
         self._seen: dict[str, Any] = {}
@@ -152,14 +155,15 @@ class Site:
             self.news("jobs")
 
     def _tidy(self) -> None:
-        """Remove old jobs; a run's stay as long as the run, since its log is theirs, and so do grids."""
+        """Remove old jobs; a run's stay as long as the run, since its log is theirs, and so do grids and starred styles."""
         if time.monotonic() - self._tidied < TIDY:
             return
         runs = {*self.runs.folders(), *(run.name for run in self.workspace.trash.items("run"))}
+        starred = self.gallery.starred_jobs()
 
         def keeps(job: Job) -> bool:
             trains = job.kind in JOB_KINDS.values() and job.arguments.get("run") in runs
-            return trains or (self.jobs.folder / job.id / "grid.png").is_file()
+            return trains or job.id in starred or (self.jobs.folder / job.id / "grid.png").is_file()
 
         for job in self.jobs.forget(keeps):
             self._seen.pop(f"job:{job}", None)
@@ -202,6 +206,8 @@ class Site:
             look(f"run:{name}", lambda folder=folder, files=files: (*_stamps(folder, files), holds(folder)))  # type: ignore[misc]
         look("runs", lambda: _stamps(self.workspace.folder("runs"), (".",)))  # one was removed
         look("networks", lambda: _tree(self.workspace.folder("hypernetworks")))
+        outputs, today = self.workspace.folder("outputs"), time.strftime("%Y-%m-%d")
+        look("outputs", lambda: _stamps(outputs, (".", today)))
         if any(name.startswith("run:") for name in news):
             news.append("runs")
         if any(name.startswith("job:") for name in news):

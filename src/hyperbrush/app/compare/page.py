@@ -14,13 +14,14 @@ from hyperbrush.app.compare.page_grid import GridView
 from hyperbrush.app.jobs.jobs import Job
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.model import service as base_models
+from hyperbrush.app.model.service import BaseModel, fitting_samplers
 from hyperbrush.app.networks import service as library
 from hyperbrush.app.requests import CompareRequest, checked, limits
 from hyperbrush.app.site import Site
 from hyperbrush.app.ui.frame import PATIENCE, duration, frame, on_news, refusals, title_of
 from hyperbrush.errors import UserError
 from hyperbrush.generation.axes import NONE
-from hyperbrush.ldm.sampling.names import USUAL, sampler_names
+from hyperbrush.ldm.sampling.names import usual_sampler
 
 KINDS = ("hypernetwork", "strength", "seed", "steps", "cfg", "sampler", "clip_skip", "size", "prompt")
 FIRST = {  # values that a new axis begins with
@@ -29,19 +30,24 @@ FIRST = {  # values that a new axis begins with
     "steps": "10, 20, 30",
     "cfg": "2, 4, 8",
     "clip_skip": "1-2",
-    "sampler": ["DPM++ 2M Karras", "Euler a"],
 }
+SAMPLERS = (
+    "DPM++ 2M Karras",
+    "Euler a",
+    "Flow Euler",
+    "Flow Heun",
+)  # that a new axis begins with, as far as they fit
 
 
 class AxisField:
     """The fields of one axis; letter: X, Y or Z."""
 
     def __init__(
-        self, t: Messages, letter: str, networks: Sequence[str], side: int, on_change: Callable[[], Any]
+        self, t: Messages, letter: str, networks: Sequence[str], own: BaseModel, on_change: Callable[[], Any]
     ) -> None:
         self.t, self.letter, self.on_change = t, letter, on_change
-        self.choices = {"hypernetwork": [NONE, *networks], "sampler": list(sampler_names())}
-        self.side = side
+        self.choices = {"hypernetwork": [NONE, *networks], "sampler": fitting_samplers(own)}
+        self.side = own.image_size or 512
         with ui.element("fieldset").classes("axis"):
             with ui.element("legend"):
                 ui.label(t(f"compare.{letter.lower()}"))
@@ -93,7 +99,7 @@ class AxisField:
         label = t("compare.values", axis=self.letter)
         if kind in self.choices:
             options = self.choices[kind]
-            first = list(FIRST.get(kind, options[:3]))
+            first = [name for name in SAMPLERS if name in options] if kind == "sampler" else options[:3]
             field: Any = ui.select(options, value=first, label=label, multiple=True, on_change=self.on_change)
             field.props("outlined dense options-dense use-chips")
         elif kind in ("prompt", "size"):
@@ -134,14 +140,14 @@ class ComparePage:
         t: Messages,
         said: dict[str, Any],
         networks: list[str],
-        own: int | None,
+        own: BaseModel,
         job: Job | None,
     ) -> None:
         self.site, self.t, self.said, self.own = site, t, said, own
         self._trying = ""  # the job that measures the model
         self._number = 0  # of the newest look at the form
         with ui.element("div").classes("two"):
-            self._form(networks, own or 512)
+            self._form(networks)
             self.grid = GridView(site, t)
         for field, written in zip(self.axes, said.get("axes", []), strict=False):
             field.fill(str(written))
@@ -151,7 +157,7 @@ class ComparePage:
             self.axes[0].kind.set_value("hypernetwork" if networks else "seed")
         on_news(site, lambda: ["networks", f"job:{self._trying}"], self._look, every=0.5)
 
-    def _form(self, networks: list[str], side: int) -> None:
+    def _form(self, networks: list[str]) -> None:
         t, said = self.t, self.said
         with ui.element("section").classes("card"):
             title_of(2, t("compare.what"))
@@ -159,11 +165,11 @@ class ComparePage:
             self.negative = ui.textarea(t("compare.negative"), value=str(said.get("negative", "")))
             for text in (self.prompt, self.negative):
                 text.props("outlined autogrow spellcheck=false").on_value_change(self._look)
-            self.axes = [AxisField(t, letter, networks, side, self._look) for letter in "XYZ"]
-            sampler = said.get("sampler")
+            self.axes = [AxisField(t, letter, networks, self.own, self._look) for letter in "XYZ"]
+            samplers, sampler = fitting_samplers(self.own), said.get("sampler")
             self.sampler = ui.select(
-                list(sampler_names()),
-                value=sampler if sampler in sampler_names() else USUAL,
+                samplers,
+                value=sampler if sampler in samplers else usual_sampler(self.own.prediction),
                 label=t("compare.sampler"),
                 on_change=self._look,
             ).props("outlined dense options-dense")
@@ -239,8 +245,10 @@ class ComparePage:
             return
         if number != self._number:  # the form has changed meanwhile
             return
-        far = {base_models.far_size(self.own, pixels) for _, pixels in found.drawn if pixels} - {""}
-        self.far.set_text(" ".join(t(f"model.{name}", own=self.own) for name in sorted(far)))
+        far = {base_models.far_size(self.own.image_size, pixels) for _, pixels in found.drawn if pixels} - {
+            ""
+        }
+        self.far.set_text(" ".join(t(f"model.{name}", own=self.own.image_size) for name in sorted(far)))
         if found.seconds is None:
             self.told.set_text(t("compare.measuring", pictures=found.pictures))
             self._try_model()
@@ -260,10 +268,10 @@ class ComparePage:
             self.grid.follow(job.id)
 
 
-def _known(site: Site) -> tuple[list[str], int | None]:
-    """Hypernetworks that fit the model, and the side of its pictures where that is known."""
+def _known(site: Site) -> tuple[list[str], BaseModel]:
+    """Hypernetworks that fit the model, and what is known of it."""
     names = [entry.name for entry in library.fitting(site.workspace)]
-    return names, base_models.own_side(site.workspace)
+    return names, base_models.preferred(site.workspace)
 
 
 def _asked(request: Request) -> dict[str, Any]:

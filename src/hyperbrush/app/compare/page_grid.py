@@ -5,6 +5,7 @@ from urllib.parse import urlencode
 
 from nicegui import ui
 
+from hyperbrush.app.compare import service as comparing
 from hyperbrush.app.jobs.jobs import Job
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.site import Site
@@ -58,7 +59,10 @@ class GridView:
             self._shown = job.id
             self.place.clear()
             with self.place:
-                Grid(self.t, job)
+                if comparing.has_grid(self.site, job):
+                    Grid(self.t, job)
+                else:
+                    ui.label(self.t("compare.deleted")).classes("soft")
             self._list_earlier()
 
     def _text(self, job: Job) -> str:
@@ -83,7 +87,8 @@ class GridView:
         return t("compare.drawing_left", done=int(done), pictures=steps, left=duration(left))
 
     def _list_earlier(self) -> None:
-        jobs = [j for j in self.site.jobs.all(kinds=("compare",), last=2 * LAST) if j.state == "done"][:LAST]
+        last = self.site.jobs.all(kinds=("compare",), last=2 * LAST)
+        jobs = [job for job in last if comparing.has_grid(self.site, job)][:LAST]
         self.earlier.clear()
         self.earlier.set_visibility(bool(jobs))
         with self.earlier:
@@ -113,7 +118,7 @@ class Grid:
             link = ui.link(t("compare.download"), address)
             link.props["download"] = "grid.png"
         for note in job.result.get("notes", []):
-            ui.label(t.said(note)).classes("warn")
+            ui.label(t.said(note)).classes("soft small")
         with ui.expansion(t("compare.settings"), icon="description").classes("more"):
             ui.label(str(job.result.get("parameters", ""))).classes("mono")
         small.on("click", lambda: self.open())

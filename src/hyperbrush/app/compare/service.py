@@ -3,12 +3,15 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from hyperbrush.app.create import wildcards
 from hyperbrush.app.jobs.jobs import Job
 from hyperbrush.app.model.service import Pace, pace_of, refuse_elsewhere
 from hyperbrush.app.requests import CompareRequest
 from hyperbrush.app.site import Site
 from hyperbrush.app.workspace import Workspace
 from hyperbrush.errors import NotThere
+
+GRID = "grid.png"  # in the job's folder
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ def estimate(workspace: Workspace, device: str, request: CompareRequest) -> Grid
     base = Cell(request.prompt, request.seed or 0, request.settings(size_of(request, 0)))
     library = workspace.library
     cells = cells_of(base, [*axes, None, None][:3], library)
+    for prompt in {cell.prompt for cell in cells.values()}:
+        wildcards.refuse(prompt, "a comparison draws one prompt")
     drawn = []
     for cell in dict.fromkeys(cells.values()):
         height, width = cell.settings.size or (0, 0)
@@ -82,10 +87,14 @@ def grid_file(site: Site, job: str) -> Path:
         NotThere: no such job, or it has drawn none (yet).
     """
     found = site.jobs.get(job)
-    path = site.jobs.folder / found.id / "grid.png"
-    if found.kind != "compare" or found.state != "done" or not path.is_file():
+    if found.kind != "compare" or not has_grid(site, found):
         raise NotThere(f"job {job:.40} has no grid: it is {found.kind}, {found.state}")
-    return path
+    return site.jobs.folder / found.id / GRID
+
+
+def has_grid(site: Site, job: Job) -> bool:
+    """Whether a comparison's grid is drawn, and was not deleted in the gallery."""
+    return job.state == "done" and (site.jobs.folder / job.id / GRID).is_file()
 
 
 def size_of(request: CompareRequest, own: int) -> tuple[int, int] | None:

@@ -5,7 +5,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, File, Path, Query, UploadFile
 from fastapi.responses import FileResponse
 
+from hyperbrush.app.create import prompts
 from hyperbrush.app.create import service as drawings
+from hyperbrush.app.create.prompts import PromptRequest
 from hyperbrush.app.requests import DrawRequest
 from hyperbrush.app.site import Site
 from hyperbrush.app.uploads import MOST_BYTES
@@ -52,6 +54,29 @@ def add(router: APIRouter, site: Site) -> None:
     def pictures(last: int = Query(50, ge=1, le=1000)) -> list[dict[str, Any]]:
         """The pictures drawn last, the newest first."""
         return [one.as_dict() for one in drawings.last_pictures(site, last)]
+
+    _add_prompts(router, site)
+
+
+def _add_prompts(router: APIRouter, site: Site) -> None:
+    @router.get("/prompts")
+    def known_prompts() -> dict[str, Any]:
+        """Prompts that were saved, and those drawn last; the wildcards __NAME__ of the workspace."""
+        return {
+            "saved": [one.as_dict() for one in prompts.saved(site)],
+            "drawn": [one.as_dict() for one in prompts.drawn(site)],
+            "wildcards": prompts.known_wildcards(site),
+        }
+
+    @router.put("/prompts/{name}")
+    def save(name: str, request: PromptRequest) -> dict[str, str]:
+        """Save a prompt under a name, in the place of what had it."""
+        return prompts.save(site, name, request).as_dict()
+
+    @router.delete("/prompts/{name}")
+    def remove(name: str) -> dict[str, str]:
+        """Forget a saved prompt; the answer says what it was."""
+        return prompts.remove(site, name).as_dict()
 
 
 def _read(file: UploadFile) -> bytes:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ from fastapi import Request
 from nicegui import ui
 
 from hyperbrush.app.create import service as drawings
-from hyperbrush.app.create.page_form import Form, drop
+from hyperbrush.app.create.page_form import Form, button, drop
 from hyperbrush.app.create.page_networks import added, complete, known, written
-from hyperbrush.app.create.page_results import Gallery, Results
+from hyperbrush.app.create.page_prompts import NetworkDialog, PromptDialog
+from hyperbrush.app.create.page_results import Earlier, Results
 from hyperbrush.app.create.service import Drawn
+from hyperbrush.app.gallery import service as gallery
 from hyperbrush.app.jobs.jobs import Job
 from hyperbrush.app.messages import Messages
-from hyperbrush.app.model.service import own_side
+from hyperbrush.app.model.service import BaseModel, preferred
 from hyperbrush.app.requests import DrawRequest, checked
 from hyperbrush.app.runs.run import JOB_KINDS
 from hyperbrush.app.site import Site
@@ -55,7 +58,13 @@ class Memory:
             drop_oldest(self.folder)
 
 
-EARLIER = 24  # pictures of the gallery
+EARLIER = 24  # pictures of before that are shown
+EMPTY = {
+    "image": "",
+    "mask": "",
+    "negative": "",
+    "clip_skip": 1,
+}  # what a picture that does not name them had
 VARY = 0.5  # how much "vary" draws anew
 
 
@@ -68,10 +77,11 @@ def add(site: Site) -> None:
         # what is put in afterwards would take the place of what the user is typing already.
         memory, asked = Memory(site, request), request.query_params
         first, job = await asyncio.to_thread(_first, site, memory, asked)
-        own = await asyncio.to_thread(own_side, site.workspace)
+        used = await asyncio.to_thread(_used, site, asked)
+        own = await asyncio.to_thread(preferred, site.workspace)
         with frame(site, request, "create") as t:
             ui.add_head_html('<script src="/static/create.js"></script>')
-            _Create(site, t, memory, first, job, own).begin(asked)
+            _Create(site, t, request, memory, first | used.values, job, own).begin(asked, used)
 
 
 class _Create:
@@ -81,36 +91,58 @@ class _Create:
         self,
         site: Site,
         t: Messages,
+        request: Request,
         memory: Memory,
         first: Mapping[str, Any],
         job: Job | None,
-        own: int | None,
+        own: BaseModel,
     ) -> None:
         self.site, self.t, self.memory = site, t, memory
         self.job = job.id if job is not None else ""
-        self._gallery_of: Any = None
+        self._earlier_of: Any = None
         with ui.element("div").classes("notice") as self.beside:
             ui.label(t("create.beside_training"))
         self.beside.set_visibility(False)
-        with ui.element("div").classes("two create"):
-            with ui.element("div").classes("stack"):
+        with ui.element("div").classes("create studio"):
+            with ui.element("div").classes("stack results"):
+                self.results = Results(site, t, self.stop, self.use)
+                self.results.show(job)
+            with ui.element("div").classes("stack form"):
                 self.form = Form(t, self.draw, self.last_seed, first, own)
                 drop(t("create.read_settings"), "settings")
-            with ui.element("div").classes("stack"):
-                self.results = Results(t, self.stop, self.use)
-                self.results.show(job)
-                self.gallery = Gallery(t)
+            with ui.element("div").classes("stack earlier"):
+                self.earlier = Earlier(t, request)
+        self._tools()
         ui.on("create_settings", lambda event: self.read(event.args))
         for name in ("create_start", "create_mask"):  # after the form's own handlers
             ui.on(name, self._remember)
         ui.on("create_refused", lambda event: self.refuse(str(event.args)))
 
-    def begin(self, asked: Mapping[str, str]) -> None:
+    def _tools(self) -> None:
+        """What helps to write the prompt."""
+        fields = {name: self.form.fields[name] for name in ("prompt", "negative")}
+        prompts = PromptDialog(self.site, self.t, fields, self._take)
+        picker = NetworkDialog(self.site, self.t, fields["prompt"])
+        with self.form.tools:
+            button(self.t("create.choose_networks"), "collections", picker.open)
+            button(self.t("create.prompts"), "history", prompts.open)
+
+    def _take(self, values: dict[str, str]) -> None:
+        self.form.fill(values)
+        self._remember()
+
+    def begin(self, asked: Mapping[str, str], used: "_Used") -> None:
         """Follow what the page shows; what its address put into the form is done."""
         name = _network(asked)
         if name and all(tag.name != name for tag in written(str(self.form.values()["prompt"]))):
             self.refuse(self.t("create.unknown_network", name=name[:100]))
-        if name or asked.get("prompt"):
+        if used.error:
+            self.refuse(used.error)
+        if used.values:
+            sampler = self.form.fields["sampler"].value
+            notes = [self.t("create.other_sampler", was=used.values.get("sampler"), now=sampler)]
+            self._tell_used(used.notes + notes * (used.values.get("sampler", sampler) != sampler))
+        if name or asked.get("prompt") or asked.get("picture"):
             ui.navigate.history.replace("/")  # or a reload would do it again
             self._remember()
         if asked.get("job"):
@@ -169,10 +201,13 @@ class _Create:
     def read(self, said: Any) -> None:
         """Settings that create.js had read out of a picture."""
         if isinstance(said, dict) and isinstance(said.get("settings"), dict):
-            self.form.fill({"image": "", "negative": "", "clip_skip": 1} | said["settings"])
-            ui.notify(self.t("create.settings_read"), type="positive")
-            for note in said.get("notes", []):
-                ui.notify(self.t.said(note), multi_line=True, timeout=10_000, close_button="✕")
+            self.form.fill(EMPTY | said["settings"])
+            self._tell_used(said.get("notes", []))
+
+    def _tell_used(self, notes: list[Any]) -> None:
+        ui.notify(self.t("create.settings_read"), type="positive")
+        for note in notes:
+            ui.notify(self.t.said(note), multi_line=True, timeout=10_000, close_button="✕")
 
     def refuse(self, why: str) -> None:
         """Tell what the server said to create.js."""
@@ -190,16 +225,16 @@ class _Create:
         self.results.show(job)
 
     async def look_around(self) -> None:
-        """At the other jobs: the gallery, and whether a training runs."""
+        """At the other jobs: pictures of before, and whether a training runs."""
         jobs, running = await asyncio.to_thread(
             lambda: (self.site.jobs.all(kinds=("draw",), last=60), self.site.jobs.open())
         )
         training = any(job.state == "running" and job.kind in JOB_KINDS.values() for job in running)
         self.beside.set_visibility(training)
         ended = [job.id for job in jobs if not job.is_open]
-        if ended != self._gallery_of:
-            self._gallery_of = ended
-            self.gallery.show(await asyncio.to_thread(drawings.last_pictures, self.site, EARLIER))
+        if ended != self._earlier_of:
+            self._earlier_of = ended
+            self.earlier.show(await asyncio.to_thread(drawings.last_pictures, self.site, EARLIER))
 
     def _remember(self) -> None:
         with refusals():
@@ -227,6 +262,29 @@ def _first(site: Site, memory: Memory, asked: Mapping[str, str]) -> tuple[dict[s
         if one["name"] == wanted:  # with its trigger words and preferred strength
             values["prompt"] = added(str(values.get("prompt") or ""), wanted, one["words"], one["strength"])
     return values, job
+
+
+@dataclass(frozen=True)
+class _Used:
+    """What a picture of the gallery puts into the form; error: why nothing."""
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    error: str = ""
+
+
+def _used(site: Site, asked: Mapping[str, str]) -> _Used:
+    """The picture that the address asks for, all of it, its prompts or its seed."""
+    if not asked.get("picture"):
+        return _Used()
+    use = asked.get("use", "all")
+    try:
+        said = gallery.settings(site, asked["picture"], use)
+    except UserError as error:
+        return _Used(error=str(error))
+    whole = {} if use in ("prompt", "seed") else EMPTY
+    whole = {"negative": ""} if use == "prompt" else whole
+    return _Used(whole | said["settings"], said["notes"])
 
 
 def _network(asked: Mapping[str, str]) -> str:

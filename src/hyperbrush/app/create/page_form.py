@@ -8,10 +8,10 @@ from nicegui import ui
 
 from hyperbrush.app.create.page_networks import NetworkChips
 from hyperbrush.app.messages import Messages
-from hyperbrush.app.model.service import far_size
+from hyperbrush.app.model.service import BaseModel, far_size, fitting_samplers
 from hyperbrush.app.requests import DrawRequest, limits
 from hyperbrush.generation.settings import MAX_SEED
-from hyperbrush.ldm.sampling.names import USUAL, sampler_names
+from hyperbrush.ldm.sampling.names import usual_sampler
 
 UPLOADS = "/api/v1/uploads/"
 REGION_PADDING = 32  # pixels around a masked region that is drawn alone, the webui's default
@@ -166,7 +166,7 @@ SIZE = ("width", "height")
 class Form:
     """The fields; `values` are those of a `DrawRequest`.
 
-    first: what they begin with; what makes no sense there is passed over. own: side of the model's pictures.
+    first: what they begin with; what makes no sense there is passed over. own: the model.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class Form:
         on_draw: Callable[[], Any],
         on_reuse: Callable[[], int | None],
         first: Mapping[str, Any],
-        own: int | None,
+        own: BaseModel,
     ) -> None:
         self.t, self._first, self._own = t, first, own
         self.fields: dict[str, Any] = {}
@@ -207,6 +207,8 @@ class Form:
             if isinstance(field, ui.textarea):
                 field.value = _text(value, field.value)
             elif isinstance(field, ui.select):
+                if name == "sampler" and isinstance(value, str) and value and value not in field.options:
+                    field.set_options([*field.options, value])  # the list has none of its schedule
                 field.value = value if isinstance(value, str) and value in field.options else field.value
             elif field is not None:
                 field.value = _number(value, field.value)
@@ -220,10 +222,11 @@ class Form:
                 placeholder=t("create.prompt_hint"),
                 value=_text(self._first.get("prompt"), ""),
             )
-            prompt.props("outlined autogrow for=prompt-text spellcheck=false").classes("prompt")
+            prompt.props("outlined autogrow stack-label for=prompt-text spellcheck=false").classes("prompt")
             names = ui.element("div").classes("names").props("id=prompt-names role=listbox hidden")
             names.props["aria-label"] = t("create.known_networks")
         self.fields["prompt"] = prompt
+        self.tools = ui.element("div").classes("bar")
         self.networks = NetworkChips(t, prompt)
         negative = ui.textarea(t("create.negative"), value=_text(self._first.get("negative"), ""))
         self.fields["negative"] = negative.props("outlined autogrow for=negative-text spellcheck=false")
@@ -231,7 +234,9 @@ class Form:
     def _numbers(self, on_reuse: Callable[[], int | None]) -> None:
         t = self.t
         with ui.element("div").classes("fields"):
-            self.fields["sampler"] = self._select("sampler", list(sampler_names()), USUAL).classes("wide")
+            samplers = fitting_samplers(self._own, also=self._first.get("sampler"))
+            usual = usual_sampler(self._own.prediction)
+            self.fields["sampler"] = self._select("sampler", samplers, usual).classes("wide")
             self._whole("steps")
             usual, least, most = limits(DrawRequest, "guidance_scale")
             value = _number(self._first.get("guidance_scale", usual), usual)
@@ -291,9 +296,10 @@ class Form:
 
     def _look_at_size(self) -> None:
         """Warn of a size far from what the model learned, before it is drawn."""
-        sides = [self.fields[name].value or self._own or 0 for name in SIZE]
-        far = far_size(self._own, int(sides[0] * sides[1]))
-        self._far.set_text(self.t(f"model.{far}", own=self._own) if far else "")
+        own = self._own.image_size
+        sides = [self.fields[name].value or own or 0 for name in SIZE]
+        far = far_size(own, int(sides[0] * sides[1]))
+        self._far.set_text(self.t(f"model.{far}", own=own) if far else "")
         self._far.set_visibility(bool(far))
 
     def _start_changed(self, width: int | None, height: int | None) -> None:

@@ -4,13 +4,23 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
 
+from fastapi import Request
 from nicegui import ui
 
 from hyperbrush.app.create.page_form import button
-from hyperbrush.app.create.service import Drawn, pictures_of
+from hyperbrush.app.create.service import Drawn, kept_pictures
 from hyperbrush.app.jobs.jobs import Job
 from hyperbrush.app.messages import Messages
+from hyperbrush.app.site import Site
 from hyperbrush.app.ui.frame import duration, title_of
+from hyperbrush.app.ui.pictures import crisp, smoothing
+
+ALONE, AMONG, EARLIER, NARROW = (
+    320,
+    192,
+    128,
+    64,
+)  # pixels of a picture alone, among others, of before, on a phone
 
 
 class Results:
@@ -19,8 +29,10 @@ class Results:
     on_stop: called to end it; on_use: called with ("again", "vary" or "start", picture).
     """
 
-    def __init__(self, t: Messages, on_stop: Callable[[], Any], on_use: Callable[[str, Drawn], Any]) -> None:
-        self.t, self.on_use = t, on_use
+    def __init__(
+        self, site: Site, t: Messages, on_stop: Callable[[], Any], on_use: Callable[[str, Drawn], Any]
+    ) -> None:
+        self.site, self.t, self.on_use = site, t, on_use
         self._shown: tuple[str, int] = ("", 0)
         with ui.element("section").classes("stack") as self.place:
             self.place.props["aria-label"] = t("create.results")
@@ -42,13 +54,13 @@ class Results:
         self._none.set_visibility(job is None)
         self._running.set_visibility(job is not None and job.is_open)
         self._end.set_visibility(False)
-        found = [] if job is None else pictures_of(job)
+        found = [] if job is None else kept_pictures(self.site, job)
         if self._shown != (job.id if job else "", len(found)):
             self._shown = (job.id if job else "", len(found))
             self._pictures.clear()
             with self._pictures:
                 for one in found:
-                    self._picture(one)
+                    self._picture(one, ALONE if len(found) == 1 else AMONG)
         if job is None:
             return
         if job.is_open:
@@ -86,13 +98,14 @@ class Results:
         if preview:
             self._preview.props["src"] = f"/api/v1/jobs/{job.id}/preview?n={preview}"
 
-    def _picture(self, one: Drawn) -> None:
+    def _picture(self, one: Drawn, wide: int) -> None:
         t, said = self.t, one.said
         with ui.element("article").classes("card picture"):
             with ui.link(target=one.address, new_tab=True):
                 image = ui.element("img").classes("drawn")
                 image.props["src"] = one.address
                 image.style(f"max-width: max(20rem, {int(said['width'])}px)")
+                crisp(image, int(said["width"]), int(said["height"]), wide)
                 prompt = str(said["parameters"]).partition("\n")[0]
                 image.props["alt"] = t("create.picture_alt", seed=said["seed"], prompt=prompt[:200])
             with ui.element("div").classes("bar"):
@@ -116,13 +129,17 @@ class Results:
         ui.notify(self.t("create.copied"))
 
 
-class Gallery:
+class Earlier:
     """The pictures drawn last, each leading to the job it is of."""
 
-    def __init__(self, t: Messages) -> None:
+    def __init__(self, t: Messages, request: Request) -> None:
         self.t = t
         with ui.element("section").classes("stack") as self.place:
-            title_of(2, t("create.earlier"))
+            with ui.element("div").classes("bar"):
+                title_of(2, t("create.earlier"))
+                ui.space()
+                smoothing(t, request)
+                ui.link(t("create.all_pictures"), "/gallery")
             self._pictures = ui.element("div").classes("pictures small")
 
     def show(self, found: list[Drawn]) -> None:
@@ -138,6 +155,7 @@ class Gallery:
                     image.props["alt"] = self.t(
                         "create.picture_alt", seed=one.said["seed"], prompt=prompt[:200]
                     )
+                    crisp(image, int(one.said["width"]), int(one.said["height"]), EARLIER, NARROW)
 
 
 def _link(label: str, icon: str, target: str) -> ui.button:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hyperbrush.app.create import wildcards
 from hyperbrush.app.jobs.jobs import Job
 from hyperbrush.app.model import service as base_models
 from hyperbrush.app.requests import DrawRequest
@@ -41,7 +42,7 @@ def ask(site: Site, request: DrawRequest) -> Job:
     """Put a drawing into the queue, once all that can be told without the model was found sound.
 
     Raises:
-        UserError: a tag that says nothing, an unknown network or sampler, a mask without a picture, a model or picture
+        UserError: a tag that says nothing, an unknown network, wildcard or sampler, a mask without a picture, a model or picture
             that is not there.
     """
     check(site, request)
@@ -61,8 +62,10 @@ def check(site: Site, request: DrawRequest) -> None:
     check_text(request.prompt)
     check_text(request.negative)
     refuse_negative_tags(request.negative)
-    read_prompt(request.prompt, site.workspace.library, request.missing)
-    wording(request.prompt, request.settings())
+    wildcards.refuse(request.negative, "none are put into the negative prompt")
+    prompt = wildcards.filled(request.prompt, site.workspace.root / wildcards.FOLDER, request.seed or 0)
+    read_prompt(prompt, site.workspace.library, request.missing)
+    wording(prompt, request.settings())
     if request.mask and not request.image:
         raise UserError("a mask needs a picture to start from, of which it keeps a part: give image too")
     if request.mask_padding is not None and not request.mask:
@@ -80,15 +83,25 @@ def settings_of(site: Site, content: bytes, name: str = "the picture") -> dict[s
     Raises:
         UserError: it is no picture, carries no settings, or they cannot be drawn here.
     """
-    from hyperbrush.generation import read_infotext, repeat_of
     from hyperbrush.generation.picture_files import text_in
-    from hyperbrush.generation.repeat import renamed
-    from hyperbrush.ldm.sampling.names import find_sampler
 
     try:
         text = text_in(open_picture(content, name), name)
     except (OSError, SyntaxError, ValueError, TypeError, KeyError) as error:  # Pillow's, of damaged EXIF
         raise UserError(f"the settings in {name} cannot be read: {error!s:.200}") from error
+    return settings_in(site, text)
+
+
+def settings_in(site: Site, text: str) -> dict[str, Any]:
+    """What settings as a picture carries them mean here, as `settings_of` returns them.
+
+    Raises:
+        UserError: they cannot be read, or not be drawn here.
+    """
+    from hyperbrush.generation import read_infotext, repeat_of
+    from hyperbrush.generation.repeat import renamed
+    from hyperbrush.ldm.sampling.names import find_sampler
+
     info = read_infotext(text)
     repeat = repeat_of(info)
     fields = dict(repeat.arguments)
@@ -113,6 +126,12 @@ def pictures_of(job: Job) -> list[Drawn]:
     return [Drawn(job.id, number, job.created, dict(said)) for number, said in enumerate(found)]
 
 
+def kept_pictures(site: Site, job: Job) -> list[Drawn]:
+    """The pictures of a drawing whose files are there still."""
+    folder = site.workspace.folder("outputs")
+    return [one for one in pictures_of(job) if (folder / str(one.said["file"])).is_file()]
+
+
 def picture_file(site: Site, job: str, number: int) -> Path:
     """The file of a picture.
 
@@ -131,10 +150,9 @@ def picture_file(site: Site, job: str, number: int) -> Path:
 
 def last_pictures(site: Site, last: int) -> list[Drawn]:
     """The pictures drawn last, the newest first; those whose files were removed are left out."""
-    folder = site.workspace.folder("outputs")
     found: list[Drawn] = []
     for job in site.jobs.all(kinds=("draw",), last=max(50, last)):
-        found += [one for one in reversed(pictures_of(job)) if (folder / one.said["file"]).is_file()]
+        found += reversed(kept_pictures(site, job))
         if len(found) >= last:
             break
     return found[:last]

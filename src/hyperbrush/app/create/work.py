@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hyperbrush.app.create.wildcards import FOLDER, filled
 from hyperbrush.app.jobs.context import JobContext
 from hyperbrush.app.model.work import opened
 from hyperbrush.app.requests import SKIP, DrawRequest, checked
@@ -126,16 +127,16 @@ def draw(context: JobContext) -> dict[str, Any]:
         image if request.mask_padding is None else None,  # a region's drawing is not of the picture's form
     )
     settings = request.settings((height, width), image=image, mask=mask)
-    library = context.workspace.library
+    library, lines = context.workspace.library, context.workspace.root / FOLDER
     progress.tell()
     together = max(1, min(MOST_TOGETHER, TOGETHER_PIXELS // (height * width)))
     while (done := progress.next) < request.count:
         some = min(together, request.count - done)
         try:
-            first = progress.seed + done
+            seeds = range(progress.seed + done, progress.seed + done + some)
             pictures = draw_pictures(
-                [request.prompt] * some,
-                range(first, first + some),
+                [filled(request.prompt, lines, seed) for seed in seeds],
+                seeds,
                 settings,
                 lambda: model,
                 library,

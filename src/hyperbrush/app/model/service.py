@@ -2,6 +2,7 @@
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +34,7 @@ class BaseModel:
         context: width of the text states its UNet reads.
         widths: of everything that keys and values are made of in it; empty where it is not known.
         image_size: side of its pictures in pixels.
+        prediction: what its network predicts, as diffusers calls it; "" where it is not known.
         size: bytes on the disk.
         hash: first 10 digits of the sha256 of its file, or of its UNet's; see `hash_of`.
         error: why it cannot be used.
@@ -45,6 +47,7 @@ class BaseModel:
     context: int | None = None
     widths: tuple[int, ...] = ()
     image_size: int | None = None
+    prediction: str = ""
     size: int | None = None
     hash: str = ""
     error: str = ""
@@ -148,12 +151,28 @@ def found(workspace: Workspace, *, hashes: bool = False) -> list[BaseModel]:
     return listed
 
 
-def own_side(workspace: Workspace) -> int | None:
-    """Side in pixels of the preferred model's pictures; None where it is not known."""
+def preferred(workspace: Workspace) -> BaseModel:
+    """The preferred model, as far as it is known."""
+    source = workspace.preferences.model
     try:
-        return describe(workspace, workspace.preferences.model).image_size
-    except UserError:
-        return None
+        return describe(workspace, source)
+    except UserError as error:
+        return BaseModel(source, source, "file", error=str(error))
+
+
+def fitting_samplers(model: BaseModel, also: object = "") -> list[str]:
+    """Names of the samplers that can draw with a model; all where it is not known.
+
+    also: one that lists do not have ("Euler SGM Uniform"), put behind them where it can draw too.
+    """
+    from hyperbrush.ldm.sampling.names import find_sampler, sampler_names
+
+    names = sampler_names(model.prediction) or sampler_names()
+    if isinstance(also, str) and also and also not in names:
+        with suppress(UserError):
+            if model.prediction in ("", *find_sampler(also).predictions):
+                names.append(also)
+    return names
 
 
 def far_size(own: int | None, pixels: int) -> str:
@@ -283,13 +302,17 @@ def _of_folder(path: Path) -> dict[str, Any]:
     widths = unet.get("block_out_channels")
     if not isinstance(widths, list) or widths[:1] != [320]:
         kind = "other"
-    prediction = read_json(path / "scheduler" / "scheduler_config.json").get("prediction_type")
+    process = read_json(path / "scheduler" / "scheduler_config.json")
+    prediction = process.get("prediction_type", "epsilon")
+    if str(process.get("_class_name", "")).startswith("FlowMatch"):
+        prediction = "flow_prediction"
     scale = 2 ** (len(blocks) - 1) if isinstance(blocks, list) and 1 <= len(blocks) <= 8 else None
     return {
         "kind": "sd2-v" if kind == "sd2" and prediction == "v_prediction" else kind,
         "context": context if isinstance(context, int) else None,
         "widths": _widths(unet),
         "image_size": side * scale if isinstance(side, int) and scale else None,
+        "prediction": str(prediction),
     }
 
 
@@ -309,7 +332,8 @@ def _of_file(path: Path) -> dict[str, Any]:
             f"it is no Stable Diffusion checkpoint: it looks like {looks_like(checkpoint.shapes)}"
         )
     kind = architecture(checkpoint)
-    if (kind, prediction_type(checkpoint, kind)) == ("sd2", "v_prediction"):
+    prediction = prediction_type(checkpoint, kind)
+    if (kind, prediction) == ("sd2", "v_prediction"):
         kind = "sd2-v"
     unet = read_json(CONFIGS / kind / "unet" / "config.json")
     return {
@@ -317,6 +341,7 @@ def _of_file(path: Path) -> dict[str, Any]:
         "context": unet.get("cross_attention_dim"),
         "widths": _widths(unet),
         "image_size": 8 * int(unet.get("sample_size", 64)),
+        "prediction": prediction,
     }
 
 

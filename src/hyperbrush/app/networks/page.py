@@ -118,7 +118,7 @@ class NetworksPage:
         if self.found is None:
             return
         words = (self.search.value or "").casefold().split()
-        fitting = [card for card in self.found if all(word in _searched(card) for word in words)]
+        fitting = [card for card in self.found if all(word in card.searched for word in words)]
         fitting.sort(key=ORDERS[self.order.value])
         wanted = {card.id: card for card in fitting[: self.most]}
         for key in [key for key in self.shown if key not in wanted]:
@@ -206,11 +206,3 @@ class NetworksPage:
     async def _delete(self, card: Card) -> None:
         with refusals():
             self.bin.deleted(await in_thread(networks.delete, self.site, card.id))
-
-
-def _searched(card: Card) -> str:
-    """What the search looks in."""
-    entry, summary = card.entry, card.entry.summary
-    notes = entry.notes
-    facts = [] if summary is None else [summary.kind, summary.trained_for, *map(str, summary.widths)]
-    return " ".join([entry.name, notes.description, notes.activation_text, notes.notes, *facts]).casefold()

@@ -3,8 +3,7 @@
 import base64
 import io
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from nicegui import ui
@@ -17,12 +16,15 @@ from hyperbrush.app.networks.page_card import Field
 from hyperbrush.app.networks.service import Card
 from hyperbrush.app.requests import STRONGEST, ExportRequest, MergePart, MergeRequest, checked
 from hyperbrush.app.site import Site
+from hyperbrush.app.ui.dialogs import asking
 from hyperbrush.app.ui.frame import in_thread, on_news, refusals, refuse, title_of
 from hyperbrush.app.ui.parts import drop_zone
 from hyperbrush.app.uploads import MOST_BYTES, open_picture
 from hyperbrush.app.workspace import Workspace
+from hyperbrush.files import write_text
 from hyperbrush.hypernetworks.library.summary import GENERATED
 
+READ = "read"  # a file in a job's folder
 SHOWN = 3600.0  # seconds that an export that has ended stays on the page
 
 
@@ -45,6 +47,7 @@ class Exports:
         every = await in_thread(self.site.jobs.all, last=60)
         recent = time.time() - SHOWN
         jobs = [j for j in every if j.kind == "export" and (j.is_open or (j.ended or j.created) > recent)]
+        jobs = [j for j in jobs if not (self.site.jobs.folder / j.id / READ).exists()]
         for job in jobs:
             if job.id in self._awaited and not job.is_open:
                 self._awaited.discard(job.id)
@@ -70,14 +73,23 @@ class Exports:
                 ui.label(stands).classes("soft")
                 if job.error:
                     ui.label(t.said(job.error)).classes("bad")
-                if job.result.get("report"):
-                    ui.label(t.said(job.result["report"])).classes("soft")
+                if report := str(job.result.get("report", "")):
+                    ui.label(t.said(report.partition("\nlost: ")[0])).classes("soft")
                 for lost in job.result.get("lost", []):
-                    ui.label(t("networks.lost", what=t.said(lost))).classes("warn")
+                    ui.label(t("networks.lost", what=t.said(lost))).classes("soft")
             if job.state == "done":
                 ui.link(t("networks.download"), f"/api/v1/exports/{job.id}").props("download")
             elif job.is_open and not job.stopping:
                 ui.button(t("networks.stop"), on_click=lambda: self._stop(job)).props("flat dense no-caps")
+            if not job.is_open:
+                close = ui.button(icon="close", on_click=lambda: self._close(job)).props("flat round dense")
+                close.props["aria-label"] = close.props["title"] = t("networks.close_export")
+
+    async def _close(self, job: Job) -> None:
+        """It was read: no page shows it any more."""
+        with refusals():
+            await in_thread(write_text, self.site.jobs.folder / job.id / READ, "")
+            await self._show()
 
     def _stop(self, job: Job) -> None:
         with refusals():
@@ -85,20 +97,6 @@ class Exports:
 
 
 DRAWN = 24  # pictures to choose a preview from
-
-
-@contextmanager
-def asking(title: str, t: Messages) -> Iterator[tuple[ui.dialog, ui.element]]:
-    """An open dialog with a heading; yields it and the place for its buttons. It is gone when it is closed."""
-    with ui.dialog() as dialog, ui.element("div").classes("card network-dialog") as body:
-        dialog.props["aria-label"] = title
-        dialog.on("hide", dialog.delete)
-        title_of(2, title)
-        with ui.element("div").classes("bar network-end") as buttons:
-            ui.button(t("networks.cancel"), on_click=dialog.close).props("flat no-caps")
-        yield dialog, buttons
-        buttons.move(body)
-    dialog.open()
 
 
 def ask_name(site: Site, t: Messages, card: Card) -> None:
@@ -109,7 +107,7 @@ def ask_name(site: Site, t: Messages, card: Card) -> None:
             await in_thread(networks.rename, site, card.id, name.value or "")
             dialog.close()
 
-    with asking(t("networks.rename_title", name=card.entry.name), t) as (dialog, buttons):
+    with asking(t("networks.rename_title", name=card.entry.name), t("networks.cancel")) as (dialog, buttons):
         name = ui.input(t("networks.new_name"), value=card.entry.name.rpartition("/")[2]).props(
             "outlined autofocus"
         )
@@ -145,7 +143,7 @@ def ask_export(site: Site, t: Messages, card: Card, exports: Exports) -> None:
         lora.set_visibility(to.value.startswith("lora-"))
         legacy.set_visibility(to.value == "webui")
 
-    with asking(t("networks.export_title", name=card.entry.name), t) as (dialog, buttons):
+    with asking(t("networks.export_title", name=card.entry.name), t("networks.cancel")) as (dialog, buttons):
         names = {name: t(f"networks.to_{name}") for name in targets}
         to = ui.select(names, value=targets[0], label=t("networks.format"), on_change=fit).props("outlined")
         about = ui.label().classes("soft")
@@ -191,7 +189,7 @@ def ask_merge(site: Site, t: Messages, chosen: Sequence[Card], done: Any) -> Non
             dialog.close()
             done()
 
-    with asking(t("networks.merge_title"), t) as (dialog, buttons):
+    with asking(t("networks.merge_title"), t("networks.cancel")) as (dialog, buttons):
         weights = []
         for card in chosen:
             label = t("networks.weight_of", name=card.entry.name)
@@ -225,7 +223,7 @@ async def ask_preview(site: Site, t: Messages, card: Card) -> None:
         elif not told.get("begins"):
             refuse(str(told.get("detail", "")))
 
-    with asking(t("networks.preview_title", name=card.entry.name), t) as (dialog, _):
+    with asking(t("networks.preview_title", name=card.entry.name), t("networks.cancel")) as (dialog, _):
         drop_zone(
             t("networks.drop_picture"),
             f"/api/v1/hypernetworks/{card.id}/preview",

@@ -63,6 +63,15 @@ class Card:
         weight = 1 if notes.preferred_weight is None else notes.preferred_weight
         return f"<hypernet:{self.entry.name}:{weight:g}> {notes.activation_text}".strip()
 
+    @property
+    def searched(self) -> str:
+        """What a search looks in."""
+        entry, summary, notes = self.entry, self.entry.summary, self.entry.notes
+        facts = [] if summary is None else [summary.kind, summary.trained_for, *map(str, summary.widths)]
+        return " ".join(
+            [entry.name, notes.description, notes.activation_text, notes.notes, *facts]
+        ).casefold()
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON: id, changed, preview (whether there is one), prompt, and `Entry.as_dict` with the file's name."""
         said = self.entry.as_dict()

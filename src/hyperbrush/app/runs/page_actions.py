@@ -12,7 +12,8 @@ from hyperbrush.app.runs import control as run_control
 from hyperbrush.app.runs.page_parts import api, words
 from hyperbrush.app.runs.view import View
 from hyperbrush.app.site import Site
-from hyperbrush.app.ui.frame import in_thread, refusals, title_of
+from hyperbrush.app.ui.dialogs import asking, sure
+from hyperbrush.app.ui.frame import in_thread, refusals
 
 BUTTONS = (  # (what, icon)
     ("resume", "play_arrow"),
@@ -90,38 +91,26 @@ class Actions:
                 checkpoints=", ".join(map(str, sorted(lost))) or "–",
             )
 
-        with ui.dialog() as dialog, ui.card().classes("run-dialog"):
-            title_of(2, t("runs.rollback_title"))
+        with asking(t("runs.rollback_title"), t("runs.keep_as_is")) as (dialog, buttons):
             first = steps[min(1, len(steps) - 1)]
             choice = ui.select(
                 {step: t("runs.at", step=step) for step in steps}, value=first, label=t("runs.checkpoint")
             ).props("outlined")
             text = words("p", said(first)).props('role="status"')
             choice.on_value_change(lambda event: text.set_text(said(event.value)))
-            with ui.element("div").classes("bar"):
+            with buttons:
                 ui.button(
                     t("runs.rollback"), icon="history", on_click=lambda: dialog.submit(choice.value)
                 ).props("no-caps unelevated")
-                ui.button(t("runs.keep_as_is"), on_click=lambda: dialog.submit(None)).props("flat no-caps")
         step = await dialog
-        dialog.delete()
         if step is not None:
             with refusals():
                 await threads.io_bound(run_control.roll_back, self.site, self.name, int(step))
 
     async def _delete(self) -> None:
         t = self.t
-        with ui.dialog() as dialog, ui.card().classes("run-dialog"):
-            title_of(2, t("runs.delete_title", name=self.name))
-            words("p", t("runs.delete_text"))
-            with ui.element("div").classes("bar"):
-                ui.button(t("runs.delete"), icon="delete", on_click=lambda: dialog.submit(True)).props(
-                    "no-caps unelevated"
-                )
-                ui.button(t("runs.keep_as_is"), on_click=lambda: dialog.submit(False)).props("flat no-caps")
-        agreed = await dialog
-        dialog.delete()
-        if agreed:
+        title = t("runs.delete_title", name=self.name)
+        if await sure(title, t("runs.delete_text"), t("runs.delete"), t("runs.keep_as_is")):
             with refusals():
                 item = await in_thread(run_control.remove, self.site, self.name)
                 ui.navigate.to("/runs?" + urlencode({"removed": item.id}))

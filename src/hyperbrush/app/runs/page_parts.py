@@ -151,6 +151,7 @@ def table(
 BLUE, SKY, RED = COLOURS[0], COLOURS[4], COLOURS[5]
 DASHES: tuple[Any, ...] = ("solid", [8, 4], [2, 3], [12, 4, 2, 4], [5, 2], [14, 3])
 MARKS = ("circle", "rect", "triangle", "diamond", "roundRect", "pin")
+FOUR_DIGITS = "value => String(Number(value.toPrecision(4)))"  # JavaScript: 0.30000000000000004 is 0.3
 FEW = 30  # points, up to which each is marked
 
 
@@ -258,6 +259,11 @@ def _options(t: Messages, lines: list[dict[str, Any]]) -> dict[str, Any]:
             "axisLabel": text | {"hideOverlap": True},
             "splitLine": {"show": False},
         },
-        "yAxis": {"type": "value", "scale": True, "axisLabel": text, "splitLine": faint},
+        "yAxis": {
+            "type": "value",
+            "scale": True,
+            "axisLabel": text | {":formatter": FOUR_DIGITS},
+            "splitLine": faint,
+        },
         "series": lines,
     }

@@ -97,7 +97,9 @@ class StyleResult:
             self._prompts, self._shown = prompts, {}
             self.pictures.clear()
         for side in SIDES:
-            for number, _ in enumerate(styles.drawn(job, side)):
+            for number, name in enumerate(styles.drawn(job, side)):
+                if not (self.site.jobs.folder / job.id / name).is_file():  # deleted in the gallery
+                    continue
                 if (side, number) not in self._shown:
                     self._make_row(number, prompts[number])
                 image, seen = self._shown[side, number]

@@ -11,6 +11,7 @@ from hyperbrush.app.messages import Messages
 from hyperbrush.app.train.captions import LONGEST
 from hyperbrush.app.train.datasets import EXAMPLE, Datasets, Picture
 from hyperbrush.app.train.draft import Draft
+from hyperbrush.app.ui.dialogs import asking
 from hyperbrush.app.ui.frame import in_thread, refusals, title_of
 from hyperbrush.app.ui.parts import FileLines
 from hyperbrush.app.uploads import ACCEPT
@@ -176,8 +177,7 @@ class Pictures:
 
     async def _new(self) -> None:
         t = self.t
-        with ui.dialog() as dialog, ui.card():
-            title_of(2, t("train.new_dataset"))
+        with asking(t("train.new_dataset"), t("train.cancel")) as (dialog, buttons):
             name = ui.input(t("train.dataset_name")).props("outlined dense autofocus maxlength=100")
 
             async def make() -> None:
@@ -187,10 +187,8 @@ class Pictures:
                     await self._use(made)
 
             name.on("keydown.enter", make)
-            with ui.element("div").classes("bar"):
+            with buttons:
                 ui.button(t("train.make"), on_click=make).props("no-caps")
-                ui.button(t("train.cancel"), on_click=dialog.close).props("flat no-caps")
-        dialog.open()
 
     def _on_sending(self, event: Any) -> None:
         self.refused.clear()

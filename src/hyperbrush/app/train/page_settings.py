@@ -11,6 +11,7 @@ from hyperbrush.app.train.datasets import Datasets
 from hyperbrush.app.train.draft import EMPTY, KINDS, LENGTHS, Draft
 from hyperbrush.app.train.page_inputs import UNSET, Input, helped, make
 from hyperbrush.app.train.schema import folder_settings, groups, settings
+from hyperbrush.app.ui.dialogs import sure
 from hyperbrush.app.ui.frame import refusals, title_of
 from hyperbrush.app.workspace import Workspace
 
@@ -251,17 +252,8 @@ def _names(draft: Draft) -> str:
 
 async def _over(t: Messages, draft: Draft) -> None:
     if draft.values["settings"]:
-        with ui.dialog() as dialog, ui.card().classes("run-dialog"):
-            title_of(2, t("train.over_title"))
-            ui.label(t("train.over_text"))
-            with ui.element("div").classes("bar"):
-                ui.button(t("train.start_over"), on_click=lambda: dialog.submit(True)).props(
-                    "no-caps unelevated"
-                )
-                ui.button(t("train.over_keep"), on_click=lambda: dialog.submit(False)).props("flat no-caps")
-        agreed = await dialog
-        dialog.delete()
-        if not agreed:
+        text = t("train.over_title"), t("train.over_text"), t("train.start_over"), t("train.over_keep")
+        if not await sure(*text):
             return
     with refusals():
         draft.keep(**EMPTY)

@@ -8,15 +8,19 @@ from nicegui import ui
 
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.site import Site
-from hyperbrush.app.ui.frame import in_thread, on_news, refusals, size_text, title_of
+from hyperbrush.app.ui.dialogs import sure
+from hyperbrush.app.ui.frame import in_thread, on_news, refusals, size_text
 from hyperbrush.trash import TrashItem
+
+FEW = 3  # things that are named
+MOST = 100  # that are listed
 
 
 class BinSection:
     """The list at the end of a page, and a line at its top that undoes the last deletion.
 
     Args:
-        undo_place: where that line goes.
+        undo_place: where that line goes; also: and once more, in a dialog over it.
         news: what is told of when the bin may have changed.
         items: what is in it, read in a thread, as the others are called in one.
         restore: puts the thing of an id back and returns the name it has now.
@@ -33,8 +37,9 @@ class BinSection:
         items: Callable[[], Sequence[TrashItem]],
         restore: Callable[[str], str],
         remove: Callable[[str], Any],
+        also: ui.element | None = None,
     ) -> None:
-        self.t, self.undo_place = t, undo_place
+        self.t, self._undo_places = t, [undo_place] if also is None else [undo_place, also]
         self._items, self._put_back, self._remove = items, restore, remove
         with ui.expansion(icon="delete").classes("card network-bin") as self.section:
             self.list = ui.element("ul").classes("network-plain")
@@ -42,12 +47,16 @@ class BinSection:
         self._shown: list[TrashItem] | None = None
         on_news(site, news, self._show, every=0.5)
 
-    def deleted(self, item: TrashItem) -> None:
+    def deleted(self, *items: TrashItem) -> None:
         """Offer to undo it."""
-        self.undo_place.clear()
-        with self.undo_place, ui.element("div").classes("notice"):
-            ui.label(self.t("bin.deleted", name=item.name)).classes("grow")
-            ui.button(self.t("bin.undo"), on_click=lambda: self._restore(item)).props("flat no-caps")
+        text = self.t("bin.deleted", name=", ".join(item.name for item in items[:FEW]))
+        if len(items) > FEW:
+            text = self.t("bin.deleted_many", count=len(items))
+        for place in self._undo_places:
+            place.clear()
+            with place, ui.element("div").classes("notice"):
+                ui.label(text).classes("grow")
+                ui.button(self.t("bin.undo"), on_click=lambda: self._restore(*items)).props("flat no-caps")
 
     async def offer(self, item: str) -> None:
         """Offer to undo the deletion of what has an id, as long as it is in the bin."""
@@ -55,11 +64,15 @@ class BinSection:
             if found.id == item:
                 self.deleted(found)
 
-    async def _restore(self, item: TrashItem) -> None:
+    async def _restore(self, *items: TrashItem) -> None:
         with refusals():
-            name = await in_thread(self._put_back, item.id)
-            self.undo_place.clear()
-            ui.notify(self.t("bin.restored", name=name), type="positive")
+            names = [await in_thread(self._put_back, item.id) for item in items]
+            for place in self._undo_places:
+                place.clear()
+            text = self.t("bin.restored", name=", ".join(names))
+            ui.notify(
+                self.t("bin.restored_many", count=len(names)) if len(names) > FEW else text, type="positive"
+            )
 
     async def _show(self) -> None:
         items = list(await in_thread(self._items))
@@ -70,8 +83,10 @@ class BinSection:
         self.section.set_visibility(bool(items))
         self.list.clear()
         with self.list:
-            for item in items:
+            for item in items[:MOST]:
                 self._row(item)
+            if len(items) > MOST:
+                ui.label(self.t("bin.more", count=len(items) - MOST)).classes("soft")
 
     def _row(self, item: TrashItem) -> None:
         t = self.t
@@ -85,15 +100,6 @@ class BinSection:
 
     async def _ask(self, item: TrashItem) -> None:
         t = self.t
-        question = t("bin.remove_sure", name=item.name)
-        with ui.dialog() as dialog, ui.element("div").classes("card network-dialog"):
-            dialog.props["aria-label"] = question
-            title_of(2, question)
-            with ui.element("div").classes("bar"):
-                ui.button(t("bin.remove"), on_click=lambda: dialog.submit(True)).props("no-caps")
-                ui.button(t("bin.cancel"), on_click=lambda: dialog.submit(False)).props("flat no-caps")
-        sure = await dialog
-        dialog.delete()
-        if sure:
+        if await sure(t("bin.remove_sure", name=item.name), "", t("bin.remove"), t("bin.cancel")):
             with refusals():
                 await in_thread(self._remove, item.id)

@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 PLACES = (  # (message, address, icon)
     ("create", "/", "brush"),
+    ("gallery", "/gallery", "photo_album"),
     ("networks", "/hypernetworks", "collections"),
     ("train", "/train", "model_training"),
     ("runs", "/runs", "timeline"),
@@ -57,6 +58,7 @@ def frame(site: Site, request: Request, place: str, *, title: str = "") -> Itera
     ui.page_title(f"{heading} · hyperbrush")
     ui.add_head_html(
         '<link rel="stylesheet" href="/static/style.css"><script src="/static/frame.js" defer></script>'
+        '<script src="/static/pictures.js"></script>'
     )
     ui.context.client.page.language = QUASAR[t.language]
     ui.dark_mode({"dark": True, "light": False}.get(theme))

@@ -221,9 +221,9 @@ def usual_sampler(prediction: str) -> str:
     return "Flow Euler" if prediction in FLOW else USUAL
 
 
-def sampler_names() -> list[str]:
-    """The samplers' names, as `SAMPLERS` orders them."""
-    return list(SAMPLERS)
+def sampler_names(prediction: str = "") -> list[str]:
+    """The samplers' names, as `SAMPLERS` orders them; prediction: those alone that can draw with such a model."""
+    return [name for name, sampler in SAMPLERS.items() if not prediction or prediction in sampler.predictions]
 
 
 def find_sampler(name: str) -> Sampler:

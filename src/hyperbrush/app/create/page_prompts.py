@@ -1,0 +1,211 @@
+"""The dialogs over a prompt: prompts of before and saved ones, wildcards; networks with their pictures."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from nicegui import ui
+
+from hyperbrush.app.create import prompts
+from hyperbrush.app.create.page_networks import added, changed, written
+from hyperbrush.app.create.prompts import Prompt, PromptRequest
+from hyperbrush.app.messages import Messages
+from hyperbrush.app.networks import service as networks
+from hyperbrush.app.networks.service import Card
+from hyperbrush.app.requests import checked
+from hyperbrush.app.site import Site
+from hyperbrush.app.ui.frame import refusals, title_of
+
+AT_ONCE = 48  # networks that are shown; the search finds the others
+
+
+class PromptDialog:
+    """Prompts to take, save and forget.
+
+    fields: prompt and negative; use: puts others into the form.
+    """
+
+    def __init__(
+        self, site: Site, t: Messages, fields: dict[str, Any], use: Callable[[dict[str, str]], Any]
+    ) -> None:
+        self.site, self.t, self.fields, self.use = site, t, fields, use
+        self.dialog = _dialog(t("create.prompts"))
+        with self.dialog, ui.element("div").classes("card network-dialog"):
+            _head(t("create.prompts"), t("create.close"), self.dialog)
+            with ui.element("div").classes("bar"):
+                self.name = (
+                    ui.input(t("create.save_as")).props("outlined dense maxlength=100").classes("grow")
+                )
+                self.name.on("keydown.enter", self._save)
+                ui.button(t("create.save"), icon="bookmark_add", on_click=self._save).props("outline no-caps")
+            self.search = ui.input(t("create.search_prompts"), on_change=self._show)
+            self.search.props("outlined dense clearable debounce=150 type=search")
+            self.place = ui.element("div").classes("stack")
+
+    async def open(self) -> None:
+        """Show what there is now."""
+        self.search.value = ""
+        await self._show()
+        self.dialog.open()
+
+    async def _show(self) -> None:
+        t, site = self.t, self.site
+        saved, drawn, names = await asyncio.to_thread(
+            lambda: (prompts.saved(site), prompts.drawn(site), prompts.known_wildcards(site))
+        )
+        words = (self.search.value or "").casefold().split()
+
+        def fits(one: Prompt) -> bool:
+            text = f"{one.name} {one.prompt} {one.negative}".casefold()
+            return all(word in text for word in words)
+
+        self.place.clear()
+        with self.place:
+            self._list(t("create.saved_prompts"), [one for one in saved if fits(one)], t("create.none_saved"))
+            self._list(t("create.drawn_prompts"), [one for one in drawn if fits(one)], t("create.none_drawn"))
+            title_of(3, t("create.wildcards"))
+            ui.label(t("create.wildcards_help")).classes("soft small")
+            with ui.element("div").classes("bar"):
+                for name in names:
+                    button = ui.button(f"__{name}__", on_click=lambda name=name: self._add(name), color=None)
+                    button.props("outline dense no-caps").classes("quiet").props["padding"] = "xs sm"
+
+    def _list(self, title: str, found: list[Prompt], otherwise: str) -> None:
+        t = self.t
+        title_of(3, title)
+        if not found:
+            ui.label(otherwise).classes("soft")
+            return
+        with ui.element("ul").classes("prompt-list"):
+            for one in found:
+                with ui.element("li"):
+                    with ui.element("button").props("type=button").classes("prompt-take") as take:
+                        if one.name:
+                            ui.label(one.name).classes("strong")
+                        ui.label(one.prompt).classes("prompt-text")
+                        if one.negative:
+                            ui.label(f"{t('create.negative')}: {one.negative}").classes(
+                                "soft small prompt-text"
+                            )
+                    take.on("click", lambda one=one: self._take(one))
+                    if one.name:
+                        _icon("delete", t("create.forget", name=one.name), lambda one=one: self._forget(one))
+                    else:
+                        said = t("create.save_prompt", prompt=one.prompt[:60])
+                        _icon("bookmark_add", said, lambda one=one: self._keep(one.prompt[:60], one))
+
+    def _take(self, one: Prompt) -> None:
+        self.use({"prompt": one.prompt, "negative": one.negative})
+        self.dialog.close()
+
+    def _add(self, name: str) -> None:
+        before = str(self.fields["prompt"].value or "").rstrip()
+        self.use({"prompt": f"{before} __{name}__".lstrip()})
+        self.dialog.close()
+
+    async def _save(self) -> None:
+        said = {key: str(field.value or "") for key, field in self.fields.items()}
+        with refusals():
+            one = Prompt(**said)
+            await self._keep(self.name.value or one.prompt[:60], one)
+            self.name.value = ""
+
+    async def _keep(self, name: str, one: Prompt) -> None:
+        with refusals():
+            request = checked(PromptRequest, {"prompt": one.prompt, "negative": one.negative})
+            await asyncio.to_thread(prompts.save, self.site, name, request)
+            await self._show()
+
+    async def _forget(self, one: Prompt) -> None:
+        with refusals():
+            await asyncio.to_thread(prompts.remove, self.site, one.name)
+            await self._show()
+
+
+class NetworkDialog:
+    """The networks that fit the model, with their pictures: a click puts one into the prompt, or takes it out."""
+
+    def __init__(self, site: Site, t: Messages, prompt: ui.textarea) -> None:
+        self.site, self.t, self.prompt = site, t, prompt
+        self.found: list[Card] = []
+        self.dialog = _dialog(t("create.choose_networks"))
+        with self.dialog, ui.element("div").classes("card network-dialog"):
+            _head(t("create.choose_networks"), t("create.close"), self.dialog)
+            self.search = ui.input(t("networks.search"), on_change=self._show)
+            self.search.props("outlined dense clearable debounce=150 type=search")
+            self.hint = ui.label().classes("soft").props("role=status")
+            self.place = ui.element("div").classes("picks")
+
+    async def open(self) -> None:
+        """Show what there is now."""
+        with refusals():
+            self.search.value = ""
+            self.found = await asyncio.to_thread(networks.cards, self.site.workspace)
+            self._show()
+            self.dialog.open()
+
+    def _show(self) -> None:
+        t = self.t
+        words = (self.search.value or "").casefold().split()
+        sound = [card for card in self.found if card.entry.error is None]
+        able = [card for card in sound if card.fits is not False]
+        fitting = [card for card in able if all(word in card.searched for word in words)]
+        said = [] if fitting else [t("create.no_networks" if not able else "create.no_network_found")]
+        if len(able) < len(sound):
+            said.append(t("create.networks_left_out", count=len(sound) - len(able)))
+        if len(fitting) > AT_ONCE:
+            said.append(t("create.networks_more", count=len(fitting) - AT_ONCE))
+        self.hint.set_text(" ".join(said))
+        self.hint.set_visibility(bool(said))
+        self.place.clear()
+        with self.place:
+            for card in fitting[:AT_ONCE]:
+                self._pick(card)
+
+    def _pick(self, card: Card) -> None:
+        name = card.entry.name
+        with ui.element("button").props("type=button").classes("pick") as pick:
+            if card.preview:
+                picture = ui.element("img").props('loading=lazy alt=""')
+                picture.props["src"] = f"/api/v1/hypernetworks/{card.id}/preview?{card.preview}"
+            else:
+                ui.label(name[:1].upper()).classes("pick-letter").props("aria-hidden=true")
+            ui.label(name).classes("pick-name")
+
+        def tell() -> None:
+            tags = written(str(self.prompt.value or ""))
+            pick.props["aria-pressed"] = str(any(tag.name == name for tag in tags)).lower()
+
+        def turn() -> None:
+            text = str(self.prompt.value or "")
+            at = next((at for at, tag in enumerate(written(text)) if tag.name == name), None)
+            notes = card.entry.notes
+            strength = 1.0 if notes.preferred_weight is None else notes.preferred_weight
+            self.prompt.value = (
+                added(text, name, notes.activation_text.strip(), strength)
+                if at is None
+                else changed(text, at, None)
+            )
+            tell()
+
+        pick.on("click", turn)
+        tell()
+
+
+def _dialog(label: str) -> ui.dialog:
+    dialog = ui.dialog()
+    dialog.props["aria-label"] = label
+    return dialog
+
+
+def _head(title: str, close: str, dialog: ui.dialog) -> None:
+    with ui.element("div").classes("bar"):
+        title_of(2, title)
+        ui.space()
+        _icon("close", close, dialog.close)
+
+
+def _icon(icon: str, label: str, do: Callable[[], Any]) -> None:
+    button = ui.button(icon=icon, on_click=do, color=None).props("flat round dense type=button")
+    button.props["aria-label"] = button.props["title"] = label
+    button.classes("quiet")
