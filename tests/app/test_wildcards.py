@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hyperbrush.app.create.wildcards import filled, names, refuse
+from hyperbrush.app.create.wildcards import filled, first_of, names
 from hyperbrush.errors import UserError
 
 API = "/api/v1"
@@ -59,8 +59,8 @@ def test_what_cannot_be_put_in_is_told(folder: Path, prompt: str, message: str |
 def test_names(folder: Path, tmp_path: Path) -> None:
     assert names(folder) == ["animal", "empty", "latin", "place/sea_side", "round"]
     assert names(tmp_path / "nowhere") == []
-    with pytest.raises(UserError, match="'__animal__' is a wildcard, and none here"):
-        refuse("a __animal__", "none here")
+    assert first_of("a __animal__ __round__") == "__animal__"
+    assert first_of("a __ b __") == ""
 
 
 def test_pictures_carry_what_was_put_in(app: Any) -> None:

@@ -9,7 +9,7 @@ from hyperbrush.app.model.service import Pace, pace_of, refuse_elsewhere
 from hyperbrush.app.requests import CompareRequest
 from hyperbrush.app.site import Site
 from hyperbrush.app.workspace import Workspace
-from hyperbrush.errors import NotThere
+from hyperbrush.errors import NotThere, UserError
 
 GRID = "grid.png"  # in the job's folder
 
@@ -62,7 +62,10 @@ def estimate(workspace: Workspace, device: str, request: CompareRequest) -> Grid
     library = workspace.library
     cells = cells_of(base, [*axes, None, None][:3], library)
     for prompt in {cell.prompt for cell in cells.values()}:
-        wildcards.refuse(prompt, "a comparison draws one prompt")
+        if wildcard := wildcards.first_of(prompt):
+            raise UserError(
+                f"{wildcard:.100} is a wildcard, and a comparison draws one prompt: write the words themselves"
+            )
     drawn = []
     for cell in dict.fromkeys(cells.values()):
         height, width = cell.settings.size or (0, 0)

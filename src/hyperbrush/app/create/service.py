@@ -62,7 +62,10 @@ def check(site: Site, request: DrawRequest) -> None:
     check_text(request.prompt)
     check_text(request.negative)
     refuse_negative_tags(request.negative)
-    wildcards.refuse(request.negative, "none are put into the negative prompt")
+    if wildcard := wildcards.first_of(request.negative):
+        raise UserError(
+            f"{wildcard:.100} is a wildcard, and none are put into the negative prompt: write the words themselves"
+        )
     prompt = wildcards.filled(request.prompt, site.workspace.root / wildcards.FOLDER, request.seed or 0)
     read_prompt(prompt, site.workspace.library, request.missing)
     wording(prompt, request.settings())

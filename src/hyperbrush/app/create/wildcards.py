@@ -71,11 +71,7 @@ def lines(folder: Path, name: str) -> list[str]:
     return found
 
 
-def refuse(text: str, why: str) -> None:
-    """Refuse a text that has wildcards, where none are put in.
-
-    Raises:
-        UserError: it has one.
-    """
-    if found := WILDCARD.search(text):
-        raise UserError(f"{found[0]!r:.100} is a wildcard, and {why}: write the words themselves")
+def first_of(text: str) -> str:
+    """The first wildcard of a text, as it stands there; "" for none."""
+    found = WILDCARD.search(text)
+    return "" if found is None else found[0]
