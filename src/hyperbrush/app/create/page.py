@@ -81,7 +81,7 @@ def add(site: Site) -> None:
         own = await asyncio.to_thread(preferred, site.workspace)
         with frame(site, request, "create") as t:
             ui.add_head_html('<script src="/static/create.js"></script>')
-            _Create(site, t, request, memory, first | used.values, job, own).begin(asked, used)
+            _Create(site, t, request, memory, {**first, **used.values}, job, own).begin(asked, used)
 
 
 class _Create:

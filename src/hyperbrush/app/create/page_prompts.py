@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from nicegui import ui
@@ -89,10 +90,10 @@ class PromptDialog:
                             )
                     take.on("click", lambda one=one: self._take(one))
                     if one.name:
-                        _icon("delete", t("create.forget", name=one.name), lambda one=one: self._forget(one))
+                        _icon("delete", t("create.forget", name=one.name), partial(self._forget, one))
                     else:
                         said = t("create.save_prompt", prompt=one.prompt[:60])
-                        _icon("bookmark_add", said, lambda one=one: self._keep(one.prompt[:60], one))
+                        _icon("bookmark_add", said, partial(self._keep, one.prompt[:60], one))
 
     def _take(self, one: Prompt) -> None:
         self.use({"prompt": one.prompt, "negative": one.negative})

@@ -395,4 +395,4 @@ def _settings_in(path: Path) -> tuple[int, int, str, str] | None:
 
 
 def _shown(row: Sequence[Any]) -> Shown:
-    return Shown(*row[:-1], starred=bool(row[-1]))
+    return Shown(*row[:-1], bool(row[-1]))

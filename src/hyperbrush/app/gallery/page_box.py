@@ -1,7 +1,7 @@
 """A picture alone, as large as the window, the arrow keys leading to the next one; and two side by side."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,8 @@ from hyperbrush.app.ui.frame import in_thread, refusals, title_of
 class BoxActions:
     """What the large view does with its picture."""
 
-    star: Callable[[Shown], Any]
-    delete: Callable[[Shown], Any]
+    star: Callable[[Shown], Awaitable[None]]
+    delete: Callable[[Shown], Awaitable[None]]
 
 
 class Lightbox:
@@ -39,8 +39,8 @@ class Lightbox:
                 self._on = self._button("chevron_right", "next", lambda: self._go(1))
                 self._where = ui.label().classes("soft").props("role=status")
                 ui.space()
-                self._star = star_button(t, lambda: self.one and actions.star(self.one))
-                self._button("delete", "delete", lambda: self.one and actions.delete(self.one))
+                self._star = star_button(t, lambda: self._do(actions.star))
+                self._button("delete", "delete", lambda: self._do(actions.delete))
                 self._button("close", "close", self.dialog.close)
             self.undo = ui.element("div").props("role=status").style("display: contents")
             with ui.element("div").classes("box-field"):
@@ -72,6 +72,10 @@ class Lightbox:
         self.dialog.close()
         return None
 
+    async def _do(self, do: Callable[[Shown], Awaitable[None]]) -> None:
+        if self.one is not None:
+            await do(self.one)
+
     async def _go(self, step: int) -> None:
         with refusals():
             if self.one is not None:
@@ -83,8 +87,8 @@ class Lightbox:
         key = event.args.get("key") if isinstance(event.args, dict) else None
         if key in ("ArrowLeft", "ArrowRight"):
             await self._go(1 if key == "ArrowRight" else -1)
-        elif key == "Delete" and self.one is not None:
-            await self._actions.delete(self.one)
+        elif key == "Delete":
+            await self._do(self._actions.delete)
 
     async def _show(self, one: Shown) -> None:
         query = self._query()

@@ -273,7 +273,7 @@ async def show_inspection(site: Site, t: Messages, card: Card) -> None:
     """A dialog with all of it."""
     with refusals():
         said = await in_thread(networks.inspection, site.workspace, card.id)
-        with asking(card.entry.name, t):
+        with asking(card.entry.name, t("networks.cancel")):
             about = ui.textarea(t("networks.description"), value=card.entry.notes.description)
 
             async def save(value: Any) -> None:
