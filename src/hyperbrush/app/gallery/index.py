@@ -8,7 +8,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -395,4 +395,4 @@ def _settings_in(path: Path) -> tuple[int, int, str, str] | None:
 
 
 def _shown(row: Sequence[Any]) -> Shown:
-    return Shown(*row[:-1], bool(row[-1]))
+    return replace(Shown(*row), starred=bool(row[-1]))
