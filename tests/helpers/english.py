@@ -16,6 +16,7 @@ from hyperbrush.translation import GUESSED, UNGUESSED
 SOURCE = Path(hyperbrush.__file__).parent
 ERRORS = ("UserError", "NotThere", "UnknownHypernetwork", "ValueError")
 PLACE = re.compile(r"^(\{\d+\}[:, ]*)*\{\d+\}: ")  # said behind a place: what follows it is looked for alone
+SHOWN = ("console.note", "console.done")  # the terminal's results and remarks
 LEAST = 6  # letters of a text with fields
 Node = ast.AST
 PASSED_ON = {  # arguments that another error has said already, or a list of them
@@ -52,6 +53,7 @@ SPEAKERS: dict[str, tuple[str, ...]] = {  # functions that say something in thei
     "hypernetworks/convert/report": ("lost", "__str__"),
     "hypernetworks/library/inspection": ("*",),
     "hypernetworks/library/library": ("_inside",),
+    "training/report/result": ("judged", "summary"),
     "training/report/report": ("run_figures", "report_run", "loss_chart", "rate_chart"),
     "training/before/findings": ("*",),
     "training/before/preflight": ("*",),
@@ -132,6 +134,7 @@ OTHERS = (  # said by the command line, by click, or by the system of whoever ru
     "What happened",
     "What to try next",
     "best: {0}",
+    "try: {0}",
     "{0} at step {1}, {2} below {3} of the bare model",
     "{0} at step {1}",
     *(f"{{0}} {what} cannot be used" for what in ("pictures", "captions", "masks")),
@@ -193,7 +196,13 @@ class _File:
         seen: set[int] = set()
         for scope in reversed([self.tree, *self.scopes]):  # the innermost first
             for node in ast.walk(scope):
-                if not isinstance(node, ast.Call) or id(node) in seen or not isinstance(node.func, ast.Name):
+                if not isinstance(node, ast.Call) or id(node) in seen:
+                    continue
+                if isinstance(node.func, ast.Attribute) and ast.unparse(node.func) in SHOWN and node.args:
+                    seen.add(id(node))
+                    for text in self.texts(node.args[0], scope):
+                        self.said.add(text, self.name)
+                if not isinstance(node.func, ast.Name):
                     continue
                 if node.func.id in ERRORS and node.args:
                     seen.add(id(node))
