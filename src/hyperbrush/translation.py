@@ -4,7 +4,6 @@ A catalogue, `assets/translations/LANGUAGE.json`, has English texts with numbere
 and what is said for each. `tests/test_translation.py` sees to it that every text the code can say is among them.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -46,6 +45,8 @@ def terminal_language(chosen: str = "") -> str:
 @cache
 def catalogue(language: str) -> "Catalogue":
     """What is said in one language; read once, when first asked."""
+    import json
+
     return Catalogue(json.loads((FOLDER / f"{language}.json").read_text(encoding="utf-8")))
 
 
