@@ -72,9 +72,9 @@ def test_from_dropped_pictures_to_a_run_in_the_queue(app: Any, train: Open) -> N
     page.get_by_text("Pictures added: 4").wait_for()
     page.get_by_text("1–4 of 4").wait_for()
     page.get_by_role("button", name="Start training").click()
-    page.get_by_text("Give the hypernetwork a name").wait_for()
+    page.get_by_role("listitem").get_by_text("Give the hypernetwork a name").wait_for()
     name(page).fill("page-run")
-    page.get_by_text("Give the hypernetwork a name").wait_for(state="hidden")
+    page.get_by_role("listitem").get_by_text("Give the hypernetwork a name").wait_for(state="hidden")
     page.get_by_label("Steps").fill("2")
     page.get_by_label("Preview prompts").fill("cat face\nred heart")
     page.get_by_text("More settings").click()
@@ -304,7 +304,7 @@ def test_axe_finds_nothing_serious_with_everything_open(app: Any, train: Open, t
     page.get_by_text("More settings").click()
     page.get_by_label("Find a setting").wait_for()
     page.get_by_role("button", name="Start training").click()
-    page.get_by_text("Give the hypernetwork a name").wait_for()
+    page.get_by_role("listitem").get_by_text("Give the hypernetwork a name").wait_for()
     page.wait_for_timeout(300)  # transitions of Quasar's fields change colours
     assert not findings(page)
 
