@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hyperbrush.hypernetworks.weights.factors import Factors
+from hyperbrush.hypernetworks.weights.factors import Factors, singular_parts
 
 ROWS, PLAIN = -1, -2  # in the place of a rank
 LEVELS = 127
@@ -85,9 +85,7 @@ class Triples:
     @classmethod
     def of_factors(cls, factors: Factors) -> "Triples":
         """Of a product B A, from two thin QRs instead of the product."""
-        q_up, r_up = torch.linalg.qr((factors.up * factors.scale).double())
-        q_down, r_down = torch.linalg.qr(factors.down.double().mT)
-        u, s, v = torch.linalg.svd(r_up @ r_down.mT, full_matrices=False)
+        q_up, u, s, v, q_down = singular_parts(factors)
         return cls(q_up @ u, s, v @ q_down.mT)
 
     @property

@@ -98,6 +98,14 @@ def concatenate(parts: Sequence[Factors], shares: Sequence[float]) -> Factors:
     return Factors(down, up)
 
 
+def singular_parts(factors: Factors) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Q, U, S, V, P with ΔW = Q U S V Pᵀ, in float64: the singular value decomposition from two thin QRs."""
+    q_up, r_up = torch.linalg.qr((factors.up * factors.scale).double())
+    q_down, r_down = torch.linalg.qr(factors.down.double().mT)
+    u, s, v = torch.linalg.svd(r_up @ r_down.mT, full_matrices=False)
+    return q_up, u, s, v, q_down
+
+
 def truncate(factors: Factors, rank: int) -> Factors:
     """The closest factors of a lower rank (Eckart & Young 1936), from two thin QRs instead of ΔW.
 
@@ -105,9 +113,7 @@ def truncate(factors: Factors, rank: int) -> Factors:
     """
     if factors.rank <= rank:
         return factors
-    q_up, r_up = torch.linalg.qr((factors.up * factors.scale).double())
-    q_down, r_down = torch.linalg.qr(factors.down.double().mT)
-    u, s, v = torch.linalg.svd(r_up @ r_down.mT, full_matrices=False)
+    q_up, u, s, v, q_down = singular_parts(factors)
     root = s[..., :rank].sqrt()
     up = q_up @ (u[..., :, :rank] * root.unsqueeze(-2))
     down = (root.unsqueeze(-1) * v[..., :rank, :]) @ q_down.mT
