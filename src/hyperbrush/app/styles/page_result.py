@@ -53,14 +53,17 @@ class StyleResult:
         on_news(site, lambda: [f"job:{self.job}"] if self.job else [], self._show)
 
     def follow(self, job: str) -> None:
-        """Look at a job from now on, also after a reload."""
-        self.job = job
-        self.after.clear()
-        ui.navigate.history.replace("/styles?" + urlencode({"job": job}))
+        """Look at a job from now on, also after a reload; the slider stands where it was drawn."""
         with refusals():
             found = self.site.jobs.get(job)
             self.strength.set_value(float(found.arguments.get("strength", 1.0)))
-            self._show()
+        self._look_at(job)
+
+    def _look_at(self, job: str) -> None:
+        self.job = job
+        self.after.clear()
+        ui.navigate.history.replace("/styles?" + urlencode({"job": job}))
+        self._show()
 
     def _show(self) -> None:
         t = self.t
@@ -142,7 +145,7 @@ class StyleResult:
             source = str(before.arguments.get("adapter") or before.id)  # the one that was generated
             values = {**before.arguments, "strength": strength, "adapter": source, "keep": False}
             job = await asyncio.to_thread(styles.begin, self.site, checked(StyleRequest, values))
-            self.follow(job.id)
+            self._look_at(job.id)  # the slider may have moved on meanwhile
 
     def _offer(self, job: Job) -> None:
         """What can be done with a finished style."""
