@@ -5,32 +5,62 @@ from typing import Annotated, Any
 
 import typer
 
-from hyperbrush.cli import convert, doctor, draw, inspect, library, serve, train
+from hyperbrush.cli import convert, demo, doctor, draw, inspect, library, serve, train
 from hyperbrush.cli.hyper import hyper
 from hyperbrush.cli.language import choose, told
 from hyperbrush.cli.ldm import ldm
+from hyperbrush.cli.options import completes
 from hyperbrush.errors import UserError
 
 app = typer.Typer(
     name="hyperbrush",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=True,
     help="Hypernetworks for Stable Diffusion: use, train and generate them.",
 )
-for commands in (draw, library, inspect, convert, train, serve, doctor):
-    app.add_typer(commands.app)
-app.add_typer(hyper, name="hyper")
-app.add_typer(ldm, name="ldm")
+for commands in (demo.app, serve.app, draw.app, train.app):
+    app.add_typer(commands)
+app.add_typer(hyper, name="hyper", rich_help_panel="Train")
+app.add_typer(ldm, name="ldm", rich_help_panel="Train")
+for commands in (library.app, inspect.app, convert.app, doctor.app, serve.workers):
+    app.add_typer(commands)
+
+FIRST = {  # commands a newcomer wants, and what for
+    "hyperbrush demo": "see what a hypernetwork does",
+    "hyperbrush serve": "do everything in the browser",
+    'hyperbrush generate "cat face"': "draw a picture",
+    'hyperbrush generate "a city <hypernet:NAME>" --model MODEL': "draw with a file of models/hypernetworks",
+    "hyperbrush train --data PICTURES --name mine": "train on your pictures",
+    "hyperbrush inspect FILE.pt": "look into a file",
+}
+
+
+def _greet() -> None:
+    """What one can do, where no command was given."""
+    from hyperbrush import __version__
+    from hyperbrush.cli import console
+
+    console.done(
+        f"hyperbrush {__version__}: hypernetworks for Stable Diffusion, used, trained and generated\n"
+    )
+    for command, purpose in FIRST.items():
+        console.out.print(f"  {told(purpose)}", style="dim")
+        console.out.print(f"    {command}")
+    console.done("\nall commands: hyperbrush --help")
 
 
 @app.callback(invoke_without_command=True)
 def _common(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")] = False,
     language: Annotated[
         str,
-        typer.Option(help="Of errors and notes: en, ko or zh; LANG's if left out.", show_default=False),
+        typer.Option(
+            help="Of errors and notes: en, ko or zh; LANG's if left out.",
+            show_default=False,
+            autocompletion=completes("en", "ko", "zh"),
+        ),
     ] = "",
 ) -> None:
     choose(language)
@@ -39,6 +69,8 @@ def _common(
 
         print(__version__)
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        _greet()
     if verbose:
         from hyperbrush.ldm.util import setup_logging
 
@@ -94,6 +126,7 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if not hasattr(error, "format_message"):  # what click raises for a wrong command line
             raise
-        print(f"hyperbrush: {told(error.format_message())}; {told('see hyperbrush --help')}", file=sys.stderr)
+        if message := error.format_message():  # of a group without a command, the help stands there already
+            print(f"hyperbrush: {told(message)}; {told('see hyperbrush --help')}", file=sys.stderr)
         sys.exit(2)
     sys.exit(result if isinstance(result, int) else 0)

@@ -4,9 +4,11 @@ import contextlib
 import os
 import shlex
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +50,21 @@ def stopped(training: "Interrupted", command: str) -> None:
 def done(text: str) -> None:
     """A result, on stdout."""
     out.print(told(text))
+
+
+def suggest(command: str) -> None:
+    """A command that could come next: on a terminal alone, where a person reads it."""
+    if err.is_terminal:
+        err.print(told(f"try: {command}"), style="dim")
+
+
+def show_page(path: Path) -> None:
+    """Open a page or picture in the browser, where a person sits before a screen."""
+    import webbrowser
+
+    screen = sys.platform in ("darwin", "win32") or os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"}
+    if out.is_terminal and screen and not os.environ.get("CI"):
+        webbrowser.open(path.resolve().as_uri())
 
 
 def bar(*, transient: bool = False) -> Progress:

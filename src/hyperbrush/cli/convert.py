@@ -1,11 +1,12 @@
 """`hyperbrush convert` and `merge`: hypernetworks carried elsewhere."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hyperbrush.cli.options import DEFAULT_NETWORKS, Device, Networks, Seed
+from hyperbrush.cli.options import DEFAULT_NETWORKS, Device, Networks, Seed, complete_network, completes
 from hyperbrush.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -15,14 +16,22 @@ app = typer.Typer()
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
-@app.command()
+@app.command(rich_help_panel="Files")
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="A file, or a name in --hypernetworks.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SRC", help="A file, or a name in --hypernetworks.", autocompletion=complete_network
+        ),
+    ],
     target: Annotated[Path, typer.Argument(metavar="DST", help="File to write; a folder for lora-peft.")],
     to: Annotated[
         str | None,
         typer.Option(
-            help="webui, safetensors, comfyui, lora-diffusers, lora-peft or lora-kohya; by DST's suffix if left out."
+            help="webui, safetensors, comfyui, lora-diffusers, lora-peft or lora-kohya; by DST's suffix if left out.",
+            autocompletion=completes(
+                "webui", "safetensors", "comfyui", "lora-diffusers", "lora-peft", "lora-kohya"
+            ),
         ),
     ] = None,
     model: Annotated[
@@ -43,7 +52,11 @@ def convert(
     pictures: Annotated[bool, typer.Option(help="Compare a few pictures with a LoRA too.")] = False,
     precision: Annotated[
         str | None,
-        typer.Option("--dtype", help="Of the numbers: fp32, fp16 or bf16; as they are by default."),
+        typer.Option(
+            "--dtype",
+            help="Of the numbers: fp32, fp16 or bf16; as they are by default.",
+            autocompletion=completes("fp32", "fp16", "bf16"),
+        ),
     ] = None,
     legacy_zip: Annotated[bool, typer.Option(help="The .pt of torch before 2020, without a zip.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace what stands at DST.")] = False,
@@ -83,6 +96,7 @@ def convert(
             dtype=None if precision is None else getattr(torch, _DTYPES[precision]),
         )
         console.done(str(written_to))
+        _suggest(written_to, chosen)
         return
     hypernetwork = load_attention(path)
     opened = None
@@ -111,6 +125,21 @@ def convert(
     if written.report is not None:
         show(written.report)
     console.done(str(written.path))
+    _suggest(written.path, chosen)
+
+
+def _suggest(path: Path, target: str) -> None:
+    """How the file is used where it was converted to."""
+    from hyperbrush.cli import console
+
+    uses = {
+        "webui": f"<hypernet:{path.stem}:1>, {path.name} in the webui's models/hypernetworks",
+        "comfyui": f"Load Hypernetwork, {path.name} in ComfyUI's models/hypernetworks",
+        "lora-diffusers": f"pipe.load_lora_weights({str(path)!r})",
+        "lora-peft": f"PeftModel.from_pretrained(pipe.unet, {str(path)!r})",
+        "lora-kohya": f"<lora:{path.stem}:1>, {path.name} in the webui's models/Lora",
+    }
+    console.suggest(uses.get(target, f"hyperbrush inspect {shlex.quote(str(path))}"))
 
 
 def _lora_settings(
@@ -149,14 +178,23 @@ def show(report: "LoraReport") -> None:
     console.done(str(report))
 
 
-@app.command()
+@app.command(rich_help_panel="Files")
 def merge(
     sources: Annotated[
-        list[str], typer.Argument(metavar="FILE:WEIGHT…", help="Files or library names with their weights.")
+        list[str],
+        typer.Argument(
+            metavar="FILE:WEIGHT…",
+            help="Files or library names with their weights.",
+            autocompletion=complete_network,
+        ),
     ],
     out: Annotated[Path, typer.Option(help="File to write: .safetensors or .pt.")],
     how: Annotated[
-        str, typer.Option(help="average (equal structures), compose (affine ones, exactly) or auto.")
+        str,
+        typer.Option(
+            help="average (equal structures), compose (affine ones, exactly) or auto.",
+            autocompletion=completes("average", "compose", "auto"),
+        ),
     ] = "auto",
     name: Annotated[str | None, typer.Option(help="Name inside the file; the file's own by default.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace what stands at --out.")] = False,
@@ -184,3 +222,4 @@ def merge(
         )
     console.note(f"{result.metadata['merged_from']}: {result.metadata['merged_how']}")
     console.done(str(out))
+    console.suggest(f"hyperbrush inspect {shlex.quote(str(out))}")

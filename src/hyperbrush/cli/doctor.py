@@ -10,7 +10,7 @@ from hyperbrush.cli.options import DEFAULT_NETWORKS, Device, Model, Networks, Pr
 app = typer.Typer()
 
 
-@app.command()
+@app.command(rich_help_panel="Maintenance")
 def doctor(
     model: Model = "emoji",
     hypernetworks: Networks = DEFAULT_NETWORKS,

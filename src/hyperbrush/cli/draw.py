@@ -1,5 +1,6 @@
 """`hyperbrush generate` and `compare`: pictures from prompts, and grids of them."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -59,7 +60,7 @@ Axis = Annotated[
 ]
 
 
-@app.command()
+@app.command(rich_help_panel="Draw")
 def generate(
     context: typer.Context,
     prompts: Annotated[
@@ -170,9 +171,10 @@ def generate(
     for i, picture in enumerate(pictures):
         path = out if len(pictures) == 1 else out.with_name(f"{out.stem}-{i + 1:02d}{out.suffix}")
         console.done(f"{picture.save(path)}  seed {picture.seed}")
+    console.suggest(f"hyperbrush generate --from {shlex.quote(str(path))} --cfg 6")
 
 
-@app.command()
+@app.command(rich_help_panel="Draw")
 def compare(
     prompt: Annotated[str, typer.Argument(help="What to draw.")],
     x: Axis = None,
@@ -243,6 +245,7 @@ def compare(
         console.note(text)
     seeds = "" if any(axis.kind == "seed" for axis in read) else f"  seed {grid.settings.seed}"
     console.done(f"{grid.save(out)}{seeds}")
+    console.suggest(f"hyperbrush generate {shlex.quote(prompt)} --seed {grid.settings.seed}")
 
 
 def _given(context: typer.Context, option: str) -> bool:

@@ -1,11 +1,12 @@
 """`hyperbrush hyper train`, `hyper generate` and `hyper compress`: hypernetworks that generate weights, and packs."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from hyperbrush.cli.options import Model
+from hyperbrush.cli.options import Model, completes
 from hyperbrush.cli.training import (
     At,
     BaseModel,
@@ -25,11 +26,6 @@ hyper = typer.Typer(
     no_args_is_help=True, help="Hypernetworks that generate an adapter from pictures or a sentence."
 )
 FORMATS = ("safetensors", "lora-diffusers", "lora-peft", "lora-kohya")
-
-
-def complete_format(incomplete: str) -> list[str]:
-    """Formats that begin so."""
-    return [name for name in FORMATS if name.startswith(incomplete)]
 
 
 @hyper.command("train")
@@ -109,7 +105,7 @@ def hyper_generate(
     format: Annotated[
         str,
         typer.Option(
-            help="safetensors, lora-diffusers, lora-peft or lora-kohya.", autocompletion=complete_format
+            help="safetensors, lora-diffusers, lora-peft or lora-kohya.", autocompletion=completes(*FORMATS)
         ),
     ] = "safetensors",
 ) -> None:
@@ -159,9 +155,10 @@ def _give_back(pack: Path, task: str, out: Path, format: str, rank: int | None) 
                 f"{task!r} is an attention hypernetwork: give it back without --format and --rank, then hyperbrush convert"
             )
         console.done(str(adapter.save(out)))
-        return
-    weights = adapter if rank is None else adapter.expand_rank(rank)
-    console.done(f"{weights.save(out, format)}  ({len(weights.layers)} layers, rank {weights.rank})")
+    else:
+        weights = adapter if rank is None else adapter.expand_rank(rank)
+        console.done(f"{weights.save(out, format)}  ({len(weights.layers)} layers, rank {weights.rank})")
+    console.suggest(f"hyperbrush inspect {shlex.quote(str(out))}")
 
 
 @hyper.command("compress")

@@ -1,11 +1,12 @@
 """`hyperbrush inspect`: everything there is to know of a hypernetwork file."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hyperbrush.cli.options import DEFAULT_NETWORKS, Networks
+from hyperbrush.cli.options import DEFAULT_NETWORKS, Networks, complete_network
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -15,9 +16,11 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@app.command()
+@app.command(rich_help_panel="Files")
 def inspect(
-    file: Annotated[str, typer.Argument(help="A file, or a name in --hypernetworks.")],
+    file: Annotated[
+        str, typer.Argument(help="A file, or a name in --hypernetworks.", autocompletion=complete_network)
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="As JSON, for programs.")] = False,
     hypernetworks: Networks = DEFAULT_NETWORKS,
 ) -> None:
@@ -47,6 +50,7 @@ def inspect(
         console.done(f"look at: {odd}")
     if not found.odd:
         console.done("nothing odd")
+    _suggest(path)
 
 
 def _show_generated(path: Path, as_json: bool) -> None:
@@ -67,6 +71,17 @@ def _show_generated(path: Path, as_json: bool) -> None:
     tables.show(_pairs((facts | metadata).items()))
     console.done("\nNorm of each layer's change")
     tables.show(_pairs(norms.items()))
+    _suggest(path)
+
+
+def _suggest(path: Path) -> None:
+    """To see what the file does."""
+    from hyperbrush.cli import console
+
+    folder = shlex.quote(str(path.parent))
+    console.suggest(
+        f'hyperbrush compare "cat face" --x strength=0,0.5,1 --y hypernet={shlex.quote(path.stem)} --hypernetworks {folder}'
+    )
 
 
 def _facts(found: "Inspection") -> "Table":

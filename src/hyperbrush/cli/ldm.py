@@ -1,5 +1,6 @@
 """`hyperbrush ldm train` and `ldm sample`: latent diffusion models."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -158,3 +159,4 @@ def ldm_sample(
     with atomic_path(out) as temporary:
         grid(to_pictures(images), columns=min(8, number)).save(temporary)
     console.done(str(out))
+    console.suggest(f"hyperbrush train --model {shlex.quote(model)} --data PICTURES --name mine")

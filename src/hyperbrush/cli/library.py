@@ -1,5 +1,6 @@
 """`hyperbrush list`: the folder of hypernetworks."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -20,7 +21,7 @@ app = typer.Typer()
 NARROW = 110  # columns of a terminal below which a table would be cut to pieces
 
 
-@app.command("list")
+@app.command("list", rich_help_panel="Files")
 def list_networks(
     hypernetworks: Networks = DEFAULT_NETWORKS,
     as_json: Annotated[
@@ -39,11 +40,15 @@ def list_networks(
         return
     if not entries:
         console.note(f"no hypernetworks in {hypernetworks}")
+        console.suggest("hyperbrush demo")
         return
     show(entries, console.out, hypernetworks)
     for entry in entries:
         if entry.warning:
             console.note(f"{_clean(entry.name)}: {_clean(entry.warning)}")
+    console.suggest(
+        f"hyperbrush inspect {shlex.quote(_clean(entries[0].name))} --hypernetworks {shlex.quote(str(hypernetworks))}"
+    )
 
 
 def show(entries: "Sequence[Entry]", out: "Console", folder: Path) -> None:

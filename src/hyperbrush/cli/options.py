@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,25 @@ SAMPLERS = tuple(sampler_names())
 def complete_sampler(incomplete: str) -> list[str]:
     """Samplers that begin so."""
     return [name for name in SAMPLERS if name.casefold().startswith(incomplete.casefold())]
+
+
+DEFAULT_NETWORKS = Path("models/hypernetworks")
+_NETWORK_FILES = (".pt", ".safetensors")
+
+
+def complete_network(context: typer.Context, incomplete: str) -> list[str]:
+    """Names of the library, and files, that begin so."""
+    folder = context.params.get("hypernetworks") or DEFAULT_NETWORKS
+    names = {path.stem for path in Path(folder).rglob("*") if path.suffix in _NETWORK_FILES}
+    beside = Path(incomplete or ".").parent
+    files = [str(path) + "/" * path.is_dir() for path in beside.glob("*")] if beside.is_dir() else []
+    wanted = (*names, *(file for file in files if file.endswith(("/", *_NETWORK_FILES))))
+    return sorted(name for name in wanted if name.startswith(incomplete))
+
+
+def completes(*names: str) -> Callable[[str], list[str]]:
+    """Completes one of these names."""
+    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
 
 
 Model = Annotated[
@@ -40,14 +60,34 @@ ClipSkip = Annotated[
     typer.Option("--clip-skip", help="Text states before the last N - 1 layers; 2 for files of NAI's time."),
 ]
 Discretisation = Annotated[
-    str, typer.Option(help="Where the steps lie: diffusers, or webui to repeat its pictures.")
+    str,
+    typer.Option(
+        help="Where the steps lie: diffusers, or webui to repeat its pictures.",
+        autocompletion=completes("diffusers", "webui"),
+    ),
 ]
 Missing = Annotated[
-    str, typer.Option(help="Networks and LoRAs the folders do not have: error, or warn to draw without.")
+    str,
+    typer.Option(
+        help="Networks and LoRAs the folders do not have: error, or warn to draw without.",
+        autocompletion=completes("error", "warn"),
+    ),
 ]
 
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
-Precision = Annotated[str, typer.Option(help="auto, fp32, fp16 or bf16.")]
-Attention = Annotated[str, typer.Option(help="auto, sdpa, sliced (least memory), eager or flash.")]
-
-DEFAULT_NETWORKS = Path("models/hypernetworks")
+Device = Annotated[
+    str,
+    typer.Option(
+        help="auto, cpu, cuda, cuda:1 or mps.", autocompletion=completes("auto", "cpu", "cuda", "mps")
+    ),
+]
+Precision = Annotated[
+    str,
+    typer.Option(help="auto, fp32, fp16 or bf16.", autocompletion=completes("auto", "fp32", "fp16", "bf16")),
+]
+Attention = Annotated[
+    str,
+    typer.Option(
+        help="auto, sdpa, sliced (least memory), eager or flash.",
+        autocompletion=completes("auto", "sdpa", "sliced", "eager", "flash"),
+    ),
+]

@@ -8,13 +8,14 @@ import typer
 from hyperbrush.errors import UserError
 
 app = typer.Typer()
+workers = typer.Typer()
 
 Folder = Annotated[
     Path, typer.Option(help="Workspace: its models/hypernetworks, runs, datasets and outputs.")
 ]
 
 
-@app.command()
+@app.command(rich_help_panel="Start here")
 def serve(
     folder: Folder = Path(),
     host: Annotated[str, typer.Option(help="Address to listen on; beyond this machine a token is asked.")] = (
@@ -53,7 +54,7 @@ def serve(
     serve(Workspace(folder), address, token=token, on_ready=ready)
 
 
-@app.command()
+@workers.command(rich_help_panel="Maintenance")
 def worker(
     folder: Folder = Path(),
     device: Annotated[str, typer.Option(help="Whose jobs are done: cpu, cuda, cuda:1 or mps.")] = "cpu",

@@ -1,4 +1,4 @@
-"""`hyperbrush train`, `sweep`, `demo` and `evaluate`: hypernetworks learned and measured."""
+"""`hyperbrush train`, `sweep` and `evaluate`: hypernetworks learned and measured."""
 
 import shlex
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hyperbrush.cli.options import DEFAULT_NETWORKS, Model, Networks
+from hyperbrush.cli.options import DEFAULT_NETWORKS, Model, Networks, complete_network
 from hyperbrush.cli.training import (
     At,
     BaseModel,
@@ -43,7 +43,7 @@ def complete_preset(incomplete: str) -> list[str]:
     return [before + comma + name for name in PRESETS if name.startswith(last)]
 
 
-@app.command()
+@app.command(rich_help_panel="Train")
 def train(
     config: Settings = None,
     data: Annotated[
@@ -188,7 +188,7 @@ def _try_out(
         )
 
 
-@app.command()
+@app.command(rich_help_panel="Train")
 def sweep(
     config: Annotated[
         Path | None, typer.Argument(help="YAML file: a training, and 'sweep' with a grid or a list.")
@@ -235,41 +235,14 @@ def sweep(
         console.done(found.text())
 
 
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the grid, the report and the hypernetwork.")] = Path(
-        "demo"
-    ),
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Training steps; 150, or 50 of tuning with --hyper.")
-    ] = None,
-    seed: Annotated[int, typer.Option()] = 0,
-    hyper: Annotated[
-        bool,
-        typer.Option("--hyper", help="Generate an adapter from three pictures in a second, then tune it."),
-    ] = False,
-    generator: Annotated[Path | None, typer.Option(help="With --hyper: another generator's file.")] = None,
-) -> None:
-    """Train a first hypernetwork on 48 bundled pictures and see what it does (a few minutes)."""
-    if generator is not None and not hyper:
-        raise UserError("--generator is for --hyper")
-
-    def trained(on_prepare: object, **listeners: Any) -> str:
-        from hyperbrush.commands.demo import run_demo, run_hyper_demo
-
-        if hyper:
-            tuned = run_hyper_demo(out, generator=generator, steps=steps or 50, seed=seed, **listeners)
-            return tuned.summary()
-        return run_demo(out, steps=steps or 150, seed=seed, **listeners).summary()
-
-    watch("hyperbrush train", "ink", trained)
-
-
-@app.command()
+@app.command(rich_help_panel="Train")
 def evaluate(
     data: Annotated[Path, typer.Option(help="Folder of held-out pictures with captions.")],
     model: Model = "emoji",
-    hypernetwork: Annotated[str, typer.Option(help="Name or file to compare with the bare model.")] = "",
+    hypernetwork: Annotated[
+        str,
+        typer.Option(help="Name or file to compare with the bare model.", autocompletion=complete_network),
+    ] = "",
     hypernetworks: Networks = DEFAULT_NETWORKS,
     limit: Annotated[int, typer.Option(help="Pictures at most.")] = 256,
     classes: Annotated[

@@ -34,6 +34,19 @@ PROMPTS = (
     "woman",
     "hourglass done",
 )  # none of the 48
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much a demo does: steps of training, prompts, strengths."""
+
+    steps: int
+    prompts: tuple[str, ...] = PROMPTS
+    strengths: tuple[float, ...] = STRENGTHS
+
+
+WHOLE = Extent(150)
+QUICK = Extent(40, PROMPTS[:3], (0.0, 1.0))
 REFERENCES = 3  # pictures of the generated adapter
 TUNING_STEPS = 50
 
@@ -75,19 +88,21 @@ def next_commands(result: Result) -> list[str]:
 
 def run_demo(
     out: Path,
+    extent: Extent = WHOLE,
     *,
-    steps: int = 150,
+    steps: int | None = None,
     seed: int = 0,
     on_progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> DemoResult:
-    """Train on the bundled style, draw the grid, write the report.
+    """Train on the bundled style, draw the grid, write the report; steps: other ones than the extent's.
 
     Raises:
         UserError: nothing can be written there.
         Interrupted: the training was stopped and can be resumed.
     """
     run = out / "run"
+    steps, prompts = steps or extent.steps, extent.prompts
     begin_anew(run)
     config = HypernetworkRun.of(
         name=NAME,
@@ -97,25 +112,25 @@ def run_demo(
         training={
             "max_steps": steps,
             "seed": seed,
-            "prompts": list(PROMPTS),
+            "prompts": list(prompts),
             "preview_every": max(1, steps // 3),
         },
     )
     model = LatentDiffusion.from_pretrained("emoji")
     result = train_run(config, run, model=model, on_progress=on_progress, should_stop=should_stop)
     columns = []
-    for strength in STRENGTHS:
+    for strength in extent.strengths:
         tag = f" <hypernet:{NAME}:{strength:g}>" if strength else ""
         columns.append(
             [
                 generate(prompt + tag, model=model, seed=seed + i, hypernetworks=result.file.parent)[0].image
-                for i, prompt in enumerate(PROMPTS)
+                for i, prompt in enumerate(prompts)
             ]
         )
     grid = labelled_grid(
         list(zip(*columns, strict=True)),
-        rows=PROMPTS,
-        columns=["without", *(f"strength {s:g}" for s in STRENGTHS[1:])],
+        rows=prompts,
+        columns=["without", *(f"strength {s:g}" for s in extent.strengths[1:])],
     )
     with atomic_path(out / "grid.png") as temporary:
         grid.save(temporary)
