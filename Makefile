@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo app test test-all test-older lint format clean
+.PHONY: demo app test test-all test-older site wheel lint format clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -30,6 +30,14 @@ test-older: $(STAMP)
 		transformers==4.49.0 diffusers==0.32.2 huggingface-hub==0.29.3 tokenizers==0.21.1 requests tqdm
 	$(BIN)/python tests/older/check.py save .older
 	PYTHONPATH=.older $(BIN)/python tests/older/check.py compare .older
+
+# The docs as a site, in site/.
+site: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# What people install: built, looked into, installed where nothing else is, and a first picture.
+wheel: $(STAMP)
+	$(BIN)/python release/check.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check

@@ -238,6 +238,7 @@ def test_beyond_the_loopback_a_token_is_asked(own_app: Callable[..., Any]) -> No
     parts = urllib.parse.urlsplit(full)
     token = urllib.parse.parse_qs(parts.query)["token"][0]
     assert len(token) >= 30
+    assert parts.hostname == "localhost", "an address to open"
     app.url = f"http://127.0.0.1:{parts.port}"
     assert ask(app, "GET", "/api/v1/status")[0] == 401
     assert ask(app, "GET", "/api/v1/status", {"Authorization": "Bearer wrong"})[0] == 401

@@ -199,7 +199,8 @@ def serve(workspace: Workspace, address: Address, *, token: str = "", on_ready: 
     except OSError as error:
         raise UserError(f"the TLS files cannot be used: {error}") from error
     server = uvicorn.Server(config)
-    name = f"[{address.host}]" if ":" in address.host else address.host
+    name = "localhost" if address.host in ("0.0.0.0", "::") else address.host  # what a browser can open
+    name = f"[{name}]" if ":" in name else name
     url = f"{'https' if address.certificate else 'http'}://{name}:{port}/" + (
         f"?token={quote(token, safe='')}" if token else ""
     )

@@ -91,8 +91,9 @@ def compare(
     its strength), strength (of all tags), seed, steps, cfg, sampler, clip_skip, size.
 
     Args:
-        prompt, negative, steps, sampler, guidance_scale, size, clip_skip, discretisation, hypernetworks,
-        missing, device, precision, attention, model: as of `generate`, for what no axis varies.
+        prompt, negative, model, hypernetworks, missing: as of `generate`, for what no axis varies.
+        steps, sampler, guidance_scale, size, clip_skip, discretisation: likewise.
+        device, precision, attention: likewise.
         seed: of every picture; None draws one for all.
         batch: pictures drawn at once where all but prompt, networks and seed agree.
         side: height of a picture on the page in pixels; by default its own, enlarged to `LEAST_SIDE`.

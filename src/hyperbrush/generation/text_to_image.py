@@ -98,8 +98,8 @@ def generate(
         negative: what guidance moves away from.
         seed: of each prompt's first picture, the next ones count up; None draws one.
         count: pictures of each prompt.
-        steps, sampler, guidance_scale, size, clip_skip, discretisation, image, image_strength, mask,
-            mask_padding: see `Settings`.
+        steps, sampler, guidance_scale, size, clip_skip, discretisation: see `Settings`.
+        image, image_strength, mask, mask_padding: see `Settings`.
         hypernetworks: folder the tags' names are looked up in.
         loras: folder for the names of <lora:NAME:STRENGTH>; "loras" beside that of the hypernetworks by default.
         missing: "error", or "warn" to draw without networks the folder does not have; a note says so.
