@@ -47,7 +47,7 @@ def test_the_sdist_builds_and_tests(built: Path) -> None:
     with tarfile.open(sdist) as archive:
         inside = {name.partition("/")[2] for name in archive.getnames()}
     assert {"Makefile", "constraints.txt", "README.ko.md", "CHANGELOG.md", "NOTICE"} <= inside
-    for folder in ("tests", "docs", "benchmarks", "recipes", "release"):
+    for folder in ("tests", "docs", "benchmarks", "integrations", "recipes", "release"):
         here = {
             path.relative_to(ROOT).as_posix()
             for path in (ROOT / folder).rglob("*")

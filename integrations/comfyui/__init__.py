@@ -1,0 +1,5 @@
+"""Hypernetworks in ComfyUI: a node pack on the library hyperbrush."""
+
+from .nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+
+__all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS"]
