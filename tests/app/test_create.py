@@ -413,7 +413,9 @@ def test_broken_memory_opens_an_empty_form(app: Any, open_page: Callable[..., An
     form = {"prompt": 7, "steps": "many", "sampler": "Oiler", "image": "../x", "count": 3}
     write_json(Path(app.root) / f".hyperbrush/forms/{name}.json", {"form": form, "job": "gone"})
     cookie = {"name": "hyperbrush_browser", "value": name, "url": app.url}
-    page = open_page(app, storage_state={"cookies": [_as_state(cookie)], "origins": []})
+    steps = {"name": "steps", "value": "no", "url": app.url}  # closed
+    cookies = [_as_state(one) for one in (cookie, steps)]
+    page = open_page(app, storage_state={"cookies": cookies, "origins": []})
     assert page.get_by_label("Pictures").input_value() == "3"
     assert page.get_by_label("Steps").input_value() == "25"
     assert page.get_by_text("Your pictures will appear here.").is_visible()

@@ -17,7 +17,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response
+from fastapi.responses import FileResponse, Response
 from starlette.exceptions import HTTPException
 
 from hyperbrush import __version__
@@ -25,6 +25,7 @@ from hyperbrush.app.messages import language_of
 from hyperbrush.app.security import Access, Guard, is_loopback
 from hyperbrush.app.site import Site
 from hyperbrush.app.workspace import Workspace
+from hyperbrush.assets import model_folder, style_folder
 from hyperbrush.errors import NotThere, UserError
 from hyperbrush.setting_errors import in_words
 from hyperbrush.translation import say
@@ -135,6 +136,8 @@ def make_app(site: Site, access: Access) -> Any:
         app.include_router(router)
     import_module("hyperbrush.app.webui.api").add(app, site)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    app.mount("/examples", StaticFiles(directory=style_folder() / "train"), name="examples")
+    app.get("/drawn.png", include_in_schema=False)(lambda: FileResponse(model_folder("emoji") / "grid.png"))
     for page in PAGES:
         import_module(f"hyperbrush.app.{page}.page").add(site)
     import_module("hyperbrush.app.ui.lost").add(site)

@@ -11,6 +11,7 @@ from nicegui import ui
 
 from hyperbrush.app.compare import service as comparing
 from hyperbrush.app.compare.page_grid import GridView
+from hyperbrush.app.examples import prompts
 from hyperbrush.app.jobs.jobs import Job
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.model import service as base_models
@@ -148,7 +149,7 @@ class ComparePage:
         self._number = 0  # of the newest look at the form
         with ui.element("div").classes("two"):
             self._form(networks)
-            self.grid = GridView(site, t)
+            self.grid = GridView(site, t, self._draw_example)
         for field, written in zip(self.axes, said.get("axes", []), strict=False):
             field.fill(str(written))
         if job is not None:
@@ -266,6 +267,12 @@ class ComparePage:
         with refusals():
             job = await asyncio.to_thread(comparing.begin, self.site, self._request())
             self.grid.follow(job.id)
+
+    async def _draw_example(self) -> None:
+        """A first grid: of whatever stands in the form, and of a prompt that the model knows where there is none."""
+        if not (self.prompt.value or "").strip():
+            self.prompt.value = prompts(self.site.workspace.preferences.model)[0]
+        await self._draw()
 
 
 def _known(site: Site) -> tuple[list[str], BaseModel]:

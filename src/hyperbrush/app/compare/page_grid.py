@@ -1,5 +1,6 @@
 """A grid as it is drawn and as it is looked at: progress, the picture, and a large view to zoom in."""
 
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
 
@@ -9,6 +10,7 @@ from hyperbrush.app.compare import service as comparing
 from hyperbrush.app.jobs.jobs import Job
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.site import Site
+from hyperbrush.app.ui.empty import lead
 from hyperbrush.app.ui.frame import duration, on_news
 from hyperbrush.app.ui.parts import JobHead
 from hyperbrush.errors import UserError
@@ -21,7 +23,7 @@ LAST = 6  # earlier grids that are linked
 class GridView:
     """The grid of a job; another job takes its place."""
 
-    def __init__(self, site: Site, t: Messages) -> None:
+    def __init__(self, site: Site, t: Messages, on_example: Callable[[], Any]) -> None:
         self.site, self.t = site, t
         self.job = ""
         self._shown = ""
@@ -34,6 +36,7 @@ class GridView:
                 t("compare.stop"),
                 t("frame.stopping"),
             )
+            self.example = lead(t("compare.example"), "grid_on", on_example).style("align-self: start")
             self.place = ui.element("div").classes("stack")
             self.earlier = ui.element("nav").classes("bar")
             self.earlier.props["aria-label"] = t("compare.earlier")
@@ -43,6 +46,7 @@ class GridView:
     def follow(self, job: str) -> None:
         """Look at a job from now on, also after a reload."""
         self.job, self._shown = job, ""
+        self.example.set_visibility(False)
         self.place.clear()
         ui.navigate.history.replace("/compare?" + urlencode({"job": job}))
         self._show()
@@ -91,6 +95,7 @@ class GridView:
         jobs = [job for job in last if comparing.has_grid(self.site, job)][:LAST]
         self.earlier.clear()
         self.earlier.set_visibility(bool(jobs))
+        self.example.set_visibility(not jobs and not self.job)
         with self.earlier:
             ui.label(self.t("compare.earlier")).classes("soft")
             for job in jobs:

@@ -11,11 +11,13 @@ from fastapi import Request
 from nicegui import ui
 
 from hyperbrush.app.create import service as drawings
+from hyperbrush.app.create.page_first import FirstSteps
 from hyperbrush.app.create.page_form import Form, button, drop
 from hyperbrush.app.create.page_networks import added, complete, known, written
 from hyperbrush.app.create.page_prompts import NetworkDialog, PromptDialog
 from hyperbrush.app.create.page_results import Earlier, Results
 from hyperbrush.app.create.service import Drawn
+from hyperbrush.app.examples import prompts, taken
 from hyperbrush.app.gallery import service as gallery
 from hyperbrush.app.jobs.jobs import Job
 from hyperbrush.app.messages import Messages
@@ -79,9 +81,12 @@ def add(site: Site) -> None:
         first, job = await asyncio.to_thread(_first, site, memory, asked)
         used = await asyncio.to_thread(_used, site, asked)
         own = await asyncio.to_thread(preferred, site.workspace)
+        steps = await asyncio.to_thread(taken, site)
         with frame(site, request, "create") as t:
             ui.add_head_html('<script src="/static/create.js"></script>')
-            _Create(site, t, request, memory, {**first, **used.values}, job, own).begin(asked, used)
+            page = _Create(site, t, request, memory, {**first, **used.values}, job, own)
+            page.steps.show(steps)
+            page.begin(asked, used)
 
 
 class _Create:
@@ -107,6 +112,8 @@ class _Create:
             with ui.element("div").classes("stack results"):
                 self.results = Results(site, t, self.stop, self.use)
                 self.results.show(job)
+                model = site.workspace.preferences.model
+                self.steps = FirstSteps(t, request, model, self.draw_first, self.results.lead)
             with ui.element("div").classes("stack form"):
                 self.form = Form(t, self.draw, self.last_seed, first, own)
                 drop(t("create.read_settings"), "settings")
@@ -172,6 +179,13 @@ class _Create:
             self.results.show(job)
             ui.run_javascript(f"getHtmlElement({self.results.place.id}).scrollIntoView({{block: 'nearest'}})")
 
+    async def draw_first(self) -> None:
+        """Show a new user what the model draws, with whatever prompt stands there already."""
+        if not str(self.form.values()["prompt"]).strip():
+            prompt = prompts(self.site.workspace.preferences.model)[0]
+            self.form.fill({"prompt": prompt, "count": 4})
+        await self.draw()
+
     def stop(self) -> None:
         """End the drawing; what is drawn already stays."""
         with refusals():
@@ -231,6 +245,7 @@ class _Create:
         )
         training = any(job.state == "running" and job.kind in JOB_KINDS.values() for job in running)
         self.beside.set_visibility(training)
+        self.steps.show(await asyncio.to_thread(taken, self.site))
         ended = [job.id for job in jobs if not job.is_open]
         if ended != self._earlier_of:
             self._earlier_of = ended

@@ -34,6 +34,7 @@ class Results:
     ) -> None:
         self.site, self.t, self.on_use = site, t, on_use
         self._shown: tuple[str, int] = ("", 0)
+        self._led, self._job = False, ""
         with ui.element("section").classes("stack") as self.place:
             self.place.props["aria-label"] = t("create.results")
             with ui.element("div").classes("card") as self._running:
@@ -49,9 +50,16 @@ class Results:
             self._none = ui.label(t("create.nothing_yet")).classes("soft hint")
         self.show(None)
 
+    def lead(self, led: bool) -> None:
+        """Whether something else says what to do as long as there are no pictures."""
+        self._led = led
+        self._none.set_visibility(not self._job)
+        self.place.set_visibility(bool(self._job) or not led)
+
     def show(self, job: Job | None) -> None:
         """How a job stands now."""
-        self._none.set_visibility(job is None)
+        self._job = "" if job is None else job.id
+        self.lead(self._led)
         self._running.set_visibility(job is not None and job.is_open)
         self._end.set_visibility(False)
         found = [] if job is None else kept_pictures(self.site, job)

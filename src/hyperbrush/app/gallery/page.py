@@ -16,6 +16,7 @@ from hyperbrush.app.gallery.page_tile import Actions, Tile
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.site import Site
 from hyperbrush.app.ui.bin_section import BinSection
+from hyperbrush.app.ui.empty import empty
 from hyperbrush.app.ui.frame import PATIENCE, frame, in_thread, on_news, refusals
 from hyperbrush.app.ui.pictures import smoothing
 
@@ -79,7 +80,7 @@ class GalleryPage:
         self._toolbar(request)
         self._choice()
         self.hint = ui.label().classes("soft").props("role=status")
-        self.first = ui.button(t("gallery.create_one"), icon="brush").props("unelevated no-caps tag=a href=/")
+        self.first = empty(t("gallery.empty"), t("gallery.create_one"), "brush", "/")
         self.grid = ui.element("div").classes("tiles")
         with ui.element("nav").classes("bar pager") as self.pager:
             self.pager.props["aria-label"] = t("gallery.pages")
@@ -109,7 +110,7 @@ class GalleryPage:
 
     def _toolbar(self, request: Request) -> None:
         t, query = self.t, self.view.query
-        with ui.element("div").classes("bar").props("role=search"):
+        with ui.element("div").classes("bar").props("role=search") as self.toolbar:
             self.search = ui.input(t("gallery.search"), value=query.words, on_change=self._find)
             self.search.props("outlined dense clearable debounce=200 type=search").classes("grow")
             kinds = {"": t("gallery.all_kinds")} | {kind: t(f"gallery.kind_{kind}") for kind in KINDS}
@@ -176,11 +177,12 @@ class GalleryPage:
             self.hint.set_text(t("gallery.count", count=count))
         elif self._reading:
             self.hint.set_text(t("gallery.reading"))
-        elif query == Query():
-            self.hint.set_text(t("gallery.empty"))
         else:
             self.hint.set_text(t("gallery.nothing_found"))
-        self.first.set_visibility(not count and query == Query() and not self._reading)
+        none = not count and query == Query() and not self._reading
+        self.first.set_visibility(none)
+        for element in (self.toolbar, self.hint):
+            element.set_visibility(not none)
         pages = math.ceil(count / AT_ONCE)
         self.pager.set_visibility(pages > 1)
         self.where.set_text(t("gallery.page_of", number=self.view.number + 1, count=pages))

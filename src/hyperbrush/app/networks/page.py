@@ -19,6 +19,7 @@ from hyperbrush.app.networks.page_dialogs import (
 from hyperbrush.app.networks.service import Card
 from hyperbrush.app.site import Site
 from hyperbrush.app.ui.bin_section import BinSection
+from hyperbrush.app.ui.empty import empty
 from hyperbrush.app.ui.frame import PATIENCE, frame, in_thread, on_news, refusals
 from hyperbrush.app.ui.parts import FileLines, drop_zone
 from hyperbrush.hypernetworks.files import SUFFIXES
@@ -52,7 +53,7 @@ class NetworksPage:
         undo = ui.element("div").props("role=status").style("display: contents")
         self._import()
         self.exports = Exports(site, t)
-        with ui.element("div").classes("bar").props("role=search"):
+        with ui.element("div").classes("bar").props("role=search") as self.toolbar:
             self.search = ui.input(t("networks.search"), on_change=self._find).props(
                 "outlined dense clearable debounce=200 type=search"
             )
@@ -66,6 +67,11 @@ class NetworksPage:
             ui.button(t("networks.choose_none"), on_click=self._choose_none).props("flat no-caps")
         self.choice.set_visibility(False)
         self.hint = ui.label(t("networks.reading")).classes("soft").props("role=status")
+        folder = site.workspace.preferences.hypernetworks
+        self.first = empty(
+            t("networks.empty", folder=folder), t("networks.train_one"), "model_training", "/train"
+        )
+        self.first.set_visibility(False)
         self.grid = ui.element("div").classes("cards network-cards")
         self.more = ui.button(on_click=self._more).props("flat no-caps")
         self.more.set_visibility(False)
@@ -137,10 +143,10 @@ class NetworksPage:
 
     def _tell(self, fitting: int) -> None:
         t, every = self.t, len(self.found or [])
-        if not every:
-            folder = self.site.workspace.preferences.hypernetworks
-            self.hint.set_text(t("networks.empty", folder=folder))
-        elif fitting:
+        self.first.set_visibility(not every)
+        for element in (self.toolbar, self.hint):
+            element.set_visibility(bool(every))
+        if fitting:
             self.hint.set_text(t("networks.count", count=fitting))
         else:
             self.hint.set_text(t("networks.nothing_found", words=self.search.value))

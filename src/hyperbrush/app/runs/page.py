@@ -29,6 +29,7 @@ from hyperbrush.app.runs.run import OPEN, Run
 from hyperbrush.app.runs.view import KEEP, MOST, View, differences, figures_of, named, view_of
 from hyperbrush.app.site import Site
 from hyperbrush.app.ui.bin_section import BinSection
+from hyperbrush.app.ui.empty import empty
 from hyperbrush.app.ui.frame import PATIENCE, duration, frame, on_news, refusals, title_of
 from hyperbrush.errors import NotThere
 
@@ -160,7 +161,8 @@ class _List:
         with ui.element("section").classes("card").props('aria-labelledby="queue"') as self.queue_card:
             title_of(2, t("runs.queue")).props('id="queue"')
             self.queue = ui.element("div").classes("run-list")
-        with ui.element("section").classes("card").props('aria-labelledby="history"'):
+        self.first = empty(t("runs.none"), t("runs.first"), "model_training", "/train")
+        with ui.element("section").classes("card").props('aria-labelledby="history"') as self.history:
             with ui.element("div").classes("bar"):
                 title_of(2, t("runs.history")).classes("grow").props('id="history"')
                 self.compare = ui.button(
@@ -175,7 +177,7 @@ class _List:
             )
             self.hint = ui.label(t("runs.compare_hint")).classes("soft")
             self.place = ui.element("div").classes("run-list").props('role="list"')
-            self.nothing = ui.label(t("runs.none")).classes("soft")
+            self.nothing = ui.label(t("runs.none_found")).classes("soft")
             self.more = ui.button(t("runs.more"), on_click=self.show_more).props("flat no-caps")
         bin_section = BinSection(
             site,
@@ -206,7 +208,8 @@ class _List:
                 self.rows = {run.name: _Row(self, run) for run in found[: self.most]}
         for run in found[: self.most]:
             self.rows[run.name].show(run)
-        self.nothing.set_text(self.t("runs.none_found") if runs else self.t("runs.none"))
+        self.first.set_visibility(not runs)
+        self.history.set_visibility(bool(runs))
         self.nothing.set_visibility(not found)
         self.hint.set_visibility(len(runs) > 1)
         self.more.set_visibility(len(found) > self.most)

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import Request
 from nicegui import ui
 
+from hyperbrush.app import examples
 from hyperbrush.app.jobs.jobs import Job
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.model import service as base_models
@@ -16,24 +17,26 @@ from hyperbrush.app.styles import generators
 from hyperbrush.app.styles import service as styles
 from hyperbrush.app.styles.generators import Generator
 from hyperbrush.app.styles.page_result import StyleResult
+from hyperbrush.app.ui.empty import lead
 from hyperbrush.app.ui.frame import PATIENCE, frame, refusals, title_of
 from hyperbrush.app.ui.parts import FileLines, Unseen, drop_zone
 from hyperbrush.app.uploads import ACCEPT, MOST_BYTES
 
 MOST = 16
-PROMPTS = {"emoji": ("cat face", "red heart", "pizza")}
-OTHERS = ("a cat", "a lighthouse by the sea", "portrait of a woman")
 
 
 def add(site: Site) -> None:
     """Add the page."""
 
     @ui.page("/styles", response_timeout=PATIENCE)
-    async def page(request: Request, job: str = "") -> None:
+    async def page(request: Request, job: str = "", example: str = "") -> None:
         with frame(site, request, "styles") as t:
             listed = await asyncio.to_thread(generators.generators, site.workspace)
             if any(one.fits for one in listed):
-                StylesPage(site, t, [one for one in listed if one.fits], site.jobs.find(job, "style"))
+                fitting, found = [one for one in listed if one.fits], site.jobs.find(job, "style")
+                page = StylesPage(site, t, fitting, found)
+                if example and found is None:
+                    await page.take_example()
             else:
                 _how_to_get_one(site, t, listed)
 
@@ -51,10 +54,17 @@ class StylesPage:
         }
         with ui.element("div").classes("two"):
             self._form(said, listed)
-            self.result = StyleResult(site, t, self.captions)
+            self.result = StyleResult(site, t, self.captions, self.take_example)
         self._show_pictures()
         if job is not None:
             self.result.follow(job.id)
+
+    async def take_example(self) -> None:
+        """Three pictures of the bundled style."""
+        with refusals():
+            self.pictures |= await asyncio.to_thread(examples.uploads, self.site)
+            self._show_pictures()
+            ui.navigate.history.replace("/styles")  # or a reload would do it again
 
     def captions(self) -> list[str]:
         """What is on each picture, in order."""
@@ -80,7 +90,7 @@ class StylesPage:
             self.text.props("outlined autogrow maxlength=2000").props["hint"] = t("styles.text_hint")
             self.text.set_visibility(any(one.words for one in listed))
             with ui.expansion(t("styles.more"), icon="tune").classes("more"):
-                shown = said.get("prompts") or PROMPTS.get(self.site.workspace.preferences.model, OTHERS)
+                shown = said.get("prompts") or examples.prompts(self.site.workspace.preferences.model)
                 self.prompts = ui.textarea(t("styles.prompts"), value="\n".join(shown))
                 self.prompts.props("outlined autogrow").props["hint"] = t("styles.prompts_hint")
                 with ui.element("div").classes("bar"):
@@ -124,6 +134,7 @@ class StylesPage:
     def _show_pictures(self) -> None:
         t = self.t
         self.place.clear()
+        self.result.example.set_visibility(not self.pictures and not self.result.job)
 
         def remove(upload: str) -> None:
             self.pictures.pop(upload, None)
@@ -183,8 +194,7 @@ def _how_to_get_one(site: Site, t: Messages, listed: list[Generator]) -> None:
                 ui.label(
                     f"hyperbrush hyper train --data world --name maker --model {preferences.model}"
                 ).classes("mono")
-            with ui.element("li"):
-                ui.link(t("styles.other_model"), "/model")
+        lead(t("styles.other_model"), "memory", "/model").style("align-self: start")
         for one in listed:
             ui.label(
                 f"{one.name}: {t.said(one.error) or t('styles.other', model=preferences.model)}"

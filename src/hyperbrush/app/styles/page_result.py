@@ -7,12 +7,14 @@ from urllib.parse import quote, urlencode
 
 from nicegui import ui
 
+from hyperbrush.app.examples import THREE
 from hyperbrush.app.jobs.jobs import Job
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.requests import StyleRequest, checked
 from hyperbrush.app.site import Site
 from hyperbrush.app.styles import service as styles
 from hyperbrush.app.styles.service import SIDES, KeepRequest, TuneRequest
+from hyperbrush.app.ui.empty import empty
 from hyperbrush.app.ui.frame import on_news, refusals, title_of
 from hyperbrush.app.ui.parts import JobHead
 from hyperbrush.errors import UserError
@@ -24,7 +26,9 @@ REST = 0.5  # seconds that the slider stands still before it is drawn
 class StyleResult:
     """What came of a style job; another job's pictures take the places of the last one's as they come."""
 
-    def __init__(self, site: Site, t: Messages, captions: Callable[[], list[str]]) -> None:
+    def __init__(
+        self, site: Site, t: Messages, captions: Callable[[], list[str]], on_example: Callable[[], Any]
+    ) -> None:
         self.site, self.t, self.captions = site, t, captions
         self.job = ""
         self._shown: dict[tuple[str, int], Any] = {}
@@ -39,6 +43,7 @@ class StyleResult:
                 t("styles.stop"),
                 t("frame.stopping"),
             )
+            self.example = empty("", t("styles.example"), "auto_awesome", on_example, pictures=THREE)
             self.pictures = ui.element("div").classes("stack")
             with ui.element("div").classes("stack") as self.strengths:
                 self.strength_told = ui.label()
@@ -61,6 +66,7 @@ class StyleResult:
 
     def _look_at(self, job: str) -> None:
         self.job = job
+        self.example.set_visibility(False)
         self.after.clear()
         ui.navigate.history.replace("/styles?" + urlencode({"job": job}))
         self._show()

@@ -10,6 +10,7 @@ from fastapi import Request
 from fastapi.responses import RedirectResponse, Response
 from nicegui import ui
 
+from hyperbrush.app import examples
 from hyperbrush.app.jobs.jobs import Job
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.requests import TrainRequest, checked
@@ -17,7 +18,7 @@ from hyperbrush.app.site import Site
 from hyperbrush.app.train import page_pictures as train_pictures
 from hyperbrush.app.train import page_settings as train_settings
 from hyperbrush.app.train import service as trainings
-from hyperbrush.app.train.datasets import Datasets
+from hyperbrush.app.train.datasets import EXAMPLE, Datasets
 from hyperbrush.app.train.draft import Draft, with_presets
 from hyperbrush.app.train.service import cloned
 from hyperbrush.app.ui.browser import AGE, COOKIE, browser_name, remember
@@ -248,8 +249,12 @@ def add(site: Site) -> None:
                     settings = cloned(site.workspace, site.runs.get(clone).config)
                     draft.clone(clone, *with_presets(settings))
                 else:
+                    if dataset == EXAMPLE:
+                        await in_thread(datasets.example)
                     datasets.folder(dataset)
                     draft.put("data", [{"path": dataset}])
+                    if dataset == EXAMPLE and not draft.get("name"):
+                        draft.put("name", await in_thread(examples.free, site))
                 answer = RedirectResponse("/train")
                 answer.set_cookie(COOKIE, browser, max_age=AGE, samesite="strict")
                 return answer

@@ -7,16 +7,19 @@ from urllib.parse import quote
 
 from nicegui import run, ui
 
+from hyperbrush.app.examples import SIX
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.train.captions import LONGEST
 from hyperbrush.app.train.datasets import EXAMPLE, Datasets, Picture
 from hyperbrush.app.train.draft import Draft
 from hyperbrush.app.ui.dialogs import asking
+from hyperbrush.app.ui.empty import empty
 from hyperbrush.app.ui.frame import in_thread, refusals, title_of
 from hyperbrush.app.ui.parts import FileLines
 from hyperbrush.app.uploads import ACCEPT
 
 AT_ONCE = 24  # pictures of a page
+CHOOSE = "() => document.querySelector('.drop input[type=file]').click()"
 ACCEPTED = f"{ACCEPT},.txt,.caption,.jsonl,.csv"
 
 
@@ -70,10 +73,12 @@ class Pictures:
         self.gallery.clear()
         with self.gallery:
             if not name:
-                ui.label(t("train.no_dataset")).classes("soft")
+                taking = f"/train?dataset={EXAMPLE}"
+                text, label = t("train.no_dataset"), t("train.take_example")
+                empty(text, label, "photo_library", taking, pictures=SIX)
                 return
             if not total:
-                ui.label(t("train.empty_dataset")).classes("soft")
+                empty(t("train.empty_dataset"), t("train.add_pictures"), "add_photo_alternate", CHOOSE)
                 return
             with _list(t("train.pictures")):
                 for picture, readable in found:
