@@ -140,6 +140,16 @@ class Attached(Hooked):
         gone = self._index(name)
         self._act([a for i, a in enumerate(self._at_work) if i != gone])
 
+    def set_hypernetworks(self, hypernetworks: Entry | Iterable[Entry]) -> None:
+        """Let these act, in this order, in the place of all before; an empty list: none.
+
+        Raises:
+            UserError: as `attach`; nothing was changed then. Or while fused.
+        """
+        self._refuse_fused("change hypernetworks")
+        uses = [] if hypernetworks == [] else uses_of(hypernetworks, KINDS, None, "both")
+        self._act([self._prepare(use) for use in uses])
+
     def set_strengths(
         self, strengths: StrengthLike | Sequence[StrengthLike] | Mapping[str, StrengthLike]
     ) -> None:
@@ -169,6 +179,11 @@ class Attached(Hooked):
             a.check(pair)
         for a, pair in zip(self._at_work, pairs, strict=True):
             a.set(pair)
+
+    @property
+    def enabled(self) -> bool:
+        """Whether they act, from `enable` to `disable`."""
+        return self._enabled
 
     def enable(self) -> None:
         """Let them act again."""
