@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hyperbrush.hypernetworks import HypernetworkDecoder as HypernetworkDecoder
     from hyperbrush.hypernetworks import HypernetworkEncoder as HypernetworkEncoder
     from hyperbrush.hypernetworks import HypernetworkLibrary as HypernetworkLibrary
+    from hyperbrush.hypernetworks import HypernetworkLoaderMixin as HypernetworkLoaderMixin
     from hyperbrush.hypernetworks import ImageCondition as ImageCondition
     from hyperbrush.hypernetworks import Pack as Pack
     from hyperbrush.hypernetworks import PerPicture as PerPicture
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from hyperbrush.hypernetworks import Window as Window
     from hyperbrush.hypernetworks import attach as attach
     from hyperbrush.hypernetworks import load as load
+    from hyperbrush.hypernetworks import with_hypernetworks as with_hypernetworks
     from hyperbrush.training import HypernetworkTrainer as HypernetworkTrainer
     from hyperbrush.training import train_hypernetwork as train_hypernetwork
 
@@ -40,6 +42,7 @@ _HOMES = {
     "HypernetworkDecoder": "hypernetworks",
     "HypernetworkEncoder": "hypernetworks",
     "HypernetworkLibrary": "hypernetworks",
+    "HypernetworkLoaderMixin": "hypernetworks",
     "HypernetworkTrainer": "training",
     "ImageCondition": "hypernetworks",
     "Pack": "hypernetworks",
@@ -57,6 +60,7 @@ _HOMES = {
     "generate": "generation",
     "load": "hypernetworks",
     "train_hypernetwork": "training",
+    "with_hypernetworks": "hypernetworks",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from hyperbrush.hypernetworks.library.library import Entry, HypernetworkLibrary
     from hyperbrush.hypernetworks.library.notes import Notes
+    from hyperbrush.hypernetworks.loader_mixin import HypernetworkLoaderMixin, with_hypernetworks
 
 
 _HOMES = {
@@ -33,6 +34,7 @@ _HOMES = {
     "HypernetworkDecoder": "generator",
     "HypernetworkEncoder": "generator",
     "HypernetworkLibrary": "library.library",
+    "HypernetworkLoaderMixin": "loader_mixin",
     "ImageCondition": "generator",
     "Notes": "library.notes",
     "Pack": "files.pack",
@@ -47,6 +49,7 @@ _HOMES = {
     "attach": "attaching.attached",
     "load": "files.adapters",
     "save": "files",
+    "with_hypernetworks": "loader_mixin",
 }
 
 __all__ = [
@@ -58,6 +61,7 @@ __all__ = [
     "HypernetworkDecoder",
     "HypernetworkEncoder",
     "HypernetworkLibrary",
+    "HypernetworkLoaderMixin",
     "ImageCondition",
     "Notes",
     "Pack",
@@ -72,6 +76,7 @@ __all__ = [
     "attach",
     "load",
     "save",
+    "with_hypernetworks",
 ]
 
 
