@@ -14,8 +14,11 @@ TRANSLATIONS = Path(__file__).parents[1] / "src/hyperbrush/assets/translations"
 
 @event_priority(-100)  # after the languages, which want files of the disk
 def on_files(files: Files, config: Any) -> Files:
-    """Add the page of messages."""
-    files.append(File.generated(config, "messages.md", content=messages()))
+    """Add the page of messages, once for each language the site is built in."""
+    page = File.generated(config, "messages.md", content=messages())
+    if (language := config.theme["language"]) != "en":
+        page.dest_uri = f"{language}/{page.dest_uri}"
+    files.append(page)
     return files
 
 
@@ -51,21 +54,20 @@ def on_post_build(config: Any) -> None:
 
 
 def messages() -> str:
-    """A table: English, Korean, Chinese."""
+    """Tables by first letter: English, Korean, Chinese."""
     ko, zh = (json.loads((TRANSLATIONS / f"{name}.json").read_text("utf-8")) for name in ("ko", "zh"))
-    rows = [f"| {_cell(english)} | {_cell(ko[english])} | {_cell(zh[english])} |" for english in sorted(ko)]
-    return "\n".join(
-        [
-            "# Every message",
-            "",
-            "What the program says, `…` standing for names, numbers and files. Search for a few words of yours.",
-            "",
-            "| English | 한국어 | 中文 |",
-            "|---|---|---|",
-            *rows,
-            "",
-        ]
-    )
+    letters: dict[str, list[str]] = {}
+    for english in sorted(ko, key=str.casefold):
+        first = next((sign.upper() for sign in english if sign.isalpha()), "")
+        row = f"| {_cell(english)} | {_cell(ko[english])} | {_cell(zh[english])} |"
+        letters.setdefault(first, []).append(row)
+    lines = [
+        "---\nsearch:\n  boost: 0.1\n---\n# Every message\n",
+        "What the program says, `…` standing for names, numbers and files, by the first letter of its own words.",
+    ]
+    for letter, rows in sorted(letters.items()):
+        lines += [f"\n## {letter}\n", "| English | 한국어 | 中文 |", "|---|---|---|", *rows]
+    return "\n".join(lines) + "\n"
 
 
 def _cell(text: str) -> str:
