@@ -137,3 +137,13 @@ def test_pages_open_where_a_person_sits_before_a_screen(tmp_path: Path) -> None:
     assert not opened({}, terminal=True)
     assert not opened({"DISPLAY": ":0"}, terminal=False)
     assert not opened({"DISPLAY": ":0", "CI": "true"}, terminal=True)
+
+
+def test_names_show_as_they_are_while_one_waits(tmp_path: Path) -> None:
+    show = "from hyperbrush.cli import console\nwith console.waiting('looking') as tell:\n    tell('[/b] water:fire:.pt')"
+    ours, theirs = pty.openpty()
+    subprocess.run([sys.executable, "-c", show], stderr=theirs, check=True)
+    os.close(theirs)
+    shown = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert "[/b] water:fire:.pt" in shown

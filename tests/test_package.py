@@ -46,8 +46,16 @@ def test_the_sdist_builds_and_tests(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         inside = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"Makefile", "constraints.txt", "README.ko.md", "CHANGELOG.md", "NOTICE"} <= inside
-    for folder in ("tests", "docs", "benchmarks", "integrations", "recipes", "release"):
+    assert {
+        "Makefile",
+        "constraints.txt",
+        "Dockerfile",
+        "mkdocs.yml",
+        "README.ko.md",
+        "CHANGELOG.md",
+        "NOTICE",
+    } <= inside
+    for folder in ("tests", "docs", "benchmarks", "integrations", "notebooks", "recipes", "release"):
         here = {
             path.relative_to(ROOT).as_posix()
             for path in (ROOT / folder).rglob("*")

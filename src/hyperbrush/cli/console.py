@@ -21,6 +21,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from hyperbrush.cli.language import told
 
@@ -81,6 +82,13 @@ def bar(*, transient: bool = False) -> Progress:
         transient=transient,
         disable=not err.is_terminal,
     )
+
+
+@contextlib.contextmanager
+def waiting(what: str) -> Iterator[Callable[[str], None]]:
+    """A spinner beside what is being done; yields what tells it anew, as it is: names may hold [brackets] and :codes:."""
+    with err.status(Text(what)) as status:
+        yield lambda text: status.update(Text(text))
 
 
 @contextlib.contextmanager

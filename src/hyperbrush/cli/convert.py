@@ -107,7 +107,7 @@ def convert(
         opened = place(LatentDiffusion.from_pretrained(model), placement(device, "fp32"))
     import torch
 
-    with console.err.status("converting") as status:
+    with console.waiting("converting") as tell:
         written = write(
             hypernetwork,
             target,
@@ -119,7 +119,7 @@ def convert(
             pictures=pictures,
             prompts=prompts or None,
             strength=strength,
-            on_progress=lambda path, done, count: status.update(f"{done}/{count} {path}"),
+            on_progress=lambda path, done, count: tell(f"{done}/{count} {path}"),
             **settings,
         )
     if written.report is not None:

@@ -42,14 +42,14 @@ def doctor(
     else:
         files = []
     opened = place(open_any(model), placement(device, precision))
-    with console.err.status("looking") as status:
+    with console.waiting("looking") as tell:
         found = examine(
             opened,
             files,
             name=model,
             prompts=prompt or PROMPTS,
             steps=steps,
-            on_progress=lambda text: status.update(text),
+            on_progress=tell,
         )
     console.done(found.page())
     console.note(f"written to {found.save(out)} and {out.with_suffix('.png')}")

@@ -191,7 +191,7 @@ def hyper_compress(
         raise UserError(f"cannot write {target}: a pack is a file ending in {SUFFIX}, such as looks{SUFFIX}")
     if target.exists() and not overwrite:
         raise UserError(f"{target} exists already: choose another name, or give --overwrite")
-    with console.err.status("compressing"):
+    with console.waiting("compressing"):
         pack = compress(read_folder(folder), error=error, name=target.name[: -len(SUFFIX)])
         pack.save(target)
     table = Table(box=None, padding=(0, 2))
