@@ -9,6 +9,7 @@ from typing import Any
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 
+SHIM = "https://unpkg.com/iframe-worker/shim"
 TRANSLATIONS = Path(__file__).parents[1] / "src/hyperbrush/assets/translations"
 
 
@@ -24,8 +25,12 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_post_page(output: str, page: Any, config: Any) -> str:
     """The offline plugin's one request to another host becomes a file of the site."""
-    own = "../" * page.url.count("/") + "iframe-worker.js"
-    return output.replace("https://unpkg.com/iframe-worker/shim", own)
+    return output.replace(SHIM, "../" * page.url.count("/") + "iframe-worker.js")
+
+
+def on_post_template(output: str, template_name: str, config: Any) -> str:
+    """The same of 404.html, which is shown under any address."""
+    return output.replace(SHIM, "/iframe-worker.js")
 
 
 def on_post_build(config: Any) -> None:
