@@ -266,3 +266,22 @@ def test_samplers_complete_without_torch() -> None:
 
     assert list(SAMPLERS) == sampler_names()
     assert complete_sampler("eul") == ["Euler", "Euler a"]
+
+
+def test_variations_and_a_second_pass_are_repeated_and_need_what_they_are_of(run: Run) -> None:
+    near = ("--seed", 3, "--steps", 2, "--subseed", 9, "--subseed-strength", 0.3)
+    assert (
+        run("generate", "cat face", *near, "--hires-scale", 1.5, "--hires-steps", 1, "--out", "a.png")[0] == 0
+    )
+    assert Image.open("a.png").size == (96, 96)
+    assert run("generate", "--from", "a.png", "--out", "b.png")[0] == 0
+    assert Image.open("a.png").tobytes() == Image.open("b.png").tobytes()
+    assert run("generate", "--from", "a.png", "--hires-upscaler", "Lanczos", "--out", "c.png")[0] == 0
+    assert read_infotext(settings_text("c.png")).fields["Hires upscaler"] == "Lanczos"
+    status, _, said = run("generate", "cat face", "--hires-steps", 3, "--out", "d.png")
+    assert status == 2
+    assert "--hires-steps needs --hires-scale" in said
+    status, _, said = run("generate", "cat face", "--subseed", 3, "--out", "d.png")
+    assert status == 2
+    assert "without subseed_strength" in said
+    assert not Path("d.png").exists()

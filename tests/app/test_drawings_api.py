@@ -48,6 +48,34 @@ def drawn(app: Any) -> dict[str, Any]:
     return dict(app.wait_for(job["id"]))
 
 
+def test_near_a_seed_and_larger_in_a_second_pass(app: Any) -> None:
+    asked = {**QUICK, "count": 2, "subseed": 9, "subseed_strength": 0.3, "hires_scale": 1.5, "hires_steps": 1}
+    job = app.wait_for(app.call(f"{API}/draw", asked)["id"])
+    assert job["state"] == "done", job["error"]
+    found = job["result"]["pictures"]
+    assert [(said["seed"], said["width"], said["height"]) for said in found] == [(5, 96, 96)] * 2
+    assert ["Variation seed: 10," in said["parameters"] for said in found] == [False, True]
+    read = put(app, "/settings-of", app.call(f"{API}/jobs/{job['id']}/pictures/1"))
+    assert read["notes"] == []
+    wanted = {
+        "seed": 5,
+        "subseed": 10,
+        "subseed_strength": 0.3,
+        "hires_scale": 1.5,
+        "hires_steps": 1,
+        "width": 64,
+    }
+    assert wanted.items() <= read["settings"].items()
+    for wrong, said in (
+        ({"subseed": 9}, "without subseed_strength"),
+        ({"hires_scale": 2, "hires_upscaler": "Latents"}, "did you mean 'Latent'"),
+        ({"hires_scale": 2, "image": put(app, "/uploads", png())["id"]}, "drawn at the size given"),
+    ):
+        answer = app.call(f"{API}/draw", QUICK | wrong)
+        assert answer["status"] == 400
+        assert said in answer["detail"]
+
+
 def test_a_drawing_ends_in_pictures_with_their_settings(app: Any, drawn: dict[str, Any]) -> None:
     assert drawn["state"] == "done", drawn["error"]
     assert [said["seed"] for said in drawn["result"]["pictures"]] == [5, 6]

@@ -40,6 +40,29 @@ def test_txt2img_gives_the_picture_of_the_library(app: Any) -> None:
     assert info["infotexts"][0].startswith("cat face")
 
 
+def test_variations_and_the_second_pass_as_in_the_library(app: Any) -> None:
+    asked = {"prompt": "cat face", "seed": 5, "steps": 2, "cfg_scale": 3, "sampler_name": "Euler"}
+    asked |= {
+        "subseed": 9,
+        "subseed_strength": 0.25,
+        "enable_hr": True,
+        "hr_scale": 1.5,
+        "hr_upscaler": "Latent",
+    }
+    answer = app.call("/sdapi/v1/txt2img", asked | {"hr_second_pass_steps": 1, "denoising_strength": 0.5})
+    own = generate(
+        "cat face", seed=5, steps=2, guidance_scale=3, sampler="Euler", discretisation="webui", subseed=9,
+        subseed_strength=0.25, hires_scale=1.5, hires_steps=1, hires_strength=0.5,
+    )  # fmt: skip
+    assert drawn(answer).tobytes() == own[0].image.tobytes()
+    assert drawn(answer).size == (96, 96)
+    [info] = json.loads(answer["info"])["infotexts"]
+    assert (
+        "Variation seed: 9, Variation seed strength: 0.25, Denoising strength: 0.5, Hires upscale: 1.5"
+        in info
+    )
+
+
 def test_batches_count_up(app: Any) -> None:
     asked = {"prompt": "red heart", "seed": 1, "steps": 2, "batch_size": 2, "n_iter": 2}
     answer = app.call("/sdapi/v1/txt2img", asked)
@@ -77,9 +100,10 @@ def test_newer_clients_name_the_schedule_beside(app: Any) -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"enable_hr": True}, "enable_hr"),
+        ({"enable_hr": True, "hr_upscaler": "R-ESRGAN 4x+"}, "R-ESRGAN 4x+"),
+        ({"enable_hr": True, "hr_prompt": "another"}, "hr_prompt"),
         ({"alwayson_scripts": {"controlnet": {}}}, "alwayson_scripts"),
-        ({"subseed_strength": 0.3}, "subseed_strength"),
+        ({"seed_resize_from_w": 512}, "seed_resize_from_w"),
         ({"sampler_name": "Eulr"}, "Euler"),
         ({"override_settings": {"nonsense": 1}}, "nonsense"),
         ({"prompt": "cat <hypernet:nobody:1>"}, "nobody"),

@@ -65,6 +65,27 @@ class DrawRequest(DrawingRequest):
         le=MAX_PADDING,
         description="draw the white region of `mask` alone, with so many pixels around it, and put it back",
     )
+    subseed: int | None = Field(
+        None, ge=0, le=MAX_SEED, description="variation seed of the first picture; drawn if left out"
+    )
+    subseed_strength: float = Field(
+        Settings.subseed_strength,
+        ge=0,
+        le=1,
+        description="how far the noise of `seed`, then of all pictures, goes to that of the variation seeds",
+    )
+    hires_scale: float | None = Field(
+        None, ge=1.05, le=4, description="draw on, so many times as wide and high, in a second pass"
+    )
+    hires_strength: float = Field(
+        Settings.hires_strength, ge=0.05, le=1, description="how much that pass draws anew"
+    )
+    hires_steps: int = Field(
+        Settings.hires_steps, ge=0, le=500, description="of that pass; 0: as many as `steps`"
+    )
+    hires_upscaler: str = Field(
+        Settings.hires_upscaler, max_length=60, description="Latent, Latent (nearest), …, Lanczos"
+    )
     missing: Literal["error", "warn"] = "error"
 
 

@@ -47,6 +47,12 @@ _ARGUMENTS = {
     "image_strength": "image_strength",
     "mask": "mask",
     "mask_padding": "mask_padding",
+    "subseed": "subseed",
+    "subseed_strength": "subseed_strength",
+    "hires_scale": "hires_scale",
+    "hires_strength": "hires_strength",
+    "hires_steps": "hires_steps",
+    "hires_upscaler": "hires_upscaler",
 }
 _AXES = ("prompt=", "hypernet=", "strength=", "seed=", "steps=", "cfg=", "sampler=", "clip_skip=", "size=")
 
@@ -106,6 +112,36 @@ def generate(
             show_default=False,
         ),
     ] = None,
+    subseed: Annotated[
+        int | None,
+        typer.Option(
+            help="With --subseed-strength: variation seed of the first picture; drawn where it is left out.",
+            show_default=False,
+        ),
+    ] = None,
+    subseed_strength: Annotated[
+        float,
+        typer.Option(
+            help="Pictures near that of --seed: how far they go to that of --subseed, above 0 to 1 (the webui's variation "
+            "strength)."
+        ),
+    ] = Settings.subseed_strength,
+    hires_scale: Annotated[
+        float | None,
+        typer.Option(
+            help="Draw on, so many times as wide and high, in a second pass (the webui's hires fix).",
+            show_default=False,
+        ),
+    ] = None,
+    hires_strength: Annotated[
+        float, typer.Option(help="With --hires-scale: how much is drawn anew, above 0 to 1.")
+    ] = Settings.hires_strength,
+    hires_steps: Annotated[
+        int, typer.Option(help="With --hires-scale: steps of the second pass; 0: as many as of the first.")
+    ] = Settings.hires_steps,
+    hires_upscaler: Annotated[
+        str, typer.Option(help="With --hires-scale: Latent, Latent (nearest), …, or Lanczos.")
+    ] = Settings.hires_upscaler,
     hypernetworks: Networks = DEFAULT_NETWORKS,
     loras: Loras = None,
     missing: Missing = "error",
@@ -137,6 +173,8 @@ def generate(
         info = read_infotext(settings_text(source))
         repeat = repeat_of(info, values)
         values, notes = repeat.arguments | values, repeat.notes
+    if values.get("hires_scale") is None and (idle := [name for name in values if name.startswith("hires_")]):
+        raise UserError(f"--{idle[0].replace('_', '-')} needs --hires-scale: there is no second pass without")
     if not values.get("prompt"):
         if source is not None:
             raise UserError(f"the settings in {source} have no prompt: give one before --from")

@@ -19,8 +19,10 @@ from hyperbrush.hypernetworks import attach
 from hyperbrush.hypernetworks.files.adapters import Adapter
 from hyperbrush.ldm.models.pipelines import PipelineDiffusion
 from hyperbrush.ldm.models.prompted import Prompted
-from hyperbrush.ldm.pictures import to_pictures
+from hyperbrush.ldm.pictures import from_picture, to_pictures
+from hyperbrush.ldm.sampling.noise import Variation
 from hyperbrush.ldm.sampling.pictures import draw_pictures
+from hyperbrush.ldm.sampling.second_pass import SecondPass
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,6 +37,8 @@ class BatchItem:
     networks: PromptNetworks
     said: Wording
     seed: int
+    subseed: int = 0
+    again: Wording | None = None  # in a second pass
 
 
 def draw_together(
@@ -55,13 +59,14 @@ def draw_together(
     uses = networks_of([item.networks for item in batch], load)
     reached: list[str] = []
     told = prompted([item.said for item in batch], settings, encode)
+    second = _second_pass(batch, settings, encode)
     scope: Any = attach(model, uses) if uses else contextlib.nullcontext()
     with scope as attached:
         if uses:
             reached = [f"{one.name}: {one}" for one in attached.applied.networks]
             # Both sides of guidance are one batch.
             attached.rows_per_picture = told.rows_per_picture(settings.guidance_scale)
-        images = _sample(model, batch, told, settings, on_step)
+        images = _sample(model, batch, told, second, settings, on_step)
     _check_numbers(images)
     return [
         (image, [text for use, text in zip(uses, reached, strict=True) if acts_on(use, i)])
@@ -79,7 +84,7 @@ def settled(model: "LatentDiffusion", settings: Settings) -> Settings:
         return settings.with_sampler(model.diffusion.prediction)
     model.check_drawing(settings.sampler, settings.negative)
     usual = Settings()
-    for option in ("image", "clip_skip", "discretisation"):
+    for option in ("image", "clip_skip", "discretisation", "subseed_strength", "hires_scale"):
         if getattr(settings, option) != getattr(usual, option):
             raise UserError(
                 f"{option}: {type(model.pipe).__name__} draws from texts alone, which it encodes and samples itself; leave it out"
@@ -152,6 +157,7 @@ def _sample(
     model: "LatentDiffusion",
     batch: Sequence[BatchItem],
     told: Prompted,
+    second: SecondPass | None,
     settings: Settings,
     on_step: Callable[[int, int, Any], None] | None,
 ) -> Tensor:
@@ -178,17 +184,34 @@ def _sample(
         discretisation=settings.discretisation,
         output="images",
         on_step=on_step,
+        variation=Variation([item.subseed for item in batch], settings.subseed_strength)
+        if settings.subseed_strength
+        else None,
+        second=second,
+    )
+
+
+def _second_pass(batch: Sequence[BatchItem], settings: Settings, encode: Encode) -> SecondPass | None:
+    """The second pass of a batch, where its settings have one."""
+    if settings.hires_scale is None:
+        return None
+    said = [item.said if item.again is None else item.again for item in batch]
+    return SecondPass(
+        settings.hires_scale,
+        settings.hires_strength,
+        settings.hires_steps or settings.steps,
+        settings.hires_upscaler,
+        prompted(said, settings, encode, second=True),
     )
 
 
 def _pixels(image: "Image", size: tuple[int, int] | None) -> Tensor:
     """An RGB picture as (1, 3, H, W) in [0, 1], scaled to (height, width) if given."""
-    import numpy as np
     from PIL.Image import Resampling
 
     if size is not None and image.size != (size[1], size[0]):
         image = image.resize((size[1], size[0]), Resampling.LANCZOS)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+    return from_picture(image)[None]
 
 
 def _shares(mask: "Image", size: Sequence[int]) -> Tensor:

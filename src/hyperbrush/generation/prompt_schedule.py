@@ -28,10 +28,13 @@ class Switch:
     after: "Pieces"
     when: str
 
-    def step(self, steps: int) -> int:
-        """The last step of `before`, of `steps`; below 1: it has none."""
+    def step(self, steps: int, first: int = 0) -> int:
+        """The last step of `before`, of `steps`; below 1: it has none.
+
+        first: of a second pass, the steps of the first, which are counted on: a share of 1.5 is half of the second.
+        """
         value = float(self.when)
-        value = value * steps if "." in self.when else value
+        value = (value - (1 if first else 0)) * steps if "." in self.when else value - first
         return int(max(min(value, steps), -1))
 
 
@@ -74,21 +77,23 @@ def split_parts(prompt: str) -> list[Part]:
     return parts
 
 
-def schedule(prompt: str, steps: int) -> list[tuple[int, str]]:
+def schedule(prompt: str, steps: int, first: int = 0) -> list[tuple[int, str]]:
     """(last step, text) of each stretch of the sampling, steps counted from 1; the last one ends at `steps`.
 
     Brackets that are no editing stay as they are, emphasis among them. As in the webui a bar outside of ``[…|…]``, or a
-    backslash at the end, makes a whole prompt plain text.
+    backslash at the end, makes a whole prompt plain text. first: of a second pass, as `Switch.step`.
 
     Raises:
         UserError: brackets nested deeper than `MOST_OPEN`.
 
     >>> schedule("a [red:blue:0.25] car", 20)
     [(5, 'a red car'), (20, 'a blue car')]
+    >>> schedule("a [red:blue:1.5] car", 10, 20)
+    [(5, 'a red car'), (10, 'a blue car')]
     """
     pieces = read_pieces(prompt)
-    ends = {steps} | {end for end in _ends(pieces, steps) if end >= 1}
-    return [(end, text_at(pieces, end, steps)) for end in sorted(ends)]
+    ends = {steps} | {end for end in _ends(pieces, steps, first) if end >= 1}
+    return [(end, text_at(pieces, end, steps, first)) for end in sorted(ends)]
 
 
 def counted_anew(prompt: str, steps: int, order: int) -> str:
@@ -132,15 +137,15 @@ def read_pieces(prompt: str) -> Pieces:
     return tuple(found)
 
 
-def text_at(pieces: Pieces, step: int, steps: int) -> str:
-    """What a prompt says at a step, counted from 1."""
+def text_at(pieces: Pieces, step: int, steps: int, first: int = 0) -> str:
+    """What a prompt says at a step, counted from 1; first: as `Switch.step`."""
     said = []
     for piece in pieces:
         if isinstance(piece, Switch):
-            piece_now = piece.before if step <= piece.step(steps) else piece.after
-            said.append(text_at(piece_now, step, steps))
+            piece_now = piece.before if step <= piece.step(steps, first) else piece.after
+            said.append(text_at(piece_now, step, steps, first))
         elif isinstance(piece, Turns):
-            said.append(text_at(piece.options[(step - 1) % len(piece.options)], step, steps))
+            said.append(text_at(piece.options[(step - 1) % len(piece.options)], step, steps, first))
         else:
             said.append(piece)
     return "".join(said)
@@ -157,12 +162,12 @@ def bare_bar(prompt: str) -> bool:
     return any(changes(pieces) for pieces, _, _ in nodes.values()) and read_pieces(prompt) == (prompt,)
 
 
-def _ends(pieces: Pieces, steps: int) -> Iterator[int]:
+def _ends(pieces: Pieces, steps: int, first: int) -> Iterator[int]:
     for piece in pieces:
         if isinstance(piece, Switch):
-            yield piece.step(steps)
-            yield from _ends(piece.before, steps)
-            yield from _ends(piece.after, steps)
+            yield piece.step(steps, first)
+            yield from _ends(piece.before, steps, first)
+            yield from _ends(piece.after, steps, first)
         elif isinstance(piece, Turns):
             yield from range(1, steps + 1)
 

@@ -10,8 +10,22 @@ from hyperbrush.errors import UserError
 from hyperbrush.generation.infotext import Infotext, split_hashes
 from hyperbrush.generation.opened import OpenedModel, file_hash, named
 from hyperbrush.generation.prompt_schedule import counted_anew
+from hyperbrush.generation.settings import Settings
 from hyperbrush.generation.tags import TAG, plain_tags
-from hyperbrush.generation.text_to_image import AREA, DISCRETISATION, LORA_HASHES, MASK, PADDING, STRENGTH
+from hyperbrush.generation.text_to_image import (
+    AREA,
+    DISCRETISATION,
+    HIRES,
+    HIRES_STEPS,
+    HIRES_UPSCALER,
+    LORA_HASHES,
+    MASK,
+    PADDING,
+    STRENGTH,
+    SUBSEED,
+    SUBSEED_STRENGTH,
+)
+from hyperbrush.ldm.sampling.names import UPSCALERS
 
 if TYPE_CHECKING:
     from hyperbrush.hypernetworks import HypernetworkLibrary
@@ -72,10 +86,16 @@ def repeat_of(info: Infotext, given: Collection[str] = ()) -> Repeat:
             f"the picture used textual inversions, which are not loaded here: {names} (TI hashes); their names are drawn as "
             "words"
         )
+    if SUBSEED in odd and SUBSEED_STRENGTH in odd:
+        odd = [name for name in odd if name not in (SUBSEED, SUBSEED_STRENGTH)]
+        arguments |= _variation(info, given)
+    if HIRES in odd and info.fields.get(HIRES_UPSCALER) in UPSCALERS and "image" not in given:
+        odd = [name for name in odd if name not in (HIRES, HIRES_STEPS, HIRES_UPSCALER, STRENGTH)]
+        arguments |= _second_pass(info, given)
     if STRENGTH in odd and "image" in given:
         odd.remove(STRENGTH)
         if "image_strength" not in given:
-            arguments["image_strength"] = _share(info.fields[STRENGTH])
+            arguments["image_strength"] = _share(STRENGTH, info.fields[STRENGTH])
     if MASK in odd and "mask" in given:
         odd.remove(MASK)
         if info.fields.get(AREA, "").casefold() == "only masked":
@@ -237,8 +257,30 @@ def _notes_on_noise(info: Infotext) -> list[str]:
     ]
 
 
-def _share(text: str) -> float:
+def _second_pass(info: Infotext, given: Collection[str]) -> dict[str, Any]:
+    """The arguments of a second pass, but for those that are given."""
+    found = {
+        "hires_scale": _share(HIRES, info.fields[HIRES]),
+        "hires_strength": _share(STRENGTH, info.fields.get(STRENGTH, str(Settings.hires_strength))),
+        "hires_steps": int(_share(HIRES_STEPS, info.fields.get(HIRES_STEPS, "0"))),
+        "hires_upscaler": info.fields[HIRES_UPSCALER],
+    }
+    return {name: value for name, value in found.items() if name not in given}
+
+
+def _variation(info: Infotext, given: Collection[str]) -> dict[str, Any]:
+    """The arguments of a variation, but for those that are given."""
+    strength, seed = _share(SUBSEED_STRENGTH, info.fields[SUBSEED_STRENGTH]), info.fields[SUBSEED].strip()
+    if not seed.isdecimal():
+        raise UserError(f"{SUBSEED!r} in the picture's text is {seed!r:.60}: expected a whole number")
+    found = {"subseed": int(seed), "subseed_strength": strength}
+    return {name: value for name, value in found.items() if strength and name not in given}
+
+
+def _share(name: str, text: str) -> float:
     try:
         return float(text)
     except ValueError as error:
-        raise UserError(f"{STRENGTH!r} in the picture's text is {text!r:.60}: expected 0 to 1") from error
+        raise UserError(
+            f"{name!r} in the picture's text is {text!r:.60}: expected a finite number"
+        ) from error

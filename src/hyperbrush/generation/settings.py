@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hyperbrush.errors import UserError, unknown_name
-from hyperbrush.ldm.sampling.names import usual_sampler
+from hyperbrush.ldm.sampling.names import UPSCALERS, usual_sampler
 
 MAX_SEED = 2**32 - 1
 MAX_STEPS = 1000
 MAX_GUIDANCE = 1000.0
 MAX_CLIP_SKIP = 100
 MAX_PADDING = 4096
+MAX_HIRES = 8.0
 MASK_BLUR = 1 / 128  # of the picture's shorter side: the webui's 4 pixels at 512
 
 
@@ -29,6 +30,11 @@ class Settings:
             share. Its edges are softened by `MASK_BLUR`.
         mask_padding: with `mask`, only its white region with so many pixels of the picture around it is drawn, at `size`,
             and put back into the picture, whose size stays: the webui's "Only masked".
+        subseed_strength: how far the noise of a picture's seed goes to that of its subseed, 0 to 1: the webui's variation
+            strength (`ldm.sampling.noise`).
+        hires_scale: draws on, so many times as wide and high, in a second pass (`ldm.sampling.second_pass`), the webui's hires fix; for
+            pictures from noise alone. hires_strength: how much noise it begins with; hires_steps: that it runs, 0 for as
+            many as `steps`; hires_upscaler: what enlarges before it, one of `names.UPSCALERS`.
 
     Raises:
         UserError: a number out of its range, an unknown sampler or discretisation, an unreadable picture.
@@ -45,6 +51,11 @@ class Settings:
     image_strength: float = 0.75
     mask: Any = None  # as image
     mask_padding: int | None = None
+    subseed_strength: float = 0.0
+    hires_scale: float | None = None
+    hires_strength: float = 0.7
+    hires_steps: int = 0
+    hires_upscaler: str = "Latent"
 
     def __post_init__(self) -> None:
         from hyperbrush.ldm.data.pictures import opened
@@ -54,6 +65,9 @@ class Settings:
         whole("clip_skip", self.clip_skip, 1, MAX_CLIP_SKIP)
         number("guidance_scale", self.guidance_scale, 0, MAX_GUIDANCE)
         number("image_strength", self.image_strength, 0, 1)
+        number("subseed_strength", self.subseed_strength, 0, 1)
+        if self.hires_scale is not None:
+            self._check_second()
         if self.mask is not None and self.image is None:
             raise UserError("a mask needs an image to start from, of which it keeps a part")
         if self.mask_padding is not None:
@@ -74,6 +88,15 @@ class Settings:
         if self.mask is not None:
             object.__setattr__(self, "mask", opened(self.mask, "mask", mask=True))
 
+    def _check_second(self) -> None:
+        """Refuse a second pass that cannot be."""
+        number("hires_scale", self.hires_scale, 1.05, MAX_HIRES)
+        number("hires_strength", self.hires_strength, 0.01, 1)
+        whole("hires_steps", self.hires_steps, 0, MAX_STEPS)
+        if self.hires_upscaler not in UPSCALERS:
+            raise unknown_name("upscaler", self.hires_upscaler, UPSCALERS)
+        check_second_pass(self.hires_scale, self.image)
+
     def with_sampler(self, prediction: str) -> "Settings":
         """With the usual sampler of a model, by what it predicts, where none was named."""
         return self if self.sampler else replace(self, sampler=usual_sampler(prediction))
@@ -87,6 +110,28 @@ class Settings:
             "guidance_scale": float(self.guidance_scale),
             "clip_skip": self.clip_skip if self.clip_skip > 1 else None,
         }
+
+
+def check_subseed(subseed: int | None, strength: float) -> None:
+    """Refuse a variation seed that would change nothing.
+
+    Raises:
+        UserError: there is no strength.
+    """
+    if subseed is not None and not strength:
+        raise UserError("a subseed changes nothing without subseed_strength: give one above 0, up to 1")
+
+
+def check_second_pass(scale: float | None, image: object) -> None:
+    """Refuse a second pass of a picture from a picture.
+
+    Raises:
+        UserError: there is one.
+    """
+    if scale is not None and image:
+        raise UserError(
+            "hires_scale draws a picture from noise larger in a second pass; one from an image is drawn at the size given"
+        )
 
 
 def check_text(text: str) -> None:

@@ -14,7 +14,7 @@ from hyperbrush.generation.known_words import never_seen
 from hyperbrush.generation.masks import masked_region
 from hyperbrush.generation.opened import OpenedModel, file_hash, open_model
 from hyperbrush.generation.picture_files import save_picture
-from hyperbrush.generation.settings import MASK_BLUR, MAX_SEED, Settings, check_text, whole
+from hyperbrush.generation.settings import MASK_BLUR, MAX_SEED, Settings, check_subseed, check_text, whole
 from hyperbrush.hypernetworks.files.packed import file_of
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ DEFAULT_FOLDER = Path("models/hypernetworks")
 DISCRETISATION = "Discretisation"  # a field of our own: where the steps lie, if not as in diffusers
 STRENGTH = "Denoising strength"  # the webui's name of `image_strength`
 LORA_HASHES = "Lora hashes"
+HIRES, HIRES_STEPS, HIRES_UPSCALER = "Hires upscale", "Hires steps", "Hires upscaler"
+SUBSEED, SUBSEED_STRENGTH = "Variation seed", "Variation seed strength"
 MASK = "Mask blur"  # in pixels, as the webui writes it: only pictures with a mask have it
 AREA, PADDING = (
     "Inpaint area",
@@ -80,6 +82,12 @@ def generate(
     image_strength: float = Settings.image_strength,
     mask: "Image | str | Path | None" = None,
     mask_padding: int | None = None,
+    subseed: int | None = None,
+    subseed_strength: float = Settings.subseed_strength,
+    hires_scale: float | None = None,
+    hires_strength: float = Settings.hires_strength,
+    hires_steps: int = Settings.hires_steps,
+    hires_upscaler: str = Settings.hires_upscaler,
     hypernetworks: str | Path = DEFAULT_FOLDER,
     loras: str | Path | None = None,
     missing: str = "error",
@@ -99,7 +107,10 @@ def generate(
         seed: of each prompt's first picture, the next ones count up; None draws one.
         count: pictures of each prompt.
         steps, sampler, guidance_scale, size, clip_skip, discretisation: see `Settings`.
-        image, image_strength, mask, mask_padding: see `Settings`.
+        image, image_strength, mask, mask_padding, subseed_strength: see `Settings`.
+        hires_scale, hires_strength, hires_steps, hires_upscaler: see `Settings`.
+        subseed: the variation seed of each prompt's first picture; with a strength the next ones count it up in place of
+            the seed, as in the webui; None draws one.
         hypernetworks: folder the tags' names are looked up in.
         loras: folder for the names of <lora:NAME:STRENGTH>; "loras" beside that of the hypernetworks by default.
         missing: "error", or "warn" to draw without networks the folder does not have; a note says so.
@@ -121,10 +132,15 @@ def generate(
     whole("count", count, 1, 10_000)
     if seed is not None:
         whole("a seed", seed, 0, MAX_SEED - count + 1)
+    if subseed is not None:
+        whole("a subseed", subseed, 0, MAX_SEED - count + 1)
+        check_subseed(subseed, subseed_strength)
     first = random.randrange(2**31) if seed is None else seed
+    other = random.randrange(2**31) if subseed is None else subseed
+    seeds, subseeds = pairs_of_seeds(first, other, count, subseed_strength)
     return draw(
         [text for text in prompts for _ in range(count)],
-        [first + i for _ in prompts for i in range(count)],
+        seeds * len(prompts),
         Settings(
             negative,
             steps,
@@ -137,13 +153,25 @@ def generate(
             image_strength,
             mask,
             mask_padding,
+            subseed_strength,
+            hires_scale,
+            hires_strength,
+            hires_steps,
+            hires_upscaler,
         ),
         lambda: open_model(model, device=device, precision=precision, attention=attention),
         HypernetworkLibrary(hypernetworks),
         loras=None if loras is None else HypernetworkLibrary(loras),
         missing=missing,
+        subseeds=subseeds * len(prompts),
         on_step=on_step,
     )
+
+
+def pairs_of_seeds(seed: int, subseed: int, count: int, strength: float) -> tuple[list[int], list[int]]:
+    """(seeds, subseeds) of so many pictures: where there is a variation its seed counts up, else the seed."""
+    up = range(count)
+    return [seed if strength else seed + i for i in up], [subseed + i for i in up]
 
 
 def draw(
@@ -155,13 +183,14 @@ def draw(
     *,
     loras: Any = None,
     missing: str = "error",
+    subseeds: Sequence[int] = (),
     load: "Callable[[Path], Adapter] | None" = None,
     on_step: Callable[[int, int, Any], None] | None = None,
 ) -> list[Picture]:
     """Draw one batch: a prompt and a seed for each picture (one batch for each number of chunks of the texts).
 
     model: called once everything else was found sound. library: a `HypernetworkLibrary`; loras: another, of LoRAs.
-    load: reads a network's file.
+    subseeds: one for each picture, where the settings have a strength for them. load: reads a network's file.
 
     Raises:
         UserError: as `generate`.
@@ -177,11 +206,13 @@ def draw(
 
     for text in {*prompts, settings.negative}:
         check_text(text)
-    for seed in seeds:
+    for seed in (*seeds, *subseeds):
         whole("a seed", seed, 0, MAX_SEED)
+    subseeds = subseeds or [0] * len(seeds)
     also = read_negative(settings.negative)
     read = [read_prompt(text, library, missing, loras) for text in prompts]
     said = [wording(one.text, settings) for one in read]
+    again = [wording(one.text, settings, second=True) for one in read] if settings.hires_scale else said
     keep = cache(load or load_file)
     for path, *_ in dict.fromkeys(place for one in read for place in one.terms):
         keep(path)
@@ -198,13 +229,13 @@ def draw(
     pipeline = opened.model if isinstance(opened.model, PipelineDiffusion) else None
     adaptive = pipeline is None and find_sampler(settings.sampler).loop == "dpm_adaptive"  # at its own pace
     for i, (one, networks) in enumerate(zip(said, read, strict=True)):
-        words = () if pipeline is not None else layout(one, encode)
+        words = () if pipeline is not None else (layout(one, encode), layout(again[i], encode))
         key = words, tuple(networks.loras.items()), i if adaptive else None
         groups.setdefault(key, []).append(i)
     about = _about(opened, settings)
     made: dict[int, Picture] = {}
     for done, ((_, at_work, _), rows) in enumerate(groups.items()):
-        batch = [BatchItem(read[i], said[i], seeds[i]) for i in rows]
+        batch = [BatchItem(read[i], said[i], seeds[i], subseeds[i], again[i]) for i in rows]
         told = None if on_step is None else among(on_step, done, len(groups))
         with loras_at_work(opened.model, dict(at_work)) as reached:
             # A LoRA changes text encoders too.
@@ -219,13 +250,27 @@ def draw(
                 about,
                 prompt=prompts[i].strip(),
                 seed=seeds[i],
-                size=(image.height, image.width),
+                size=_first_size(opened, settings) or (image.height, image.width),
                 hypernet_hashes={name: file_hash(file_of(path)) for name, path in read[i].files.items()},
-                fields={**about.fields, **_lora_hashes(read[i])},
+                fields={**_variation(settings, subseeds[i]), **about.fields, **_lora_hashes(read[i])},
             )
-            unknown = _unknown_words(opened.model, said[i].texts)
+            unknown = _unknown_words(opened.model, list(dict.fromkeys([*said[i].texts, *again[i].texts])))
             made[i] = Picture(whole_image, own, [*unknown, *read[i].notes, *also, *notes, *reached])
     return [made[i] for i in range(len(prompts))]
+
+
+def _first_size(opened: OpenedModel, settings: Settings) -> tuple[int, int] | None:
+    """(height, width) of the first of two passes, which is what the webui writes; None where there is one."""
+    if settings.hires_scale is None:
+        return None
+    return settings.size or (opened.model.image_size, opened.model.image_size)
+
+
+def _variation(settings: Settings, subseed: int) -> dict[str, str]:
+    """The fields of a variation, as the webui writes them."""
+    if not settings.subseed_strength:
+        return {}
+    return {SUBSEED: str(subseed), SUBSEED_STRENGTH: f"{settings.subseed_strength:g}"}
 
 
 def _lora_hashes(prompt: "PromptNetworks") -> dict[str, str]:
@@ -248,6 +293,11 @@ def _about(opened: OpenedModel, settings: Settings) -> Infotext:
     if settings.image is not None and settings.mask is not None:
         width, height = settings.image.size
         fields[MASK] = f"{MASK_BLUR * min(settings.size or (height, width)):g}"
+    if settings.hires_scale is not None:
+        fields[STRENGTH] = f"{settings.hires_strength:g}"
+        fields[HIRES] = f"{settings.hires_scale:g}"
+        fields |= {HIRES_STEPS: str(settings.hires_steps)} if settings.hires_steps else {}
+        fields[HIRES_UPSCALER] = settings.hires_upscaler
     if settings.mask_padding is not None:
         fields |= {AREA: "Only masked", PADDING: str(settings.mask_padding)}
     if settings.discretisation != "diffusers":

@@ -1,7 +1,7 @@
 """What prompts say over the sampling steps, as text states: editing, alternation and composition carried out."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -28,21 +28,29 @@ class Wording:
         return list(dict.fromkeys(text for line in self.parts for _, text in line))
 
 
-def wording(prompt: str, settings: Settings) -> Wording:
-    """What a prompt says at the steps of a sampling.
+def wording(prompt: str, settings: Settings, *, second: bool = False) -> Wording:
+    """What a prompt says at the steps of a sampling, or of the second pass of one.
 
     Raises:
         UserError: brackets nested too deep, a weight that is no finite number.
     """
     parts = split_parts(prompt)
-    steps = counted(settings)
+    count = _count(settings, second)
     return Wording(
-        tuple(tuple(schedule(part.text, steps)) for part in parts), tuple(part.weight for part in parts)
+        tuple(tuple(schedule(part.text, *count)) for part in parts), tuple(part.weight for part in parts)
     )
 
 
+def _count(settings: Settings, second: bool) -> tuple[int, int]:
+    """(steps that a prompt's numbers count, those of the first pass before them)."""
+    if not second:
+        return counted(settings), 0
+    again = replace(settings, steps=settings.hires_steps or settings.steps, hires_scale=None)
+    return counted(again), counted(settings)
+
+
 def counted(settings: Settings) -> int:
-    """How many steps a prompt's numbers count.
+    """How many steps a prompt's numbers count, in the first pass where there are two.
 
     The steps that are run; with ``discretisation="webui"`` all that are asked for, and of samplers of second order each
     evaluation of the network, as the webui counts since 1.6.
@@ -63,8 +71,10 @@ def layout(said: Wording, encode: Encode) -> tuple[tuple[tuple[int, int], ...], 
     )
 
 
-def prompted(said: Sequence[Wording], settings: Settings, encode: Encode) -> Prompted:
-    """What pictures of one layout are told, as a batch."""
+def prompted(
+    said: Sequence[Wording], settings: Settings, encode: Encode, *, second: bool = False
+) -> Prompted:
+    """What pictures of one layout are told, as a batch; second: in the second pass."""
 
     @cache
     def together(texts: tuple[str, ...]) -> Encoded:
@@ -79,7 +89,7 @@ def prompted(said: Sequence[Wording], settings: Settings, encode: Encode) -> Pro
         ]
 
     # AND is a word in the negative prompt, as in the webui.
-    negative = tuple(schedule(settings.negative, counted(settings)))
+    negative = tuple(schedule(settings.negative, *_count(settings, second)))
     return Prompted(
         [stretches(lines) for lines in zip(*(one.parts for one in said), strict=True)],
         torch.tensor([one.weights for one in said]).T,

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -15,6 +16,13 @@ def to_pictures(images: Tensor) -> "list[Image]":
 
     array = (images.detach().float().cpu().permute(0, 2, 3, 1).numpy() * 255).round().astype("uint8")
     return [Image.fromarray(x) for x in array]
+
+
+def from_picture(picture: "Image") -> Tensor:
+    """An RGB picture as (3, h, w) in [0, 1]."""
+    import numpy as np
+
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
 
 
 def grid(pictures: "Sequence[Image]", columns: int, *, gap: int = 2, background: str = "white") -> "Image":

@@ -56,7 +56,7 @@ def check(site: Site, request: DrawRequest) -> None:
         UserError: as `ask`.
     """
     from hyperbrush.generation.prompt_networks import read_prompt, refuse_negative_tags
-    from hyperbrush.generation.settings import check_text
+    from hyperbrush.generation.settings import check_second_pass, check_subseed, check_text
     from hyperbrush.generation.wording import wording
 
     check_text(request.prompt)
@@ -69,6 +69,8 @@ def check(site: Site, request: DrawRequest) -> None:
     prompt = wildcards.filled(request.prompt, site.workspace.root / wildcards.FOLDER, request.seed or 0)
     read_prompt(prompt, site.workspace.library, request.missing)
     wording(prompt, request.settings())
+    check_subseed(request.subseed, request.subseed_strength)
+    check_second_pass(request.hires_scale, request.image)
     if request.mask and not request.image:
         raise UserError("a mask needs a picture to start from, of which it keeps a part: give image too")
     if request.mask_padding is not None and not request.mask:

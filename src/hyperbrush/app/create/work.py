@@ -41,6 +41,8 @@ class Progress:
         before = context.jobs.get(context.id).progress  # of a worker that died: what it drew is there
         seed = before.get("seed", request.seed)
         self.seed = random.randrange(2**31) if seed is None else int(seed)
+        subseed = before.get("subseed", request.subseed)
+        self.subseed = random.randrange(2**31) if subseed is None else int(subseed)
         self.pictures: list[dict[str, Any]] = list(before.get("pictures", []))
         self.left_out = int(before.get("left_out", 0))
         self._begun: float | None = None
@@ -84,6 +86,7 @@ class Progress:
             left=left,
             preview=self._number,
             seed=self.seed,
+            subseed=self.subseed,
             pictures=self.pictures,
             left_out=self.left_out,
         )
@@ -112,6 +115,7 @@ def draw(context: JobContext) -> dict[str, Any]:
     import torch
 
     from hyperbrush.generation.text_to_image import draw as draw_pictures
+    from hyperbrush.generation.text_to_image import pairs_of_seeds
     from hyperbrush.ldm.data.pictures import opened as opened_picture
 
     request: DrawRequest = checked(DrawRequest, context.arguments)
@@ -127,13 +131,24 @@ def draw(context: JobContext) -> dict[str, Any]:
         image if request.mask_padding is None else None,  # a region's drawing is not of the picture's form
     )
     settings = request.settings((height, width), image=image, mask=mask)
+    scale = request.hires_scale or 1.0
+    if max(height, width) * scale > MOST_SIDE:
+        raise UserError(
+            f"{int(width * scale)}x{int(height * scale)} pixels of the second pass are more than {MOST_SIDE} a side: take a smaller "
+            "hires_scale"
+        )
     library, lines = context.workspace.library, context.workspace.root / FOLDER
     progress.tell()
-    together = max(1, min(MOST_TOGETHER, TOGETHER_PIXELS // (height * width)))
+    together = max(1, min(MOST_TOGETHER, int(TOGETHER_PIXELS / (height * width * scale**2))))
     while (done := progress.next) < request.count:
         some = min(together, request.count - done)
         try:
-            seeds = range(progress.seed + done, progress.seed + done + some)
+            seeds, subseeds = (
+                every[done : done + some]
+                for every in pairs_of_seeds(
+                    progress.seed, progress.subseed, request.count, request.subseed_strength
+                )
+            )
             pictures = draw_pictures(
                 [filled(request.prompt, lines, seed) for seed in seeds],
                 seeds,
@@ -141,6 +156,7 @@ def draw(context: JobContext) -> dict[str, Any]:
                 lambda: model,
                 library,
                 missing=request.missing,
+                subseeds=subseeds,
                 on_step=progress,
             )
         except Skipped:

@@ -1,6 +1,6 @@
 """The webui's own endpoints for users of hypernetworks, as its clients send them (modules/api/api.py, models.py).
 
-What would change the picture and is not drawn here (hires fix, scripts, variation seeds …) is refused, never ignored.
+What would change the picture and is not drawn here (scripts, other upscalers …) is refused, never ignored.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from hyperbrush.app.train import service as trainings
 from hyperbrush.app.webui import lists
 from hyperbrush.app.webui import networks as webui_networks
 from hyperbrush.app.webui.options import MODEL, OPTIONS, checked_options, model_source, taken, title
-from hyperbrush.app.webui.requests import Img2Img, Txt2Img, content_of, draw_request
+from hyperbrush.app.webui.requests import Hires, Img2Img, Txt2Img, content_of, draw_request
 from hyperbrush.errors import NotThere, UserError
 from hyperbrush.files import finite, read_json, write_json
 from hyperbrush.hypernetworks.library.library import UnknownHypernetwork
@@ -97,7 +97,7 @@ def _title(site: Site) -> str:
 
 def _add_drawing(router: APIRouter, site: Site) -> None:
     @router.post("/txt2img")
-    async def txt2img(request: Txt2Img) -> dict[str, Any]:
+    async def txt2img(request: Hires) -> dict[str, Any]:
         """Draw pictures; answered when they are done."""
         return await _drawn(site, request)
 
@@ -175,6 +175,8 @@ async def _drawn(site: Site, request: Txt2Img) -> dict[str, Any]:
 
 
 def _answer(site: Site, job: Job, request: Txt2Img) -> dict[str, Any]:
+    from hyperbrush.generation.infotext import fields_of
+
     pictures = [one.said for one in drawings.pictures_of(job)]
     outputs = site.workspace.folder("outputs")
     asked = job.arguments
@@ -187,6 +189,8 @@ def _answer(site: Site, job: Job, request: Txt2Img) -> dict[str, Any]:
         "all_negative_prompts": [asked["negative"]] * len(pictures),
         "seed": seeds[0] if seeds else asked["seed"],
         "all_seeds": seeds,
+        "all_subseeds": [int(fields_of(one["parameters"]).get("Variation seed", -1)) for one in pictures],
+        "subseed_strength": asked["subseed_strength"],
         "width": first.get("width", asked["width"]),
         "height": first.get("height", asked["height"]),
         "sampler_name": asked["sampler"],

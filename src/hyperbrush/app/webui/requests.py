@@ -1,6 +1,6 @@
 """What the webui's clients send to draw, and ours of theirs.
 
-What would change the picture and is not drawn here (hires fix, scripts, variation seeds …) is refused, never ignored.
+What would change the picture and is not drawn here (scripts, other upscalers …) is refused, never ignored.
 """
 
 import base64
@@ -19,8 +19,15 @@ from hyperbrush.generation.settings import MAX_PADDING
 
 # Of a request: what it must be, or the picture would be another than the one that was asked for.
 ONLY: dict[str, tuple[Any, ...]] = {
-    "enable_hr": (False,),
-    "subseed_strength": (0,),
+    "enable_hr": (False,),  # of img2img
+    # of a second pass
+    "hr_resize_x": (0,),
+    "hr_resize_y": (0,),
+    "hr_checkpoint_name": ("", "Use same checkpoint"),
+    "hr_sampler_name": ("", "Use same sampler"),
+    "hr_scheduler": ("", "Use same scheduler"),
+    "hr_prompt": ("",),
+    "hr_negative_prompt": ("",),
     "seed_resize_from_w": (0, -1),
     "seed_resize_from_h": (0, -1),
     "restore_faces": (False,),
@@ -45,9 +52,11 @@ ONLY: dict[str, tuple[Any, ...]] = {
 }
 # These count where there is a mask alone.
 OF_A_MASK = ("mask_blur", "mask_blur_x", "mask_blur_y", "inpainting_fill")
+# And these where there is a second pass.
+OF_HIRES = tuple(name for name in ONLY if name.startswith("hr_"))
 # What changes no picture, or nothing where `ONLY` holds.
 PASSED = re.compile(
-    r"subseed|save_images|do_not_save_samples|do_not_save_grid|override_settings_restore_afterwards|comments|"
+    r"save_images|do_not_save_samples|do_not_save_grid|override_settings_restore_afterwards|comments|"
     r"force_task_id|hr_\w+|refiner_switch_at|script_args|s_tmin|s_tmax|image_cfg_scale|include_init_images|"
     r"mask_round|use_async|resize_mode_name|seed_enable_extras|id_task"
 )
@@ -61,6 +70,8 @@ class Txt2Img(BaseModel):
     prompt: str = Field("", max_length=20_000)
     negative_prompt: str = Field("", max_length=20_000)
     seed: int = Field(-1, ge=-1, le=2**32 - 1)
+    subseed: int = Field(-1, ge=-1, le=2**32 - 1, description="variation seed; counts with a strength alone")
+    subseed_strength: float = Field(0.0, ge=0, le=1)
     steps: int = Field(50, ge=1, le=500)
     cfg_scale: float = Field(7.0, ge=0, le=100)
     width: int | None = Field(None, ge=8, le=4096, description="the model's own by default")
@@ -87,6 +98,15 @@ class Txt2Img(BaseModel):
         if not isinstance(values, Mapping):
             return values
         return {name: value for name, value in values.items() if value is not None}
+
+
+class Hires(Txt2Img):
+    """As `Txt2Img`, with a second pass (hires fix), of which pictures from a picture know nothing."""
+
+    enable_hr: bool = False
+    hr_scale: float = 2.0
+    hr_upscaler: str | None = Field(None, max_length=60, description="Latent by default")
+    hr_second_pass_steps: int = Field(0, description="0: as many as steps")
 
 
 class Img2Img(Txt2Img):
@@ -134,15 +154,24 @@ def draw_request(site: Site, request: Txt2Img, options: Mapping[str, Any]) -> Dr
         "model": model,
     }
     if isinstance(request, Img2Img):
-        values |= _start(site, request)
+        values |= {"hires_scale": None} | _start(site, request)
+    if isinstance(request, Hires) and request.enable_hr:
+        strength = 0.75 if request.denoising_strength is None else request.denoising_strength
+        values |= {
+            "hires_scale": request.hr_scale,
+            "hires_strength": strength,
+            "hires_steps": request.hr_second_pass_steps,
+            "hires_upscaler": request.hr_upscaler or "Latent",
+        }
     return checked(DrawRequest, values)  # type: ignore[no-any-return]
 
 
 def _refuse(request: Txt2Img) -> None:
     """Refuse what would change the picture and is not drawn here, and what nobody knows."""
-    masked = bool(getattr(request, "mask", None))
+    masked, twice = bool(getattr(request, "mask", None)), bool(getattr(request, "enable_hr", False))
     for name, value in (request.model_extra or {}).items():
-        if (name in OF_A_MASK and not masked) or (name == "alwayson_scripts" and _idle(value)):
+        idle = (name in OF_A_MASK and not masked) or (name in OF_HIRES and not twice)
+        if idle or (name == "alwayson_scripts" and _idle(value)):
             continue
         if name in ONLY:
             plain = float(value) if isinstance(value, int) and not isinstance(value, bool) else value
@@ -180,6 +209,9 @@ def _asked(request: Txt2Img, sampler: str) -> dict[str, Any]:
     found = {ours: getattr(request, theirs) for theirs, ours in names.items() if theirs in given}
     if "seed" in given:
         found["seed"] = None if request.seed < 0 else request.seed
+    if request.subseed_strength:
+        found["subseed_strength"] = request.subseed_strength
+        found["subseed"] = None if request.subseed < 0 else request.subseed
     if given & {"sampler_name", "sampler_index", "scheduler"}:
         found["sampler"] = _sampler(request, sampler)
     return found

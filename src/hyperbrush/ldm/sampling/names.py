@@ -15,6 +15,16 @@ FLOW = ("flow_prediction",)  # models trained by flow matching
 # Where the noise levels lie, as the webui names it (`webui_schedule.noise_levels`); none is even timesteps.
 SCHEDULES = ("Karras", "Exponential", "SGM Uniform", "Simple", "Beta")
 AUTOMATIC_SCHEDULE = "Automatic"  # the sampler's own, in webuis since 1.9
+# Of a second pass (`second_pass`): name, as in the webui → (mode, antialias) of `torch.nn.functional.interpolate` on latents; None: Pillow's on the picture.
+UPSCALERS: dict[str, tuple[str, bool] | None] = {
+    "Latent": ("bilinear", False),
+    "Latent (antialiased)": ("bilinear", True),
+    "Latent (bicubic)": ("bicubic", False),
+    "Latent (bicubic antialiased)": ("bicubic", True),
+    "Latent (nearest)": ("nearest", False),
+    "Latent (nearest-exact)": ("nearest-exact", False),
+    "Lanczos": None,
+}
 _EVEN = ("", "uniform", "normal")
 
 

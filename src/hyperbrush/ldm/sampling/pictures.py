@@ -12,9 +12,11 @@ from hyperbrush.ldm.models.conditioning import CONDITIONING
 from hyperbrush.ldm.models.inpainting import all_missing, masked_input
 from hyperbrush.ldm.models.prompted import Prompted, StepConditions
 from hyperbrush.ldm.sampling.names import usual_sampler
+from hyperbrush.ldm.sampling.second_pass import SecondPass, enlarged
 
 if TYPE_CHECKING:
     from hyperbrush.ldm.models.latent_diffusion import LatentDiffusion
+    from hyperbrush.ldm.sampling.noise import Variation
 
 
 @torch.no_grad()
@@ -36,12 +38,15 @@ def draw_pictures(
     output: str,
     on_step: Callable[[int, int, Tensor], None] | None,
     prompted: Prompted | None = None,
+    variation: "Variation | None" = None,
+    second: SecondPass | None = None,
 ) -> Tensor:
     """What `LatentDiffusion.sample` does; its arguments, with the condition as a batch.
 
     condition: `captions`, `embeddings`, … as `conditions` reads them; null: what guidance moves away
     from, the same keys, for text models (`captions` may be one text for all).
     prompted: in place of both, text states that change with the step or are composed.
+    variation: of the starting noise. second: draw on from there, larger; for pictures from noise alone.
 
     Raises:
         UserError: as `LatentDiffusion.sample`.
@@ -70,7 +75,8 @@ def draw_pictures(
         predict = _predict(model, lambda: conditions, guidance_scale if guided else None, beside)
         tell = on_step
     else:
-        predict, tell = _predict_prompted(model, prompted, guidance_scale, beside, on_step)
+        told = _told_of(on_step, 0, 0 if second is None else second.steps)
+        predict, tell = _predict_prompted(model, prompted, guidance_scale, beside, told)
 
     scheduler = sampling.make_scheduler(
         sampler or usual_sampler(model.diffusion.prediction), model.diffusion.scheduler_config
@@ -91,6 +97,9 @@ def draw_pictures(
                 start["mask"] = torch.nn.functional.interpolate(mask, size=shape[1:], mode="area")
         else:
             shape = map_shape(model, size)
+        factor = autoencoder.downsampling(model.first_stage)
+        larger = None if second is None else second.size(shape[1] * factor, shape[2] * factor)
+        goal = map_shape(model, larger)  # refused before anything is drawn
         if model.inpaints:
             beside["concat"] = _mask_condition(model, number, shape, image, mask)
             start.pop("mask", None)  # the UNet keeps what is to be kept, as in diffusers
@@ -105,9 +114,29 @@ def draw_pictures(
             device=model.device,
             dtype=model.dtype,
             discretisation=discretisation,
+            variation=variation,
             on_step=tell,
             **start,
         )
+        if second is not None and larger is not None:
+            if model.inpaints:
+                beside["concat"] = _mask_condition(model, number, goal, None, None)
+            told = _told_of(on_step, steps, 0)
+            predict, tell = _predict_prompted(model, second.prompted, guidance_scale, beside, told)
+            latents = sampling.sample(
+                predict,
+                scheduler,
+                goal,
+                seeds,
+                second.schedule,
+                device=model.device,
+                dtype=model.dtype,
+                discretisation=discretisation,
+                variation=variation,
+                image_latents=enlarged(model, latents, second.upscaler, goal, larger),
+                strength=second.share,
+                on_step=tell,
+            )
         if output == "latents":
             return latents
         drawn = (model.decode(latents.to(first)).float() / 2 + 0.5).clamp(0, 1)
@@ -119,6 +148,13 @@ def draw_pictures(
     finally:
         model.scheduler = before
         model.train(was_training)
+
+
+def _told_of(on_step: "OnStep | None", before: int, after: int) -> "OnStep | None":
+    """Steps of one pass as steps of all: so many of another before it, and after it."""
+    if on_step is None:
+        return None
+    return lambda step, steps, latents: on_step(before + step, before + steps + after, latents)
 
 
 Predict = Callable[[Tensor, Tensor], Tensor]

@@ -20,6 +20,8 @@ from hyperbrush.ldm.sampling.names import Sampler as Sampler
 from hyperbrush.ldm.sampling.names import find_sampler as find_sampler
 from hyperbrush.ldm.sampling.names import sampler_names as sampler_names
 from hyperbrush.ldm.sampling.names import with_schedule as with_schedule
+from hyperbrush.ldm.sampling.noise import Variation
+from hyperbrush.ldm.sampling.noise import starting_noise as starting_noise
 from hyperbrush.ldm.sampling.webui_schedule import brownian_noise, set_webui_levels
 
 if TYPE_CHECKING:
@@ -159,17 +161,6 @@ def _almost_zero_terminal_snr_betas(process: Mapping[str, Any]) -> list[float]:
     return betas_list
 
 
-def starting_noise(
-    shape: tuple[int, int, int],
-    generators: Sequence[torch.Generator],
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """Unit noise (batch, c, h, w) on the CPU, one generator per picture, as diffusers and the webui
-    (CPU noise source) draw it.
-    """
-    return torch.cat([torch.randn((1, *shape), generator=g, dtype=dtype) for g in generators])
-
-
 @torch.no_grad()
 def sample(
     predict: Predict,
@@ -181,6 +172,7 @@ def sample(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     latents: Tensor | None = None,
+    variation: Variation | None = None,
     image_latents: Tensor | None = None,
     strength: float = 1.0,
     mask: Tensor | None = None,
@@ -206,6 +198,8 @@ def sample(
         device: of the latents.
         dtype: of the latents.
         latents: starting noise of unit variance in place of that of the seeds.
+        variation: the noise of the seeds goes so far towards that of others; what a sampler adds on its way is the
+            seeds' own, as in the webui.
         image_latents: clean latents (batch, c, h, w) to start from (SDEdit, Meng et al. 2022,
             2108.01073), with noise from the seeds.
         strength: with ``image_latents``: the share of the steps that is run, as in diffusers.
@@ -222,6 +216,10 @@ def sample(
     """
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     _check_request(scheduler, shape, seeds, steps, latents, image_latents, strength)
+    if variation is not None and (latents is not None or len(variation.seeds) != len(seeds)):
+        raise UserError(
+            f"a variation needs one seed for each of the {len(seeds)} pictures, and no latents; got {len(variation.seeds)}"
+        )
     _check_mask(mask, shape, seeds, image_latents)
     if discretisation not in DISCRETISATIONS:
         raise unknown_name("discretisation", discretisation, DISCRETISATIONS)
@@ -234,7 +232,7 @@ def sample(
     first = steps - min(int(steps * strength), steps)
     chosen: Sampler | None = getattr(scheduler, "sampler", None)
     if chosen is not None and chosen.loop:
-        noise = starting_noise(shape, generators, dtype) if latents is None else latents
+        noise = starting_noise(shape, generators, dtype, variation) if latents is None else latents
         return run_levelled(
             predict,
             scheduler,
@@ -251,11 +249,11 @@ def sample(
     timesteps, deviation = _set_timesteps(scheduler, steps, first, device, as_webui)
     x: Tensor
     if image_latents is not None:
-        noise = starting_noise(shape, generators, dtype).to(device)
+        noise = starting_noise(shape, generators, dtype, variation).to(device)
         starts = timesteps[:1].repeat(len(seeds))
         x = scheduler.add_noise(image_latents.to(device, dtype), noise, starts)
     else:
-        noise = starting_noise(shape, generators, dtype) if latents is None else latents
+        noise = starting_noise(shape, generators, dtype, variation) if latents is None else latents
         x = noise.to(device, dtype) * deviation
     if hasattr(scheduler, "noise_sampler_seed"):
         scheduler.noise_sampler = brownian_noise(scheduler.sigmas, x, seeds)
