@@ -119,6 +119,17 @@ class Workspace:
 
         return HypernetworkLibrary(self.folder("hypernetworks"))
 
+    @property
+    def loras(self) -> "HypernetworkLibrary":
+        """LoRA files of other programs, in "loras" beside the hypernetworks; the folder may not be there.
+
+        Raises:
+            UserError: the hypernetworks' folder cannot be made.
+        """
+        from hyperbrush.hypernetworks.library.library import HypernetworkLibrary
+
+        return HypernetworkLibrary(self.folder("hypernetworks").parent / "loras")
+
     def folder(self, name: str) -> Path:
         """One of `FOLDERS`, made where it is missing.
 

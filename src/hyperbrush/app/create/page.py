@@ -13,15 +13,17 @@ from nicegui import ui
 from hyperbrush.app.create import service as drawings
 from hyperbrush.app.create.page_first import FirstSteps
 from hyperbrush.app.create.page_form import Form, button, drop
-from hyperbrush.app.create.page_networks import added, complete, known, written
-from hyperbrush.app.create.page_prompts import NetworkDialog, PromptDialog
+from hyperbrush.app.create.page_model import ModelChoice
+from hyperbrush.app.create.page_networks import HYPERNET, added, complete, known, written
+from hyperbrush.app.create.page_picker import NetworkDialog
+from hyperbrush.app.create.page_prompts import PromptDialog
 from hyperbrush.app.create.page_results import Earlier, Results
 from hyperbrush.app.create.service import Drawn
 from hyperbrush.app.examples import prompts, taken
 from hyperbrush.app.gallery import service as gallery
 from hyperbrush.app.jobs.jobs import Job
 from hyperbrush.app.messages import Messages
-from hyperbrush.app.model.service import BaseModel, preferred
+from hyperbrush.app.model.service import BaseModel, found, preferred
 from hyperbrush.app.requests import DrawRequest, checked
 from hyperbrush.app.runs.run import JOB_KINDS
 from hyperbrush.app.site import Site
@@ -66,6 +68,9 @@ EMPTY = {
     "mask": "",
     "negative": "",
     "clip_skip": 1,
+    "subseed": None,
+    "subseed_strength": 0,
+    "hires_scale": None,
 }  # what a picture that does not name them had
 VARY = 0.5  # how much "vary" draws anew
 
@@ -81,10 +86,11 @@ def add(site: Site) -> None:
         first, job = await asyncio.to_thread(_first, site, memory, asked)
         used = await asyncio.to_thread(_used, site, asked)
         own = await asyncio.to_thread(preferred, site.workspace)
+        listed = await asyncio.to_thread(found, site.workspace)
         steps = await asyncio.to_thread(taken, site)
         with frame(site, request, "create") as t:
             ui.add_head_html('<script src="/static/create.js"></script>')
-            page = _Create(site, t, request, memory, {**first, **used.values}, job, own)
+            page = _Create(site, t, request, memory, {**first, **used.values}, job, (own, listed))
             page.steps.show(steps)
             page.begin(asked, used)
 
@@ -100,9 +106,10 @@ class _Create:
         memory: Memory,
         first: Mapping[str, Any],
         job: Job | None,
-        own: BaseModel,
+        models: tuple[BaseModel, list[BaseModel]],
     ) -> None:
         self.site, self.t, self.memory = site, t, memory
+        own, listed = models
         self.job = job.id if job is not None else ""
         self._earlier_of: Any = None
         with ui.element("div").classes("notice") as self.beside:
@@ -115,6 +122,7 @@ class _Create:
                 model = site.workspace.preferences.model
                 self.steps = FirstSteps(t, request, model, self.draw_first, self.results.lead)
             with ui.element("div").classes("stack form"):
+                ModelChoice(site, t, own, listed, lambda: self._remember())
                 self.form = Form(t, self.draw, self.last_seed, first, own)
                 drop(t("create.read_settings"), "settings")
             with ui.element("div").classes("stack earlier"):
@@ -196,12 +204,13 @@ class _Create:
         with refusals():
             asked = dict(self.site.jobs.get(one.job).arguments)
             if how == "again":
-                return await self.draw(asked | {"seed": None})
+                another = {"seed": one.said["seed"], "subseed": None}  # of a variation: near the same one
+                return await self.draw(asked | (another if asked.get("subseed_strength") else {"seed": None}))
             path = await asyncio.to_thread(drawings.picture_file, self.site, one.job, one.number)
             upload = await asyncio.to_thread(lambda: self.site.uploads.keep(path.read_bytes(), path.name))
             size = {"width": one.said["width"], "height": one.said["height"]}
             if how == "vary":
-                begun = {"image": upload, "mask": "", "image_strength": VARY}
+                begun = {"image": upload, "mask": "", "image_strength": VARY, "hires_scale": None}
                 return await self.draw(asked | size | begun | {"seed": None, "count": 1})
             self.form.fill({"image": upload, "mask": "", **size})
             self._remember()
@@ -274,7 +283,7 @@ def _first(site: Site, memory: Memory, asked: Mapping[str, str]) -> tuple[dict[s
         values["seed"] = min(int(asked["seed"][:12]), MAX_SEED)
     wanted = _network(asked)
     for one in known(site) if wanted else []:
-        if one["name"] == wanted:  # with its trigger words and preferred strength
+        if one["name"] == wanted and one["kind"] == HYPERNET:  # with its trigger words and preferred strength
             values["prompt"] = added(str(values.get("prompt") or ""), wanted, one["words"], one["strength"])
     return values, job
 

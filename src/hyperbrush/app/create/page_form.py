@@ -11,7 +11,7 @@ from hyperbrush.app.messages import Messages
 from hyperbrush.app.model.service import BaseModel, far_size, fitting_samplers
 from hyperbrush.app.requests import DrawRequest, limits
 from hyperbrush.generation.settings import MAX_SEED
-from hyperbrush.ldm.sampling.names import usual_sampler
+from hyperbrush.ldm.sampling.names import UPSCALERS, usual_sampler
 
 UPLOADS = "/api/v1/uploads/"
 REGION_PADDING = 32  # pixels around a masked region that is drawn alone, the webui's default
@@ -117,6 +117,7 @@ class StartPicture:
             ways = {"paint": t("create.paint"), "erase": t("create.erase")}
             toggle = ui.toggle(ways, value="erase" if self._erase else "paint", on_change=erase)
             toggle.props("dense unelevated no-caps toggle-color=primary")
+            button(t("create.undo"), "undo", lambda: ui.run_javascript("hyperbrushCreate.undo()"))
             button(t("create.clear"), "layers_clear", lambda: ui.run_javascript("hyperbrushCreate.clear()"))
             button(
                 t("create.invert"), "invert_colors", lambda: ui.run_javascript("hyperbrushCreate.invert()")
@@ -161,6 +162,7 @@ def drop(label: str, use: str) -> None:
 
 
 SIZE = ("width", "height")
+HIRES = ("hires_scale", "hires_strength", "hires_steps")
 
 
 class Form:
@@ -189,13 +191,20 @@ class Form:
             self._prompts()
             self._numbers(on_reuse)
             self.start = StartPicture(t, self._start_changed)
+            self._variation()
+            self._second_pass()
             self._more()
             self._button()
         self.start.fill(first)
+        self._show_passes()
 
     def values(self) -> dict[str, Any]:
         """What is in the form; what is left empty is left out."""
         found = {name: field.value for name, field in self.fields.items()}
+        if not found["subseed_strength"]:
+            found["subseed"] = None
+        if self.start.image or not found["hires_scale"]:
+            found |= dict.fromkeys((*HIRES, "hires_upscaler"))
         found |= self.start.values()
         found = {name: int(v) if isinstance(v, float) and v == int(v) else v for name, v in found.items()}
         return {name: value for name, value in found.items() if value is not None}
@@ -213,6 +222,10 @@ class Form:
             elif field is not None:
                 field.value = _number(value, field.value)
         self.start.fill(values)
+        for fold, name in ((self._varied, "subseed_strength"), (self._larger, "hires_scale")):
+            if values.get(name):
+                fold.open()
+        self._show_passes()
 
     def _prompts(self) -> None:
         t = self.t
@@ -238,10 +251,7 @@ class Form:
             usual = usual_sampler(self._own.prediction)
             self.fields["sampler"] = self._select("sampler", samplers, usual).classes("wide")
             self._whole("steps")
-            usual, least, most = limits(DrawRequest, "guidance_scale")
-            value = _number(self._first.get("guidance_scale", usual), usual)
-            cfg = ui.number(t("create.guidance_scale"), value=value, min=least, max=most, step=0.5)
-            self.fields["guidance_scale"] = cfg.props("outlined dense")
+            self._share("guidance_scale", 0.5)
             for name in SIZE:
                 side = self._whole(name).props("stack-label")
                 side.props["placeholder"] = t("create.own_size")
@@ -258,6 +268,29 @@ class Form:
             self.fields["seed"] = seed
         self._far = ui.label().classes("warn small").props("role=status")
         self._look_at_size()
+
+    def _variation(self) -> None:
+        t = self.t
+        with ui.expansion(t("create.variation"), icon="blur_on").classes("more") as self._varied:
+            ui.label(t("create.variation_help")).classes("soft small")
+            with ui.element("div").classes("fields"):
+                self._share("subseed_strength", 0.05)
+                seed = self._whole("subseed").props("stack-label")
+                seed.props["placeholder"] = t("create.random")
+        self._varied.set_value(bool(self.fields["subseed_strength"].value))
+
+    def _second_pass(self) -> None:
+        t = self.t
+        with ui.expansion(t("create.second_pass"), icon="zoom_out_map").classes("more") as self._larger:
+            ui.label(t("create.second_pass_help")).classes("soft small")
+            with ui.element("div").classes("fields"):
+                scale = self._share("hires_scale", 0.25).props("stack-label")
+                scale.props["placeholder"] = t("create.hires_off")
+                self._share("hires_strength", 0.05)
+                self._whole("hires_steps")
+                upscalers = self._select("hires_upscaler", list(UPSCALERS), "Latent").classes("wide")
+                self.fields["hires_upscaler"] = upscalers
+        self._larger.set_value(bool(scale.value))
 
     def _more(self) -> None:
         t = self.t
@@ -287,6 +320,14 @@ class Form:
         self.fields[name] = field.props("outlined dense")
         return field
 
+    def _share(self, name: str, step: float) -> ui.number:
+        """A number with a point."""
+        usual, least, most = limits(DrawRequest, name)
+        value = _number(self._first.get(name, usual), usual)
+        field = ui.number(self.t(f"create.{name}"), value=value, min=least, max=most, step=step)
+        self.fields[name] = field.props("outlined dense")
+        return field
+
     def _select(self, name: str, options: Any, value: str) -> ui.select:
         first = self._first.get(name)
         value = first if isinstance(first, str) and first in options else value
@@ -305,6 +346,11 @@ class Form:
     def _start_changed(self, width: int | None, height: int | None) -> None:
         """Another picture to start from: drawn in its own form, as large as the model's pictures, unless told."""
         self.fields["width"].value, self.fields["height"].value = width, height
+        self._show_passes()
+
+    def _show_passes(self) -> None:
+        """The second pass is of pictures from noise alone."""
+        self._larger.set_visibility(not self.start.image)
 
 
 def _text(value: Any, otherwise: str) -> str:

@@ -9,12 +9,15 @@ from typing import Any
 from nicegui import ui
 
 from hyperbrush.app.messages import Messages
+from hyperbrush.app.networks import loras
 from hyperbrush.app.networks import service as networks
 from hyperbrush.app.site import Site
 from hyperbrush.app.ui.frame import on_news
 from hyperbrush.generation.tags import TAG
+from hyperbrush.hypernetworks.library.notes import Notes
 
 CONDITIONAL = "guidance=conditional"
+HYPERNET, LORA = "hypernet", "lora"  # kinds of tags
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Written:
     start: int
     end: int
     items: tuple[str, ...]
+    kind: str = HYPERNET
 
     @property
     def name(self) -> str:
@@ -47,16 +51,21 @@ class Written:
     def with_guidance(self, conditional: bool) -> str:
         """The tag's text for one side of guidance or both, and everything else as it was."""
         items = [item for item in self.items if not item.startswith("guidance=")]
-        return f"<hypernet:{':'.join(items + [CONDITIONAL] * conditional)}>"
+        return self._tag(items + [CONDITIONAL] * conditional)
 
     def with_strength(self, strength: float) -> str:
         """The tag's text with another strength, and everything else as it was."""
         items, at, text = list(self.items), self._place(), f"{strength:g}"
+        if self.kind == LORA:  # one number for text encoder and UNet
+            return self._tag([self.name, text])
         if at:
             items[at] = f"strength={text}" if items[at].startswith("strength=") else text
         else:
             items.insert(1, text)
-        return f"<hypernet:{':'.join(items)}>"
+        return self._tag(items)
+
+    def _tag(self, items: list[str]) -> str:
+        return f"<{self.kind}:{':'.join(items)}>"
 
     def _place(self) -> int:
         """Which of the items is the strength; 0 for none."""
@@ -67,11 +76,11 @@ class Written:
 
 
 def written(prompt: str) -> list[Written]:
-    """The hypernetwork tags of a prompt, in order."""
+    """The tags of a prompt that name hypernetworks or LoRAs, in order."""
     return [
-        Written(match.start(), match.end(), tuple(match[2].split(":")))
+        Written(match.start(), match.end(), tuple(match[2].split(":")), match[1])
         for match in TAG.finditer(prompt)
-        if match[1] == "hypernet"
+        if match[1] in (HYPERNET, LORA)
     ]
 
 
@@ -108,7 +117,7 @@ def one_sided(prompt: str, number: int, conditional: bool) -> str:
     return prompt[: tag.start] + tag.with_guidance(conditional) + prompt[tag.end :]
 
 
-def added(prompt: str, name: str, words: str = "", strength: float = 1.0) -> str:
+def added(prompt: str, name: str, words: str = "", strength: float = 1.0, kind: str = HYPERNET) -> str:
     """A prompt with a network's tag and trigger words at its end, unless they are in it.
 
     >>> added("a cat", "ink", "inked")
@@ -118,9 +127,9 @@ def added(prompt: str, name: str, words: str = "", strength: float = 1.0) -> str
     """
     if words and not _says(prompt, words):
         prompt = ", ".join(filter(None, (prompt.rstrip(" ,"), words)))
-    if any(tag.name == name for tag in written(prompt)):
+    if any((tag.kind, tag.name) == (kind, name) for tag in written(prompt)):
         return prompt
-    return f"{prompt} <hypernet:{name}:{strength:g}>".lstrip()
+    return f"{prompt} <{kind}:{name}:{strength:g}>".lstrip()
 
 
 def _says(prompt: str, words: str) -> bool:
@@ -133,7 +142,7 @@ class NetworkChips:
 
     def __init__(self, t: Messages, prompt: ui.textarea) -> None:
         self.t, self.prompt = t, prompt
-        self._names: list[str] = []
+        self._names: list[tuple[str, str]] = []
         self._sliders: list[ui.slider] = []
         self._sides: list[ui.button] = []
         self._place = ui.element("div").classes("chips")
@@ -144,15 +153,15 @@ class NetworkChips:
 
     def _show(self) -> None:
         tags = written(str(self.prompt.value or ""))
-        names = [tag.name for tag in tags]
+        names = [(tag.kind, tag.name) for tag in tags]
         if names != self._names:
             self._names = names
             self._sliders, self._sides = [], []
             self._place.clear()
             self._place.set_visibility(bool(names))
             with self._place:
-                for number, name in enumerate(names):
-                    self._chip(number, name)
+                for number, (kind, name) in enumerate(names):
+                    self._chip(number, name, kind)
         for slider, side, tag in zip(self._sliders, self._sides, tags, strict=True):
             side.props["aria-pressed"] = str(tag.conditional).lower()
             ends = {"min": min(-1.0, tag.strength), "max": max(2.0, tag.strength)}
@@ -160,7 +169,7 @@ class NetworkChips:
                 slider.props.update(ends)  # sends its value too, which may be older than what is dragged
             slider.value = tag.strength
 
-    def _chip(self, number: int, name: str) -> None:
+    def _chip(self, number: int, name: str, kind: str) -> None:
         def drag(event: Any) -> None:
             tags = written(str(self.prompt.value or ""))
             if event.value is not None and number < len(tags) and tags[number].strength != event.value:
@@ -175,7 +184,7 @@ class NetworkChips:
             self.prompt.value = changed(self.prompt.value, number, None)
 
         with ui.element("div").classes("chip"):
-            ui.label(name).classes("name")
+            ui.label(name if kind == HYPERNET else f"{name} · LoRA").classes("name")
             slider = ui.slider(min=-1, max=2, step=0.05, value=1, on_change=drag)
             slider.props["aria-label"] = self.t("create.strength_of", name=name)
             ui.label().classes("number").bind_text_from(slider, "value", lambda value: f"{value or 0:.4g}")
@@ -183,6 +192,7 @@ class NetworkChips:
             side.props("flat round dense size=sm type=button aria-pressed=false")
             side.props["aria-label"] = self.t("create.conditional_alone", name=name)
             side.props["title"] = self.t("create.conditional_hint")
+            side.set_visibility(kind == HYPERNET)
             button = ui.button(icon="close", on_click=remove, color=None).classes("quiet")
             button.props("flat round dense size=sm type=button")
             button.props["aria-label"] = button.props["title"] = self.t("create.remove_network", name=name)
@@ -191,18 +201,19 @@ class NetworkChips:
 
 
 def known(site: Site) -> list[dict[str, Any]]:
-    """Networks to complete with, those that fit the model: {"name", "strength", "words"}."""
-    found = []
-    for entry in networks.fitting(site.workspace):
-        weight = entry.notes.preferred_weight
-        found.append(
-            {
-                "name": entry.name,
-                "strength": 1.0 if weight is None else weight,
-                "words": entry.notes.activation_text.strip(),
-            }
-        )
-    return found
+    """Networks to complete with, those that fit the model, and LoRAs: {"kind", "name", "strength", "words"}."""
+    return [
+        {"kind": kind, "name": name, "strength": weight_of(notes), "words": notes.activation_text.strip()}
+        for kind, name, notes in [
+            *((HYPERNET, entry.name, entry.notes) for entry in networks.fitting(site.workspace)),
+            *((LORA, one.name, one.notes) for one in loras.listed(site.workspace)),
+        ]
+    ]
+
+
+def weight_of(notes: Notes) -> float:
+    """The strength that a tag begins with."""
+    return 1.0 if notes.preferred_weight is None else notes.preferred_weight
 
 
 def complete(site: Site) -> None:

@@ -1,4 +1,4 @@
-"""The dialogs over a prompt: prompts of before and saved ones, wildcards; networks with their pictures."""
+"""The dialog over a prompt: prompts of before and saved ones, wildcards."""
 
 import asyncio
 from collections.abc import Callable
@@ -8,16 +8,11 @@ from typing import Any
 from nicegui import ui
 
 from hyperbrush.app.create import prompts
-from hyperbrush.app.create.page_networks import added, changed, written
 from hyperbrush.app.create.prompts import Prompt, PromptRequest
 from hyperbrush.app.messages import Messages
-from hyperbrush.app.networks import service as networks
-from hyperbrush.app.networks.service import Card
 from hyperbrush.app.requests import checked
 from hyperbrush.app.site import Site
 from hyperbrush.app.ui.frame import refusals, title_of
-
-AT_ONCE = 48  # networks that are shown; the search finds the others
 
 
 class PromptDialog:
@@ -30,9 +25,9 @@ class PromptDialog:
         self, site: Site, t: Messages, fields: dict[str, Any], use: Callable[[dict[str, str]], Any]
     ) -> None:
         self.site, self.t, self.fields, self.use = site, t, fields, use
-        self.dialog = _dialog(t("create.prompts"))
+        self.dialog = picking(t("create.prompts"))
         with self.dialog, ui.element("div").classes("card network-dialog"):
-            _head(t("create.prompts"), t("create.close"), self.dialog)
+            head_of(t("create.prompts"), t("create.close"), self.dialog)
             with ui.element("div").classes("bar"):
                 self.name = (
                     ui.input(t("create.save_as")).props("outlined dense maxlength=100").classes("grow")
@@ -123,83 +118,15 @@ class PromptDialog:
             await self._show()
 
 
-class NetworkDialog:
-    """The networks that fit the model, with their pictures: a click puts one into the prompt, or takes it out."""
-
-    def __init__(self, site: Site, t: Messages, prompt: ui.textarea) -> None:
-        self.site, self.t, self.prompt = site, t, prompt
-        self.found: list[Card] = []
-        self.dialog = _dialog(t("create.choose_networks"))
-        with self.dialog, ui.element("div").classes("card network-dialog"):
-            _head(t("create.choose_networks"), t("create.close"), self.dialog)
-            self.search = ui.input(t("networks.search"), on_change=self._show)
-            self.search.props("outlined dense clearable debounce=150 type=search")
-            self.hint = ui.label().classes("soft").props("role=status")
-            self.place = ui.element("div").classes("picks")
-
-    async def open(self) -> None:
-        """Show what there is now."""
-        with refusals():
-            self.search.value = ""
-            self.found = await asyncio.to_thread(networks.cards, self.site.workspace)
-            self._show()
-            self.dialog.open()
-
-    def _show(self) -> None:
-        t = self.t
-        words = (self.search.value or "").casefold().split()
-        sound = [card for card in self.found if card.entry.error is None]
-        able = [card for card in sound if card.fits is not False]
-        fitting = [card for card in able if all(word in card.searched for word in words)]
-        said = [] if fitting else [t("create.no_networks" if not able else "create.no_network_found")]
-        if len(able) < len(sound):
-            said.append(t("create.networks_left_out", count=len(sound) - len(able)))
-        if len(fitting) > AT_ONCE:
-            said.append(t("create.networks_more", count=len(fitting) - AT_ONCE))
-        self.hint.set_text(" ".join(said))
-        self.hint.set_visibility(bool(said))
-        self.place.clear()
-        with self.place:
-            for card in fitting[:AT_ONCE]:
-                self._pick(card)
-
-    def _pick(self, card: Card) -> None:
-        name = card.entry.name
-        with ui.element("button").props("type=button").classes("pick") as pick:
-            if card.preview:
-                picture = ui.element("img").props('loading=lazy alt=""')
-                picture.props["src"] = f"/api/v1/hypernetworks/{card.id}/preview?{card.preview}"
-            else:
-                ui.label(name[:1].upper()).classes("pick-letter").props("aria-hidden=true")
-            ui.label(name).classes("pick-name")
-
-        def tell() -> None:
-            tags = written(str(self.prompt.value or ""))
-            pick.props["aria-pressed"] = str(any(tag.name == name for tag in tags)).lower()
-
-        def turn() -> None:
-            text = str(self.prompt.value or "")
-            at = next((at for at, tag in enumerate(written(text)) if tag.name == name), None)
-            notes = card.entry.notes
-            strength = 1.0 if notes.preferred_weight is None else notes.preferred_weight
-            self.prompt.value = (
-                added(text, name, notes.activation_text.strip(), strength)
-                if at is None
-                else changed(text, at, None)
-            )
-            tell()
-
-        pick.on("click", turn)
-        tell()
-
-
-def _dialog(label: str) -> ui.dialog:
+def picking(label: str) -> ui.dialog:
+    """A dialog of that name."""
     dialog = ui.dialog()
     dialog.props["aria-label"] = label
     return dialog
 
 
-def _head(title: str, close: str, dialog: ui.dialog) -> None:
+def head_of(title: str, close: str, dialog: ui.dialog) -> None:
+    """Its title, and what closes it."""
     with ui.element("div").classes("bar"):
         title_of(2, title)
         ui.space()

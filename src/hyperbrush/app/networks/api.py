@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, File, Form, UploadFile
 from fastapi.responses import FileResponse
 
-from hyperbrush.app.networks import pictures
+from hyperbrush.app.networks import loras, pictures
 from hyperbrush.app.networks import service as networks
 from hyperbrush.app.requests import ExportRequest, MergeRequest, NotesRequest, RenameRequest
 from hyperbrush.app.site import Site
@@ -73,6 +73,11 @@ def add(router: APIRouter, site: Site) -> None:
 
 
 def _add_previews(router: APIRouter, site: Site) -> None:
+    @router.get("/loras/{name:path}/preview")
+    def lora_preview(name: str) -> FileResponse:
+        """The picture beside a LoRA."""
+        return FileResponse(loras.preview(site.workspace, name), headers={"Cache-Control": "no-cache"})
+
     @router.get("/hypernetworks/{which:path}/preview")
     def preview(which: str) -> FileResponse:
         """The picture beside it; where there is none, the last preview of the run that made it."""

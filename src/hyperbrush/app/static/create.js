@@ -50,7 +50,7 @@ window.hyperbrushCreate = (() => {
       }
     });
 
-  // --- completion: what stands between the last "<hypernet:" and the caret chooses among the names
+  // --- completion: what stands between the last "<hypernet:" or "<lora:" and the caret chooses among the names
   let names = [], found = [], at = 0, from = 0;
   const box = () => $("prompt-text");
   const list = () => $("prompt-names");
@@ -61,11 +61,12 @@ window.hyperbrushCreate = (() => {
   }
   function look() {
     const text = box().value.slice(0, box().selectionStart);
-    const match = /<h?y?p?e?r?n?e?t?$|<hypernet:([^<>:]*)$/.exec(text);
+    const match = /<(\w*)$|<(hypernet|lora):([^<>:]*)$/.exec(text);
     if (!match) return close();
     from = match.index;
-    const begun = (match[1] || "").normalize("NFC").toLowerCase();
-    const places = names.map((n) => [n.name.toLowerCase().indexOf(begun), n]).filter((p) => p[0] >= 0);
+    const begun = (match[3] || "").normalize("NFC").toLowerCase();
+    const fits = (n) => (match[2] ? n.kind === match[2] : n.kind.startsWith(match[1]));
+    const places = names.filter(fits).map((n) => [n.name.toLowerCase().indexOf(begun), n]).filter((p) => p[0] >= 0);
     found = places.sort((a, b) => a[0] - b[0]).map((p) => p[1]).slice(0, 12);
     at = 0;
     show();
@@ -77,7 +78,7 @@ window.hyperbrushCreate = (() => {
       row.id = "prompt-name-" + i;
       row.setAttribute("role", "option");
       row.setAttribute("aria-selected", String(i === at));
-      row.textContent = one.name;
+      row.textContent = one.kind === "lora" ? one.name + " · LoRA" : one.name;
       row.addEventListener("pointerdown", (event) => { event.preventDefault(); choose(i); });
       return row;
     });
@@ -98,7 +99,7 @@ window.hyperbrushCreate = (() => {
     area.focus();
     area.setSelectionRange(from, end);
     const words = one.words && !says(area.value, one.words) ? one.words + " " : "";
-    const tag = words + "<hypernet:" + one.name + ":" + one.strength + ">";
+    const tag = words + "<" + one.kind + ":" + one.name + ":" + one.strength + ">";
     area.setRangeText(tag, from, end, "end");
     area.dispatchEvent(new Event("input", { bubbles: true }));
     close();
@@ -124,7 +125,8 @@ window.hyperbrushCreate = (() => {
 
   // --- the mask: painted where the picture is drawn anew, held at the picture's own size (1024 at most)
   const PAINT = "rgb(225 29 143)";
-  let canvas = null, shares = null, brush = 0.12, erase = false, last = null, sending = 0;
+  const MOST_BACK = 20;  // changes that can be taken back
+  let canvas = null, shares = null, brush = 0.12, erase = false, last = null, sending = 0, before = [];
   async function open(id, mask) {  // only once picture and mask are there: what is painted before would be lost
     const mine = canvas = await there(id);
     const image = canvas.previousElementSibling;
@@ -136,7 +138,8 @@ window.hyperbrushCreate = (() => {
     shares = canvas.getContext("2d");
     if (mask) await load(mask);
     if (mine !== canvas) return;
-    canvas.onpointerdown = (event) => { canvas.setPointerCapture(event.pointerId); last = null; stroke(event); };
+    before = [];
+    canvas.onpointerdown = (event) => { canvas.setPointerCapture(event.pointerId); last = null; note(); stroke(event); };
     canvas.onpointermove = (event) => { if (event.buttons & 1) stroke(event); };
     canvas.onpointerup = () => { last = null; keep(); };
     canvas.onpointercancel = canvas.onpointerup;
@@ -155,6 +158,21 @@ window.hyperbrushCreate = (() => {
     }
     on.putImageData(pixels, 0, 0);
   }
+  function note() {  // as it stands, before it is changed
+    before = [...before.slice(1 - MOST_BACK), shares.getImageData(0, 0, canvas.width, canvas.height)];
+  }
+  function undo() {
+    if (!before.length) return;
+    shares.putImageData(before.pop(), 0, 0);
+    keep();
+  }
+  document.addEventListener("keydown", (event) => {
+    const isText = event.target.closest?.("input, textarea, [contenteditable]");
+    if (!isText && canvas?.isConnected && (event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "z") {
+      event.preventDefault();
+      undo();
+    }
+  });
   function stroke(event) {
     const r = canvas.getBoundingClientRect();
     const x = ((event.clientX - r.left) / r.width) * canvas.width;
@@ -171,18 +189,21 @@ window.hyperbrushCreate = (() => {
   }
   function rectangle(left, top, width, height) {  // in per cent
     const [w, h] = [canvas.width / 100, canvas.height / 100];
+    note();
     shares.globalCompositeOperation = erase ? "destination-out" : "source-over";
     shares.fillStyle = PAINT;
     shares.fillRect(left * w, top * h, width * w, height * h);
     keep();
   }
   function invert() {
+    note();
     shares.globalCompositeOperation = "xor";
     shares.fillStyle = PAINT;
     shares.fillRect(0, 0, canvas.width, canvas.height);
     keep();
   }
   function clear() {
+    note();
     shares.clearRect(0, 0, canvas.width, canvas.height);
     keep();
   }
@@ -203,5 +224,5 @@ window.hyperbrushCreate = (() => {
     const said = await send("uploads", await new Promise((done) => out.toBlob(done)), "mask.png");
     if (said && mine === sending) say("mask", said.id);
   }
-  return { know, open, rectangle, invert, clear, use: (size, erasing) => { brush = size; erase = erasing; } };
+  return { know, open, rectangle, invert, clear, undo, use: (size, erasing) => { brush = size; erase = erasing; } };
 })();

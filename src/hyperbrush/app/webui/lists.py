@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from hyperbrush.app.model import service as base_models
+from hyperbrush.app.networks.loras import files
 from hyperbrush.app.settings import service as choices
 from hyperbrush.app.site import Site
 from hyperbrush.app.webui.options import title
@@ -154,14 +155,9 @@ def memory() -> dict[str, Any]:
 
 def loras(site: Site) -> list[dict[str, Any]]:
     """LoRA files beside the hypernetworks, as the webui's extension lists them."""
-    from hyperbrush.hypernetworks import HypernetworkLibrary
-
-    library = HypernetworkLibrary(site.workspace.folder("hypernetworks").parent / "loras")
-    files = library.files() if library.folder.is_dir() else {}
     return [
         {"name": name, "alias": name, "path": str(path), "metadata": {}}
-        for name, path in files.items()
-        if path.suffix.lower() == ".safetensors"
+        for name, path in files(site.workspace).items()
     ]
 
 

@@ -1,0 +1,82 @@
+"""The model that draws, chosen where one draws: it is in use once it has opened, and the page is built anew for it."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from nicegui import ui
+
+from hyperbrush.app.messages import Messages
+from hyperbrush.app.model.service import BaseModel
+from hyperbrush.app.settings import service as choices
+from hyperbrush.app.site import Site
+from hyperbrush.app.ui.frame import on_news, refuse
+from hyperbrush.errors import UserError
+
+OTHERS = "/model"  # in place of a model: leads to all of them
+
+
+class ModelChoice:
+    """A field that has another model opened.
+
+    own: the one in use; listed: those there are. on_change: called before the page is built for another.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        t: Messages,
+        own: BaseModel,
+        listed: Sequence[BaseModel],
+        on_change: Callable[[], Any],
+    ) -> None:
+        self.site, self.t, self.own, self._on_change = site, t, own, on_change
+        self._job = ""
+        options = {
+            one.source: one.name for one in (own, *listed) if not one.error or one.source == own.source
+        }
+        self.select = ui.select(
+            {**options, OTHERS: t("create.other_models")},
+            value=own.source,
+            label=t("create.model"),
+            on_change=self._choose,
+        )
+        self.select.props("outlined dense options-dense")
+        self._told = ui.label().props("role=status").classes("small")
+        self._told.set_visibility(False)
+        on_news(site, lambda: [f"job:{self._job}"] if self._job else [], self._look)
+
+    async def _choose(self) -> None:
+        source = str(self.select.value)
+        if source == self.own.source:
+            return
+        if source == OTHERS:
+            ui.navigate.to(OTHERS)
+            return
+        try:
+            self._job = (await asyncio.to_thread(choices.use_model, self.site, source)).id
+            self._look()
+        except UserError as error:
+            refuse(str(error))
+            self.select.set_value(self.own.source)
+
+    def _look(self) -> None:
+        job = self.site.jobs.find(self._job)
+        if job is None:
+            return
+        t, name = self.t, self.select.options.get(job.arguments.get("model"), "")
+        if job.state == "done":
+            self._on_change()
+            ui.navigate.to("/")  # samplers, sizes and networks are others
+            return
+        if job.is_open:
+            self._tell(t("model.opening", name=name), "")
+            return
+        self._job = ""
+        self.select.set_value(self.own.source)
+        self._tell(t("model.failed", name=name, why=t.said(job.error)), "bad")
+
+    def _tell(self, text: str, how: str) -> None:
+        self._told.set_text(text)
+        self._told.classes(replace=f"small {how}")
+        self._told.set_visibility(True)
