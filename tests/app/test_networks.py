@@ -240,6 +240,50 @@ def test_merge_two(app: Any, open_page: Open, folder: Path) -> None:
     page.get_by_role("button", name="Merge the chosen…").wait_for(state="hidden")
 
 
+@pytest.mark.main
+def test_several_at_once_are_tagged_moved_exported_and_deleted(
+    app: Any, open_page: Open, folder: Path
+) -> None:
+    names = ("many one", "many two")
+    for name in names:
+        network(folder / f"{name}.pt")
+    page = open_page(app, "/hypernetworks", width=390)
+    page.get_by_label("Search names").fill("many")
+    for name in names:
+        card_of(page, name).get_by_role("checkbox").click()
+    bar = page.locator(".network-chosen")
+    bar.get_by_text("2 chosen: many one, many two").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    dialog = page.get_by_role("dialog")
+    bar.get_by_role("button", name="Tag").click()
+    dialog.get_by_label("New tags").fill("flat, ink")
+    dialog.get_by_role("button", name="Tag").click()
+    dialog.wait_for(state="hidden")
+    for name in names:
+        card_of(page, name).get_by_text("ink", exact=True).wait_for()
+    bar.get_by_role("button", name="Export…").click()
+    dialog.get_by_text("Export many one, many two").wait_for()
+    with page.expect_download() as first, page.expect_download(lambda one: "two" in one.suggested_filename):
+        dialog.get_by_role("button", name="Export").click()
+    assert first.value.suggested_filename.startswith("many ")
+    bar.get_by_role("button", name="Move").click()
+    dialog.get_by_label("Folder").fill("together")
+    dialog.get_by_role("button", name="Move").click()
+    dialog.wait_for(state="hidden")
+    until(lambda: len(list((folder / "together").glob("many *.pt"))) == 2)
+    bar.wait_for(state="hidden")
+    page.get_by_label("Search names").fill("many ink")  # tags are found
+    for name in names:
+        card_of(page, name).get_by_role("checkbox").click()
+    bar.get_by_role("button", name="Delete").click()
+    page.get_by_role("heading", name="many one").wait_for(state="detached")
+    until(lambda: not list((folder / "together").glob("many *")))
+    page.get_by_role("button", name="Undo").click()
+    for name in names:
+        card_of(page, name)
+    assert len(list((folder / "together").glob("many *.pt"))) == 2
+
+
 def more(page: Any, name: str, what: str) -> None:
     card_of(page, name).get_by_role("button", name=f"More for {name}").click()
     page.get_by_role("menu").get_by_text(what, exact=True).click()

@@ -173,6 +173,34 @@ def test_rename_takes_side_files_along(app: Any, folder: Path) -> None:
     assert (folder / "after.pt").is_file()
 
 
+def test_several_are_moved_all_or_none_and_tagged(app: Any, folder: Path) -> None:
+    for name in ("bulk-a", "bulk-b", "bulk-c"):
+        network(folder / f"{name}.pt")
+    (folder / "bulk-a.json").write_text('{"notes": "mine", "odd": 1}')
+    asked = {"networks": ["bulk-a", "bulk-b"], "folder": " styles / ink "}
+    moved = app.call("/api/v1/hypernetworks/move", asked)
+    assert [one["name"] for one in moved] == ["bulk-a", "bulk-b"]
+    there = folder / "styles" / "ink"
+    assert sorted(path.name for path in there.iterdir()) == ["bulk-a.json", "bulk-a.pt", "bulk-b.pt"]
+    assert not list(folder.glob("bulk-[ab].*"))
+    network(folder / "bulk-b.pt", seed=1)  # stands in the way of the one that comes back
+    asked = {"networks": ["bulk-a", "styles/ink/bulk-b"], "folder": ""}
+    assert "bulk-b.pt is in the top folder already" in app.call("/api/v1/hypernetworks/move", asked)["detail"]
+    assert len(list(there.iterdir())) == 3, "none was moved"
+    (folder / "bulk-b.pt").unlink()
+    for bad in ("../up", "a:b", "/.hidden"):
+        asked = {"networks": ["bulk-c"], "folder": bad}
+        assert app.call("/api/v1/hypernetworks/move", asked)["status"] == 400
+    asked = {"networks": ["bulk-a", "bulk-c"], "add": ["flat", "ink"]}
+    app.call("/api/v1/hypernetworks/tag", asked)
+    asked = {"networks": ["bulk-a"], "add": ["flat", "old"], "remove": ["ink"]}
+    [card] = app.call("/api/v1/hypernetworks/tag", asked)
+    assert card["tags"] == ["flat", "old"]
+    kept = json.loads((there / "bulk-a.json").read_text())
+    assert (kept["tags"], kept["notes"], kept["odd"]) == (["flat", "old"], "mine", 1)
+    assert json.loads((folder / "bulk-c.json").read_text())["tags"] == ["flat", "ink"]
+
+
 def test_the_bin_gives_back(app: Any, folder: Path) -> None:
     path = network(folder / "binned" / "gone.pt")
     (folder / "binned" / "gone.json").write_text('{"notes": "kept"}')

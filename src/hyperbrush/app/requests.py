@@ -166,6 +166,27 @@ class RenameRequest(Request):
     name: str = Name
 
 
+Several = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=1000)]], Field(min_length=1, max_length=1000)
+]
+Tag = Annotated[str, Field(min_length=1, max_length=60)]
+
+
+class MoveRequest(Request):
+    """Several to another folder of the library; networks: names or ids."""
+
+    networks: Several
+    folder: str = Field(max_length=400, description='within it, "/" between folders; empty: its top')
+
+
+class TagRequest(Request):
+    """Words to find several by; networks: names or ids."""
+
+    networks: Several
+    add: list[Tag] = Field([], max_length=50)
+    remove: list[Tag] = Field([], max_length=50)
+
+
 class MergePart(Request):
     """One of several to be merged."""
 

@@ -16,6 +16,7 @@ from hyperbrush.app.gallery.page_tile import Actions, Tile
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.site import Site
 from hyperbrush.app.ui.bin_section import BinSection
+from hyperbrush.app.ui.choice import Choice
 from hyperbrush.app.ui.empty import empty
 from hyperbrush.app.ui.frame import PATIENCE, frame, in_thread, on_news, refusals
 from hyperbrush.app.ui.pictures import smoothing
@@ -74,11 +75,10 @@ class GalleryPage:
     ) -> None:
         self.site, self.t, self.view = site, t, view
         self.shown: dict[str, Tile] = {}
-        self.chosen: dict[str, Shown] = {}
         self._reading = True
         undo = ui.element("div").props("role=status").style("display: contents")
         self._toolbar(request)
-        self._choice()
+        self.choice = self._choices()
         self.hint = ui.label().classes("soft").props("role=status")
         self.first = empty(t("gallery.empty"), t("gallery.create_one"), "brush", "/")
         self.grid = ui.element("div").classes("tiles")
@@ -102,7 +102,7 @@ class GalleryPage:
             remove=lambda item: gallery.erase(site, item),
             also=self.box.undo,
         )
-        self.actions = Actions(open=self._open, star=self._star, choose=self._choose)
+        self.actions = Actions(open=self._open, star=self._star, choose=self.choice.turn)
         self._arrange(*found)
         on_news(site, gallery.NEWS, self._read, every=0.5)
         on_news(site, "outputs", self._look, every=0.5)
@@ -120,16 +120,23 @@ class GalleryPage:
             self.starred.props["aria-label"] = t("gallery.starred")
             smoothing(t, request)
 
-    def _choice(self) -> None:
+    def _choices(self) -> Choice[Shown]:
         t = self.t
-        with ui.element("div").classes("notice network-chosen") as self.choice:
-            self.count = ui.label().classes("grow").props("role=status")
+        found: Choice[Shown] = Choice(self._box, self._said, t("gallery.choose_none"))
+        with found.buttons:
             self.compare = ui.button(t("gallery.compare"), icon="compare", on_click=self._compare)
             remove = ui.button(t("gallery.delete"), icon="delete", on_click=self._delete_chosen)
-            none = ui.button(t("gallery.choose_none"), on_click=self._choose_none)
-            for button in (self.compare, remove, none):
+            for button in (self.compare, remove):
                 button.props("flat no-caps")
-        self.choice.set_visibility(False)
+        return found
+
+    def _box(self, key: str) -> ui.checkbox | None:
+        return self.shown[key].box if key in self.shown else None
+
+    def _said(self) -> str:
+        count = len(self.choice.ones)
+        self.compare.set_enabled(count == 2)
+        return self.t("gallery.chosen" if count > 1 else "gallery.chosen_one", count=count)
 
     async def _look(self) -> None:
         """Whether something was drawn meanwhile."""
@@ -165,7 +172,7 @@ class GalleryPage:
                 self.shown[key].show(one)
             else:
                 with self.grid:
-                    self.shown[key] = Tile(self.t, one, self.actions, key in self.chosen)
+                    self.shown[key] = Tile(self.t, one, self.actions, key in self.choice.ones)
             element = self.shown[key].element
             if self.grid.default_slot.children[place] is not element:
                 element.move(target_index=place)
@@ -199,32 +206,12 @@ class GalleryPage:
                 self.shown[one.id].show(found)
             self.box.starred(found)
 
-    def _choose(self, one: Shown, chosen: bool) -> None:
-        if chosen:
-            self.chosen[one.id] = one
-        else:
-            self.chosen.pop(one.id, None)
-        self._tell_choice()
-
-    def _choose_none(self) -> None:
-        for key in list(self.chosen):
-            if key in self.shown:
-                self.shown[key].box.set_value(False)
-        self.chosen.clear()
-        self._tell_choice()
-
-    def _tell_choice(self) -> None:
-        count = len(self.chosen)
-        self.choice.set_visibility(bool(count))
-        self.compare.set_enabled(count == 2)
-        self.count.set_text(self.t("gallery.chosen" if count > 1 else "gallery.chosen_one", count=count))
-
     def _compare(self) -> None:
-        one, other = self.chosen.values()
+        one, other = self.choice.ones.values()
         side_by_side(self.t, one, other)
 
     async def _delete_chosen(self) -> None:
-        await self._delete(list(self.chosen))
+        await self._delete(list(self.choice.ones))
 
     async def _delete_shown(self, one: Shown) -> None:
         await self._delete([one.id])
@@ -233,9 +220,7 @@ class GalleryPage:
     async def _delete(self, pictures: list[str]) -> None:
         with refusals():
             items: Any = await in_thread(gallery.delete, self.site, pictures)
-            for key in pictures:
-                self.chosen.pop(key, None)
-            self._tell_choice()
+            self.choice.drop(*pictures)
             self.bin.deleted(*items)
             await self._read()
 

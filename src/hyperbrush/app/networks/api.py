@@ -5,9 +5,16 @@ from typing import Annotated, Any
 from fastapi import APIRouter, File, Form, UploadFile
 from fastapi.responses import FileResponse
 
-from hyperbrush.app.networks import loras, pictures
+from hyperbrush.app.networks import bulk, loras, pictures
 from hyperbrush.app.networks import service as networks
-from hyperbrush.app.requests import ExportRequest, MergeRequest, NotesRequest, RenameRequest
+from hyperbrush.app.requests import (
+    ExportRequest,
+    MergeRequest,
+    MoveRequest,
+    NotesRequest,
+    RenameRequest,
+    TagRequest,
+)
 from hyperbrush.app.site import Site
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks.files import packed
@@ -65,6 +72,16 @@ def add(router: APIRouter, site: Site) -> None:
     def annotate(which: str, changes: NotesRequest) -> dict[str, Any]:
         """Change some of its notes."""
         return networks.annotate(site, which, changes.model_dump(exclude_unset=True)).as_dict()
+
+    @router.post("/hypernetworks/move")
+    def move(request: MoveRequest) -> list[dict[str, Any]]:
+        """Move several, with all their files, to a folder of the library: all of them or none."""
+        return [card.as_dict() for card in bulk.move(site, request.networks, request.folder)]
+
+    @router.post("/hypernetworks/tag")
+    def tag(request: TagRequest) -> list[dict[str, Any]]:
+        """Give several tags, and take others away."""
+        return [card.as_dict() for card in bulk.tag(site, request.networks, request.add, request.remove)]
 
     @router.delete("/hypernetworks/{which:path}")
     def delete(which: str) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from nicegui import ui
 
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.networks import service as networks
+from hyperbrush.app.networks.page_bulk import Bulk
 from hyperbrush.app.networks.page_card import Actions, NetworkCard
 from hyperbrush.app.networks.page_dialogs import (
     Exports,
     ask_export,
-    ask_merge,
     ask_name,
     ask_preview,
     show_inspection,
@@ -48,7 +48,6 @@ class NetworksPage:
         self.site, self.t = site, t
         self.found: list[Card] | None = None
         self.shown: dict[str, NetworkCard] = {}
-        self.chosen: dict[str, Card] = {}
         self.most = AT_ONCE
         undo = ui.element("div").props("role=status").style("display: contents")
         self._import()
@@ -61,11 +60,8 @@ class NetworksPage:
             orders = {key: t(f"networks.by_{key}") for key in ORDERS}
             self.order = ui.select(orders, value="name", label=t("networks.order"), on_change=self._arrange)
             self.order.props("outlined dense").style("min-width: 9rem")
-        with ui.element("div").classes("notice network-chosen") as self.choice:
-            self.count = ui.label().classes("grow").props("role=status")
-            self.merge = ui.button(t("networks.merge_chosen"), on_click=self._merge).props("no-caps")
-            ui.button(t("networks.choose_none"), on_click=self._choose_none).props("flat no-caps")
-        self.choice.set_visibility(False)
+        bulk = Bulk(site, t, self._box, self.exports)
+        self.choice = bulk.choice
         self.hint = ui.label(t("networks.reading")).classes("soft").props("role=status")
         folder = site.workspace.preferences.hypernetworks
         self.first = empty(
@@ -84,13 +80,14 @@ class NetworksPage:
             restore=lambda item: networks.restore(site, item).entry.name,
             remove=lambda item: networks.erase(site, item),
         )
+        bulk.on_delete = self.bin.deleted
         self.actions = Actions(
             inspect=lambda card: show_inspection(site, t, card),
-            export=lambda card: ask_export(site, t, card, self.exports),
+            export=lambda card: ask_export(site, t, [card], self.exports),
             rename=lambda card: ask_name(site, t, card),
             preview=lambda card: ask_preview(site, t, card),
             delete=self._delete,
-            choose=self._choose,
+            choose=self.choice.turn,
         )
         on_news(site, "networks", self._read)
 
@@ -106,9 +103,7 @@ class NetworksPage:
             if self.found is None:
                 self.grid.clear()
             self.found = found
-            ids = {card.id: card for card in found}
-            self.chosen = {key: ids[key] for key in self.chosen if key in ids}
-            self._tell_choice()
+            self.choice.keep({card.id: card for card in found})
             self._arrange()
 
     def _find(self) -> None:
@@ -135,7 +130,7 @@ class NetworksPage:
             else:
                 with self.grid:
                     self.shown[key] = NetworkCard(self.site, self.t, card, self.actions)
-                    self.shown[key].box.set_value(key in self.chosen)
+                    self.shown[key].box.set_value(key in self.choice.ones)
             element = self.shown[key].element
             if self.grid.default_slot.children[place] is not element:
                 element.move(target_index=place)
@@ -184,30 +179,8 @@ class NetworksPage:
         summary.set_visibility(False)
         lines = FileLines()
 
-    def _choose(self, card: Card, chosen: bool) -> None:
-        if chosen:
-            self.chosen[card.id] = card
-        else:
-            self.chosen.pop(card.id, None)
-        self._tell_choice()
-
-    def _choose_none(self) -> None:
-        for key in list(self.chosen):
-            if key in self.shown:
-                self.shown[key].box.set_value(False)
-        self.chosen.clear()
-        self._tell_choice()
-
-    def _tell_choice(self) -> None:
-        self.choice.set_visibility(bool(self.chosen))
-        self.merge.set_enabled(len(self.chosen) > 1)
-        text = ", ".join(card.entry.name for card in self.chosen.values())
-        self.count.set_text(
-            self.t("networks.chosen" if len(self.chosen) > 1 else "networks.chosen_one", names=text)
-        )
-
-    def _merge(self) -> None:
-        ask_merge(self.site, self.t, list(self.chosen.values()), self._choose_none)
+    def _box(self, key: str) -> ui.checkbox | None:
+        return self.shown[key].box if key in self.shown else None
 
     async def _delete(self, card: Card) -> None:
         with refusals():

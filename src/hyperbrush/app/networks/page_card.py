@@ -164,6 +164,8 @@ class NetworkCard:
                 facts.append(t("networks.trained_for", model=summary.trained_for))
         self.badges.clear()
         with self.badges:
+            for tag in entry.notes.tags:
+                ui.label(tag).classes("badge tag")
             for fact in facts:
                 ui.label(fact).classes("badge")
             if card.fits is False and summary is not None:

@@ -117,10 +117,10 @@ def ask_name(site: Site, t: Messages, card: Card) -> None:
             ui.button(t("networks.rename"), on_click=rename).props("no-caps")
 
 
-def ask_export(site: Site, t: Messages, card: Card, exports: Exports) -> None:
-    """Which format, and how."""
-    summary = card.entry.summary
-    generated = summary is not None and summary.kind == GENERATED
+def ask_export(site: Site, t: Messages, cards: Sequence[Card], exports: Exports) -> None:
+    """Which format, and how; of several networks a file each."""
+    kinds = {card.entry.summary.kind for card in cards if card.entry.summary is not None}
+    generated = GENERATED in kinds
     from hyperbrush.hypernetworks.convert.convert import TARGETS
 
     targets = [name for name in TARGETS if not (generated and name in ("webui", "comfyui"))]
@@ -135,7 +135,8 @@ def ask_export(site: Site, t: Messages, card: Card, exports: Exports) -> None:
             values["strength"] = 1.0 if strength.value is None else strength.value
         with refusals():
             request = checked(ExportRequest, values)
-            exports.begin(await in_thread(networks.export, site, card.id, request))
+            for card in cards:
+                exports.begin(await in_thread(networks.export, site, card.id, request))
             dialog.close()
 
     def fit() -> None:
@@ -143,7 +144,8 @@ def ask_export(site: Site, t: Messages, card: Card, exports: Exports) -> None:
         lora.set_visibility(to.value.startswith("lora-"))
         legacy.set_visibility(to.value == "webui")
 
-    with asking(t("networks.export_title", name=card.entry.name), t("networks.cancel")) as (dialog, buttons):
+    names_of = ", ".join(card.entry.name for card in cards[:4]) + (" …" if len(cards) > 4 else "")
+    with asking(t("networks.export_title", name=names_of), t("networks.cancel")) as (dialog, buttons):
         names = {name: t(f"networks.to_{name}") for name in targets}
         to = ui.select(names, value=targets[0], label=t("networks.format"), on_change=fit).props("outlined")
         about = ui.label().classes("soft")

@@ -69,7 +69,7 @@ class Card:
         entry, summary, notes = self.entry, self.entry.summary, self.entry.notes
         facts = [] if summary is None else [summary.kind, summary.trained_for, *map(str, summary.widths)]
         return " ".join(
-            [entry.name, notes.description, notes.activation_text, notes.notes, *facts]
+            [entry.name, notes.description, notes.activation_text, notes.notes, *notes.tags, *facts]
         ).casefold()
 
     def as_dict(self) -> dict[str, Any]:
@@ -81,6 +81,7 @@ class Card:
             "preview": bool(self.preview),
             "prompt": self.prompt,
             "fits": self.fits,
+            "tags": list(self.entry.notes.tags),
             "file": Path(said.pop("path")).name,
             **said,
         }
@@ -201,7 +202,7 @@ def take(site: "Site", content: BinaryIO, filename: str) -> Card:
             _ = Pack.load(file) if is_pack(file) else load(file)
         except UserError as error:
             raise UserError(str(error).replace(str(file), f"{name:.100}")) from error
-        return _kept(site, take_in(site.workspace.library, file, file.stem))
+        return kept(site, take_in(site.workspace.library, file, file.stem))
 
 
 def rename(site: "Site", which: str, new: str) -> Card:
@@ -213,7 +214,7 @@ def rename(site: "Site", which: str, new: str) -> Card:
     from hyperbrush.hypernetworks.library import rename as moving
 
     library = site.workspace.library
-    return _kept(site, moving.rename(library, find(library, which), new))
+    return kept(site, moving.rename(library, find(library, which), new))
 
 
 def delete(site: "Site", which: str) -> "TrashItem":
@@ -238,7 +239,7 @@ def restore(site: "Site", item: str) -> Card:
     """
     from hyperbrush.hypernetworks.library import rename as moving
 
-    return _kept(site, moving.restore(site.workspace.library, site.workspace.trash, item))
+    return kept(site, moving.restore(site.workspace.library, site.workspace.trash, item))
 
 
 def erase(site: "Site", item: str) -> "TrashItem":
@@ -266,7 +267,7 @@ def merge(site: "Site", request: "MergeRequest") -> Card:
     sources = [(load(library.find(find(library, part.name))), part.weight) for part in request.parts]
     result = merged(sources, how=request.how, name=name)
     with _aside(site.workspace) as folder:
-        return _kept(site, take_in(library, result.save(folder / f"{name}.safetensors"), name))
+        return kept(site, take_in(library, result.save(folder / f"{name}.safetensors"), name))
 
 
 def inspection(workspace: "Workspace", which: str) -> dict[str, Any]:
@@ -358,7 +359,8 @@ def _id(library: HypernetworkLibrary, path: Path) -> str:
     ]
 
 
-def _kept(site: "Site", path: Path) -> Card:
+def kept(site: "Site", path: Path) -> Card:
+    """The card of a file that has just come or moved."""
     site.news("networks")
     path = next((path / member for member in members(path)), path) if is_pack(path) else path
     return card(site.workspace, _id(site.workspace.library, path))

@@ -57,6 +57,12 @@ class Notes:
         ):
             raise UserError(f"'preferred weight' must be a finite number such as 0.7, got {weight!r:.60}")
 
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Words to find it by: "tags" of NAME.json, a list, as managers of other programs write them."""
+        said = self.other.get("tags")
+        return tuple(tag for tag in said if isinstance(tag, str)) if isinstance(said, list) else ()
+
 
 def collect_notes(
     network: Path, refuse: Callable[[Path], str | None] = lambda _: None

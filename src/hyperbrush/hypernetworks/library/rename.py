@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 from hyperbrush.errors import UserError
@@ -123,6 +124,39 @@ def rename(library: HypernetworkLibrary, name: str, new: str) -> Path:
     except FileExistsError as error:
         raise UserError(f"{error.filename} is there already: choose another name than {new!r}") from error
     return moves[path]
+
+
+def move(library: HypernetworkLibrary, names: Sequence[str], folder: str) -> list[Path]:
+    """Move networks with all their files to a folder of their library, made where it is missing; all of them or none.
+
+    folder: within the library, "/" between folders, "" for its top.
+
+    Raises:
+        UserError: one is not there, a folder's name is impossible or leads out of the library, one of that name is there already, or a
+            file cannot be moved (then all stay).
+    """
+    parts = [check_name(part) for part in folder.replace("\\", "/").split("/") if part.strip()]
+    target = library.folder.joinpath(*parts)
+    if not target.resolve().is_relative_to(library.folder.resolve()):
+        raise UserError(f"the folder {folder!r:.120} leads out of {library.folder}: choose another")
+    moves: dict[Path, Path] = {}
+    found = []
+    for path in (_alone(library, name) for name in names):
+        found.append(target / path.name)
+        if path.parent == target:
+            continue
+        if (standing := _standing(target, path.stem)) or target / path.name in moves.values():
+            name = standing[0].name if standing else path.name
+            raise UserError(f"{name} is in {folder or 'the top folder'} already: rename one of them first")
+        moves |= {file: target / file.name for file in files_of(path)}
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        move_all(moves)
+    except FileExistsError as error:
+        raise UserError(f"{error.filename} is there already: rename one of them first") from error
+    except OSError as error:
+        raise UserError(f"cannot make the folder {target}: {error.strerror or error}") from error
+    return found
 
 
 def discard(library: HypernetworkLibrary, name: str, trash: Trash) -> TrashItem:
