@@ -156,6 +156,33 @@ def test_pictures_are_dropped_with_the_mouse(app: Any, train: Open) -> None:
     assert page.get_by_label("Caption of a.png").input_value() == "한글 캡션"
 
 
+@pytest.mark.main
+def test_captions_of_every_kind_are_taken_or_refused_by_name(app: Any, train: Open) -> None:
+    make(app, "page-captions")
+    page = train()
+    choose(page, "Folder of pictures", "page-captions")
+    page.get_by_text("Drop more pictures for page-captions").wait_for()
+    rows = "\n".join(
+        ['{"file_name": "blue.png", "text": "of the rows"}', '{"file_name": "none.png", "text": "x"}']
+    )
+    more = {
+        "metadata.jsonl": rows,
+        "red.caption": "of the caption",
+        "green.txt": "of the text",
+        "other.csv": "a,b",
+    }
+    texts = [{"name": n, "mimeType": "text/plain", "buffer": text.encode()} for n, text in more.items()]
+    page.get_by_label("Add pictures").set_input_files([*texts, *files("red", "green", "blue")])
+    page.get_by_text("Pictures added: 3; captions: 3").wait_for()
+    for colour, said in (("red", "of the caption"), ("green", "of the text"), ("blue", "of the rows")):
+        field = page.get_by_label(f"Caption of {colour}.png")
+        field.wait_for()
+        assert field.input_value() == said
+    page.get_by_text("other.csv: no picture, and no caption (.txt, .caption, metadata.jsonl").wait_for()
+    page.get_by_text("there is no picture 'none.png'").wait_for()
+    assert page.locator(".file-lines li").count() == 2
+
+
 def test_the_report_says_what_to_do_in_ones_language(app: Any, train: Open) -> None:
     folder = make(app, "page-report", "red", "blue")
     (folder / "again.png").write_bytes(picture("red"))

@@ -19,10 +19,15 @@
 
   const placeOf = (file) => file.place || file.name;
   const stem = (file) => placeOf(file).replace(/\.[^.]*$/, "").replace(/\.mask$/, "");
-  const isUseful = (file) => /\.(png|jpe?g|jfif|webp|bmp|gif|tiff?|avif|txt)$/i.test(file.name) || file.type.startsWith("image/");
+  const isRows = (file) => /^metadata\.(jsonl|csv|parquet)$/.test(file.name);  // captions of several pictures
+  const isCaption = (file) => /\.(txt|caption)$/i.test(file.name) || isRows(file);
+  const PICTURE = /\.(png|jpe?g|jfif|webp|bmp|gif|tiff?|avif|jp2|j2k|jpx|tga|ico|p[pgbn]m|hei[cf]|hif|jxl)$/i;
+  const isPicture = (file) => PICTURE.test(file.name) || file.type.startsWith("image/");
+  const isUseful = (file) => isPicture(file) || isCaption(file);
 
-  function parts(files) {  // a picture, its caption and its mask stay together
-    const sorted = [...files].sort((a, b) => (stem(a) < stem(b) ? -1 : stem(a) > stem(b) ? 1 : 0));
+  function parts(files) {  // a picture, its caption and its mask stay together; what has captions of several comes last
+    const order = (a, b) => isRows(a) - isRows(b) || (stem(a) < stem(b) ? -1 : stem(a) > stem(b) ? 1 : 0);
+    const sorted = [...files].sort(order);
     const found = [];
     let part = [], bytes = 0;
     sorted.forEach((file, i) => {
