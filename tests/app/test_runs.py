@@ -64,6 +64,35 @@ def test_runs_are_chosen_and_compared(app: Any, open_page: Open, two: Any) -> No
     page.get_by_role("img", name="Loss and validation loss").wait_for()
 
 
+@pytest.mark.main
+def test_pictures_of_runs_stand_beside_each_other(app: Any, open_page: Open, two: Any) -> None:
+    page = open_page(app, "/runs?compare=" + quote(",".join(two)), width=390)
+    table = page.get_by_role("region", name="Pictures beside each other").locator(".run-beside")
+    steps = {name: {one["step"] for one in app.call(f"/api/v1/runs/{quote(name)}/previews")} for name in two}
+    every = sorted(set().union(*steps.values()))
+    assert all(every[0] in known for known in steps.values())
+    last, first = {name: max(known) for name, known in steps.items()}, dict.fromkeys(two, every[0])
+    assert last != first
+
+    def seen(step: dict[str, int]) -> list[str]:
+        prompts = ("cat face", "red heart")
+        return [f"{name}: {prompt}, drawn at step {step[name]}" for prompt in prompts for name in two]
+
+    def shown() -> list[Any]:
+        return [image.get_attribute("alt") for image in table.locator("img").all()]
+
+    until(lambda: shown() == seen(last))
+    for image in table.locator("img").all():
+        page.wait_for_function("i => i.naturalWidth == 64", arg=image.element_handle())
+    assert table.get_by_text("different seeds").count() == 0
+    slider = page.get_by_role("slider", name="Step of the previews").locator("[tabindex]")
+    for _ in every[1:]:
+        slider.press("ArrowLeft")
+    until(lambda: shown() == seen(first), 20)
+    wide = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+    assert wide <= 0
+
+
 def test_comparing_what_is_not_there(app: Any, open_page: Open, two: Any) -> None:
     page = open_page(app, "/runs?compare=" + quote(f"{two[1]},never"))
     page.get_by_text("There is no run “never”").wait_for()

@@ -12,6 +12,7 @@ from hyperbrush.app.jobs.jobs import Job
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.runs import control as run_control
 from hyperbrush.app.runs import page_live as runs_live
+from hyperbrush.app.runs.page_beside import Beside
 from hyperbrush.app.runs.page_parts import (
     Bar,
     StateBadge,
@@ -43,6 +44,7 @@ async def show_comparison(site: Site, t: Messages, asked: str) -> None:
             ui.label(t("runs.not_there", name=name))
     if not views:
         return
+    beside = Beside(t, views)  # pictures first
     page: dict[str, Any] = {"views": views, "keep": KEEP, "stamp": _stamp(views)}
     with ui.element("section").classes("card").props('aria-labelledby="compared"'):
         title_of(2, t("runs.compared")).props('id="compared"')
@@ -80,6 +82,7 @@ async def show_comparison(site: Site, t: Messages, asked: str) -> None:
         if not views or _stamp(views) == page["stamp"]:
             return
         page.update(views=views, stamp=_stamp(views))
+        beside.show(views)
         draw()
         figures.clear()
         with figures:
@@ -100,7 +103,7 @@ def _views(site: Site, asked: str) -> tuple[list[View], list[str]]:
 
 
 def _stamp(views: Sequence[View]) -> list[Any]:
-    return [(view.run.name, view.run.state, id(view.curves)) for view in views]
+    return [(view.run.name, view.run.state, id(view.curves), view.previews[-1:]) for view in views]
 
 
 def _figures(t: Messages, views: Sequence[View]) -> None:
