@@ -93,6 +93,29 @@ def test_pictures_of_runs_stand_beside_each_other(app: Any, open_page: Open, two
     assert wide <= 0
 
 
+@pytest.mark.main
+def test_the_queue_is_put_into_another_order(own_app: Callable[..., Any], open_page: Open) -> None:
+    app = own_app()
+    app.still_worker()
+    jobs = {begin(app, name): name for name in ("first", "second", "third")}
+    page = open_page(app, "/runs", width=390)
+    queue = page.get_by_role("region", name="Queue")
+
+    def shown() -> list[str]:
+        return [link.inner_text() for link in queue.get_by_role("link").all()]
+
+    until(lambda: shown() == ["first", "second", "third"])
+    queue.get_by_role("button", name="Earlier: third").click()
+    until(lambda: shown() == ["first", "third", "second"])
+    queue.get_by_role("button", name="Later: first").click()
+    until(lambda: shown() == ["third", "first", "second"])
+    job = next(job for job, name in jobs.items() if name == "second")
+    order = app.call(f"/api/v1/jobs/{job}/move?by=-2", {})
+    assert [jobs[one] for one in order] == ["second", "third", "first"]
+    until(lambda: shown() == ["second", "third", "first"])
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+
+
 def test_comparing_what_is_not_there(app: Any, open_page: Open, two: Any) -> None:
     page = open_page(app, "/runs?compare=" + quote(f"{two[1]},never"))
     page.get_by_text("There is no run “never”").wait_for()

@@ -15,6 +15,7 @@ from hyperbrush.app.jobs.kinds import LANES
 from hyperbrush.app.jobs.worker import Worker
 from hyperbrush.app.model.service import far_size
 from hyperbrush.app.workspace import Workspace
+from hyperbrush.errors import UserError
 from hyperbrush.stopping import stoppable
 
 API = "/api/v1"
@@ -156,3 +157,34 @@ def test_the_innermost_is_asked() -> None:
 )
 def test_sizes_far_from_the_models_own_are_told(own: int | None, width: int, height: int, told: str) -> None:
     assert far_size(own, width * height) == told
+
+
+def test_waiting_jobs_are_done_in_the_order_they_were_put_into(tmp_path: Path) -> None:
+    worker = Worker(Workspace(tmp_path), "cpu")
+    jobs = worker.jobs
+    one, two, three = (jobs.submit("draw", {}, device="cpu").id for _ in range(3))
+    other = jobs.submit("compare", {}, device="cpu").id  # waits elsewhere
+
+    def waiting() -> list[str]:
+        return [job.id for job in jobs.in_order() if job.id != other]
+
+    assert waiting() == [one, two, three]
+    jobs.move(three, -1)
+    assert waiting() == [one, three, two]
+    jobs.move(three, -1)
+    jobs.move(three, -1)  # it is the first already
+    jobs.move(one, 1)
+    assert waiting() == [three, two, one]
+    late = jobs.submit("draw", {}, device="cpu").id
+    assert waiting() == [three, two, one, late]
+    while worker.serve("short"):
+        pass
+    done = [jobs.get(job) for job in (three, two, one, late)]
+    assert [job.state for job in done] == ["failed"] * 4, "they ask for nothing"
+    assert sorted(done, key=lambda job: job.ended or 0) == done
+    assert worker.serve("long")
+    with pytest.raises(UserError, match="only those that wait"):
+        jobs.move(one, 1)
+    last = jobs.submit("draw", {}, device="cpu").id
+    assert worker.serve("short")
+    assert jobs.get(last).state == "failed"

@@ -32,11 +32,11 @@ class ModelChoice:
     ) -> None:
         self.site, self.t, self.own, self._on_change = site, t, own, on_change
         self._job = ""
-        options = {
+        self._names = {
             one.source: one.name for one in (own, *listed) if not one.error or one.source == own.source
         }
         self.select = ui.select(
-            {**options, OTHERS: t("create.other_models")},
+            {**self._names, OTHERS: t("create.other_models")},
             value=own.source,
             label=t("create.model"),
             on_change=self._choose,
@@ -64,7 +64,7 @@ class ModelChoice:
         job = self.site.jobs.find(self._job)
         if job is None:
             return
-        t, name = self.t, self.select.options.get(job.arguments.get("model"), "")
+        t, name = self.t, self._names.get(str(job.arguments.get("model")), "")
         if job.state == "done":
             self._on_change()
             ui.navigate.to("/")  # samplers, sizes and networks are others

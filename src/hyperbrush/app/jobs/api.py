@@ -27,6 +27,13 @@ def add(router: APIRouter, site: Site) -> None:
         """How one job stands."""
         return site.jobs.get(job).as_dict()
 
+    @router.post("/jobs/{job}/move")
+    def move(job: str, by: int = Query(-1, ge=-1000, le=1000)) -> list[str]:
+        """Have a waiting job done earlier (by -1 place) or later (1) among those of its lane; ids in the order of their turn."""
+        site.jobs.move(job, by)
+        site.news("jobs", "runs")
+        return [one.id for one in site.jobs.in_order()]
+
     @router.post("/jobs/{job}/{how}")
     def ask(job: str, how: Literal["pause", "stop", "finish"]) -> dict[str, Any]:
         """Pause it, stop it, or (a training) end it and keep what it learned."""

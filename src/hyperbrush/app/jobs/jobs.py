@@ -217,6 +217,45 @@ class Jobs:
         write_json(self.folder / found.id / "stop.json", {"how": how})
         return self.get(job)
 
+    @property
+    def order_file(self) -> Path:
+        """What the server keeps `order` in."""
+        return self.state / "order.json"
+
+    def order(self) -> list[str]:
+        """Ids of jobs that are taken before the others of their lanes, in this order."""
+        said = read_json(self.order_file).get("jobs")
+        return [str(job) for job in said] if isinstance(said, list) else []
+
+    def in_order(self) -> list[Job]:
+        """Open jobs as their turn comes: those that run, then those that wait."""
+        places = {job: place for place, job in enumerate(self.order())}
+
+        def turn(job: Job) -> tuple[bool, int, str]:
+            return job.state != "running", places.get(job.id, len(places)), job.id
+
+        return sorted(self.open(), key=turn)
+
+    def move(self, job: str, by: int) -> None:
+        """Have a waiting job taken so many places later (or earlier, below 0) among those of its lane and device.
+
+        Raises:
+            UserError: there is none of that id, it does not wait (any more), or the order cannot be written.
+        """
+        found = self.get(job)
+        lane = found.device, LANES[found.kind]
+        with self._lock:
+            waiting = [one for one in self.in_order() if one.state == "queued"]
+            ids = [one.id for one in waiting if (one.device, LANES[one.kind]) == lane]
+            if job not in ids:
+                raise UserError(f"job {job} is {found.state}: only those that wait are moved")
+            place = max(0, ids.index(job) + by)
+            ids.remove(job)
+            ids.insert(place, job)
+            others = {one.id for one in waiting} - set(ids)
+            rest = [one for one in self.order() if one in others]
+            write_json(self.order_file, {"jobs": ids + rest})
+
     def path(self, job: str) -> Path:
         """A job's folder.
 

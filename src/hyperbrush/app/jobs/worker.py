@@ -21,6 +21,7 @@ from hyperbrush.files import clear_parts, read_json, write_json
 
 MOST_ATTEMPTS = 3  # of a job whose worker died each time before the job got any further
 IDLE = 60.0  # seconds without work, after which a worker that no server wants ends
+TAKEN = 2  # status in persist-queue from which a place is a worker's
 SAME = 10.0  # seconds between two births that are told to be one process's
 
 
@@ -35,6 +36,7 @@ class Worker:
         self.workspace, self.device = workspace, device
         self.jobs = Jobs(workspace.state)
         self.ending = False
+        self._done_with: dict[str, int] = {}  # by lane, time of the order whose jobs are all taken
         self.kept: dict[str, Any] = {}  # what functions keep open between jobs: models
 
     def run(self) -> None:
@@ -65,7 +67,7 @@ class Worker:
 
         queue = self.jobs.queue(self.device, lane)
         try:
-            taken = queue.get(block=False, raw=True)
+            taken = queue.get(block=False, raw=True, id=self._first(lane, queue))
         except Empty:
             return False
         self._do(str(taken["data"]))
@@ -74,6 +76,20 @@ class Worker:
         else:
             queue.ack(id=taken["pqid"])
         return True
+
+    def _first(self, lane: str, queue: Any) -> int | None:
+        """The place in a lane's queue of the job that somebody put before the others; None: the oldest is taken."""
+        try:
+            stamp = self.jobs.order_file.stat().st_mtime_ns
+        except OSError:  # nobody put any
+            return None
+        if self._done_with.get(lane) == stamp:
+            return None
+        places = {str(row["data"]): int(row["id"]) for row in queue.queue() if int(row["status"]) < TAKEN}
+        first = next((places[job] for job in self.jobs.order() if job in places), None)
+        if first is None:
+            self._done_with[lane] = stamp
+        return first
 
     def _is_open(self, job: str) -> bool:
         try:

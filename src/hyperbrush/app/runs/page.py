@@ -239,6 +239,11 @@ class _List:
             for number, job in enumerate(jobs):
                 self._queued(number, job)
 
+    async def _move(self, job: Job, by: int) -> None:
+        with refusals():
+            await threads.io_bound(self.site.jobs.move, job.id, by)
+            self.site.news("jobs", "runs")
+
     def _queued(self, number: int, job: Job) -> None:
         t = self.t
         run = str(job.arguments.get("run", ""))
@@ -253,6 +258,12 @@ class _List:
                     words("span", what)
             StateBadge(t, job.state)
             waits = job.state == "queued"
+            for by, icon in ((-1, "arrow_upward"), (1, "arrow_downward")):
+                move = ui.button(icon=icon, on_click=lambda by=by, job=job: self._move(job, by))
+                move.props("flat round dense").set_visibility(waits and not job.asked)
+                said = t("runs.earlier" if by < 0 else "runs.later")
+                move.props["aria-label"] = f"{said}: {run or what}"
+                move.props["title"] = said
             text = t("runs.cancel") if waits else t("runs.stop")
 
             def stop(job: Job = job) -> None:
@@ -317,4 +328,4 @@ class _Row:
 
 def _all(site: Site) -> tuple[list[Run], list[Job]]:
     """Runs, and the jobs that run or wait in the order of their turn."""
-    return site.runs.all(), sorted(site.jobs.open(), key=lambda job: (job.state != "running", job.id))
+    return site.runs.all(), site.jobs.in_order()
