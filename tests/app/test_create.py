@@ -441,7 +441,9 @@ def _as_state(cookie: dict[str, str]) -> dict[str, Any]:
         ("a <hypernet:x:start=0.2:1>", -0.25, "a <hypernet:x:start=0.2:-0.25>"),
         ("a <hypernet:x:end=0.5:strength=1>", 2, "a <hypernet:x:end=0.5:strength=2>"),
         ("a <hypernet:x:much> b", None, "a b"),
-        ("a <lora:x:1>", 0.5, "a <lora:x:1>"),
+        ("a <lora:x:1>", 0.5, "a <lora:x:0.5>"),
+        ("a <lora:x:0.2:0.9> b", 0.5, "a <lora:x:0.5> b"),  # text encoder and UNet alike
+        ("a <lyco:x:1>", 0.5, "a <lyco:x:1>"),
     ],
 )
 def test_a_tag_is_changed_where_it_stands(text: str, strength: float | None, expected: str) -> None:
