@@ -153,13 +153,13 @@ class GalleryPage:
     async def _find(self) -> None:
         query = Query(self.search.value or "", str(self.kind.value or ""), bool(self.starred.value))
         self.view = View(query, 0)
+        ui.navigate.history.replace(self.view.address)  # before the pictures: they may be reloaded once seen
         await self._read()
-        ui.navigate.history.replace(self.view.address)
 
     async def _turn(self, step: int) -> None:
         self.view = View(self.view.query, max(0, self.view.number + step))
+        ui.navigate.history.replace(self.view.address)  # before the pictures: they may be reloaded once seen
         await self._read()
-        ui.navigate.history.replace(self.view.address)
         ui.run_javascript("window.scrollTo(0, 0)")
 
     def _arrange(self, count: int, found: list[Shown]) -> None:
