@@ -209,7 +209,8 @@ def generate(
     for i, picture in enumerate(pictures):
         path = out if len(pictures) == 1 else out.with_name(f"{out.stem}-{i + 1:02d}{out.suffix}")
         console.done(f"{picture.save(path)}  seed {picture.seed}")
-    console.suggest(f"hyperbrush generate --from {shlex.quote(str(path))} --cfg 6")
+        if picture is pictures[-1]:
+            console.suggest(f"hyperbrush generate --from {shlex.quote(str(path))} --cfg 6")
 
 
 @app.command(rich_help_panel="Draw")
