@@ -157,6 +157,26 @@ def test_pictures_are_dropped_with_the_mouse(app: Any, train: Open) -> None:
 
 
 @pytest.mark.main
+def test_all_captions_are_changed_at_once_and_back(app: Any, train: Open) -> None:
+    folder = make(app, "page-all", "red", "blue")
+    (folder / "red.txt").write_text("kitty, blurry\n")
+    page = train()
+    choose(page, "Folder of pictures", "page-all")
+    page.get_by_text("All captions at once").click()
+    page.get_by_label("Put before").fill("ink, ")
+    page.get_by_role("button", name="blurry 1").click()
+    page.get_by_text("2 of 2 captions change:").wait_for()
+    page.get_by_text("kitty, blurry → ink, kitty").wait_for()
+    assert not findings(page)
+    page.get_by_role("button", name="Change captions").click()
+    page.get_by_text("Captions changed: 2").wait_for()
+    assert page.get_by_label("Caption of red.png").input_value() == "ink, kitty"
+    assert (folder / "blue.txt").read_text() == "ink, blue\n"
+    page.get_by_role("button", name="Undo").click()
+    until(lambda: (folder / "red.txt").read_text() == "kitty, blurry\n", 10)
+    until(lambda: not (folder / "blue.txt").exists(), 10)
+
+
 def test_captions_of_every_kind_are_taken_or_refused_by_name(app: Any, train: Open) -> None:
     make(app, "page-captions")
     page = train()

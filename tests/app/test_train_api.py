@@ -19,6 +19,7 @@ from running import until
 
 from hyperbrush.app.messages import FOLDER as MESSAGES
 from hyperbrush.app.model.service import known_words
+from hyperbrush.app.train.caption_edits import CaptionEdit
 from hyperbrush.app.train.datasets import Datasets
 from hyperbrush.app.train.draft import KINDS, LENGTHS, Draft, with_presets
 from hyperbrush.app.train.page_apart import apart
@@ -620,3 +621,66 @@ def sentence(text: str) -> str:
     """What begins with a value, such as "none: …", keeps its small letter."""
     value = text.split()[0].endswith((":", ","))
     return f"{text if value else text[:1].upper() + text[1:]}".rstrip(".") + "."
+
+
+class TestAllCaptions:
+    """One change to every caption of a dataset."""
+
+    def made(self, tmp_path: Path) -> tuple[Datasets, Path]:
+        datasets = Datasets(Workspace(tmp_path))
+        folder = datasets.folder(datasets.create("all"))
+        for name in ("a", "b", "c-d"):
+            (folder / f"{name}.png").write_bytes(png())
+        (folder / "a.txt").write_text("kitty, Blurry, red\nred kitty\n")
+        (folder / "metadata.jsonl").write_text(
+            '{"file_name": "b.png", "text": ["bee", "blurry"], "kept": 1}\n'
+        )
+        return datasets, folder
+
+    def test_each_caption_is_changed_where_it_stands_and_comes_back(self, tmp_path: Path) -> None:
+        datasets, folder = self.made(tmp_path)
+        before = {path.name: path.read_bytes() for path in folder.iterdir()}
+        edit = CaptionEdit(find="kitty", replace="cat", drop=("blurry",), prefix="ink, ")
+        planned = datasets.caption_changes("all", edit)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+        changes, kept = datasets.edit_captions("all", edit)
+        assert changes == planned
+        assert (folder / "a.txt").read_text() == "ink, cat, red\nink, red cat\n"
+        assert json.loads((folder / "metadata.jsonl").read_text()) == {
+            "file_name": "b.png", "text": ["ink, bee", "ink,"], "kept": 1,
+        }  # fmt: skip
+        assert (folder / "c-d.txt").read_text() == "ink, c d\n"
+        assert datasets.caption_changes("all", CaptionEdit(prefix="ink, ")) == []
+        datasets.restore_captions(kept)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+    def test_all_or_none(self, tmp_path: Path) -> None:
+        datasets, folder = self.made(tmp_path)
+        (folder / "c-d.txt").write_text("x" * 19_990)
+        before = {path.name: path.read_bytes() for path in folder.iterdir()}
+        with pytest.raises(UserError, match="more than 20000 characters"):
+            datasets.edit_captions("all", CaptionEdit(suffix=", of the longer kind"))
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+    def test_over_the_api(self, app: Any) -> None:
+        app.call("/api/v1/datasets", {"name": "all-captions"})
+        put(
+            app,
+            "all-captions",
+            [("a.png", png()), ("b.png", png()), ("a.txt", b"red, cat"), ("b.txt", b"cat")],
+        )
+        assert app.call("/api/v1/datasets/all-captions/tags") == [
+            {"tag": "cat", "captions": 2},
+            {"tag": "red", "captions": 1},
+        ]
+        change = {"find": "red", "replace": "blue"}
+        said = app.call("/api/v1/datasets/all-captions/captions", {**change, "dry_run": True})
+        assert said == {
+            "changed": 1,
+            "captions": [{"name": "a.png", "before": ["red, cat"], "after": ["blue, cat"]}],
+        }
+        assert shown(app, "all-captions") == {"a.png": "red, cat", "b.png": "cat"}
+        assert app.call("/api/v1/datasets/all-captions/captions", change) == said
+        assert shown(app, "all-captions") == {"a.png": "blue, cat", "b.png": "cat"}
+        refused = app.call("/api/v1/datasets/all-captions/captions", {"replace": "x"})
+        assert "nothing to find" in refused["detail"]

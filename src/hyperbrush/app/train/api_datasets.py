@@ -1,5 +1,6 @@
 """Training pictures: datasets, their pictures by index, captions."""
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Query, UploadFile
@@ -9,6 +10,7 @@ from pydantic import Field
 from hyperbrush.app.names import LONGEST_NAME
 from hyperbrush.app.requests import Request
 from hyperbrush.app.site import Site
+from hyperbrush.app.train.caption_edits import CaptionEdit, tags
 from hyperbrush.app.train.datasets import Datasets
 from hyperbrush.trash import TrashItem
 
@@ -51,6 +53,17 @@ class NewCaption(Request):
     name: str = Field("", max_length=1000)
 
 
+class EditedCaptions(Request):
+    """A change of all captions; see `hyperbrush.app.train.caption_edits.CaptionEdit`."""
+
+    find: str = Field("", max_length=1000)
+    replace: str = Field("", max_length=1000)
+    drop: list[Annotated[str, Field(max_length=1000)]] = Field([], max_length=1000, description="tags")
+    prefix: str = Field("", max_length=1000)
+    suffix: str = Field("", max_length=1000)
+    dry_run: bool = Field(False, description="say what would change, and write nothing")
+
+
 def add(router: APIRouter, site: Site) -> None:
     """Add the routes of this room."""
     datasets = Datasets(site.workspace)
@@ -84,6 +97,23 @@ def add(router: APIRouter, site: Site) -> None:
         of their names, folders included (10_cat/1.png, 10_cat/1.txt), and captions in metadata.jsonl, .csv or .parquet.
         """
         return datasets.add(name, ((file.filename or "picture", file.file) for file in files)).as_dict()
+
+    @router.get("/datasets/{name}/tags")
+    def all_tags(name: str) -> list[dict[str, Any]]:
+        """What stands between the commas of its captions, with how many have it, the most frequent first."""
+        _, found = datasets.pictures(name)
+        return [{"tag": tag, "captions": count} for tag, count in tags(p.caption for p in found)]
+
+    @router.post("/datasets/{name}/captions")
+    def edit(name: str, request: EditedCaptions) -> dict[str, Any]:
+        """Change all its captions at once, or with `dry_run` say what would change."""
+        wanted = CaptionEdit(**request.model_dump(exclude={"dry_run", "drop"}), drop=tuple(request.drop))
+        changes = (
+            datasets.caption_changes(name, wanted)
+            if request.dry_run
+            else datasets.edit_captions(name, wanted)[0]
+        )
+        return {"changed": len(changes), "captions": [asdict(change) for change in changes[:1000]]}
 
     @router.get("/datasets/{name}/pictures/{index}")
     def picture(

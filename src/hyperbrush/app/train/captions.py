@@ -123,6 +123,33 @@ def write_lines(folder: Path, path: Path, lines: Sequence[str]) -> None:
     write_text(text, "\n".join(kept) + "\n")
 
 
+def write_all(folder: Path, path: Path, texts: Sequence[str]) -> None:
+    """Write a picture's captions in place of all it has: into its row, else as lines of NAME.txt.
+
+    Raises:
+        UserError: as `write`.
+    """
+    if sum(map(len, texts)) > LONGEST or any("\0" in text for text in texts):
+        raise UserError(f"captions of more than {LONGEST} characters, or with zero bytes")
+
+    def told(row: Mapping[str, Any]) -> dict[str, Any]:
+        key = "caption" if "text" not in row else "text"
+        return {**row, key: texts[0] if len(texts) == 1 else list(texts)}
+
+    if _in_rows(folder, path, told):
+        return
+    if place(folder, path) in _metadata(folder, [path]).alternatives:
+        write_rows(folder, {path: texts})
+    else:
+        write_text(text_of(path) or path.with_suffix(".txt"), "\n".join(texts) + "\n")
+
+
+def kept_in(folder: Path, path: Path) -> list[Path]:
+    """The files that a picture's caption may be written into, whether they are there or not."""
+    above = [p for p in path.parents if p == folder or folder in p.parents]
+    return [text_of(path) or path.with_suffix(".txt"), *(parent / METADATA for parent in above)]
+
+
 def write_rows(folder: Path, said: Mapping[Path, Sequence[str]]) -> None:
     """Write rows of pictures' captions, in place of those they have, into a metadata.jsonl beside each.
 

@@ -12,6 +12,7 @@ from typing import IO, Any
 from hyperbrush.app.names import free_name, plain_name
 from hyperbrush.app.train import captions
 from hyperbrush.app.train.adding import Added, Adding, masks_of
+from hyperbrush.app.train.caption_edits import CaptionEdit
 from hyperbrush.app.uploads import MOST_BYTES, decoding, open_picture
 from hyperbrush.app.workspace import Workspace
 from hyperbrush.errors import NotThere, UserError
@@ -45,6 +46,18 @@ class Picture:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class CaptionChange:
+    """A picture's captions before and after an edit."""
+
+    name: str
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+
+
+CaptionFiles = dict[Path, bytes | None]  # caption files with what was in them; None: there was none
 
 
 class Datasets:
@@ -189,6 +202,48 @@ class Datasets:
         with writing:  # metadata.jsonl is read and written whole: two at once would lose one
             captions.write(self.folder(name), self.picture(name, index, expected), caption)
 
+    def caption_changes(self, name: str, edit: CaptionEdit) -> list[CaptionChange]:
+        """What an edit would make of a dataset's captions, those alone that it changes; nothing is written.
+
+        Raises:
+            NotThere: there is no such dataset.
+        """
+        _, found = self.pictures(name)
+        changes = []
+        for picture in found:
+            before = picture.several or (picture.caption,)
+            after = tuple(map(edit.apply, before))
+            if after != before and not picture.problem:
+                changes.append(CaptionChange(picture.name, before, after))
+        return changes
+
+    def edit_captions(self, name: str, edit: CaptionEdit) -> tuple[list[CaptionChange], CaptionFiles]:
+        """Change a dataset's captions, all or none; what changed, and what `restore_captions` takes.
+
+        Raises:
+            NotThere: there is no such dataset.
+            UserError: a caption would be too long, or a file cannot be written.
+        """
+        with writing:
+            folder, changes = self.folder(name), self.caption_changes(name, edit)
+            paths = {captions.place(folder, path): path for path in self.files(name)}
+            before: CaptionFiles = {}
+            for change in changes:
+                for file in captions.kept_in(folder, paths[change.name]):
+                    before.setdefault(file, file.read_bytes() if file.is_file() else None)
+            try:
+                for change in changes:
+                    captions.write_all(folder, paths[change.name], change.after)
+            except (OSError, UserError):
+                _put_back(before)
+                raise
+        return changes, before
+
+    def restore_captions(self, before: CaptionFiles) -> None:
+        """Undo `edit_captions`: its files as they were."""
+        with writing:
+            _put_back(before)
+
     def remove(self, name: str, index: int, expected: str = "") -> TrashItem:
         """Put a picture with its caption and mask into the bin.
 
@@ -255,6 +310,15 @@ class Datasets:
         path = self.picture(name, index)
         shown = captions.place(self.folder(name), path)
         return thumbnail(self.workspace.state / "thumbnails", path, side, shown)
+
+
+def _put_back(before: CaptionFiles) -> None:
+    for file, content in before.items():
+        if content is None:
+            file.unlink(missing_ok=True)
+        else:
+            with atomic_path(file) as temporary:
+                temporary.write_bytes(content)
 
 
 def _masks_in(folders: Iterable[Path]) -> dict[tuple[Path, str], int]:

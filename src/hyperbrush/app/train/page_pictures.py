@@ -12,6 +12,7 @@ from hyperbrush.app.messages import Messages
 from hyperbrush.app.train.captions import LONGEST
 from hyperbrush.app.train.datasets import EXAMPLE, Datasets, Picture
 from hyperbrush.app.train.draft import Draft
+from hyperbrush.app.train.page_captions import AllCaptions
 from hyperbrush.app.ui.dialogs import asking
 from hyperbrush.app.ui.empty import empty
 from hyperbrush.app.ui.frame import in_thread, refusals, title_of
@@ -50,6 +51,7 @@ class Pictures:
                 picker.props["aria-label"] = t("train.add_pictures")
             self.sending = ui.label().props('role="status" aria-live="polite"').classes("soft")
             self.refused = FileLines()
+            self.captions = AllCaptions(t, datasets, self.show)
             self.gallery = ui.element("div").style("display: contents")
         ui.on("train_sending", self._on_sending)
         ui.on("train_sent", self._on_sent)
@@ -70,6 +72,7 @@ class Pictures:
         self.says.set_text(t("train.drop_more", name=name) if name else t("train.drop_new"))
         self.drop.update()
         total, found = (await run.io_bound(self._read, name) or (0, [])) if name else (0, [])
+        await self.captions.show(name if total else "")
         self.gallery.clear()
         with self.gallery:
             if not name:
