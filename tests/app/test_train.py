@@ -157,6 +157,24 @@ def test_pictures_are_dropped_with_the_mouse(app: Any, train: Open) -> None:
 
 
 @pytest.mark.main
+def test_what_training_sees_of_a_picture_is_framed(app: Any, train: Open) -> None:
+    folder = make(app, "page-crops", "red")
+    Image.new("RGB", (400, 200), "blue").save(folder / "wide.png")
+    page = train()
+    choose(page, "Folder of pictures", "page-crops")
+    page.get_by_text("The frame shows what training sees of a picture").wait_for()
+    assert page.locator(".train-picture .frame:visible").count() == 1
+    card = page.locator(".train-picture", has_text="wide.png")
+    outer, inner = (card.locator(part).bounding_box() for part in (".whole", ".frame"))
+    assert abs(inner["width"] - outer["width"] / 2) < 1.5  # the middle square of 2 : 1
+    assert abs(inner["height"] - outer["height"] / 2) < 1.5
+    assert abs(inner["x"] - outer["x"] - outer["width"] / 4) < 1.5
+    page.get_by_text("More settings").click()
+    page.get_by_label("Find a setting").fill("crop")
+    choose(page, "crop", "none")
+    page.get_by_text("The frame shows what training sees").wait_for(state="hidden")
+
+
 def test_all_captions_are_changed_at_once_and_back(app: Any, train: Open) -> None:
     folder = make(app, "page-all", "red", "blue")
     (folder / "red.txt").write_text("kitty, blurry\n")

@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -52,7 +53,10 @@ class Pictures:
             self.sending = ui.label().props('role="status" aria-live="polite"').classes("soft")
             self.refused = FileLines()
             self.captions = AllCaptions(t, datasets, self.show)
+            self.cut = ui.label(t("train.cut")).classes("soft small")
             self.gallery = ui.element("div").style("display: contents")
+        self.frames: list[tuple[ui.element, tuple[int, int]]] = []  # of the pictures shown, with their sizes
+        draft.on_change.append(self._frame)
         ui.on("train_sending", self._on_sending)
         ui.on("train_sent", self._on_sent)
 
@@ -74,6 +78,7 @@ class Pictures:
         total, found = (await run.io_bound(self._read, name) or (0, [])) if name else (0, [])
         await self.captions.show(name if total else "")
         self.gallery.clear()
+        self.frames.clear()
         with self.gallery:
             if not name:
                 taking = f"/train?dataset={EXAMPLE}"
@@ -84,26 +89,38 @@ class Pictures:
                 empty(t("train.empty_dataset"), t("train.add_pictures"), "add_photo_alternate", CHOOSE)
                 return
             with _list(t("train.pictures")):
-                for picture, readable in found:
-                    self._card(name, picture, readable)
+                for picture, size in found:
+                    self._card(name, picture, size)
             self._pager(total)
+        self._frame()
 
-    def _read(self, name: str) -> tuple[int, list[tuple[Picture, bool]]]:
+    def _frame(self) -> None:
+        """Draw around each picture what the training will see of it."""
+        shape = cut_shape(self.draft)
+        found = [seen(shape, size) if shape is not None else "" for _, size in self.frames]
+        for (frame, _), style in zip(self.frames, found, strict=True):
+            frame.style(replace=style)
+            frame.set_visibility(bool(style))
+        self.cut.set_visibility(any(found))
+
+    def _read(self, name: str) -> tuple[int, list[tuple[Picture, tuple[int, int] | None]]]:
         total, found = self.datasets.pictures(name, self.start, AT_ONCE)
         if not found and total:
             self.start = max(0, (total - 1) // AT_ONCE * AT_ONCE)
             total, found = self.datasets.pictures(name, self.start, AT_ONCE)
         files = self.datasets.files(name)
-        return total, [(p, p.index < len(files) and _opens(files[p.index])) for p in found]
+        return total, [(p, _size(files[p.index]) if p.index < len(files) else None) for p in found]
 
-    def _card(self, name: str, picture: Picture, readable: bool) -> None:
+    def _card(self, name: str, picture: Picture, size: tuple[int, int] | None) -> None:
         t = self.t
         with ui.element("li").classes("train-picture"):
-            if readable:
-                seen = f"{picture.changed:x}-{zlib.crc32(picture.name.encode()):x}"
-                image = ui.element("img").props("loading=lazy width=256 height=256")
+            if size is not None:
+                version = f"{picture.changed:x}-{zlib.crc32(picture.name.encode()):x}"
+                with ui.element("div").classes("whole"):
+                    image = ui.element("img").props("loading=lazy width=256 height=256")
+                    self.frames.append((ui.element("div").classes("frame").props("aria-hidden=true"), size))
                 image.props["src"] = (
-                    f"/api/v1/datasets/{quote(name, safe='')}/pictures/{picture.index}?size=256&v={seen}"
+                    f"/api/v1/datasets/{quote(name, safe='')}/pictures/{picture.index}?size=256&v={version}"
                 )
                 image.props["alt"] = picture.caption or picture.name
             else:
@@ -235,17 +252,53 @@ def _list(label: str) -> ui.element:
     return found
 
 
-def _opens(path: Any) -> bool:
-    """Whether a file's head is a picture's."""
+def cut_shape(draft: Draft) -> tuple[int, int] | None:
+    """(height, width) that every picture is cut to, up to a factor; None where they keep shapes, or are cut by chance."""
+    wanted = draft.get("training.size")
+    shape = tuple(wanted) if isinstance(wanted, list) else (1, 1)
+    plain = (
+        draft.get("training.buckets", "none") == "none" and draft.get("training.crop", "center") == "center"
+    )
+    sound = len(shape) == 2 and all(isinstance(side, int) and side > 0 for side in shape)
+    return (shape[0], shape[1]) if plain and sound else None
+
+
+def seen(shape: tuple[int, int], size: tuple[int, int]) -> str:
+    """CSS of the frame around what training sees of a picture (width, height), in a square that holds all of it; "" where
+    it sees all.
+    """
+    from hyperbrush.ldm.data.augment import place
+
+    height, width = shape
+    finely = max(size) / min(height, width)  # the shape alone counts, so that rounding must not
+    _, (left, top, right, bottom) = place(size, (round(height * finely), round(width * finely)), "center")
+    whole, side = [size[0], size[1]], max(size)
+    if right - left > whole[0] - 1 and bottom - top > whole[1] - 1:
+        return ""
+    edges = {
+        "left": left + (side - whole[0]) / 2,
+        "top": top + (side - whole[1]) / 2,
+        "width": right - left,
+        "height": bottom - top,
+    }
+    return "; ".join(f"{name}: {value / side:.2%}" for name, value in edges.items())
+
+
+def _size(path: Path) -> tuple[int, int] | None:
+    """(width, height) by a file's head, turned as it is shown; None where it is no picture."""
     from PIL import Image
 
     from hyperbrush.app.uploads import FORMATS, MOST_BYTES, MOST_PIXELS
-    from hyperbrush.ldm.data.pictures import open_bytes
+    from hyperbrush.ldm.data.pictures import lies_on_its_side, open_bytes
 
     try:
         if path.stat().st_size > MOST_BYTES:
-            return False
+            return None
         with open_bytes(path.read_bytes(), FORMATS) as picture:
-            return picture.width * picture.height <= MOST_PIXELS
+            width, height = picture.size
+            lies = lies_on_its_side(picture)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return False
+        return None
+    if width * height > MOST_PIXELS:
+        return None
+    return (height, width) if lies else (width, height)

@@ -246,6 +246,11 @@ class Look:
     transparent: bool = False
 
 
+def lies_on_its_side(picture: Image.Image) -> bool:
+    """Whether EXIF says that its width is its height."""
+    return picture.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+
+
 def look(path: Path, small: int = 0) -> tuple[Look, Image.Image | None]:
     """Check a picture's bytes, decode all of it, and say what it is.
 
@@ -270,7 +275,7 @@ def look_at(content: bytes, small: int = 0) -> tuple[Look, Image.Image | None]:
     if small:
         picture.draft(None, (small, small))  # a JPEG, still read to its last byte, at 1/2 to 1/8
     picture.load()
-    if picture.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8):  # it lies on its side
+    if lies_on_its_side(picture):
         width, height = height, width
     ImageOps.exif_transpose(picture, in_place=True)
     alpha = _alpha(picture)
