@@ -383,3 +383,25 @@ def test_a_phone_needs_no_sideways_scrolling_with_everything_open(app: Any, trai
     page.get_by_label("Find a setting").wait_for()
     wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     assert wide <= 1
+
+
+def test_a_diffusion_model_is_trained_from_its_settings(app: Any, train: Open) -> None:
+    make(app, "page-other", "red", "blue")
+    page = train()
+    choose(page, "Folder of pictures", "page-other")
+    page.get_by_text("Drop more pictures for page-other").wait_for()
+    page.get_by_text("Train something else").click()
+    text = page.get_by_label("Settings (YAML)")
+    page.wait_for_function("document.querySelector('.yaml textarea').value.includes('page-other')")
+    begin = page.get_by_role("button", name="Start training").last
+    assert begin.is_disabled()  # it has no name
+    page.get_by_label("Name", exact=True).last.fill("page-model")
+    text.fill("kind: diffusion\nstart_from: emoji\nstepz: 1\ndata: {folders: [page-other]}\n")
+    page.get_by_text("stepz").last.wait_for()
+    short = "training: {steps: 1, batch_size: 2}"
+    text.fill(f"kind: diffusion\nstart_from: emoji\ndata: {{folders: [page-other]}}\nprompts: []\n{short}\n")
+    page.wait_for_function("![...document.querySelectorAll('button')].pop().disabled")
+    assert not findings(page)
+    begin.click()
+    page.wait_for_url("**/runs/page-model")
+    until(lambda: (app.root / "runs/page-model/model/model_index.json").is_file(), 60)

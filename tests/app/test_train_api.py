@@ -24,8 +24,9 @@ from hyperbrush.app.train.datasets import Datasets
 from hyperbrush.app.train.draft import KINDS, LENGTHS, Draft, with_presets
 from hyperbrush.app.train.page_apart import apart
 from hyperbrush.app.train.page_words import sentences
+from hyperbrush.app.train.places import inside
 from hyperbrush.app.train.schema import FILE, folder_settings, groups, settings
-from hyperbrush.app.train.service import begin, cloned, inside, problems, run_config
+from hyperbrush.app.train.service import begin, cloned, problems, run_config
 from hyperbrush.app.workspace import Workspace
 from hyperbrush.cli import main
 from hyperbrush.errors import UserError
@@ -684,3 +685,94 @@ class TestAllCaptions:
         assert shown(app, "all-captions") == {"a.png": "blue, cat", "b.png": "cat"}
         refused = app.call("/api/v1/datasets/all-captions/captions", {"replace": "x"})
         assert "nothing to find" in refused["detail"]
+
+
+class TestOtherKinds:
+    """Generators, first stages and diffusion models are trained by the app too."""
+
+    def done(self, app: Any, settings: dict[str, Any]) -> dict[str, Any]:
+        """Train it, and tell how its run stands at the end."""
+        begun = app.call("/api/v1/trainings", {"settings": settings})
+        assert begun.get("run") == settings["name"], begun
+        until(lambda: app.call(f"/api/v1/runs/{begun['run']}")["state"] in ("done", "failed"), 120)
+        found: dict[str, Any] = app.call(f"/api/v1/runs/{begun['run']}")
+        return found
+
+    def test_each_kind_from_its_settings_to_its_file(self, app: Any, colours: str) -> None:
+        short = {"steps": 2, "batch_size": 2, "validate_every": 1}
+        stage = {"kind": "first_stage", "name": "own-stage", "data": {"size": 16, "folders": [colours]}}
+        run = self.done(app, {**stage, "model": {"channels": [8, 16], "latent_dim": 2}, "training": short})
+        assert (run["state"], run["kind"], run["error"]) == ("done", "first_stage", "")
+        assert (app.root / "runs/own-stage/first_stage/config.json").is_file()
+        model = {
+            "kind": "diffusion",
+            "name": "own-model",
+            "first_stage": "runs/own-stage/first_stage",
+            "data": {"size": 16, "folders": [colours]},
+            "text": {"width": 16, "layers": 1, "num_heads": 2},
+            "unet": {
+                "channels": [32, 32],
+                "attention_resolutions": [8],
+                "num_heads": 2,
+                "layers_per_block": 1,
+            },
+            "prompts": [],
+            "training": short,
+        }
+        run = self.done(app, model)
+        assert (run["state"], run["kind"], run["checkpoints"]) == ("done", "diffusion", [2])
+        app.call("/api/v1/preferences", {"model": "runs/own-model/model"}, method="PATCH")
+        job = app.call("/api/v1/draw", {"prompt": "red square", "steps": 2, "seed": 1})
+        until(lambda: app.call(f"/api/v1/jobs/{job['id']}")["state"] in ("done", "failed"), 60)
+        app.call("/api/v1/preferences", {"model": "emoji"}, method="PATCH")
+        assert app.call(f"/api/v1/jobs/{job['id']}")["error"] == ""
+
+    def test_a_generator(self, app: Any) -> None:
+        for style, colour in (("warm", "red"), ("cold", "blue"), ("dark", "black")):
+            folder = app.root / "datasets/looks" / style
+            folder.mkdir(parents=True)
+            for number in range(3):
+                (folder / f"thing {number}.png").write_bytes(png(colour))
+        settings = {
+            "kind": "generator",
+            "name": "own-generator",
+            "data": "looks",
+            "model": "emoji",
+            "network": {"embedding_dim": 16, "hidden_dim": 16, "depth": 1, "heads": 2, "rank": 1},
+            "training": {
+                "max_steps": 2,
+                "batch_size": 2,
+                "validate_every": 2,
+                "shared_steps": 1,
+                "validation_share": 0.34,
+            },
+        }
+        run = self.done(app, settings)
+        assert (run["state"], run["error"]) == ("done", "")
+        assert (app.root / "models/generators/own-generator.safetensors").is_file()
+        again = app.call("/api/v1/trainings", {"settings": settings})
+        assert "there is a run 'own-generator' already" in again["detail"]
+
+    @pytest.mark.parametrize(
+        ("settings", "said"),
+        [
+            ({"kind": "video"}, "kind of training"),
+            ({"kind": "diffusion", "data": {"folders": ["api-colours"]}}, "'first_stage'"),
+            ({"kind": "diffusion", "start_from": "emoji", "data": {"folders": ["/etc"]}}, "outside of the workspace"),
+            ({"kind": "diffusion", "start_from": "/etc", "data": {"folders": ["api-colours"]}}, "no model"),
+            ({"kind": "first_stage", "data": {"folders": ["nowhere"]}}, "there is no folder"),
+            ({"kind": "first_stage", "data": {"folders": ["api-colours"], "mask_folder": "../.."}}, "outside"),
+            ({"kind": "diffusion", "start_from": "emoji", "data": {"folders": ["api-colours"], "cache": "x"}}, "data.cache"),
+            ({"kind": "generator", "data": "api-colours", "generators": "/tmp", "model": "../x"}, "there is no model"),
+            ({"kind": "first_stage", "data": {"folders": ["api-colours"]}, "stepz": 1}, "stepz"),
+            ({"kind": "first_stage", "name": "../x", "data": {"folders": ["api-colours"]}}, "name"),
+        ],
+    )  # fmt: skip
+    def test_what_is_wrong_is_said_and_nothing_begun(
+        self, app: Any, colours: str, settings: dict[str, Any], said: str
+    ) -> None:
+        before = {path.name for path in (app.root / "runs").iterdir()}
+        wanted = {"name": "wrong", **settings}
+        answer = app.call("/api/v1/trainings", {"settings": wanted})
+        assert said in str(answer["detail"]), answer
+        assert {path.name for path in (app.root / "runs").iterdir()} == before

@@ -19,10 +19,12 @@ _KINDS: "Mapping[str, tuple[Literal['short', 'long'], str]]" = {
     "compare": ("long", "compare.work"),
     "train": ("long", "train.work"),
     "hyper-train": ("long", "train.work"),
+    "ldm-train": ("long", "train.work"),
 }
 STEPWISE = (
     "train",
     "hyper-train",
+    "ldm-train",
 )  # stopped between two steps, with a checkpoint; all others between two layers
 LANES = {kind: lane for kind, (lane, _) in _KINDS.items()}
 

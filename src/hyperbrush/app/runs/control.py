@@ -151,9 +151,7 @@ def _check(site: Site, run: Run, what: str) -> None:
     if run.state in OPEN:
         raise UserError(f"run {run.name!r} is {run.state}: pause or stop it first")
     if run.kind not in JOB_KINDS and what != "delete":
-        raise UserError(
-            f"a run of kind {run.kind!r} is trained from the command line: hyperbrush ldm train --resume"
-        )
+        raise UserError(f"the app trains no run of kind {run.kind!r}; its config.yaml says that it is one")
     if what == "rollback":
         raise UserError(f"run {run.name!r} has no checkpoint to go back to")
     if what == "finish" and run.state != "done":

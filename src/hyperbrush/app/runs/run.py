@@ -64,7 +64,13 @@ def _holds_elsewhere(path: Path) -> bool:
 
 
 FINAL = (".safetensors", ".pt")
-JOB_KINDS = {"hypernetwork": "train", "generator": "hyper-train"}  # what trains which kind of run
+JOB_KINDS = {  # what trains which kind of run
+    "hypernetwork": "train",
+    "generator": "hyper-train",
+    "diffusion": "ldm-train",
+    "first_stage": "ldm-train",
+}
+FOLDERS_MADE = {"diffusion": "model/model_index.json", "first_stage": "first_stage/config.json"}
 OPEN = ("queued", "running")
 STAMPED = ("live.json", "config.yaml", "checkpoints", "saved", ".")
 LOG_TAIL = 50_000  # characters
@@ -309,7 +315,11 @@ def _state(path: Path, config: Mapping[str, Any], job: Job | None, held: bool) -
     if job is not None and job.is_open:
         return job.state
     name = str(config.get("name", path.name))
-    saved = max((_changed(path / f"{name}{suffix}") for suffix in FINAL), default=0.0)
+    finals = [
+        *(f"{name}{suffix}" for suffix in FINAL),
+        *filter(None, [FOLDERS_MADE.get(config.get("kind", ""))]),
+    ]
+    saved = max(_changed(path / final) for final in finals)
     newest = max((_changed(p) for p in (path / "checkpoints").glob("step-*.safetensors")), default=0.0)
     done = saved > 0 and saved >= newest
     if job is not None and job.state == "failed" and not (done and saved > (job.ended or 0)):

@@ -20,6 +20,7 @@ from hyperbrush.app.train import page_settings as train_settings
 from hyperbrush.app.train import service as trainings
 from hyperbrush.app.train.datasets import EXAMPLE, Datasets
 from hyperbrush.app.train.draft import Draft, with_presets
+from hyperbrush.app.train.page_other import OtherKinds
 from hyperbrush.app.train.service import cloned
 from hyperbrush.app.ui.browser import AGE, COOKIE, browser_name, remember
 from hyperbrush.app.ui.frame import PATIENCE, duration, frame, in_thread, mark, on_news, refusals, title_of
@@ -269,6 +270,7 @@ def add(site: Site) -> None:
             gallery = train_pictures.Pictures(t, draft, datasets)
             train_settings.build(t, draft, datasets, site.workspace)
             Start(site, t, draft)
+            OtherKinds(site, t, lambda: gallery.name)
             with refusals():
                 await gallery.show()
         return None

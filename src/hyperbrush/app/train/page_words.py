@@ -5,7 +5,7 @@ from nicegui import ui
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.model.service import known_words
 from hyperbrush.app.train.draft import Draft
-from hyperbrush.app.train.service import inside
+from hyperbrush.app.train.places import inside
 from hyperbrush.app.ui.parts import Unseen
 from hyperbrush.app.workspace import Workspace
 from hyperbrush.errors import UserError

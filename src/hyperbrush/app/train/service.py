@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyperbrush.app.model import service as base_models
 from hyperbrush.app.names import plain_name
 from hyperbrush.app.requests import TrainRequest
+from hyperbrush.app.runs.run import JOB_KINDS
+from hyperbrush.app.train import other_kinds, places
 from hyperbrush.app.train.datasets import Datasets
-from hyperbrush.app.workspace import FOLDERS, Workspace
-from hyperbrush.assets import MODELS
-from hyperbrush.errors import UserError
+from hyperbrush.app.workspace import Workspace
+from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.files import PART, clear_parts
 from hyperbrush.setting_errors import wrong_settings
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hyperbrush.training.attention.run import HypernetworkRun
 
 
+HYPERNETWORK = "hypernetwork"  # what is trained where no kind is named
 TRIED_STEPS = 1000  # that settings are tried with where the number is not known yet
 _beginning = threading.Lock()  # held between a run's folder and its settings
 
@@ -49,10 +50,10 @@ def run_config(workspace: Workspace, settings: Mapping[str, Any], presets: str =
     config = merge_settings(HypernetworkRun, None, values, first={"training": preset(presets)})
     plain_name(config.name, "hypernetwork")
     for folder in (*config.data, *config.validation):
-        folder.path = str(_pictures(workspace, folder.path))
+        folder.path = str(places.pictures(workspace, folder.path))
     if config.start_from:
         config.start_from = str(_network(workspace, config.start_from))
-    config.model = _model(workspace, config.model)
+    config.model = places.model(workspace, config.model)
     _paths_of_training(workspace, config)
     return config
 
@@ -63,13 +64,15 @@ def problems(workspace: Workspace, settings: Mapping[str, Any], presets: str = "
 
     from hyperbrush.training.attention.run import HypernetworkRun
 
+    if kind_of(settings) != HYPERNETWORK:
+        return _other_problems(workspace, settings)
     try:
         config = run_config(workspace, settings, presets)
     except UserError as error:
         if isinstance(error.__cause__, ValidationError):
             return list(dict.fromkeys(wrong_settings(HypernetworkRun, error.__cause__)))
         return [str(error)]
-    return [*tried(config), *_taken(workspace, config), *_missing(config)]
+    return [*tried(config), *_taken(workspace, config.name, "hypernetworks"), *_missing(config)]
 
 
 def begin(workspace: Workspace, settings: Mapping[str, Any], presets: str = "") -> str:
@@ -82,8 +85,8 @@ def begin(workspace: Workspace, settings: Mapping[str, Any], presets: str = "") 
 
     if wrong := problems(workspace, settings, presets):
         raise UserError("; ".join(wrong))
-    config = run_config(workspace, settings, presets)
-    run = workspace.folder("runs") / config.name
+    name, config = _name_and_config(workspace, settings, presets)
+    run = workspace.folder("runs") / name
     with _beginning:
         try:
             if _is_half_made(run):
@@ -91,7 +94,7 @@ def begin(workspace: Workspace, settings: Mapping[str, Any], presets: str = "") 
                 run.rmdir()
             run.mkdir()
         except FileExistsError:
-            raise UserError(f"there is a run {config.name!r} already: choose another name") from None
+            raise UserError(f"there is a run {name!r} already: choose another name") from None
         except OSError as error:
             raise UserError(f"cannot make the run's folder {run}: {error.strerror or error}") from error
         try:
@@ -99,7 +102,19 @@ def begin(workspace: Workspace, settings: Mapping[str, Any], presets: str = "") 
         except BaseException:
             shutil.rmtree(run, ignore_errors=True)
             raise
-    return config.name
+    return name
+
+
+def kind_of(settings: Mapping[str, Any]) -> str:
+    """What a training makes: hypernetwork where nothing is said, else a key of `JOB_KINDS`.
+
+    Raises:
+        UserError: another kind.
+    """
+    kind = settings.get("kind", HYPERNETWORK)
+    if kind not in JOB_KINDS:
+        raise unknown_name("kind of training", str(kind), JOB_KINDS)
+    return str(kind)
 
 
 def start(site: "Site", request: TrainRequest) -> "Job":
@@ -110,7 +125,7 @@ def start(site: "Site", request: TrainRequest) -> "Job":
     """
     name = begin(site.workspace, request.settings, request.presets)
     try:
-        job = site.submit("train", {"run": name})
+        job = site.submit(JOB_KINDS[kind_of(request.settings)], {"run": name})
     except BaseException:
         shutil.rmtree(site.workspace.folder("runs") / name, ignore_errors=True)
         raise
@@ -161,27 +176,6 @@ def cloned(workspace: Workspace, config: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, "name": f"{run.name}-{number}"}
 
 
-def inside(workspace: Workspace, path: str) -> Path:
-    """A path of the workspace or of its folders.
-
-    Raises:
-        UserError: it leads out of them.
-    """
-    try:
-        found = (workspace.root / path).resolve()
-        found.exists()  # a name that is too long for the system is told here
-        roots = [workspace.root, *(workspace.folder(name).resolve() for name in FOLDERS)]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path!a:.200} is no path: {error!s:.200}") from error
-    if not any(found.is_relative_to(root) for root in roots) or found.is_relative_to(workspace.state):
-        raise UserError(f"{path!r:.200} lies outside of the workspace {workspace.root}")
-    return found
-
-
-def _pictures(workspace: Workspace, path: str) -> Path:
-    return Datasets(workspace).folders().get(path) or inside(workspace, path)
-
-
 def _network(workspace: Workspace, name: str) -> Path:
     """A hypernetwork to go on from: its name in the library, or a file of the workspace."""
     from hyperbrush.hypernetworks.library.library import UnknownHypernetwork
@@ -189,36 +183,51 @@ def _network(workspace: Workspace, name: str) -> Path:
     try:
         return workspace.library.find(name)
     except UnknownHypernetwork as error:
-        path = inside(workspace, name)
+        path = places.inside(workspace, name)
         if not path.is_file():
             raise UserError(f"start_from: {error}") from error
         return path
 
 
-def _model(workspace: Workspace, source: str) -> str:
-    """As a run's config has it: an embedded model by its name, which holds wherever the package lies."""
-    base_models.refuse_elsewhere(workspace, source)
-    return source if source in MODELS else base_models.place(workspace, source)
-
-
 def _paths_of_training(workspace: Workspace, config: "HypernetworkRun") -> None:
-    from hyperbrush.ldm.data.templates import BUNDLED
-
     t = config.training
-    if t.templates and t.templates not in BUNDLED:
-        path = inside(workspace, t.templates)
-        # Never what lies beside the server by that name.
-        t.templates = str(path) if path.is_file() or Path(t.templates).is_file() else t.templates
+    t.templates = places.templates(workspace, t.templates)
     if t.mask_folder:
-        t.mask_folder = str(inside(workspace, t.mask_folder))
+        t.mask_folder = str(places.inside(workspace, t.mask_folder))
 
 
-def _taken(workspace: Workspace, config: "HypernetworkRun") -> list[str]:
-    run = workspace.folder("runs") / config.name
+def _name_and_config(workspace: Workspace, settings: Mapping[str, Any], presets: str) -> tuple[str, Any]:
+    if kind_of(settings) != HYPERNETWORK:
+        return _other(workspace, settings)
+    config = run_config(workspace, settings, presets)
+    return config.name, config
+
+
+def _other(workspace: Workspace, settings: Mapping[str, Any]) -> tuple[str, Any]:
+    """(name, settings) of a run that trains no hypernetwork."""
+    _plain(settings)
+    name = plain_name(str(settings.get("name", "")), "run")
+    rest = {key: value for key, value in settings.items() if key not in ("name", "kind")}
+    return name, other_kinds.other_config(workspace, kind_of(settings), name, rest)
+
+
+def _other_problems(workspace: Workspace, settings: Mapping[str, Any]) -> list[str]:
+    try:
+        name, config = _other(workspace, settings)
+    except UserError as error:
+        return [str(error)]
+    folder = "generators" if config.kind == "generator" else ""
+    return [*_taken(workspace, name, folder), *other_kinds.missing(config)]
+
+
+def _taken(workspace: Workspace, name: str, folder: str) -> list[str]:
+    """folder: where the finished file goes to; "" where it stays in the run."""
+    run = workspace.folder("runs") / name
     if run.exists() and not _is_half_made(run):
-        return [f"there is a run {config.name!r} already: choose another name"]
-    if (workspace.folder("hypernetworks") / f"{config.name}.safetensors").exists():
-        return [f"there is a hypernetwork {config.name!r} already: choose another name"]
+        return [f"there is a run {name!r} already: choose another name"]
+    if folder and (workspace.folder(folder) / f"{name}.safetensors").exists():
+        what = "hypernetwork" if folder == "hypernetworks" else "generator"
+        return [f"there is a {what} {name!r} already: choose another name"]
     return []
 
 

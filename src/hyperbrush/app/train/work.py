@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,35 @@ def hyper_train(context: JobContext) -> dict[str, Any]:
 
     run = _run(context)
     return _carried_out(context, run, read_settings(GeneratorRun, run), train_generator)
+
+
+def ldm_train(context: JobContext) -> dict[str, Any]:
+    """Job "ldm-train": as "train", of a first stage or a diffusion model, which stays in its run."""
+    from hyperbrush.training.ldm.config import read_config
+    from hyperbrush.training.ldm.run import train_ldm
+
+    run = _run(context)
+    root = context.workspace.root
+    return _carried_out(
+        context,
+        run,
+        read_config(run / "config.yaml"),
+        lambda *given, **how: _Folder(train_ldm(*given, **how), root),
+        length="steps",
+    )
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """What such a training leaves: a folder of the run."""
+
+    file: Path
+    root: Path
+
+    def summary(self) -> str:
+        """Where it is."""
+        place = self.file.relative_to(self.root) if self.file.is_relative_to(self.root) else self.file
+        return f"trained: {place.as_posix()}"
 
 
 def plan(context: JobContext) -> dict[str, Any]:
@@ -70,7 +100,10 @@ def preflight(context: JobContext) -> dict[str, Any]:
     return run_preflight(config, opened(context, config.model).model, report).as_dict()
 
 
-def _carried_out(context: JobContext, run: Path, config: Any, do: Callable[..., Any]) -> dict[str, Any]:
+def _carried_out(
+    context: JobContext, run: Path, config: Any, do: Callable[..., Any], length: str = "max_steps"
+) -> dict[str, Any]:
+    """length: the setting that says how many steps there are."""
     from hyperbrush.training.loop.trainer import Interrupted
 
     _place(context)
@@ -91,7 +124,7 @@ def _carried_out(context: JobContext, run: Path, config: Any, do: Callable[..., 
             f"run {run.name!r} has learned too little to keep: it has no figures yet; train it on"
         )
     # The settings on the disk stay as they were, so that the run can still go on to its end.
-    training = config.training.model_copy(update={"max_steps": last})
+    training = config.training.model_copy(update={length: last})
     ended = do(
         config.model_copy(update={"training": training}), run, resume=True, on_prepare=_stages(context)
     )
