@@ -652,8 +652,34 @@ class TestAllCaptions:
         }  # fmt: skip
         assert (folder / "c-d.txt").read_text() == "ink, c d\n"
         assert datasets.caption_changes("all", CaptionEdit(prefix="ink, ")) == []
+        (folder / "a.txt").write_text("mine\n")
+        with pytest.raises(UserError, match="a.txt was changed since"):
+            datasets.restore_captions(kept)
+        assert (folder / "c-d.txt").read_text() == "ink, c d\n"
+        (folder / "a.txt").write_text("ink, cat, red\nink, red cat\n")
         datasets.restore_captions(kept)
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+    @pytest.mark.parametrize("edit", [{"prefix": "  ink, "}, {"suffix": ", flat "}, {"prefix": "ink "}])
+    def test_twice_is_as_once(self, edit: dict[str, str]) -> None:
+        once = CaptionEdit(**edit).apply("red cat")
+        assert once != "red cat"
+        assert CaptionEdit(**edit).apply(once) == once
+        assert CaptionEdit(**edit).apply("") == "".join(edit.values()).strip()
+
+    def test_ten_thousand_at_once(self, tmp_path: Path) -> None:
+        datasets = Datasets(Workspace(tmp_path))
+        folder = datasets.folder(datasets.create("many"))
+        rows = [json.dumps({"file_name": f"{i}.png", "text": f"thing {i}"}) for i in range(5000)]
+        (folder / "metadata.jsonl").write_text("\n".join(rows) + "\n")
+        for i in range(10_000):
+            (folder / f"{i}.png").write_bytes(b"x")
+        changes, _ = datasets.edit_captions("many", CaptionEdit(prefix="ink "))
+        assert len(changes) == 10_000
+        assert (
+            json.loads((folder / "metadata.jsonl").read_text().splitlines()[4999])["text"] == "ink thing 4999"
+        )
+        assert (folder / "9999.txt").read_text() == "ink 9999\n"
 
     def test_all_or_none(self, tmp_path: Path) -> None:
         datasets, folder = self.made(tmp_path)
@@ -671,8 +697,8 @@ class TestAllCaptions:
             [("a.png", png()), ("b.png", png()), ("a.txt", b"red, cat"), ("b.txt", b"cat")],
         )
         assert app.call("/api/v1/datasets/all-captions/tags") == [
-            {"tag": "cat", "captions": 2},
-            {"tag": "red", "captions": 1},
+            {"tag": "cat", "pictures": 2},
+            {"tag": "red", "pictures": 1},
         ]
         change = {"find": "red", "replace": "blue"}
         said = app.call("/api/v1/datasets/all-captions/captions", {**change, "dry_run": True})
@@ -757,6 +783,9 @@ class TestOtherKinds:
         ("settings", "said"),
         [
             ({"kind": "video"}, "kind of training"),
+            ({"kind": ["generator"]}, "kind of training"),
+            ({"kind": "generator", "data": "api-colours", "training": 2000}, "training: expected settings by name"),
+            ({"kind": "first_stage", "data": {"folders": ["api-colours"]}, "loss": {"perceptual": 1}}, "loss.perceptual"),
             ({"kind": "diffusion", "data": {"folders": ["api-colours"]}}, "'first_stage'"),
             ({"kind": "diffusion", "start_from": "emoji", "data": {"folders": ["/etc"]}}, "outside of the workspace"),
             ({"kind": "diffusion", "start_from": "/etc", "data": {"folders": ["api-colours"]}}, "no model"),

@@ -317,7 +317,7 @@ def _state(path: Path, config: Mapping[str, Any], job: Job | None, held: bool) -
     name = str(config.get("name", path.name))
     finals = [
         *(f"{name}{suffix}" for suffix in FINAL),
-        *filter(None, [FOLDERS_MADE.get(config.get("kind", ""))]),
+        *filter(None, [FOLDERS_MADE.get(str(config.get("kind", "")))]),
     ]
     saved = max(_changed(path / final) for final in finals)
     newest = max((_changed(p) for p in (path / "checkpoints").glob("step-*.safetensors")), default=0.0)

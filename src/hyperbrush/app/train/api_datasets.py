@@ -100,9 +100,9 @@ def add(router: APIRouter, site: Site) -> None:
 
     @router.get("/datasets/{name}/tags")
     def all_tags(name: str) -> list[dict[str, Any]]:
-        """What stands between the commas of its captions, with how many have it, the most frequent first."""
+        """What stands between the commas of its captions, with how many pictures have it, the most frequent first."""
         _, found = datasets.pictures(name)
-        return [{"tag": tag, "captions": count} for tag, count in tags(p.caption for p in found)]
+        return [{"tag": tag, "pictures": count} for tag, count in tags(p.said for p in found)]
 
     @router.post("/datasets/{name}/captions")
     def edit(name: str, request: EditedCaptions) -> dict[str, Any]:

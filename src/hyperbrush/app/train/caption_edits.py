@@ -38,9 +38,12 @@ class CaptionEdit:
         unwanted = {tag.strip().casefold() for tag in self.drop}
         if unwanted and any(tag.casefold() in unwanted for tag in tags_of(text)):
             text = ", ".join(tag for tag in tags_of(text) if tag.casefold() not in unwanted)
-        text = text if f"{text} ".startswith(self.prefix) else self.prefix + text
-        text = text if f" {text}".endswith(self.suffix) else text + self.suffix
-        return " ".join(text.split())
+        text, prefix, suffix = (" ".join(part.split()) for part in (text, self.prefix, self.suffix))
+        before = " " if self.prefix[-1:].isspace() else ""
+        behind = " " if self.suffix[:1].isspace() else ""
+        text = text if f"{text} ".startswith(prefix + before) else prefix + before + text
+        text = text if f" {text}".endswith(behind + suffix) else text + behind + suffix
+        return text.strip()
 
 
 def tags_of(caption: str) -> list[str]:
@@ -48,7 +51,7 @@ def tags_of(caption: str) -> list[str]:
     return [tag for part in caption.split(",") if (tag := part.strip())]
 
 
-def tags(captions: Iterable[str]) -> list[tuple[str, int]]:
-    """Tags with the number of captions that have them, the most frequent first, then by name."""
-    counts = Counter(tag for caption in captions for tag in dict.fromkeys(tags_of(caption)))
+def tags(pictures: Iterable[Iterable[str]]) -> list[tuple[str, int]]:
+    """Tags with the number of pictures that have them, the most frequent first, then by name; of each: its captions."""
+    counts = Counter(tag for said in pictures for tag in {t for caption in said for t in tags_of(caption)})
     return sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))

@@ -123,31 +123,51 @@ def write_lines(folder: Path, path: Path, lines: Sequence[str]) -> None:
     write_text(text, "\n".join(kept) + "\n")
 
 
-def write_all(folder: Path, path: Path, texts: Sequence[str]) -> None:
-    """Write a picture's captions in place of all it has: into its row, else as lines of NAME.txt.
+def contents_with(
+    folder: Path, said: Mapping[Path, Sequence[str]], pictures: Sequence[Path]
+) -> dict[Path, bytes]:
+    """What caption files hold once some of the pictures have these captions in place of all they had.
+
+    Each caption stays where it is: in its row, else in lines of NAME.txt. Nothing is written.
 
     Raises:
         UserError: as `write`.
     """
-    if sum(map(len, texts)) > LONGEST or any("\0" in text for text in texts):
-        raise UserError(f"captions of more than {LONGEST} characters, or with zero bytes")
+    from hyperbrush.ldm.data.captions import nfc
 
-    def told(row: Mapping[str, Any]) -> dict[str, Any]:
-        key = "caption" if "text" not in row else "text"
+    for texts in said.values():
+        if sum(map(len, texts)) > LONGEST or any("\0" in text for text in texts):
+            raise UserError(f"captions of more than {LONGEST} characters, or with zero bytes")
+    left = {place(folder, path): path for path in said}
+    found: dict[Path, bytes] = {}
+
+    def told(name: str, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        if name not in left:
+            return row
+        texts, key = said[left[name]], "caption" if "text" not in row else "text"
         return {**row, key: texts[0] if len(texts) == 1 else list(texts)}
 
-    if _in_rows(folder, path, told):
-        return
-    if place(folder, path) in _metadata(folder, [path]).alternatives:
-        write_rows(folder, {path: texts})
-    else:
-        write_text(text_of(path) or path.with_suffix(".txt"), "\n".join(texts) + "\n")
-
-
-def kept_in(folder: Path, path: Path) -> list[Path]:
-    """The files that a picture's caption may be written into, whether they are there or not."""
-    above = [p for p in path.parents if p == folder or folder in p.parents]
-    return [text_of(path) or path.with_suffix(".txt"), *(parent / METADATA for parent in above)]
+    done: set[str] = set()
+    for file in folder.rglob(METADATA):
+        content, names = _with_rows_changed(file.read_bytes(), place(folder, file.parent), told)
+        if names:
+            found[file] = content
+            done |= names
+    rest = [path for name, path in left.items() if name not in done]
+    elsewhere = _metadata(folder, pictures).alternatives if rest else {}
+    texts_of: dict[Path, dict[str, Path]] = {}
+    for path in rest:
+        texts = said[path]
+        if place(folder, path) in elsewhere:
+            file = path.parent / METADATA
+            before = found.get(file, file.read_bytes() if file.is_file() else b"")
+            found[file] = _with_rows(before, {place(path.parent, path): texts})
+            continue
+        if path.parent not in texts_of:
+            texts_of[path.parent] = _texts_in(path.parent)
+        file = texts_of[path.parent].get(nfc(path.stem), path.with_suffix(".txt"))
+        found[file] = "".join(f"{text}\n" for text in texts).encode()
+    return found
 
 
 def write_rows(folder: Path, said: Mapping[Path, Sequence[str]]) -> None:
@@ -161,13 +181,34 @@ def write_rows(folder: Path, said: Mapping[Path, Sequence[str]]) -> None:
         by_folder.setdefault(path.parent, {})[place(path.parent, path)] = texts
     for parent, rows in by_folder.items():
         file = parent / METADATA
-        before = file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n") if file.is_file() else []
-        lines = [line for line in before if line.strip() and _about(line) not in rows]
-        for name, texts in rows.items():
-            row = {"file_name": name, "text": texts[0] if len(texts) == 1 else list(texts)}
-            lines.append(json.dumps(row, ensure_ascii=False).encode())
+        content = _with_rows(file.read_bytes() if file.is_file() else b"", rows)
         with atomic_path(file) as temporary:
-            temporary.write_bytes(b"\n".join([*lines, b""]))
+            temporary.write_bytes(content)
+
+
+def _with_rows(before: bytes, rows: Mapping[str, Sequence[str]]) -> bytes:
+    """A metadata.jsonl with these rows, by the picture's name, in place of those that were about them."""
+    kept = before.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    lines = [line for line in kept if line.strip() and _about(line) not in rows]
+    for name, texts in rows.items():
+        lines.append(_line({"file_name": name, "text": texts[0] if len(texts) == 1 else list(texts)}))
+    return b"\n".join([*lines, b""])
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    """A row as JSON, readable unless it holds half a character."""
+    try:
+        return json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return json.dumps(row).encode()
+
+
+def _texts_in(folder: Path) -> dict[str, Path]:
+    """The text file of each name in a folder; see `text_of`."""
+    from hyperbrush.ldm.data.captions import TEXTS, nfc
+
+    found = [p for p in folder.iterdir() if p.suffix.lower() in TEXTS]
+    return {nfc(p.stem): p for p in sorted(found, key=lambda p: -TEXTS.index(p.suffix.lower()))}
 
 
 def _about(line: bytes) -> str:
@@ -209,30 +250,47 @@ def _in_rows(
     folder: Path, path: Path, change: Callable[[Mapping[str, Any]], Mapping[str, Any] | None]
 ) -> bool:
     """Change a picture's rows in the metadata files above it, the others to the byte as they were."""
-    from hyperbrush.ldm.data.captions import nfc
-
     name, changed = place(folder, path), False
     for parent in (path.parent, *path.parent.parents):
         file = parent / METADATA
         if file.is_file():
-            base = nfc(parent.relative_to(folder).as_posix())
-            lines, found = [], False
-            for line in file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"):
-                row = _row(line)
-                written = nfc(str(row.get("file_name", ""))).replace("\\", "/")
-                if row and posixpath.normpath(posixpath.join(base, written)) == name:
-                    found, new = True, change(row)
-                    if new is None:
-                        continue
-                    line = json.dumps(new, ensure_ascii=False).encode()
-                lines.append(line)
-            if found:
+            content, names = _with_rows_changed(
+                file.read_bytes(),
+                place(folder, parent),
+                lambda about, row: change(row) if about == name else row,
+            )
+            if names:
                 with atomic_path(file) as temporary:
-                    temporary.write_bytes(b"\n".join(lines))
+                    temporary.write_bytes(content)
                 changed = True
         if parent == folder:
             break
     return changed
+
+
+def _with_rows_changed(
+    content: bytes, base: str, change: Callable[[str, Mapping[str, Any]], Mapping[str, Any] | None]
+) -> tuple[bytes, set[str]]:
+    """A metadata.jsonl with some rows changed, the others to the byte as they were; and the pictures of those.
+
+    base: its folder within the dataset. change: gets a picture's name and row, and gives the row itself to leave it as
+    it is, another one, or None to take it out.
+    """
+    from hyperbrush.ldm.data.captions import nfc
+
+    lines, names = [], set()
+    for line in content.removeprefix(b"\xef\xbb\xbf").split(b"\n"):
+        if row := _row(line):
+            written = nfc(str(row.get("file_name", ""))).replace("\\", "/")
+            name = posixpath.normpath(posixpath.join(base, written))
+            new = change(name, row)
+            if new is not row:
+                names.add(name)
+                if new is None:
+                    continue
+                line = _line(new)
+        lines.append(line)
+    return b"\n".join(lines), names
 
 
 def _row(line: bytes) -> dict[str, Any]:

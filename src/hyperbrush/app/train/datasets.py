@@ -1,5 +1,6 @@
 """Training pictures: the folders in the workspace's `datasets`, what is put into them and taken out."""
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -43,6 +44,11 @@ class Picture:
     several: tuple[str, ...] = ()
     mask: int = 0
 
+    @property
+    def said(self) -> tuple[str, ...]:
+        """All its captions."""
+        return self.several or (self.caption,)
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
@@ -57,7 +63,9 @@ class CaptionChange:
     after: tuple[str, ...]
 
 
-CaptionFiles = dict[Path, bytes | None]  # caption files with what was in them; None: there was none
+CaptionFiles = dict[
+    Path, tuple[bytes | None, bytes]
+]  # what was in a caption file (None: there was none), and is
 
 
 class Datasets:
@@ -211,10 +219,9 @@ class Datasets:
         _, found = self.pictures(name)
         changes = []
         for picture in found:
-            before = picture.several or (picture.caption,)
-            after = tuple(map(edit.apply, before))
-            if after != before and not picture.problem:
-                changes.append(CaptionChange(picture.name, before, after))
+            after = tuple(map(edit.apply, picture.said))
+            if after != picture.said and not picture.problem:
+                changes.append(CaptionChange(picture.name, picture.said, after))
         return changes
 
     def edit_captions(self, name: str, edit: CaptionEdit) -> tuple[list[CaptionChange], CaptionFiles]:
@@ -225,24 +232,34 @@ class Datasets:
             UserError: a caption would be too long, or a file cannot be written.
         """
         with writing:
-            folder, changes = self.folder(name), self.caption_changes(name, edit)
-            paths = {captions.place(folder, path): path for path in self.files(name)}
-            before: CaptionFiles = {}
-            for change in changes:
-                for file in captions.kept_in(folder, paths[change.name]):
-                    before.setdefault(file, file.read_bytes() if file.is_file() else None)
+            folder, files = self.folder(name), self.files(name)
+            changes = self.caption_changes(name, edit)
+            paths = {captions.place(folder, path): path for path in files}
+            said = {paths[change.name]: change.after for change in changes}
+            after = captions.contents_with(folder, said, files)
+            kept = {file: (_content(file), content) for file, content in after.items()}
             try:
-                for change in changes:
-                    captions.write_all(folder, paths[change.name], change.after)
-            except (OSError, UserError):
-                _put_back(before)
+                for file, content in after.items():
+                    _put(file, content)
+            except BaseException:
+                for file, (before, _) in kept.items():
+                    with contextlib.suppress(OSError, UserError):
+                        _put(file, before)
                 raise
-        return changes, before
+        return changes, kept
 
-    def restore_captions(self, before: CaptionFiles) -> None:
-        """Undo `edit_captions`: its files as they were."""
+    def restore_captions(self, kept: CaptionFiles) -> None:
+        """Undo `edit_captions`: its files as they were.
+
+        Raises:
+            UserError: a caption was changed since, or a file cannot be written.
+        """
         with writing:
-            _put_back(before)
+            for file, (_, after) in kept.items():
+                if _content(file) != after:
+                    raise UserError(f"{file.name} was changed since: the captions stay as they are")
+            for file, (before, _) in kept.items():
+                _put(file, before)
 
     def remove(self, name: str, index: int, expected: str = "") -> TrashItem:
         """Put a picture with its caption and mask into the bin.
@@ -312,13 +329,16 @@ class Datasets:
         return thumbnail(self.workspace.state / "thumbnails", path, side, shown)
 
 
-def _put_back(before: CaptionFiles) -> None:
-    for file, content in before.items():
-        if content is None:
-            file.unlink(missing_ok=True)
-        else:
-            with atomic_path(file) as temporary:
-                temporary.write_bytes(content)
+def _content(file: Path) -> bytes | None:
+    return file.read_bytes() if file.is_file() else None
+
+
+def _put(file: Path, content: bytes | None) -> None:
+    if content is None:
+        file.unlink(missing_ok=True)
+        return
+    with atomic_path(file) as temporary:
+        temporary.write_bytes(content)
 
 
 def _masks_in(folders: Iterable[Path]) -> dict[tuple[Path, str], int]:

@@ -23,6 +23,7 @@ class AllCaptions:
 
     def __init__(self, t: Messages, datasets: Datasets, again: Callable[[], Awaitable[None]]) -> None:
         self.t, self.datasets, self.again = t, datasets, again
+        self.looks = 0
         self.name, self.done, self.dropped = "", "", set[str]()  # done: what the last change did
         with ui.expansion(t("train.all_captions"), icon="edit_note", on_value_change=self._look) as self.box:
             self.box.classes("more")
@@ -66,8 +67,12 @@ class AllCaptions:
         """Tags, and what would change."""
         if not self.name or not self.box.value:
             return
-        _, pictures = await run.io_bound(self.datasets.pictures, self.name) or (0, [])
-        found = tags(picture.caption for picture in pictures)
+        self.looks += 1
+        look, name = self.looks, self.name
+        _, pictures = await run.io_bound(self.datasets.pictures, name) or (0, [])
+        if look != self.looks:  # something was changed since, and is looked at
+            return
+        found = tags(picture.said for picture in pictures)
         self.tags.clear()
         with self.tags:
             for tag, count in found[:MOST_TAGS]:
@@ -75,7 +80,9 @@ class AllCaptions:
                 chip.props("no-caps dense " + ("color=primary" if tag in self.dropped else "outline"))
                 chip.props["aria-pressed"] = "true" if tag in self.dropped else "false"
         try:
-            changes = await in_thread(self.datasets.caption_changes, self.name, self._edit())
+            changes = await in_thread(self.datasets.caption_changes, name, self._edit())
+            if look != self.looks:
+                return
             text = self.t("train.captions_would_change", count=len(changes), total=len(pictures))
             self.done = ""
         except UserError:  # nothing is asked for yet
@@ -99,8 +106,12 @@ class AllCaptions:
         await self._look()
 
     async def _change(self) -> None:
+        self.button.set_enabled(False)  # the second click of two would change them once more
+        name = self.name
         with refusals():
-            changes, before = await in_thread(self.datasets.edit_captions, self.name, self._edit())
+            changes, before = await in_thread(self.datasets.edit_captions, name, self._edit())
+            if name != self.name:
+                return
             self._clear()
             self.done = self.t("train.captions_changed", count=len(changes))
             self._keep(before)

@@ -1,5 +1,6 @@
 """Trainings of other kinds than a hypernetwork's: their settings as YAML, checked while they are written."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -42,20 +43,24 @@ class OtherKinds:
         self.shown = ""  # the example, as long as nobody has changed it
 
     def _settings(self) -> dict[str, Any]:
+        from hyperbrush.ldm.util import parse_yaml
+
         try:
-            found = yaml.safe_load(self.text.value or "")
+            found = parse_yaml(self.text.value or "")
         except (yaml.YAMLError, RecursionError) as error:
             raise UserError(f"the settings are no YAML: {' '.join(str(error).split())}") from error
         if not isinstance(found, dict):
             raise UserError("the settings are no YAML: expected settings by name, one a line")
+        if found.get("kind") != self.kind.value:
+            raise UserError(f"the settings are of kind {found.get('kind')!r}, chosen is {self.kind.value!r}")
         return {**found, "name": str(self.name.value or "")}
 
     async def _example(self) -> None:
         """The example of a kind, in place of one that nobody has changed."""
         if (self.text.value or "") == self.shown:
-            model = self.site.workspace.preferences.model
-            data = self.dataset() or "FOLDER"
-            self.shown = EXAMPLES[str(self.kind.value)].format(data=data, model=model)
+            names = {"data": self.dataset() or "FOLDER", "model": self.site.workspace.preferences.model}
+            quoted = {key: json.dumps(name, ensure_ascii=False) for key, name in names.items()}
+            self.shown = EXAMPLES[str(self.kind.value)].format(**quoted)
             self.text.set_value(self.shown)
         await self._check()
 

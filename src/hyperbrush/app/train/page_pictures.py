@@ -79,6 +79,7 @@ class Pictures:
         await self.captions.show(name if total else "")
         self.gallery.clear()
         self.frames.clear()
+        self._frame()
         with self.gallery:
             if not name:
                 taking = f"/train?dataset={EXAMPLE}"

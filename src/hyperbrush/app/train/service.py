@@ -42,9 +42,7 @@ def run_config(workspace: Workspace, settings: Mapping[str, Any], presets: str =
     from hyperbrush.training.loop.settings import merge_settings
 
     _plain(settings)
-    for room in ("training", "network"):
-        if not isinstance(settings.get(room, {}), Mapping):
-            raise UserError(f"{room}: expected settings by name (got {settings[room]!r:.60})")
+    _rooms(settings)
     values = {"model": workspace.preferences.model, **settings}
     values["hypernetworks"] = str(workspace.folder("hypernetworks"))
     config = merge_settings(HypernetworkRun, None, values, first={"training": preset(presets)})
@@ -111,10 +109,10 @@ def kind_of(settings: Mapping[str, Any]) -> str:
     Raises:
         UserError: another kind.
     """
-    kind = settings.get("kind", HYPERNETWORK)
+    kind = str(settings.get("kind", HYPERNETWORK))
     if kind not in JOB_KINDS:
-        raise unknown_name("kind of training", str(kind), JOB_KINDS)
-    return str(kind)
+        raise unknown_name("kind of training", kind, JOB_KINDS)
+    return kind
 
 
 def start(site: "Site", request: TrainRequest) -> "Job":
@@ -156,7 +154,7 @@ def cloned(workspace: Workspace, config: Mapping[str, Any]) -> dict[str, Any]:
 
     if config.get("kind", "hypernetwork") != "hypernetwork":
         raise UserError(
-            f"this is the run of a {config.get('kind')!s:.40}; only hypernetworks are trained here"
+            f"this is the run of a {config.get('kind')!s:.40}; only settings of hypernetworks are cloned"
         )
     run = load_config(HypernetworkRun, dict(config))
     for folder in (*run.data, *run.validation):
@@ -206,6 +204,7 @@ def _name_and_config(workspace: Workspace, settings: Mapping[str, Any], presets:
 def _other(workspace: Workspace, settings: Mapping[str, Any]) -> tuple[str, Any]:
     """(name, settings) of a run that trains no hypernetwork."""
     _plain(settings)
+    _rooms(settings)
     name = plain_name(str(settings.get("name", "")), "run")
     rest = {key: value for key, value in settings.items() if key not in ("name", "kind")}
     return name, other_kinds.other_config(workspace, kind_of(settings), name, rest)
@@ -256,6 +255,13 @@ def _named(workspace: Workspace, path: str) -> str:
             return name
     place = Path(path)
     return place.relative_to(workspace.root).as_posix() if place.is_relative_to(workspace.root) else path
+
+
+def _rooms(settings: Mapping[str, Any]) -> None:
+    """What holds settings must not be a value, which would be taken for none."""
+    for room in ("training", "network"):
+        if not isinstance(settings.get(room, {}), Mapping):
+            raise UserError(f"{room}: expected settings by name (got {settings[room]!r:.60})")
 
 
 def _plain(settings: Mapping[str, Any]) -> None:

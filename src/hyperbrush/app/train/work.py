@@ -32,7 +32,10 @@ def hyper_train(context: JobContext) -> dict[str, Any]:
     from hyperbrush.training.loop.settings import read_settings
 
     run = _run(context)
-    return _carried_out(context, run, read_settings(GeneratorRun, run), train_generator)
+    config = read_settings(GeneratorRun, run)
+    return _carried_out(
+        context, run, config, train_generator, lambda _, last: {"max_steps": last, "max_epochs": None}
+    )
 
 
 def ldm_train(context: JobContext) -> dict[str, Any]:
@@ -47,8 +50,13 @@ def ldm_train(context: JobContext) -> dict[str, Any]:
         run,
         read_config(run / "config.yaml"),
         lambda *given, **how: _Folder(train_ldm(*given, **how), root),
-        length="steps",
+        ends_at=_ldm_ends_at,
     )
+
+
+def _ldm_ends_at(training: Any, last: int) -> dict[str, Any]:
+    warmup = min(training.optimizer.warmup_steps, last // 2)  # a schedule wants steps behind it
+    return {"steps": last, "optimizer": training.optimizer.model_copy(update={"warmup_steps": warmup})}
 
 
 @dataclass(frozen=True)
@@ -101,9 +109,13 @@ def preflight(context: JobContext) -> dict[str, Any]:
 
 
 def _carried_out(
-    context: JobContext, run: Path, config: Any, do: Callable[..., Any], length: str = "max_steps"
+    context: JobContext,
+    run: Path,
+    config: Any,
+    do: Callable[..., Any],
+    ends_at: Callable[[Any, int], dict[str, Any]] = lambda training, last: {"max_steps": last},
 ) -> dict[str, Any]:
-    """length: the setting that says how many steps there are."""
+    """ends_at: settings of a training that ends at a step, in place of its own."""
     from hyperbrush.training.loop.trainer import Interrupted
 
     _place(context)
@@ -124,7 +136,7 @@ def _carried_out(
             f"run {run.name!r} has learned too little to keep: it has no figures yet; train it on"
         )
     # The settings on the disk stay as they were, so that the run can still go on to its end.
-    training = config.training.model_copy(update={length: last})
+    training = config.training.model_copy(update=ends_at(config.training, last))
     ended = do(
         config.model_copy(update={"training": training}), run, resume=True, on_prepare=_stages(context)
     )
