@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from forked import hyperbrush
+from PIL import Image
 
 PROGRAM = [sys.executable, "-m", "hyperbrush"]
 
@@ -68,6 +69,16 @@ def test_what_to_try_next_is_for_a_terminal_alone(tmp_path: Path) -> None:
     (tmp_path / "models/hypernetworks").mkdir(parents=True)
     assert "try: hyperbrush demo" in on_a_terminal("list", cwd=tmp_path)
     assert "try:" not in hyperbrush("list", cwd=tmp_path).stderr
+
+
+def test_a_plan_ends_with_the_command_that_carries_it_out(tmp_path: Path) -> None:
+    (tmp_path / "red cat").mkdir()
+    for number in range(3):
+        Image.new("RGB", (64, 64), "red").save(tmp_path / f"red cat/{number}.png")
+    words = ["train", "--data", "red cat", "--name", "mine", "--steps", 4]
+    shown = on_a_terminal(*words, "--dry-run", cwd=tmp_path, COLUMNS="200")
+    assert "try: hyperbrush train --data 'red cat' --name mine --steps 4\x1b" in shown
+    assert "try:" not in hyperbrush(*words, "--dry-run", cwd=tmp_path).stderr
 
 
 def test_names_of_the_library_and_files_are_completed(tmp_path: Path) -> None:

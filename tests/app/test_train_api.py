@@ -753,6 +753,28 @@ class TestOtherKinds:
         app.call("/api/v1/preferences", {"model": "emoji"}, method="PATCH")
         assert app.call(f"/api/v1/jobs/{job['id']}")["error"] == ""
 
+    def test_finishing_keeps_what_a_model_learned(self, app: Any, colours: str) -> None:
+        """Also where its warm-up was to be longer than that."""
+        optimizer = {"schedule": "cosine", "warmup_steps": 500}
+        training = {
+            "steps": 5000,
+            "batch_size": 2,
+            "checkpoint_every": 1,
+            "log_every": 1,
+            "optimizer": optimizer,
+        }
+        settings = {"kind": "first_stage", "name": "own-short", "data": {"size": 16, "folders": [colours]}}
+        settings |= {"model": {"channels": [8, 16], "latent_dim": 2}, "training": training}
+        app.call("/api/v1/trainings", {"settings": settings})
+        run = "/api/v1/runs/own-short"
+        until(lambda: max(app.call(run)["checkpoints"], default=0) >= 2, 60)
+        app.call(f"{run}/finish", {})
+        until(lambda: app.call(run)["state"] in ("done", "failed"), 60)
+        found = app.call(run)
+        assert (found["state"], found["error"]) == ("done", "")
+        assert max(found["checkpoints"]) < 5000
+        assert (app.root / "runs/own-short/first_stage/config.json").is_file()
+
     def test_a_generator(self, app: Any) -> None:
         for style, colour in (("warm", "red"), ("cold", "blue"), ("dark", "black")):
             folder = app.root / "datasets/looks" / style

@@ -59,6 +59,11 @@ def suggest(command: str) -> None:
         err.print(told(f"try: {command}"), style="dim")
 
 
+def suggest_without(option: str) -> None:
+    """The same command without an option that only tried it."""
+    suggest(shlex.join(["hyperbrush", *(word for word in sys.argv[1:] if word != option)]))
+
+
 def show_page(path: Path) -> None:
     """Open a page or picture in the browser, where a person sits before a screen."""
     import webbrowser

@@ -77,6 +77,7 @@ def ldm_train(
 
         done = step_to_go_on_from(folder, at) if resume is not None else 0
         console.done(plan_ldm(settings, done=done).text())
+        console.suggest_without("--dry-run")
         return
 
     def trained(**listeners: Any) -> str:

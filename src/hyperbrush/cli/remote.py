@@ -133,6 +133,7 @@ def train(config: "HypernetworkRun", given: Mapping[str, Any], server: Server, *
     if dry_run:
         job = follow(server, server.ask("POST", "/plans", json=request)["id"], config.name)
         console.done(str(job["result"]["text"]))
+        console.suggest_without("--dry-run")
         return
     started = server.ask("POST", "/trainings", json=request)
     page = f"{server.url}/runs/{quote(started['run'])}"

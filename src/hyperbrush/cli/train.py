@@ -180,6 +180,7 @@ def _try_out(
 
     if dry_run:
         console.done(plan(config, done=step_to_go_on_from(run, at) if resume else 0).text())
+        console.suggest_without("--dry-run")
     if batch:
         with console.preparing_bar() as on_prepare:
             size = suggest_batch_size(config, run, on_prepare)
@@ -266,3 +267,9 @@ def evaluate(
         condition_folder=condition_folder,
     ):
         console.done(line)
+    name = shlex.quote(Path(hypernetwork).stem)
+    console.suggest(
+        f'hyperbrush compare "cat face" --x strength=0,0.5,1 --y hypernet={name}'
+        if hypernetwork
+        else f"hyperbrush train --model {shlex.quote(model)} --data PICTURES --name mine"
+    )
