@@ -181,7 +181,7 @@ SETS = {
     "flat-color-icons": IconSet("flat-color-icons", role="unseen"),
 }
 
-RARE = 0.2  # weight of a picture whose name is rare (icons.py) beside one of a common name
+RARE = 0.12  # weight of a picture whose name is rare (icons.py) beside one of a common name
 VALIDATED = ("noto", "twemoji", "fluent-3d", "ph-fill", "ph-thin", "mdi", "game-icons")
 
 

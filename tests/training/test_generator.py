@@ -210,6 +210,24 @@ def test_resume_is_exact(emoji, world: Path, tmp_path: Path, unchanged: torch.Te
     assert torch.equal(unchanged, train(tmp_path / "parts", resume=True))
 
 
+def test_another_generator_is_gone_on_from(emoji, world: Path, tmp_path: Path) -> None:
+    first = trained(emoji, run_of(world, tmp_path), tmp_path / "first")
+    own = run_of(world, tmp_path, max_steps=1, learning_rate=1e-9, ema_decay=None)
+    own.start_from, own.network = (
+        str(tmp_path / "first/maker.safetensors"),
+        GeneratorRun.model_fields["network"].default,
+    )
+    shutil.rmtree(tmp_path / "generators")
+    second = trained(emoji, own, tmp_path / "second")
+    assert torch.allclose(first, second, atol=1e-6)  # one step at next to no rate
+    assert not torch.equal(first, second)
+    shutil.rmtree(tmp_path / "generators")
+    own.training.learning_rate, own.training.max_steps = 1e-3, 3
+    assert not torch.allclose(first, trained(emoji, own, tmp_path / "third"), atol=1e-4)
+    with pytest.raises(UserError, match="start_from brings its own network"):
+        configured_generator(name="x", data="y", start_from="z", settings=["rank=2"])
+
+
 def test_reconstruction_of_finished_adapters(emoji, world: Path, tmp_path: Path) -> None:
     import shutil
 

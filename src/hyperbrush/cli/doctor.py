@@ -57,4 +57,7 @@ def doctor(
         console.note("no hypernetwork files were looked at: give --hypernetworks DIR or --file FILE")
     if found.wrong or (file and found.of_other_models):
         raise typer.Exit(2 if found.files_alone else 1)
-    console.suggest("hyperbrush list" if files else "hyperbrush demo")
+    if files:
+        console.suggest("hyperbrush list")
+    else:
+        console.suggest("hyperbrush demo")

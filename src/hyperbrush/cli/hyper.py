@@ -39,6 +39,12 @@ def hyper_train(
         Path | None, typer.Option(help="Folder of held-out styles; else a tenth of the data's.")
     ] = None,
     model: BaseModel = "",
+    start_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="Go on from this generator, such as one for the model's earlier weights."
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
     learning_rate: LearningRate = None,
     batch_size: Annotated[int | None, typer.Option(help="Target pictures per step.")] = None,
@@ -64,6 +70,7 @@ def hyper_train(
         "data": str(data) if data else "",
         "validation": str(validation) if validation else "",
         "model": model,
+        "start_from": str(start_from) if start_from else "",
     }
     changed = False
     if resume is not None:

@@ -67,6 +67,8 @@ def _generator(workspace: Workspace, name: str, settings: Mapping[str, Any]) -> 
     config.data = str(places.pictures(workspace, config.data))
     if config.validation:
         config.validation = str(places.pictures(workspace, config.validation))
+    if config.start_from:
+        config.start_from = str(places.inside(workspace, config.start_from))
     config.model = places.model(workspace, config.model)
     return config
 

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from hyperbrush.errors import UserError
 from hyperbrush.files import check_place
@@ -39,8 +39,17 @@ class GeneratorRun(Strict):
         "emoji", description="emoji, a diffusers folder, a single-file checkpoint or a hub id"
     )
     generators: Place = Field("models/generators", description="folder the finished file goes to")
+    start_from: Place = Field(
+        "", description="go on from this generator, such as one for the model's earlier weights"
+    )
     network: GeneratorNetwork = GeneratorNetwork()
     training: GeneratorConfig = GeneratorConfig()
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if self.start_from and self.network != GeneratorNetwork():
+            raise ValueError("start_from brings its own network; leave the settings of 'network' out")
+        return self
 
 
 def configured_generator(
@@ -120,12 +129,9 @@ def train_generator(
     with opened_run(run, resume=resume, at=at):
         opened = model or prepared(run, lambda: open_model(config.model, config.training), should_stop)
         config.training.check_model(opened)
-        torch.manual_seed(keyed_seed(config.training.seed, "initialisation"))
-        target = TargetNetwork(opened, tuple(config.network.target_layers))
+        net = _begun(config, opened)
         if is_main() and not resume:
             write_settings(config, run)
-        settings = config.network.model_dump()
-        net = Hypernetwork(target=target, name=config.name, condition_dropout=0.0, **settings)
         trainer = HypernetworkTrainer(
             net,
             config.training,
@@ -149,3 +155,19 @@ def train_generator(
         if is_main():
             keep_result(result, net.save, f"hyperbrush hyper train --resume {run} -s generators=FOLDER")
         return result
+
+
+def _begun(config: GeneratorRun, model: LatentDiffusion) -> Hypernetwork:
+    """The generator that is trained, as it is before the first step.
+
+    Raises:
+        UserError: the one to go on from cannot be read, or is for another model.
+    """
+    if config.start_from:
+        net = Hypernetwork.load(config.start_from, model)
+        net.name, net.settings = config.name, replace(net.settings, condition_dropout=0.0)
+        return net
+    torch.manual_seed(keyed_seed(config.training.seed, "initialisation"))
+    target = TargetNetwork(model, tuple(config.network.target_layers))
+    settings = config.network.model_dump()
+    return Hypernetwork(target=target, name=config.name, condition_dropout=0.0, **settings)
