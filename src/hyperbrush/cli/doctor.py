@@ -57,7 +57,10 @@ def doctor(
         console.note("no hypernetwork files were looked at: give --hypernetworks DIR or --file FILE")
     if found.wrong or (file and found.of_other_models):
         raise typer.Exit(2 if found.files_alone else 1)
-    if files:
-        console.suggest("hyperbrush list")
-    else:
-        console.suggest("hyperbrush demo")
+    _suggest(bool(files))
+
+
+def _suggest(looked_at: bool) -> None:
+    from hyperbrush.cli import console
+
+    console.suggest("hyperbrush list" if looked_at else "hyperbrush demo")
