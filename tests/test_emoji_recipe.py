@@ -109,7 +109,7 @@ def test_folders_are_what_a_training_reads(open_part: Open, tmp_path: Path) -> N
         f"{tmp_path.as_posix()}/{key}/held_out" for key in sets.VALIDATED
     }
     noto, thin, rare = found["folders"]
-    assert (noto["share"], thin["share"], rare["share"]) == (8, 3, 0.3), "pictures by their weight"
+    assert (noto["share"], thin["share"], rare["share"]) == (8, 3, 0.2), "pictures by their weight"
     assert "append" not in noto
     assert thin["append"] == {
         "thin line [filewords]": 3.0,

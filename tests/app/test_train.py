@@ -184,7 +184,7 @@ def test_all_captions_are_changed_at_once_and_back(app: Any, train: Open) -> Non
     page.get_by_label("Put before").fill("ink, ")
     page.get_by_role("button", name="blurry 1").click()
     page.get_by_text("2 of 2 captions change:").wait_for()
-    page.get_by_text("kitty, blurry → ink, kitty").wait_for()
+    page.get_by_text("kitty, blurry → ink, kitty", exact=True).wait_for()
     assert not findings(page)
     page.get_by_role("button", name="Change captions").click()
     page.get_by_text("Captions changed: 2").wait_for()
@@ -196,10 +196,10 @@ def test_all_captions_are_changed_at_once_and_back(app: Any, train: Open) -> Non
 
 
 def test_captions_of_every_kind_are_taken_or_refused_by_name(app: Any, train: Open) -> None:
-    make(app, "page-captions")
+    make(app, "page-kinds")
     page = train()
-    choose(page, "Folder of pictures", "page-captions")
-    page.get_by_text("Drop more pictures for page-captions").wait_for()
+    choose(page, "Folder of pictures", "page-kinds")
+    page.get_by_text("Drop more pictures for page-kinds").wait_for()
     rows = "\n".join(
         ['{"file_name": "blue.png", "text": "of the rows"}', '{"file_name": "none.png", "text": "x"}']
     )
@@ -395,7 +395,7 @@ def test_a_diffusion_model_is_trained_from_its_settings(app: Any, train: Open) -
     page.wait_for_function("document.querySelector('.yaml textarea').value.includes('page-other')")
     begin = page.get_by_role("button", name="Start training").last
     assert begin.is_disabled()  # it has no name
-    page.get_by_label("Name", exact=True).last.fill("page-model")
+    page.get_by_label("Name of the run").fill("page-model")
     text.fill("kind: diffusion\nstart_from: emoji\nstepz: 1\ndata: {folders: [page-other]}\n")
     page.get_by_text("stepz").last.wait_for()
     short = "training: {steps: 1, batch_size: 2}"

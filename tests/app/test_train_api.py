@@ -667,19 +667,19 @@ class TestAllCaptions:
         assert CaptionEdit(**edit).apply(once) == once
         assert CaptionEdit(**edit).apply("") == "".join(edit.values()).strip()
 
-    def test_ten_thousand_at_once(self, tmp_path: Path) -> None:
+    def test_thousands_at_once(self, tmp_path: Path) -> None:
         datasets = Datasets(Workspace(tmp_path))
         folder = datasets.folder(datasets.create("many"))
-        rows = [json.dumps({"file_name": f"{i}.png", "text": f"thing {i}"}) for i in range(5000)]
+        rows = [json.dumps({"file_name": f"{i}.png", "text": f"thing {i}"}) for i in range(1000)]
         (folder / "metadata.jsonl").write_text("\n".join(rows) + "\n")
-        for i in range(10_000):
+        for i in range(2000):
             (folder / f"{i}.png").write_bytes(b"x")
         changes, _ = datasets.edit_captions("many", CaptionEdit(prefix="ink "))
-        assert len(changes) == 10_000
+        assert len(changes) == 2000
         assert (
-            json.loads((folder / "metadata.jsonl").read_text().splitlines()[4999])["text"] == "ink thing 4999"
+            json.loads((folder / "metadata.jsonl").read_text().splitlines()[999])["text"] == "ink thing 999"
         )
-        assert (folder / "9999.txt").read_text() == "ink 9999\n"
+        assert (folder / "1999.txt").read_text() == "ink 1999\n"
 
     def test_all_or_none(self, tmp_path: Path) -> None:
         datasets, folder = self.made(tmp_path)

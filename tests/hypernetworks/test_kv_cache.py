@@ -247,8 +247,9 @@ def test_sites_share_a_training_step(
         apart = _trained(unet, hn, context)
         assert counts["networks"] == 4 + 2 * 7
     assert not torch.equal(changed[name], shared[name])
+    scale = max(float(gradient.abs().max()) for gradient in apart.values())
     for name, gradient in apart.items():
-        torch.testing.assert_close(shared[name], gradient, rtol=1e-4, atol=1e-9)
+        torch.testing.assert_close(shared[name], gradient, rtol=1e-4, atol=1e-6 * scale)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

@@ -86,7 +86,7 @@ def test_a_step_is_the_pipelines_own(name: str, monkeypatch: pytest.MonkeyPatch)
     for output, t, sample in steps:
         x = unpacked(pipe, sample)
         ours = model.diffusion(x.expand(2, -1, -1, -1), t.expand(2), **told)[:1]
-        torch.testing.assert_close(ours, unpacked(pipe, output), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours, unpacked(pipe, output), rtol=1e-4, atol=5e-5)
 
 
 @FAMILY

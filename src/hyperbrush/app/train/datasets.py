@@ -63,9 +63,8 @@ class CaptionChange:
     after: tuple[str, ...]
 
 
-CaptionFiles = dict[
-    Path, tuple[bytes | None, bytes]
-]  # what was in a caption file (None: there was none), and is
+# What was in each caption file (None: there was none), and what is in it now.
+CaptionFiles = dict[Path, tuple[bytes | None, bytes]]
 
 
 class Datasets:
@@ -337,7 +336,7 @@ def _put(file: Path, content: bytes | None) -> None:
     if content is None:
         file.unlink(missing_ok=True)
         return
-    with atomic_path(file) as temporary:
+    with atomic_path(file, sync=False) as temporary:  # there may be thousands
         temporary.write_bytes(content)
 
 

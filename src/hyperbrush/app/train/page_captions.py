@@ -24,6 +24,8 @@ class AllCaptions:
     def __init__(self, t: Messages, datasets: Datasets, again: Callable[[], Awaitable[None]]) -> None:
         self.t, self.datasets, self.again = t, datasets, again
         self.looks = 0
+        self.found: list[tuple[str, int]] = []
+        self.chips: dict[str, ui.button] = {}
         self.name, self.done, self.dropped = "", "", set[str]()  # done: what the last change did
         with ui.expansion(t("train.all_captions"), icon="edit_note", on_value_change=self._look) as self.box:
             self.box.classes("more")
@@ -72,13 +74,7 @@ class AllCaptions:
         _, pictures = await run.io_bound(self.datasets.pictures, name) or (0, [])
         if look != self.looks:  # something was changed since, and is looked at
             return
-        found = tags(picture.said for picture in pictures)
-        self.tags.clear()
-        with self.tags:
-            for tag, count in found[:MOST_TAGS]:
-                chip = ui.button(f"{tag} {count}", on_click=lambda tag=tag: self._turn(tag))
-                chip.props("no-caps dense " + ("color=primary" if tag in self.dropped else "outline"))
-                chip.props["aria-pressed"] = "true" if tag in self.dropped else "false"
+        self._show_tags(tags(picture.said for picture in pictures)[:MOST_TAGS])
         try:
             changes = await in_thread(self.datasets.caption_changes, name, self._edit())
             if look != self.looks:
@@ -88,6 +84,20 @@ class AllCaptions:
         except UserError:  # nothing is asked for yet
             changes, text = [], self.done or self.t("train.caption_help")
         self._tell(text, changes)
+
+    def _show_tags(self, found: list[tuple[str, int]]) -> None:
+        """The tags to choose from; made anew only where others are there, or a click would miss what it was meant for."""
+        if found != self.found:
+            self.found, self.chips = found, {}
+            self.tags.clear()
+            with self.tags:
+                for tag, count in found:
+                    chip = ui.button(f"{tag} {count}", on_click=lambda tag=tag: self._turn(tag))
+                    self.chips[tag] = chip.props("no-caps dense")
+        for tag, chip in self.chips.items():
+            chosen = tag in self.dropped
+            chip.props(remove="outline") if chosen else chip.props("outline")
+            chip.props["aria-pressed"] = str(chosen).lower()
 
     def _tell(self, text: str, changes: list[CaptionChange]) -> None:
         self.told.set_text(text)

@@ -33,7 +33,7 @@ class OtherKinds:
                 self.kind = ui.select(
                     kinds, value="diffusion", label=t("train.other_kind"), on_change=self._example
                 )
-                self.name = ui.input(t("train.name"), on_change=self._check)
+                self.name = ui.input(t("train.run_name"), on_change=self._check)
                 for field in (self.kind, self.name):
                     field.props("outlined dense").classes("grow")
             self.text = ui.textarea(t("train.other_settings"), on_change=self._check)
