@@ -39,6 +39,7 @@ from hyperbrush.training.loop.run_folder import opened_run
 from hyperbrush.training.loop.settings import write_settings
 from hyperbrush.training.loop.trainer import Trainer
 
+PLAIN_ATTENTION = 32  # side of a latent map up to which attention is computed plainly on the CPU
 SCALE = "scale.json"  # in a run folder
 CLASSES = "classes.json"  # in a run folder
 MADE_FROM = "made_from.txt"  # in a run's tokenizer: the digest of what it was trained on
@@ -323,10 +324,11 @@ def denoising_objective(
         model.unet.enable_gradient_checkpointing()  # type: ignore[operator]
     if training.channels_last:
         model.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if join().type == "cpu" and isinstance(model.unet, UNet2DConditionModel):
-        model.unet.set_attn_processor(
-            AttnProcessor()
-        )  # torch's own attention steps back a third slower there
+    size = config.data.size
+    side = (size if isinstance(size, int) else max(size)) // model.downsampling
+    # On the CPU torch's own attention is slower backward; of larger maps the plain one would fill the memory.
+    if join().type == "cpu" and side <= PLAIN_ATTENTION and isinstance(model.unet, UNet2DConditionModel):
+        model.unet.set_attn_processor(AttnProcessor())
     return DenoisingObjective(
         model,
         train,
