@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo app test test-all test-older site wheel lint format clean
+.PHONY: demo app test test-all test-older test-oldest site wheel lint format clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -30,6 +30,16 @@ test-older: $(STAMP)
 		transformers==4.49.0 diffusers==0.32.2 huggingface-hub==0.29.3 tokenizers==0.21.1 requests tqdm
 	$(BIN)/python tests/older/check.py save .older
 	PYTHONPATH=.older $(BIN)/python tests/older/check.py compare .older
+
+# The whole suite with the oldest versions that pyproject.toml allows, in .oldest; torch alone is the pinned one.
+test-oldest: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	test -d .oldest || $(BIN)/python -m venv --without-pip .oldest
+	$(BIN)/python -m pip download --quiet --no-deps --dest .oldest/wheels torch==2.13.0
+	echo torch==2.13.0 > .oldest/torch.txt
+	$(BIN)/uv pip install --quiet --python .oldest --find-links .oldest/wheels --resolution lowest-direct \
+		--override .oldest/torch.txt -e '.[dev,recipe]'
+	.oldest/bin/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 # The docs as a site, in site/.
 site: $(STAMP)

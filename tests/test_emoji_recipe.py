@@ -158,7 +158,7 @@ def test_things_of_every_day_are_linked_to_be_seen_more_often(open_part: Open, t
     assert [json.loads(line) for line in linked] == [rows[0], rows[2]]
     assert (folder / "everyday/cat.png").samefile(folder / "train/cat.png")
     train, everyday = sets.folders(tmp_path)["folders"]
-    assert (train["share"], everyday["share"]) == (24, 24), "two of three pictures, half as much again"
+    assert (train["share"], everyday["share"]) == (24, 64), "two of three pictures, four times as much again"
     assert everyday["path"] == f"{tmp_path.as_posix()}/noto/everyday"
 
 

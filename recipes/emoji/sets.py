@@ -182,7 +182,7 @@ SETS = {
 }
 
 RARE = 0.12  # weight of a picture whose name is rare (icons.py) beside one of a common name
-EVERYDAY = 1.5  # what is added for a picture whose name is one of every day
+EVERYDAY = 4.0  # what is added for a picture whose name is one of every day: two examples in three show one
 VALIDATED = ("noto", "twemoji", "fluent-3d", "ph-fill", "ph-thin", "mdi", "game-icons")
 
 

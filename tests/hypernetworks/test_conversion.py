@@ -213,7 +213,8 @@ def test_a_plain_pipeline_draws_the_same_picture(
     if form == "peft":
         opened_by_library(pipe.unet, found, tmp_path)
     else:
-        pipe.load_lora_weights(found.state.save(tmp_path / "lora.safetensors"))
+        found.state.save(tmp_path / "lora.safetensors")
+        pipe.load_lora_weights(tmp_path, weight_name="lora.safetensors")
     assert error(draw(), exact) < 1e-5
     if form == "diffusers":
         pipe.unload_lora_weights()

@@ -135,7 +135,7 @@ def _suggest(path: Path, target: str) -> None:
     uses = {
         "webui": f"<hypernet:{path.stem}:1>, {path.name} in the webui's models/hypernetworks",
         "comfyui": f"Load Hypernetwork, {path.name} in ComfyUI's models/hypernetworks",
-        "lora-diffusers": f"pipe.load_lora_weights({str(path)!r})",
+        "lora-diffusers": f"pipe.load_lora_weights({str(path.parent)!r}, weight_name={path.name!r})",
         "lora-peft": f"PeftModel.from_pretrained(pipe.unet, {str(path)!r})",
         "lora-kohya": f"<lora:{path.stem}:1>, {path.name} in the webui's models/Lora",
     }

@@ -66,7 +66,8 @@ def test_generate_apply_export(
     with target.apply_weights(weights, strength=0.8):
         out = draw(pipe)
     assert not torch.allclose(out, bare, atol=1e-3)
-    pipe.load_lora_weights(weights.save(tmp_path / "ink.safetensors", "lora-diffusers"))
+    weights.save(tmp_path / "ink.safetensors", "lora-diffusers")
+    pipe.load_lora_weights(tmp_path, weight_name="ink.safetensors")
     assert torch.allclose(draw(pipe, cross_attention_kwargs={"scale": 0.8}), out, atol=1e-4)
 
 
