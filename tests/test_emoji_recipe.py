@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
 from hyperbrush.ldm.models import LatentDiffusion
 
@@ -369,3 +370,51 @@ def test_the_demos_pictures_are_known_names_and_none_that_it_shows(open_part: Op
     first = sorted(train)
     style.main(tmp_path, tmp_path / "style")
     assert sorted(p.stem for p in (tmp_path / "style/train").iterdir()) == first, "always the same"
+
+
+def test_what_goes_to_a_gpu_comes_back_trained(
+    open_part: Open, make_tiny: Callable[..., LatentDiffusion], tmp_path: Path
+) -> None:
+    on_gpu = open_part("on_gpu")
+    work, pack, out = tmp_path / "work", tmp_path / "pack", tmp_path / "out"
+    model = make_tiny()
+    model.save_pretrained(work / "start")
+    folders = []
+    for key, colour, append in (
+        ("noto", "red", None),
+        ("thin", "black", {"thin [filewords]": 3.0, ", thin": 1.0}),
+    ):
+        for split in ("train", "everyday"):
+            folder = work / "icons" / key / split
+            folder.mkdir(parents=True)
+            names = ("cat", "key") if split == "train" else ("key",)
+            for name in names:
+                Image.new("RGB", (64, 64), colour).save(folder / f"{name}.png")
+            rows = [{"file_name": f"{name}.png", "text": [name, f"other {name}"]} for name in names]
+            (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            folders.append({"path": folder.as_posix(), "share": 6.0} | ({"append": append} if append else {}))
+    (work / "diffusion.yaml").write_text(yaml.safe_dump({"data": {"folders": folders}}, sort_keys=False))
+    on_gpu.pack(work, pack)
+    table = load_file(pack / "data.safetensors")
+    assert table["weights"].tolist() == [3, 9, 3, 9], "a thing of every day is seen in both its folders"
+    assert table["first"].tolist() == [0, 2, 4, 8, 12]
+    said = [model.tokenizer.decode(row, skip_special_tokens=True).strip() for row in table["ids"].tolist()]
+    assert said[4:8] == ["thin cat", "cat , thin", "thin other cat", "other cat , thin"]
+    torch.testing.assert_close(table["chances"][4:8], torch.tensor([0.6375, 0.2125, 0.1125, 0.0375]))
+    first = model.encode(torch.full((1, 3, 64, 64), -1.0))  # a black key
+    torch.testing.assert_close(
+        table["latents"][3] * on_gpu.STEP, first[0], atol=on_gpu.STEP / 2 + 1e-4, rtol=0
+    )
+
+    def weights_after(minutes: float) -> dict[str, torch.Tensor]:
+        on_gpu.train(pack, out, minutes, 4, 1e-2, 2.5, "cpu")
+        on_gpu.unpack(work / "start", out, tmp_path / "model")
+        return LatentDiffusion.from_pretrained(tmp_path / "model").unet.state_dict()
+
+    for name, value in weights_after(0.0).items():
+        before = model.unet.state_dict()[name]
+        torch.testing.assert_close(value, before, atol=0.005 * float(before.abs().max()) + 1e-3, rtol=0)
+    assert any(
+        not torch.allclose(v, model.unet.state_dict()[k], atol=0.01) for k, v in weights_after(0.02).items()
+    )
+    assert json.loads((out / "log.jsonl").read_text().splitlines()[0])["pictures"] == 4
