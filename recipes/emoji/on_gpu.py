@@ -194,7 +194,8 @@ def train(
             written = time.monotonic()
             _write(both, weights, average, out)
     _write(both, weights, average, out)
-    print(f"{step} steps of {batch} in {minutes} minutes: {step * batch / (60 * minutes):.0f} pictures/s")
+    seconds = time.monotonic() - begun
+    print(f"{step} steps of {batch} in {seconds:.0f} s: {step * batch / seconds:.0f} pictures/s")
 
 
 def _write(both: torch.nn.Module, weights: list[Tensor], average: list[Tensor], out: Path) -> None:
