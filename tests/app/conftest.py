@@ -9,6 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # the helpers beside this file
 from running import ARGUMENTS, CHROMIUM, App
+from train_helpers import png, put
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # tests run beside each other
 
@@ -26,6 +27,14 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     running = App(tmp_path_factory.mktemp("workspace"), environment=ONE_THREAD).start()
     yield running
     running.end()
+
+
+@pytest.fixture(scope="session")
+def colours(app: App) -> str:
+    """A dataset of four pictures for the tests that leave it as it is."""
+    app.call("/api/v1/datasets", {"name": "api-colours"})
+    put(app, "api-colours", [(f"{c} square.png", png(c)) for c in ("red", "green", "blue", "gold")])
+    return "api-colours"
 
 
 @pytest.fixture
