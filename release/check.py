@@ -1,7 +1,7 @@
 """Build the wheel and the sdist, install the wheel where nothing else is, and see a first picture.
 
     python release/check.py                    # a new environment, by venv and pip
-    python release/check.py --uvx              # by uvx instead, as a person would try it
+    python release/check.py --by uvx           # or pipx, as a person would try it
     python release/check.py --tag v0.2.0       # the tag, the version and the changelog agree too
 
 Prints what it did, and the seconds from nothing to the first picture.
@@ -51,6 +51,17 @@ def check_tag(tag: str) -> None:
         sys.exit(f"the tag is {tag}, the version {version}, the changelog's newest release {newest}")
 
 
+def by_pip(wheel: Path, constraints: Path, place: Path, folder: Path) -> Path:
+    """Installed into a new environment in ``place``, and run from ``folder``; the program there."""
+    venv.create(place, with_pip=True)
+    programs = place / ("Scripts" if os.name == "nt" else "bin")
+    pip = (programs / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    run(*pip, "-c", constraints, f"{wheel}[app]")
+    shown = run(programs / "python", "-c", "import hyperbrush; print(hyperbrush.__file__)", cwd=folder)
+    assert str(place.parent) in shown, f"the source tree was used: {shown}"
+    return programs / "hyperbrush"
+
+
 def first_picture(command: list[object], folder: Path) -> None:
     """A short demo, as the first thing that a person tries."""
     run(*command, "demo", "--quick", "--no-open", "--out", "demo", cwd=folder)
@@ -82,7 +93,10 @@ def main() -> None:
     """Each check in turn."""
     parser = argparse.ArgumentParser(description=str(__doc__), formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument(
-        "--uvx", action="store_true", help="uvx, which must be installed, instead of venv and pip"
+        "--by",
+        choices=("pip", "uvx", "pipx"),
+        default="pip",
+        help="what installs it; uvx, pipx: must be there",
     )
     parser.add_argument("--tag", default="", help="of the release")
     parser.add_argument("--dist", type=Path, help="keep the built files here")
@@ -96,34 +110,13 @@ def main() -> None:
         begin = time.monotonic()
         constraints = ROOT / "constraints.txt"
         command: list[object]
-        if given.uvx:
-            command = [
-                "uvx",
-                "--constraints",
-                constraints,
-                "--from",
-                f"hyperbrush[app] @ {wheel.as_uri()}",
-                "hyperbrush",
-            ]
+        if given.by == "uvx":
+            found = f"hyperbrush[app] @ {wheel.as_uri()}"
+            command = ["uvx", "--constraints", constraints, "--from", found, "hyperbrush"]
+        elif given.by == "pipx":
+            command = ["pipx", "run", "--spec", f"{wheel}[app]", f"--pip-args=-c {constraints}", "hyperbrush"]
         else:
-            venv.create(Path(place) / "venv", with_pip=True)
-            programs = Path(place) / "venv" / ("Scripts" if os.name == "nt" else "bin")
-            run(
-                programs / "python",
-                "-m",
-                "pip",
-                "install",
-                "--quiet",
-                "--disable-pip-version-check",
-                "-c",
-                constraints,
-                f"{wheel}[app]",
-            )
-            command = [programs / "hyperbrush"]
-            shown = run(
-                programs / "python", "-c", "import hyperbrush; print(hyperbrush.__file__)", cwd=folder
-            )
-            assert str(place) in shown, f"the source tree was used: {shown}"
+            command = [by_pip(wheel, constraints, Path(place) / "venv", folder)]
         first_picture(command, folder)
         print(f"from nothing to the first picture: {time.monotonic() - begin:.0f} s")
         serves(command, folder)
