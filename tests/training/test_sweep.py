@@ -31,9 +31,11 @@ from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.training.loop import checkpoint as checkpoints
 from hyperbrush.training.loop.progress import Progress
 from hyperbrush.training.sweep.claim import Held, claim
-from hyperbrush.training.sweep.run import begin, outcome_of, same_threads, work, worker_environment
+from hyperbrush.training.sweep.outcome import outcome_of
+from hyperbrush.training.sweep.run import begin, same_threads, work
 from hyperbrush.training.sweep.settings import SweepConfig, Trial, read_sweep
 from hyperbrush.training.sweep.table import LABELLED, chart, compare, finish
+from hyperbrush.training.sweep.workers import worker_environment
 
 
 @pytest.fixture(scope="module")
@@ -528,7 +530,7 @@ def test_processes_are_stopped_and_missed(
     program("trap '' TERM; echo began; while true; do sleep 0.05; done")
     for log in logs:
         log.unlink()
-    monkeypatch.setattr("hyperbrush.training.sweep.run.PATIENCE", 0.1)
+    monkeypatch.setattr("hyperbrush.training.sweep.workers.PATIENCE", 0.1)
     with pytest.raises(KeyboardInterrupt):
         work(folder, workers=2, should_stop=second_time)
 

@@ -198,7 +198,16 @@ def sweep(
     resume: Annotated[
         Path | None, typer.Option(help="Go on with a sweep; on several machines at once if they share it.")
     ] = None,
-    workers: Annotated[int, typer.Option(help="Processes on this machine.")] = 1,
+    workers: Annotated[
+        int, typer.Option(help="Processes on this machine, or jobs of the cluster with --executor.")
+    ] = 1,
+    executor: Annotated[
+        str,
+        typer.Option(
+            help="slurm: the workers are jobs of the cluster; local: the same on this machine, to try it out.",
+            autocompletion=lambda incomplete: [n for n in ("slurm", "local") if n.startswith(incomplete)],
+        ),
+    ] = "",
     only_work: Annotated[
         bool, typer.Option("--only-work", hidden=True, help="Leave table and picture to another process.")
     ] = False,
@@ -225,9 +234,17 @@ def sweep(
 
     folder = resume if resume is not None else begin(Path(str(config)), run)
     with console.stop_on_signal() as should_stop:
-        done = work(folder, workers=workers, note=console.note, bars=bars, should_stop=should_stop)
+        done = work(
+            folder,
+            workers=workers,
+            executor=executor,
+            note=console.note,
+            bars=bars,
+            should_stop=should_stop,
+        )
     if not done:
-        more = f" --workers {workers}" if workers > 1 else ""
+        more = f" --executor {executor}" if executor else ""
+        more += f" --workers {workers}" if workers > 1 else ""
         console.note(f"stopped; go on with: hyperbrush sweep --resume {shlex.quote(str(folder))}{more}")
         raise typer.Exit(130)
     if not only_work:

@@ -6,10 +6,7 @@ import json
 import logging
 import math
 import os
-import signal
 import socket
-import subprocess
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -25,51 +22,15 @@ from hyperbrush.training.loop import checkpoint as checkpoints
 from hyperbrush.training.loop.progress import Interrupted, PrepareCallback, Progress
 from hyperbrush.training.loop.settings import save_run
 from hyperbrush.training.sweep.claim import RETRIES, Held, claim
+from hyperbrush.training.sweep.outcome import OUTCOME, Outcome, fail_abandoned, outcome_of
 from hyperbrush.training.sweep.settings import FILE, Sweep, Trial, begin_sweep, read_sweep
+from hyperbrush.training.sweep.workers import by_processes
 
-OUTCOME = "trial.json"  # in a trial's run folder, once it has ended
 THREADS = "threads.json"  # in a sweep's folder
-PATIENCE = 10.0  # seconds that stopped workers get before they are killed
 log = logging.getLogger(__name__)
 
 # What shows one training: name → (told while encoding, told after each step), see `console`.
 Bars = Callable[[str], contextlib.AbstractContextManager[tuple[PrepareCallback, Callable[[Progress], None]]]]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a trial came to; losses are None where no pictures were held out, or where it failed."""
-
-    number: int
-    label: str
-    state: str  # "done" or "failed"
-    best_loss: float | None = None
-    base_loss: float | None = None
-    best_step: int = 0
-    steps: int = 0
-    seconds: float = 0.0
-    file: str = ""  # in the trial's folder
-    error: str = ""
-    worker: str = ""
-
-    def __str__(self) -> str:
-        """One line for a person."""
-        if self.state == "failed":
-            return f"failed: {self.error}"
-        if self.best_loss is None or self.base_loss is None:
-            return f"done in {self.seconds:.0f} s"
-        return (
-            f"validation loss {self.best_loss:.4f} at step {self.best_step}, {self.base_loss:.4f} without, "
-            f"{self.seconds:.0f} s"
-        )
-
-
-def outcome_of(trial: Trial) -> Outcome | None:
-    """What a trial came to; None while it is to be done."""
-    try:
-        return Outcome(**json.loads((trial.run / OUTCOME).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
 
 
 def begin(path: str | Path, run: str | Path | None = None) -> Path:
@@ -85,6 +46,7 @@ def work(
     folder: str | Path,
     *,
     workers: int = 1,
+    executor: str = "",
     note: Callable[[str], None] = log.info,
     bars: Bars | None = None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -94,12 +56,13 @@ def work(
     Args:
         folder: of `begin`; workers on other machines share it.
         workers: processes on this machine; 1: this process alone.
+        executor: "slurm": the workers are jobs of a cluster, see `cluster.by_cluster`.
         note: told which trial begins and what each came to.
         bars: shows a training of this process.
         should_stop: True saves what runs, to be gone on with by another call.
 
     Raises:
-        UserError: no sweep there; all workers died.
+        UserError: no sweep there; all workers died; no such executor, or what it was told.
     """
     if workers < 1:
         raise UserError(f"--workers {workers}; expected 1 or more")
@@ -108,8 +71,12 @@ def work(
     sweep = read_sweep(Path(folder))
     if sweep.config.storage:
         note(f"{sweep.folder / FILE}: 'storage' does nothing any more: the folder says which trial is whose")
+    if executor:
+        from hyperbrush.training.sweep.cluster import by_cluster
+
+        return by_cluster(work, sweep, workers, executor, note, should_stop)
     if workers > 1:
-        return _by_processes(sweep, workers, note, should_stop)
+        return by_processes(sweep, workers, note, should_stop)
     with same_threads(sweep, note):
         return _Worker(sweep, note, bars, should_stop).run()
 
@@ -205,12 +172,6 @@ class _Worker:
             time.sleep(0.1)
 
 
-def fail_abandoned(trial: Trial) -> Outcome:
-    """What a trial comes to whose workers died too often."""
-    error = f"its worker died again and again (killed, or out of memory); see {trial.run}"
-    return Outcome(trial.number, trial.label, "failed", error=error)
-
-
 @contextlib.contextmanager
 def same_threads(sweep: Sweep, note: Callable[[str], None]) -> Iterator[None]:
     """As many CPU threads as the sweep's first worker had: on the CPU bits depend on it, and trials are compared."""
@@ -249,81 +210,3 @@ def _share_latents(sweep: Sweep, trial: Trial) -> None:
     own.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(OSError):  # where links need rights, each trial encodes its own
         own.symlink_to(os.path.relpath(shared, own.parent), target_is_directory=True)
-
-
-def _by_processes(
-    sweep: Sweep, workers: int, note: Callable[[str], None], should_stop: Callable[[], bool]
-) -> bool:
-    """The same command in several processes, whose words go to files; this one tells how it goes."""
-    command = [sys.executable, "-m", "hyperbrush", "sweep", "--resume", str(sweep.folder), "--only-work"]
-    logs = sweep.folder / "workers"
-    logs.mkdir(parents=True, exist_ok=True)
-    told = {trial.number for trial in sweep.trials if outcome_of(trial) is not None}
-    note(f"{workers} workers on {len(sweep.trials) - len(told)} trials; what they say is in {logs}")
-    running: dict[Path, subprocess.Popen[bytes]] = {}
-    asked = False
-    try:
-        for number in range(workers):
-            path = logs / f"{socket.gethostname()}-{number}.log"
-            with path.open("ab") as file:
-                running[path] = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=file,
-                    stderr=file,
-                    env=worker_environment(number, workers),
-                )
-        while running:
-            time.sleep(0.2)
-            _tell(sweep, told, note)
-            if should_stop() and not asked:
-                asked = True  # a terminal's Ctrl-C has reached them already, which does no harm
-                for process in running.values():
-                    process.send_signal(signal.SIGTERM)
-            for path, process in list(running.items()):
-                if process.poll() is not None:
-                    del running[path]
-                    if process.returncode and not asked:
-                        note(f"a worker ended with status {process.returncode}, see {path}")
-    finally:
-        _end(list(running.values()))
-    _tell(sweep, told, note)
-    if len(told) == len(sweep.trials):
-        return True
-    if asked:
-        return False
-    raise UserError(
-        f"all workers ended with {len(sweep.trials) - len(told)} trials to do; see {logs}, then go on with "
-        f"hyperbrush sweep --resume {sweep.folder} --workers {workers}"
-    )
-
-
-def worker_environment(number: int, workers: int) -> dict[str, str]:
-    """The environment of one worker of several: its share of the cores, and one of the GPUs where there are more."""
-    import torch
-
-    found = dict(os.environ)
-    found.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
-    named = [name for name in found.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    devices = named or [str(index) for index in range(torch.cuda.device_count())]
-    if len(devices) > 1:
-        found["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
-    return found
-
-
-def _tell(sweep: Sweep, told: set[int], note: Callable[[str], None]) -> None:
-    for trial in sweep.trials:
-        if trial.number not in told and (found := outcome_of(trial)) is not None:
-            told.add(trial.number)
-            note(f"trial {trial.number} ({trial.label}): {found}; {len(told)} of {len(sweep.trials)} done")
-
-
-def _end(processes: list[subprocess.Popen[bytes]]) -> None:
-    """Stop processes at once, after a moment for those that have heard the second Ctrl-C themselves."""
-    until = time.monotonic() + PATIENCE
-    for process in processes:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(max(0.0, until - time.monotonic()))
-        if process.poll() is None:
-            process.kill()
-            process.wait()

@@ -42,6 +42,10 @@ class SweepConfig(Strict):
     heartbeat: int = Field(
         15, ge=1, description="seconds; another machine's worker silent for four times as long counts as dead"
     )
+    cluster: dict[str, Any] = Field(
+        {},
+        description="what each job of --executor gets, as submitit names it: timeout_min, gpus_per_node, slurm_partition, …",
+    )
     storage: str = Field("", description="in older files: a database; the sweep's folder says it all now")
     study: str = Field("", description="in older files: the sweep's name in that database")
 

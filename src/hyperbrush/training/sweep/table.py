@@ -17,7 +17,7 @@ from hyperbrush.training.loop.metrics import read
 from hyperbrush.training.report.charts import Chart, Line
 from hyperbrush.training.report.contact_sheet import find_previews, open_previews, run_prompts
 from hyperbrush.training.report.report import duration, write_report
-from hyperbrush.training.sweep.run import Outcome, outcome_of
+from hyperbrush.training.sweep.outcome import Outcome, outcome_of
 from hyperbrush.training.sweep.settings import Sweep, Trial, described, read_sweep, short, shown
 
 if TYPE_CHECKING:
