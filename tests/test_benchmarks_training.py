@@ -1,7 +1,9 @@
 """The training benchmark's ways: that those without caches compute what the cached one computes."""
 
+import contextlib
 from collections.abc import Callable
-from types import ModuleType
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -57,3 +59,44 @@ def test_tables_are_written(benchmark: ModuleType) -> None:
     for way in benchmark.WAYS:
         assert f"| {way} |" in text
     assert "16.0 (8.0–32.0)" in text
+
+
+def test_a_stopwatch_takes_each_parts_own_time(
+    open_script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, now = open_script("benchmarks/step.py"), [0.0]
+    monkeypatch.setattr(step, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    class Work:
+        def outer(self) -> int:
+            now[0] += 2
+            return self.inner() + 1
+
+        def inner(self) -> int:
+            now[0] += 4
+            return 1
+
+    work, watch, found = Work(), step.Stopwatch(), []
+    watch.wrap(work, "outer", "outer")
+    watch.wrap(work, "inner", "inner")
+    watch.step(lambda: found.append(work.outer() + work.inner()))
+    assert found == [3]
+    assert watch.steps == [{"outer": 2, "inner": 8, "all": 10}]
+
+
+def test_the_ways_of_a_step_are_timed_part_by_part(
+    open_script: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    step = open_script("benchmarks/step.py")
+    with contextlib.ExitStack() as closing:
+        result = step.measure(1, "no", tmp_path, closing)
+    for way in (step.OURS, step.LORA):
+        own = result["parts"][way]
+        assert own["UNet forward"] > 0
+        assert own["backward"] > 0
+        assert sum(own.values()) <= result["seconds"][way]["median"]
+    assert result["parts"][step.OURS]["networks forward, and their hooks"] > 0
+    assert result["parts"][step.LORA]["networks forward, and their hooks"] == 0
+    text = step.markdown(result)
+    assert text.count("\n") == len(step.PARTS) + 9
+    assert f"| {step.FLOOR} |" in text
