@@ -92,3 +92,15 @@ assert [n for n in sys.modules if n.split(".")[0] in ("modules", "ldm")] == ["{r
     said = python(program, tmp_path)
     assert words in said
     assert str(tmp_path / root) in said
+
+
+def test_every_name_is_found_where_it_is_now() -> None:
+    from importlib import import_module
+
+    from hyperbrush.compat.paths import PATHS
+
+    targets = [target for _, names in PATHS.values() for target in names.values()]
+    assert len(targets) > 10
+    for target in targets:
+        module, _, name = target.partition(":")
+        assert hasattr(import_module(module), name), target

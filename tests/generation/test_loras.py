@@ -131,3 +131,11 @@ def test_a_lora_of_another_model(emoji: LatentDiffusion, folders: Path) -> None:
     with pytest.raises(UserError, match=r"foreign\.safetensors is a LoRA for another model"):
         pixels("cat <lora:foreign:1>", emoji, folders)
     pixels("cat", emoji, folders)
+
+
+def test_without_peft_one_line_says_what_to_install(
+    emoji: LatentDiffusion, folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffusers.utils.USE_PEFT_BACKEND", False)
+    with pytest.raises(UserError, match="<lora:look> needs the package peft: pip install peft"):
+        generate("cat <lora:look:1>", model=emoji, hypernetworks=folders / "hypernetworks", steps=1)

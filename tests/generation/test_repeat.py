@@ -186,3 +186,42 @@ def test_editing_repeats_to_the_pixel(emoji: OpenedModel, tmp_path: Path) -> Non
         repeat = repeat_of(read_infotext(settings_text(picture.save(tmp_path / "a.png"))))
         [again] = generate(**repeat.arguments, model=emoji)
         assert (np.asarray(again.image) == np.asarray(picture.image)).all()
+
+
+def test_a_member_of_a_pack_is_repeated(
+    emoji: OpenedModel, library: HypernetworkLibrary, tmp_path: Path
+) -> None:
+    pack = library.folder / "looks.pack.safetensors"
+    pack.write_bytes(b"a pack")
+    files = {"looks/ink": pack / "ink", "looks/oil": pack / "oil"}
+    whole = file_hash(pack)
+    assert file_hash(pack / "oil") == whole, "its pack's, as pictures carry it"
+
+    class Packed:
+        folder = library.folder
+
+        def files(self) -> dict[str, Path]:
+            return files
+
+        def find(self, name: str) -> Path:
+            if name not in files:
+                raise UserError(f"there is no {name}")
+            return files[name]
+
+    info = Infotext("cat <hypernet:old/oil:0.5>", hypernet_hashes={"old/oil": whole})
+    prompt, [note] = renamed(info, info.prompt, Packed())  # type: ignore[arg-type]
+    assert prompt == "cat <hypernet:looks/oil:0.5>"
+    assert "found by its hash" in note
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "Denoising strength: 0.5, Hires upscale: 2, Hires upscaler: R-ESRGAN 4x+",
+        "Denoising strength: 0.7, First pass size: 0x0",
+    ],
+)
+def test_a_second_pass_is_not_asked_for_a_first_picture(fields: str) -> None:
+    notes = " ".join(repeat_of(read_infotext(f"{WEBUI}, RNG: CPU, {fields}")).notes)
+    assert "Denoising strength" in notes
+    assert "--image" not in notes

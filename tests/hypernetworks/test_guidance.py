@@ -76,7 +76,7 @@ def test_the_model_of_this_package_tells_its_sides(scale: float, make_network: M
         out = model.sample(**settings)
     with attach(model, (hn, PerPicture([0, 0, 0.8, 0.8]) if scale != 1 else 0.8)):
         assert torch.equal(out, model.sample(**settings))
-    assert model.rows_per_picture == 1
+    assert model.rows_per_picture is None
 
 
 def test_generated_weights_do_so_too(make_pipe: Make, draw: Make) -> None:
@@ -111,3 +111,28 @@ def test_what_cannot_tell_its_sides_is_refused(make_pipe: Make, make_network: Ma
         attach(pipe, hn, guidance="condtional")
     with attach(pipe, hn, guidance="conditional") as attached, pytest.raises(UserError, match="cannot fuse"):
         attached.fuse(approximate=True)
+
+
+def test_a_pipeline_that_tells_nothing_of_its_sides_is_refused(make_pipe: Make, make_network: Make) -> None:
+    class Silent:
+        """A pipeline without `do_classifier_free_guidance`, such as diffusers' upscalers."""
+
+        def __init__(self, unet: Any) -> None:
+            self.unet = unet
+
+    pipe = make_pipe()
+    with pytest.raises(UserError, match="Silent does not tell: use 'both'"):
+        attach(Silent(pipe.unet), make_network(pipe.unet), guidance="conditional")
+
+
+def test_softmax_networks_see_each_picture_of_a_model_alone(make_network: Make) -> None:
+    model = open_model("emoji").model
+    hn = make_network(model.unet, activation="softmax")
+    settings: dict[str, Any] = {"steps": 1, "output": "latents"}
+    with attach(model, (hn, 1.0)):
+        both = model.sample(PROMPTS, seeds=[1, 2], **settings)
+        alone = [
+            model.sample([prompt], seeds=[seed], **settings)
+            for prompt, seed in zip(PROMPTS, (1, 2), strict=True)
+        ]
+    torch.testing.assert_close(both, torch.cat(alone), rtol=1e-4, atol=1e-4)

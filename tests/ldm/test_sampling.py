@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from hyperbrush.errors import UserError
+from hyperbrush.ldm.sampling.noise import starting_noise
 from hyperbrush.ldm.sampling.samplers import (
     SAMPLERS,
     classifier_free_guidance,
@@ -529,3 +530,12 @@ def test_every_sampler_gets_the_models_process(name):
 def test_import_is_light():
     code = "import sys, hyperbrush.ldm.sampling.samplers; sys.exit('diffusers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_noise_in_half_precision_is_that_of_a_seed_rounded(dtype):
+    generators = [[torch.Generator().manual_seed(7)] for _ in range(2)]
+    half, whole = (
+        starting_noise((4, 8, 8), g, d) for g, d in zip(generators, (dtype, torch.float32), strict=True)
+    )
+    assert torch.equal(half, whole.to(dtype))

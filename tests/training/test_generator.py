@@ -84,7 +84,7 @@ def run_of(world: Path, tmp_path: Path, **training) -> GeneratorRun:
 
 
 def trained(emoji: LatentDiffusion, config: GeneratorRun, run: Path, **how) -> torch.Tensor:
-    train_generator(config, run, model=emoji, **how)
+    train_generator(config, run, model=emoji, overwrite=True, **how)
     net = hb.Hypernetwork.load(run / "maker.safetensors")
     return torch.cat([p.flatten() for p in net.parameters()])
 
@@ -247,7 +247,7 @@ def test_reconstruction_of_finished_adapters(emoji, world: Path, tmp_path: Path)
     for mode in ("reconstruction", "mixed"):
         config = run_of(world, tmp_path, objective=mode, max_steps=30, learning_rate=5e-3, validate_every=30)
         config.data = str(root)
-        train_generator(config, tmp_path / mode, model=emoji)
+        train_generator(config, tmp_path / mode, model=emoji, overwrite=True)
         rows = [json.loads(x) for x in (tmp_path / mode / "metrics.jsonl").read_text().splitlines()]
         losses.append([row["reconstruction"] for row in rows if "reconstruction" in row])
         assert ("denoising" in rows[0]) == (mode == "mixed")
@@ -434,3 +434,38 @@ def test_words_are_for_generators_that_learned_from_some(emoji, world: Path, tmp
         generate_adapter(net, text="plum on white")
     with pytest.raises(UserError, match="trained on pictures alone"):
         net.generate_weights(["plum on white", "ash"])
+
+
+def test_one_held_out_style_has_no_other(emoji, world: Path, tmp_path: Path) -> None:
+    found = objective(emoji, world, tmp_path)
+    assert set(found.validate()) == {"loss", "shuffled", "base"}
+    found.held_out = found.held_out[:1]
+    assert set(found.validate()) == {"loss", "base"}
+    found.close()
+
+
+def test_noise_comes_from_the_range_that_is_asked_for(emoji, world: Path, tmp_path: Path) -> None:
+    found = objective(emoji, world, tmp_path, timestep_range=(0.5, 0.6))
+    steps = torch.cat([found.batch(step, found.config.batch_size)["timesteps"] for step in range(4)])
+    assert (int(steps.min()) >= 500, int(steps.max()) < 600) == (True, True)
+    found.close()
+    with pytest.raises(UserError, match="compile: a generator's weights are put onto the UNet anew"):
+        objective(emoji, world, tmp_path, compile=True)
+
+
+def test_a_broken_picture_is_left_out_and_changes_are_told(
+    emoji, world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    styles = tmp_path / "styles"
+    shutil.copytree(world / "train", styles)
+    first = next(path for path in sorted(styles.iterdir()) if path.is_dir())
+    (first / "broken.png").write_bytes(b"\x89PNG no picture")
+    opened = open_styles(styles, emoji, tmp_path / "cache")
+    assert f"style {first.name!r}: 1 files are left out" in caplog.text
+    assert "broken.png" in caplog.text
+    assert not any(Path(path).name == "broken.png" for style in opened for path in style.paths)
+    found = objective(emoji, world, tmp_path)
+    trained_on, held_out = found.picture_paths()
+    assert len(trained_on) == sum(map(len, found.batches.styles))
+    assert len(held_out) == sum(map(len, found.held_out))
+    found.close()

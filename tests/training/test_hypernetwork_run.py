@@ -33,6 +33,7 @@ from hyperbrush.training.generator.run import configured_generator
 from hyperbrush.training.loop.launch import _without_processes
 from hyperbrush.training.loop.settings import save_run
 from hyperbrush.training.report.contact_sheet import run_prompts
+from hyperbrush.training.report.result import RunResult, figures_of
 
 DATA = style_folder() / "validation"
 SHORT = {"max_steps": 4, "batch_size": 4, "validate_every": 2, "validation_share": 0.1, "prompts": []}
@@ -185,7 +186,7 @@ def test_previews_show_captions_of_held_out_pictures_where_nobody_says_what(
     assert len(list((tmp_path / "run/previews/step-00000001").iterdir())) == 4
     assert said[0] in read_infotext(settings_text(tmp_path / "run/contact_sheet.png")).prompt
     config = small(tmp_path, str(few), training={"prompts": [], "max_steps": 1})
-    train_run(config, tmp_path / "none", model=emoji)
+    train_run(config, tmp_path / "none", overwrite=True, model=emoji)
     assert not (tmp_path / "none/previews").exists()
 
 
@@ -195,7 +196,7 @@ def test_several_folders_with_weights_and_a_prior(tmp_path: Path, few: Path, emo
 
     def run(name: str, *changes: dict) -> torch.Tensor:
         folders = [one | change for one, change in zip(data, changes or ({}, {}), strict=True)]
-        train_run(small(tmp_path, folders, **settings), tmp_path / name, model=emoji)
+        train_run(small(tmp_path, folders, **settings), tmp_path / name, overwrite=True, model=emoji)
         made = hb.load(tmp_path / name / "t.safetensors")
         return torch.cat([p.flatten() for p in made.parameters()])
 
@@ -218,7 +219,7 @@ def test_masks_weigh_the_loss(tmp_path: Path, few: Path, emoji: LatentDiffusion)
         mask.save(masks / path.name)
 
     def run(name: str, **training: object) -> torch.Tensor:
-        train_run(small(tmp_path, str(few), training=training), tmp_path / name, model=emoji)
+        train_run(small(tmp_path, str(few), training=training), tmp_path / name, overwrite=True, model=emoji)
         made = hb.load(tmp_path / name / "t.safetensors")
         return torch.cat([p.flatten() for p in made.parameters()])
 
@@ -363,3 +364,38 @@ def test_the_trigger_word_goes_into_the_networks_notes(
     assert found.activation_text == expected
     assert found.notes == ("kept" if noted else "")
     assert (tmp_path / "library" / "t.json").exists() == bool(expected)
+
+
+def test_a_file_of_somebody_elses_is_not_replaced(tmp_path: Path, few: Path, emoji: LatentDiffusion) -> None:
+    config = small(tmp_path, str(few))
+    file = Path(config.hypernetworks) / f"{config.name}.safetensors"
+    file.parent.mkdir(parents=True)
+    hb.AttentionHypernetwork.for_unet(emoji.unet, name="anime").save(file)
+    before = file.read_bytes()
+    with pytest.raises(UserError, match="exists already: choose another --name, or give --overwrite"):
+        train_run(config, tmp_path / "run", model=emoji)
+    assert file.read_bytes() == before
+    assert not (tmp_path / "run").exists()
+    on = config.model_copy(update={"start_from": str(file), "network": type(config.network)()})
+    train_run(on, tmp_path / "on", model=emoji)
+    assert file.read_bytes() != before, "what it goes on from is its own"
+    assert train_run(config, tmp_path / "run", overwrite=True, model=emoji).file == file
+
+
+def test_the_figures_are_of_the_weights_that_are_kept(tmp_path: Path) -> None:
+    rows = [{"step": step, "loss": 1.0, "validation_loss": loss} for step, loss in ((1, 0.5), (2, 0.7))]
+    rows[-1]["seconds"] = 3.0
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    best, last = (RunResult(tmp_path, tmp_path / "x", **figures_of(tmp_path, keep)) for keep in (True, False))
+    assert (best.best_step, best.best_loss) == (1, 0.5)
+    assert (last.best_step, last.best_loss) == (2, 0.7)
+    assert best.judged().endswith("0.5000 with it (best, at step 1)")
+    assert last.judged().endswith("0.7000 with it (the last step's)")
+
+
+def test_a_rank_to_tune_is_of_generated_weights(tmp_path: Path, few: Path, emoji: LatentDiffusion) -> None:
+    with pytest.raises(UserError, match="tune_rank is of generated weights to go on from"):
+        open_network(small(tmp_path, str(few), tune_rank=8), emoji)
+    file = hb.AttentionHypernetwork.for_unet(emoji.unet, name="a").save(tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match="is a hypernetwork: leave it out"):
+        open_network(small(tmp_path, str(few), network={}, tune_rank=8, start_from=str(file)), emoji)

@@ -28,6 +28,7 @@ from hyperbrush.assets import style_folder
 from hyperbrush.cli import console, main
 from hyperbrush.errors import UserError
 from hyperbrush.ldm.models import LatentDiffusion
+from hyperbrush.training.attention.run import train_run
 from hyperbrush.training.loop import checkpoint as checkpoints
 from hyperbrush.training.loop.progress import Progress
 from hyperbrush.training.sweep.claim import Held, claim
@@ -558,6 +559,7 @@ def test_each_worker_has_its_share_of_the_machine(monkeypatch: pytest.MonkeyPatc
 def test_the_number_of_threads_is_the_sweeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU bits depend on it: trials that begin later, with other --workers, have the same."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
     own, told = torch.get_num_threads(), []
     sweep: Any = SimpleNamespace(folder=tmp_path)
     try:
@@ -588,3 +590,30 @@ def test_the_command_to_go_on_is_whole(
         main(["sweep", "--resume", str(folder), "--workers", str(workers)])
     assert ended.value.code == 130
     assert f"stopped; go on with: hyperbrush sweep --resume '{folder}'{more}\n" in capsys.readouterr().err
+
+
+def test_a_sweep_and_a_training_do_not_write_over_each_other(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    path, folder = write({"grid": {"seed": [1]}}), tmp_path / "ink"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("name: ink\n")
+    with pytest.raises(UserError, match="holds a training, which a sweep would write over"):
+        begin(path, folder)
+    assert [file.name for file in folder.iterdir()] == ["config.yaml"]
+    begin(path, tmp_path / "sweep")
+    config = read_sweep(tmp_path / "sweep").trials[0].config
+    with pytest.raises(UserError, match="holds a sweep: take another --name or --run"):
+        train_run(config, tmp_path / "sweep")
+
+
+def test_a_small_machine_does_not_take_a_large_ones_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    (tmp_path / "threads.json").write_text(json.dumps({"threads": 64}))
+    own, said = torch.get_num_threads(), []
+    with same_threads(SimpleNamespace(folder=tmp_path), said.append):  # type: ignore[arg-type]
+        assert torch.get_num_threads() == own
+    assert "began with 64 CPU threads a worker, this machine has 4" in said[0]

@@ -32,7 +32,7 @@ def write(make_tiny: Callable[..., LatentDiffusion], tmp_path: Path) -> Write:
         for file in sorted((style_folder() / "validation").glob("*.png"))[files]:
             (tmp_path / name / file.name).write_bytes(file.read_bytes())
 
-    def made(cluster: dict[str, Any], **training: Any) -> Path:
+    def made(cluster: dict[str, Any], workers: int = 1, **training: Any) -> Path:
         steps = {"max_steps": 2, "batch_size": 4, "validate_every": 100, "checkpoint_every": 1}
         about = {
             "model": str(tmp_path / "model"),
@@ -43,7 +43,7 @@ def write(make_tiny: Callable[..., LatentDiffusion], tmp_path: Path) -> Write:
             "sweep": {"grid": {"seed": [1, 2]}, "cluster": cluster},
         }
         (tmp_path / "ink.yaml").write_text(yaml.safe_dump(about))
-        return begin(tmp_path / "ink.yaml", tmp_path / "sweep")
+        return begin(tmp_path / "ink.yaml", tmp_path / "sweep", workers=workers)
 
     return made
 
@@ -129,4 +129,28 @@ def test_what_cannot_be_is_refused_before_a_job(
     assert not (slurm / "submitted").exists()
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="srun.*where the cluster's commands are"):
+        work(folder, executor="slurm")
+
+
+def test_a_wrong_option_is_mended_in_the_file_it_stands_in(write: Write, slurm: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="workers 0"):
+        write({}, workers=0)
+    path = tmp_path / "ink.yaml"
+    values = yaml.safe_load(path.read_text())
+    values["sweep"]["cluster"] = {"gpus_per_nod": 1}
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match=r"ink\.yaml: cluster: .*gpus_per_nod"):
+        begin(path, tmp_path / "sweep", executor="slurm")
+    assert not (tmp_path / "sweep").exists()
+    folder = begin(path, tmp_path / "sweep")
+    with pytest.raises(UserError, match=r"sweep\.yaml: cluster: .*gpus_per_nod"):
+        work(folder, executor="slurm")
+
+
+def test_what_the_cluster_refuses_is_one_line(write: Write, slurm: Path, tmp_path: Path) -> None:
+    folder = write({})
+    (tmp_path / "slurm/bin/sbatch").write_text("#!/bin/sh\necho 'invalid partition specified' >&2\nexit 1\n")
+    with pytest.raises(
+        UserError, match="--executor slurm: the jobs were refused: .*mend 'cluster' in .*sweep.yaml"
+    ):
         work(folder, executor="slurm")

@@ -85,6 +85,19 @@ def convert(
     if is_generated_file(path):
         import torch
 
+        given = {
+            "--pictures": pictures,
+            "--prompts": prompts,
+            "--steps": steps,
+            "--seed": seed,
+            "--bias": bias,
+            "--legacy-zip": legacy_zip,
+        }
+        if unused := [name for name, value in given.items() if value not in (None, False, [], ())]:
+            raise UserError(
+                f"{', '.join(unused)}: of hypernetworks alone, and {path} has generated weights, which are written as they are"
+            )
+
         from hyperbrush.hypernetworks.convert.convert import convert_generated
 
         written_to = convert_generated(

@@ -28,9 +28,8 @@ def doctor(
     from hyperbrush.cli import console
     from hyperbrush.commands.doctor import PROMPTS, examine
     from hyperbrush.errors import UserError
+    from hyperbrush.generation.opened import open_model
     from hyperbrush.hypernetworks import HypernetworkLibrary
-    from hyperbrush.ldm.models.device import place, placement
-    from hyperbrush.ldm.models.pipelines import open_any
 
     if file:
         files = list(file)
@@ -41,7 +40,7 @@ def doctor(
         raise UserError(f"no hypernetwork folder at {hypernetworks}: give one, or --file FILE")
     else:
         files = []
-    opened = place(open_any(model), placement(device, precision))
+    opened = open_model(model, device=device, precision=precision).model
     with console.waiting("looking") as tell:
         found = examine(
             opened,

@@ -11,12 +11,15 @@ from hyperbrush.cli.training import (
     At,
     BaseModel,
     LearningRate,
+    Overwrite,
+    Processes,
     Prompts,
     Resume,
     Run,
     Seed,
     Settings,
     check_at,
+    launch_processes,
     loop_values,
     watch,
 )
@@ -57,12 +60,15 @@ def hyper_train(
     run: Run = None,
     resume: Resume = None,
     at: At = None,
+    overwrite: Overwrite = False,
+    processes: Processes = 1,
 ) -> None:
     """Train a generator on many styles: look at some pictures of one, draw others in it."""
     from hyperbrush.training.generator.run import GeneratorRun, configured_generator, train_generator
     from hyperbrush.training.loop.settings import resumed
 
     check_at(at, resume)
+    launch_processes(processes, trying=False)
     given: dict[str, Any] = {
         "settings": setting or (),
         "training": loop_values(steps, learning_rate, batch_size, seed, prompt),
@@ -84,7 +90,13 @@ def hyper_train(
 
     def trained(**listeners: Any) -> str:
         return train_generator(
-            settings, folder, resume=resume is not None, at=at, changed=changed, **listeners
+            settings,
+            folder,
+            resume=resume is not None,
+            at=at,
+            changed=changed,
+            overwrite=overwrite,
+            **listeners,
         ).summary()
 
     watch("hyperbrush hyper train", settings.name, trained)

@@ -14,6 +14,7 @@ from hyperbrush.cli.training import (
     BatchSize,
     DryRun,
     LearningRate,
+    Overwrite,
     Processes,
     Prompts,
     Resume,
@@ -86,6 +87,7 @@ def train(
     run: Run = None,
     resume: Resume = None,
     at: At = None,
+    overwrite: Overwrite = False,
     dry_run: DryRun = False,
     find_lr: Annotated[bool, typer.Option("--find-lr", hidden=True)] = False,
     find_batch_size: Annotated[
@@ -117,6 +119,7 @@ def train(
         "--hypernetworks": hypernetworks,
         "--find-batch-size": find_batch_size,
         "--processes": processes > 1,
+        "--overwrite": overwrite,
     }
     if server and (used := [flag for flag, value in here.items() if value]):
         raise UserError(
@@ -163,6 +166,7 @@ def train(
                 resume=resume is not None,
                 at=at,
                 changed=changed,
+                overwrite=overwrite,
                 on_report=show_report,
                 **listeners,
             ).summary()
@@ -232,7 +236,9 @@ def sweep(
         with console.preparing_bar() as on_prepare, console.training_bar(name) as on_progress:
             yield on_prepare, on_progress
 
-    folder = resume if resume is not None else begin(Path(str(config)), run)
+    folder = (
+        resume if resume is not None else begin(Path(str(config)), run, workers=workers, executor=executor)
+    )
     with console.stop_on_signal() as should_stop:
         done = work(
             folder,

@@ -30,6 +30,9 @@ Resume = Annotated[
     typer.Option(help="Run folder to go on with; --steps, --lr, --prompt, moved --data may change."),
 ]
 At = Annotated[int | None, typer.Option(help="Step to resume at; the newest checkpoint by default.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace a file of this name where the finished one goes.")
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show pictures, steps, memory and time; train nothing.")
 ]

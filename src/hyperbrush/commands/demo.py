@@ -117,7 +117,9 @@ def run_demo(
         },
     )
     model = LatentDiffusion.from_pretrained("emoji")
-    result = train_run(config, run, model=model, on_progress=on_progress, should_stop=should_stop)
+    result = train_run(
+        config, run, overwrite=True, model=model, on_progress=on_progress, should_stop=should_stop
+    )
     columns = []
     for strength in extent.strengths:
         tag = f" <hypernet:{NAME}:{strength:g}>" if strength else ""
@@ -226,7 +228,9 @@ def run_hyper_demo(
         hypernetworks=str(library),
         training={"max_steps": steps, "seed": seed},
     )
-    result = train_run(config, run, model=model, on_progress=on_progress, should_stop=should_stop)
+    result = train_run(
+        config, run, overwrite=True, model=model, on_progress=on_progress, should_stop=should_stop
+    )
     tuned = GeneratedWeights.load(result.file)
     columns = [
         _drawn(model, weights, seed)

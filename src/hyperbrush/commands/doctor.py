@@ -234,7 +234,8 @@ def _on_the_unet(
 
 def relative_error(out: Tensor, reference: Tensor) -> float:
     """‖out − reference‖ / ‖reference‖."""
-    return float((out.double() - reference.double()).norm() / reference.double().norm())
+    exact, wide = reference.cpu().double(), out.cpu().double()  # Apple's GPUs have no float64
+    return float((wide - exact).norm() / exact.norm())
 
 
 def _transform_error(hypernetwork: AttentionHypernetwork, dtype: torch.dtype) -> float:

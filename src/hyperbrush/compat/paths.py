@@ -49,8 +49,8 @@ PATHS: dict[str, Path] = {
         {
             **_TRAINING,
             "Hypernetwork": "hyperbrush.compat.hypernetwork:Hypernetwork",
-            "HypernetworkModule": f"{_HYPERNETWORKS}.context_network:ContextNetwork",
-            "load_hypernetwork": f"{_HYPERNETWORKS}.adapters:load",
+            "HypernetworkModule": f"{_HYPERNETWORKS}.attention.context_network:ContextNetwork",
+            "load_hypernetwork": f"{_HYPERNETWORKS}.files.adapters:load",
         },
     ),
     "modules.hypernetworks.ui": ((), _TRAINING),

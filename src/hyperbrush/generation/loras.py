@@ -77,6 +77,10 @@ def loras_at_work(model: "LatentDiffusion", loras: Mapping[Path, Strengths]) -> 
             f"<lora:{next(iter(loras)).stem}>: {type(pipe).__name__} loads no LoRAs in diffusers; leave it out, or convert it to "
             "safetensors and name it as <hypernet:…>"
         )
+    from diffusers.utils import USE_PEFT_BACKEND
+
+    if not USE_PEFT_BACKEND:
+        raise UserError(f"<lora:{next(iter(loras)).stem}> needs the package peft: pip install peft")
     if before := pipe.get_list_adapters():
         raise UserError(
             f"the model has LoRAs loaded already ({before}): unload them, or leave <lora:…> out of the prompt"
@@ -111,8 +115,6 @@ def _load(pipe: Any, path: Path, name: str) -> None:
         )
     except (ValueError, RuntimeError, KeyError, OSError, TypeError, IndexError, AttributeError) as error:
         reason = str(error).strip().splitlines()
-        if "PEFT backend" in str(error):
-            raise UserError(f"<lora:{path.stem}> needs the package peft: pip install peft") from error
         if any("size mismatch" in line for line in reason):
             raise UserError(f"{path} is a LoRA for another model: its layers have other sizes") from error
         raise UserError(

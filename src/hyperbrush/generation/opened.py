@@ -106,7 +106,9 @@ def file_hash(path: Path, like: str = "") -> str:
     import hashlib
 
     from hyperbrush.file_cache import FileCache
+    from hyperbrush.hypernetworks.files.packed import file_of
 
+    path = file_of(path)
     if len(like) == 8:
         try:
             with path.open("rb") as file:

@@ -25,6 +25,7 @@ from hyperbrush.generation.text_to_image import (
     SUBSEED,
     SUBSEED_STRENGTH,
 )
+from hyperbrush.hypernetworks.files.packed import file_of
 from hyperbrush.ldm.sampling.names import UPSCALERS
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _SILENT = {"RNG", DISCRETISATION, "Hashes", LORA_HASHES, "Face restoration model", "Batch pos"}
 OLD_TIMELINES = "Old prompt editing timelines"
 INVERSIONS = "TI hashes"
+FIRST_PASS = "First pass size"  # of pictures of 2022 that were drawn in two passes
 WEBUI_PADDING = 32  # pixels around a mask's region that the webui takes along by default
 _VERSION = re.compile(r"v?([0-9]+)\.([0-9]+)")
 
@@ -105,7 +107,8 @@ def repeat_of(info: Infotext, given: Collection[str] = ()) -> Repeat:
                 arguments["mask_padding"] = int(padding) if padding.isdecimal() else WEBUI_PADDING
     if odd:
         hint = "; give its mask as --mask" if MASK in odd else ""
-        hint = "; give the picture it began with as --image" if STRENGTH in odd else hint
+        began = STRENGTH in odd and HIRES not in odd and FIRST_PASS not in info.fields
+        hint = "; give the picture it began with as --image" if began else hint
         notes.append(f"not repeated from the picture's text: {', '.join(odd)}{hint}")
     return Repeat(arguments, notes)
 
@@ -146,6 +149,8 @@ def renamed(info: Infotext, prompt: str, library: "HypernetworkLibrary") -> tupl
         if own is not None and _same(file_hash(own, like=before), before):
             continue
         for name, path in library.files().items():
+            if file_of(path) != path and path.name != network.rpartition("/")[2]:
+                continue  # another member of a pack has the same hash
             if _same(file_hash(path, like=before), before) and not set(name) & set("<>:"):
                 names[network] = name
                 break

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hyperbrush.assets import model_folder
+from hyperbrush.errors import UserError
 from hyperbrush.ldm.models import LatentDiffusion
 
 
@@ -62,3 +63,17 @@ def test_the_embedded_model() -> None:
     assert {pipe.unet.dtype, pipe.vae.dtype, pipe.text_encoder.dtype} == {torch.float32}
     assert torch.isfinite(picture).all()
     assert says_nothing_of_its_writer(model_folder("emoji"))
+
+
+def test_folders_that_are_newer_or_broken_are_one_line(tiny: LatentDiffusion, tmp_path: Path) -> None:
+    (tmp_path / "newer").mkdir()
+    (tmp_path / "newer/model_index.json").write_text(
+        '{"_class_name": "NextYearPipeline", "unet": ["diffusers", "X"]}'
+    )
+    with pytest.raises(UserError, match="cannot open the model in .*newer"):
+        LatentDiffusion.from_pretrained(tmp_path / "newer")
+    tiny.pipeline().save_pretrained(tmp_path / "broken")
+    weights = tmp_path / "broken/text_encoder/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(UserError, match="cannot open the model in .*broken"):
+        LatentDiffusion.from_pretrained(tmp_path / "broken")

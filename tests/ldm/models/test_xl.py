@@ -8,6 +8,7 @@ import torch
 
 import hyperbrush as hb
 from hyperbrush.generation import generate
+from hyperbrush.generation.opened import open_model
 from hyperbrush.ldm.models import LatentDiffusion
 
 
@@ -149,3 +150,12 @@ def test_embeddings_draw_what_captions_draw(xl: Any, tmp_path: Path) -> None:
         model.sample(**texts, negative_embeddings=null.embeddings, **settings)
     with pytest.raises(UserError, match="2 pooled_embeddings for 1 embeddings"):
         model.sample(**(texts | {"pooled_embeddings": encoded.pooled.repeat(2, 1)}), **settings)
+
+
+def test_its_first_stage_stays_wide_in_half_precision(xl: Any, tmp_path: Path, tiny_folder: Path) -> None:
+    xl.save_pretrained(tmp_path / "xl")
+    model = open_model(tmp_path / "xl", precision="fp16").model
+    assert (model.unet.dtype, model.first_stage.dtype) == (torch.float16, torch.float32)
+    assert torch.isfinite(model.decode(torch.randn(1, 4, 16, 16, dtype=torch.float32))).all()
+    other = open_model(tiny_folder, precision="fp16").model
+    assert other.first_stage.dtype == torch.float16

@@ -78,7 +78,7 @@ class Fused:
         own = module._parameters[name]
         assert own is not None
         self._own.append((module, name, own))
-        baked = value.to(own)
+        baked = value.to(own.dtype).to(own.device)
         if not torch.isfinite(baked).all():
             raise UserError(
                 f"cannot fuse: a new {name} has numbers that are NaN or too large for {own.dtype}. Look at the networks "
@@ -179,8 +179,8 @@ def _error(c: SiteChains, keys: Affine, values: Affine, inputs: AttentionInputs)
     to_k, to_v = _linear(c.attention, "to_k"), _linear(c.attention, "to_v")
 
     def through(linear: Any, context: Tensor) -> Tensor:
-        bias = None if linear.bias is None else linear.bias.double()
-        return F.linear(context.to(linear.weight.device).double(), linear.weight.double(), bias)
+        bias = None if linear.bias is None else _wide(linear.bias)
+        return F.linear(_wide(context), _wide(linear.weight), bias)
 
     def project(for_keys: Tensor, for_values: Tensor) -> tuple[Tensor, Tensor]:
         return through(to_k, for_keys), through(to_v, for_values)
@@ -204,6 +204,11 @@ def _error(c: SiteChains, keys: Affine, values: Affine, inputs: AttentionInputs)
     )
 
 
+def _wide(x: Tensor) -> Tensor:
+    """In float64 on the CPU: Apple's GPUs have none."""
+    return x.detach().cpu().double()
+
+
 def _square(x: Tensor) -> float:
     return float(x.square().sum())
 
@@ -217,15 +222,15 @@ def fuse_site(fused: Fused, attention: torch.nn.Module, keys: Affine, values: Af
     moved = None
     for name, change in (("to_k", keys), ("to_v", values)):
         linear = _linear(attention, name)
-        weight = linear.weight.double()
+        weight = _wide(linear.weight)
         matrix, offset = change.matrix.to(weight), change.offset.to(weight)
         fused.replace(linear, "weight", weight @ matrix)
         shift = weight @ offset
         if linear.bias is not None:
-            fused.replace(linear, "bias", linear.bias.double() + shift)
+            fused.replace(linear, "bias", _wide(linear.bias) + shift)
         elif name == "to_v" and shift.any():
             out = _linear(attention, "to_out.0")
-            fused.replace(out, "bias", out.bias.double() + out.weight.double() @ shift)
+            fused.replace(out, "bias", _wide(out.bias) + _wide(out.weight) @ shift)
             moved = shift
     return moved
 

@@ -29,6 +29,12 @@ def check_guidance(guidance: str, pipe_or_unet: Any, transformer: bool = False) 
             f"{type(pipe_or_unet).__name__} does not: attach to the pipeline, or to a LatentDiffusion"
         )
     kind = type(pipe_or_unet).__name__
+    if not hasattr(pipe_or_unet, "rows_per_picture") and not hasattr(
+        type(pipe_or_unet), "do_classifier_free_guidance"
+    ):
+        raise UserError(
+            f"guidance='conditional' needs to know whether a batch has both sides, and {kind} does not tell: use 'both'"
+        )
     if "Pix2Pix" in kind or hasattr(type(pipe_or_unet), "do_perturbed_attention_guidance"):
         raise UserError(
             f"guidance='conditional' cannot be told apart in {kind}, whose guidance has three sides: use 'both'"

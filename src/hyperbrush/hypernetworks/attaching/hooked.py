@@ -278,8 +278,9 @@ class Hooked:
 
     def _rows(self, batch: int) -> int | None:
         """As set, else as the pipeline's guidance lays out a batch; None: all are one picture's."""
-        if self.rows_per_picture is not None:
-            return self.rows_per_picture
+        for rows in (self.rows_per_picture, getattr(self._pipe, "rows_per_picture", None)):
+            if rows is not None:  # the second is of a `LatentDiffusion` while it draws
+                return int(rows)
         guided = getattr(self._pipe, "do_classifier_free_guidance", None)
         if guided is None:
             return None

@@ -30,7 +30,7 @@ class TargetNetwork:
     pipe_or_unet: a UNet2DConditionModel (also wrapped) or a transformer of a family of `transformer_sites.FAMILIES`, or what
         has one as ``unet`` or ``transformer``: a pipeline, LatentDiffusion (schedules then follow its sampling steps, and
         its encoders read the conditions); or an `AttentionHypernetwork`, whose linear layers are then the target (see
-        `delta_networks`).
+        `weights.deltas`).
     target_layers: which layers, see `targets.select`; None: to_q, to_k, to_v, to_out of attn1 and attn2, of a transformer its
         text streams' and feed-forward layers too.
 
@@ -113,7 +113,7 @@ class AppliedWeights(Hooked):
     def __init__(self, target: TargetNetwork, weights: GeneratedWeights, strength: LayerStrengths) -> None:
         if target.is_hypernetwork:
             raise UserError(
-                "an attention hypernetwork's layers take no hooks: use delta_networks.with_deltas(hypernetwork, weights) "
+                "an attention hypernetwork's layers take no hooks: use hyperbrush.hypernetworks.generator.with_deltas(hypernetwork, weights) "
                 "and attach what it gives"
             )
         self.target = target

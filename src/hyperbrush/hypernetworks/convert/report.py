@@ -151,11 +151,11 @@ def lora_in_weights(unet: torch.nn.Module, layers: Sequence[LoraLayer]) -> Itera
         for layer in layers:
             attention: Any = attentions[layer.path]
             linear = attention.get_submodule(layer.projection)
-            change = (layer.cut.up @ layer.cut.down).to(linear.weight.device)
-            fused.replace(linear, "weight", linear.weight.double() + change)
+            change = layer.cut.up @ layer.cut.down
+            fused.replace(linear, "weight", linear.weight.detach().cpu().double() + change.cpu())
             if layer.out_bias is not None:
                 out = attention.to_out[0]
-                fused.replace(out, "bias", out.bias.double() + layer.out_bias.to(out.bias.device))
+                fused.replace(out, "bias", out.bias.detach().cpu().double() + layer.out_bias.cpu())
         yield
     finally:
         fused.undo()

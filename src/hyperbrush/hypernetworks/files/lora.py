@@ -282,7 +282,7 @@ def weights_state(weights: GeneratedWeights, form: str, dtype: torch.dtype | Non
     if strange:
         raise UserError(
             f"a LoRA changes a UNet's attentions or a transformer's layers, but {weights.name!r} changes {strange[0]}: save it "
-            "as safetensors, or merge it into its hypernetwork (delta_networks.merge_deltas)"
+            "as safetensors, or merge it into its hypernetwork (hyperbrush.hypernetworks.generator.merge_deltas)"
         )
     family = str(weights.metadata.get(lora_transformers.FAMILY, ""))
     if form == "kohya" and lora_transformers.is_layer(weights.layers[0]):

@@ -108,7 +108,11 @@ def place(model: Any, how: Placement) -> Any:
     """
     set_attention(model.unet, how.attention)
     if how.offload == "none":
-        return model.to(how.device, how.dtype)
+        placed = model.to(how.device, how.dtype)
+        # Stable Diffusion XL's first stage overflows in fp16: its pipelines decode in fp32 too.
+        if how.dtype == torch.float16 and getattr(placed, "text_encoder_2", None) is not None:
+            placed.first_stage.float()
+        return placed
     if not hasattr(model, "enable_model_cpu_offload"):
         raise UserError("offload works on a pipeline; take model.pipeline() first")
     model.to(how.dtype)

@@ -147,7 +147,7 @@ class LatentDiffusion(nn.Module):
         check_denoiser(unet, conditioning)
         self.conditioning = conditioning
         # While guidance is sampled: its sides, the unconditional one first in the batch.
-        self.rows_per_picture = 1
+        self.rows_per_picture: int | None = None
         self.class_names = None if class_names is None else list(class_names)
         self.first_stage = first_stage
         self.text_encoder, self.tokenizer = text_encoder, tokenizer

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from hyperbrush.assets import MODELS, model_folder
@@ -22,6 +23,16 @@ FIRST_STAGES = ("AutoencoderKL", "AutoencoderTiny", "AsymmetricAutoencoderKL")  
 NOT_PLAIN = "hyperbrush.ldm.models.opens_here_alone"  # where diffusers looks for the first stage then
 OWN_INDEX = "hyperbrush.json"  # what a diffusers folder cannot say: the kind of conditioning
 DENOISERS = {"unet": "UNet2DConditionModel", "transformer": CLASS}  # by the folder's part
+OPENING = (  # what diffusers and transformers raise on folders that are broken, or newer than they are
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    RuntimeError,
+    SafetensorError,
+)
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".bin")
 
 
@@ -93,13 +104,12 @@ def _from_folder(cls: "type[LatentDiffusion]", path: Path, dtype: torch.dtype) -
     checker = {"safety_checker": None, "requires_safety_checker": False} if "unet" in read_json(index) else {}
     try:
         return DiffusionPipeline.from_pretrained(path, torch_dtype=dtype, local_files_only=True, **checker)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OPENING as error:
         raise UserError(f"cannot open the model in {path}: {first_line(error)}") from error
 
 
 def _from_own_folder(cls: "type[LatentDiffusion]", path: Path, dtype: torch.dtype) -> "LatentDiffusion":
     import diffusers
-    from safetensors import SafetensorError
     from transformers import CLIPTextModel, CLIPTokenizer
 
     classes: dict[str, Any] = {name: getattr(diffusers, name) for name in (*FIRST_STAGES, "VQModel")}
@@ -133,7 +143,7 @@ def _from_hub(name: str, dtype: torch.dtype) -> Any:
 
     try:
         return DiffusionPipeline.from_pretrained(name, torch_dtype=dtype)
-    except (OSError, ValueError) as error:
+    except OPENING as error:
         raise UserError(
             f"cannot fetch model {name!r}: {first_line(error)}. Is it a folder on this machine? Give its path"
         ) from error

@@ -66,7 +66,7 @@ class PipelineDiffusion(LatentDiffusion):
         nn.Module.__init__(self)
         self.pipe, self.family = pipe, FAMILIES[type(pipe).__name__]
         self.conditioning, self.class_names, self.known_words = "text", None, None
-        self.rows_per_picture = 1
+        self.rows_per_picture: int | None = None
         self.first_stage = pipe.vae
         self.text_encoder: nn.Module | None = None
         self.text_encoder_2: nn.Module | None = None

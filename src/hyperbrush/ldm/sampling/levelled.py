@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hyperbrush.ldm.sampling.names import Sampler
+from hyperbrush.ldm.sampling.noise import drawn_noise
 from hyperbrush.ldm.sampling.webui_schedule import (
     brownian_noise,
     karras_levels,
@@ -290,7 +291,7 @@ def run_levelled(
         return x - sigma * output if kind == "epsilon" else x / length**2 - sigma / length * output
 
     def fresh(now: float, then: float) -> Tensor:
-        drawn = [torch.randn((1, *noise.shape[1:]), generator=g, dtype=noise.dtype) for g in generators]
+        drawn = [drawn_noise((1, *noise.shape[1:]), g, noise.dtype) for g in generators]
         return torch.cat(drawn).to(noise.device)
 
     x: Tensor = noise * levels[0] if image_latents is None else image_latents + noise * levels[0]
@@ -310,8 +311,7 @@ def run_levelled(
                 return denoise(row.expand_as(x), sigma)[one]
 
             def drawn(now: float, then: float, i: int = i) -> Tensor:
-                fresh = torch.randn((1, *x.shape[1:]), generator=generators[i], dtype=x.dtype)
-                return fresh.to(x.device)
+                return drawn_noise((1, *x.shape[1:]), generators[i], x.dtype).to(x.device)
 
             def then(row: Tensor, sigma: float, share: float, one: slice = one, i: int = i) -> Tensor:
                 row = masked(row, sigma, share, one)

@@ -38,6 +38,12 @@ def slerp(share: float, low: Tensor, high: Tensor) -> Tensor:
     return (shares[0] * a + shares[1] * b).to(low)
 
 
+def drawn_noise(shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    """Unit noise of a generator: some versions of torch draw other numbers in half precision, so that it is rounded after."""
+    wide = torch.promote_types(dtype, torch.float32)
+    return torch.randn(shape, generator=generator, dtype=wide, device=generator.device).to(dtype)
+
+
 def starting_noise(
     shape: tuple[int, int, int],
     generators: Sequence[torch.Generator],
@@ -45,9 +51,9 @@ def starting_noise(
     variation: Variation | None = None,
 ) -> Tensor:
     """Unit noise (batch, c, h, w) on the CPU, one generator per picture, as diffusers and the webui
-    (CPU noise source) draw it.
+    (CPU noise source) draw it: in float32, of which half precision is rounded.
     """
-    noise = torch.cat([torch.randn((1, *shape), generator=g, dtype=dtype) for g in generators])
+    noise = torch.cat([drawn_noise((1, *shape), g, dtype) for g in generators])
     if variation is None or variation.strength == 0:
         return noise
     others = [torch.Generator("cpu").manual_seed(seed) for seed in variation.seeds]

@@ -181,7 +181,7 @@ def _predict(
         try:
             predicted = model.diffusion(torch.cat([latents] * rows), timestep, **conditions(), **same)
         finally:
-            model.rows_per_picture = 1
+            model.rows_per_picture = None
         if scale is None:
             return predicted  # type: ignore[no-any-return]
         null, *parts = predicted.chunk(rows)

@@ -1,7 +1,6 @@
 """The objective of an attention hypernetwork: denoising pictures of one style through it."""
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,13 +74,7 @@ class HypernetworkObjective(Objective):
         self.loss, self.compute = loss or config.loss, compute
         self.order = BatchOrder(data.groups, config.batch_size, config.seed)
         self.base_loss: float | None = None
-        self.drawing: dict[str, Any] = {
-            "offset_noise": config.offset_noise,
-            "perturbation": config.perturbation,
-            "timestep_sampling": config.timestep_sampling,
-            "timestep_options": config.timestep_options,
-            "timestep_range": _steps_of(config.timestep_range, len(model.diffusion.schedule)),
-        }
+        self.drawing = config.drawing(len(model.diffusion.schedule))
         if config.compile:
             model.unet.compile()
 
@@ -210,9 +203,3 @@ def _spread(data: CaptionedExamples, most: int) -> CaptionedExamples:
     """So many examples at most, from all over a dataset."""
     count = len(data)
     return data if count <= most else Selection(data, [i * count // most for i in range(most)])
-
-
-def _steps_of(shares: tuple[float, float] | None, steps: int) -> tuple[int, int] | None:
-    if shares is None:
-        return None
-    return math.floor(shares[0] * steps), max(math.floor(shares[0] * steps) + 1, math.ceil(shares[1] * steps))

@@ -34,7 +34,7 @@ from hyperbrush.training.loop.processes import is_main, prepared
 from hyperbrush.training.loop.progress import PrepareCallback, Progress
 from hyperbrush.training.loop.run_folder import opened_run
 from hyperbrush.training.loop.settings import merge_settings, names_of, read_settings, write_settings
-from hyperbrush.training.report.result import RunResult, figures_of, keep_result
+from hyperbrush.training.report.result import RunResult, check_file, figures_of, keep_result
 
 
 class NetworkConfig(Strict):
@@ -233,9 +233,21 @@ def open_network(
         network = load(config.start_from, torch.float32)
         network.name = config.name
         network.metadata = {**network.metadata, **about}
+        if not isinstance(network, GeneratedWeights) and config.tune_rank is not None:
+            raise UserError(
+                f"tune_rank is of generated weights, and {config.start_from} is a hypernetwork: leave it out"
+            )
         if isinstance(network, GeneratedWeights):
+            if config.tune_rank is not None and config.tune_rank < network.rank:
+                raise UserError(
+                    f"tune_rank {config.tune_rank} is below the file's rank {network.rank}, which cannot be made smaller here"
+                )
             return TunedWeights(network.expand_rank(max(config.tune_rank or 1, network.rank))), None
         return network.requires_grad_(True), read_optimizer(config.start_from)
+    if config.tune_rank is not None:
+        raise UserError(
+            "tune_rank is of generated weights to go on from: give them as --from, or leave it out"
+        )
     torch.manual_seed(keyed_seed(config.training.seed, "initialisation"))
     settings = config.network.model_dump()
     per_site = settings.pop("per_site")
@@ -252,6 +264,11 @@ def open_network(
     return AttentionHypernetwork(sorted(widths), **settings), None
 
 
+def file_of_run(config: HypernetworkRun) -> Path:
+    """Where a training leaves its file in the library."""
+    return Path(config.hypernetworks) / f"{config.name}.safetensors"
+
+
 def train_run(
     config: HypernetworkRun,
     run: Path,
@@ -259,6 +276,7 @@ def train_run(
     resume: bool = False,
     at: int | None = None,
     changed: bool = False,
+    overwrite: bool = False,
     model: LatentDiffusion | None = None,
     on_report: Callable[[Preflight], None] | None = None,
     on_prepare: PrepareCallback | None = None,
@@ -271,6 +289,7 @@ def train_run(
         config, run: what and where.
         resume, at: see `Trainer.train`.
         changed: these settings take the place of those in the run that goes on.
+        overwrite: replace a file of this name in the library.
         model: already opened; the config's by default.
         on_report: told the preflight's report, before the first step.
         on_prepare, on_progress, should_stop: see `HypernetworkTrainer`.
@@ -283,6 +302,7 @@ def train_run(
     trigger = trigger_of(config)
     check_place(config.hypernetworks, "--hypernetworks")
     with opened_run(run, resume=resume, at=at):
+        check_file(file_of_run(config), config.start_from, again=resume or overwrite)
         reports: list[Preflight] = []
 
         def begin() -> tuple[LatentDiffusion, Any, OptimizerState | None]:
@@ -320,13 +340,13 @@ def train_run(
             held=True,
             on_begin=partial(write_settings, config, run) if changed else None,
         )
-        file = Path(config.hypernetworks) / trained.name
+        file = file_of_run(config).with_name(trained.name)
         result = Result(
             run=run,
             file=file,
             config=config,
             conditioning=opened.conditioning,
-            **figures_of(run),
+            **figures_of(run, config.training.keep_best),
         )
         network.step = steps_before + result.best_step
 

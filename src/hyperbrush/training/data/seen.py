@@ -16,7 +16,7 @@ def changed_pictures(run: Path, objective: Objective) -> str:
     """Keep the names of an objective's pictures in a run folder; what differs from those kept before, in words.
 
     Names are those below the folder that holds all of them, so that a data set may move.  Nothing is kept or said
-    where an objective's ``data`` has no ``paths``.
+    where an objective knows no paths.
 
     Raises:
         UserError: they cannot be written.
@@ -43,15 +43,10 @@ def changed_pictures(run: Path, objective: Objective) -> str:
 
 
 def _names(objective: Objective) -> dict[str, list[str]] | None:
-    found = {}
-    for kind, data in (
-        (TRAINED, getattr(objective, "data", None)),
-        (HELD_OUT, getattr(objective, "held_out", None)),
-    ):
-        paths = [] if data is None else getattr(data, "paths", None)
-        if paths is None:
-            return None
-        found[kind] = [str(path) for path in paths]
+    paths = objective.picture_paths()
+    if paths is None:
+        return None
+    found = dict(zip((TRAINED, HELD_OUT), paths, strict=True))
     every = [*found[TRAINED], *found[HELD_OUT]]
     try:
         root = os.path.commonpath([str(Path(path).parent) for path in every])

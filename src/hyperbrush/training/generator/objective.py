@@ -109,6 +109,15 @@ class GeneratorObjective(Objective):
         except (AttributeError, UserError):  # another's decoder, or a form without
             return set()
 
+    def picture_paths(self) -> tuple[list[str], list[str]] | None:
+        """Of all styles' pictures; None where some have no paths."""
+        found = []
+        for styles in (self.batches.styles, self.held_out or ()):
+            if not all(style.paths for style in styles):
+                return None
+            found.append([path for style in styles for path in style.paths])
+        return found[0], found[1]
+
     def place(self, device: torch.device) -> None:
         """Move the frozen model."""
         self.model.to(device)
@@ -128,10 +137,7 @@ class GeneratorObjective(Objective):
             tuple(latents.shape),
             generator,
             condition_dropout=c.condition_dropout,
-            offset_noise=c.offset_noise,
-            perturbation=c.perturbation,
-            timestep_sampling=c.timestep_sampling,
-            timestep_options=c.timestep_options,
+            **c.drawing(len(self.model.diffusion.schedule)),
         )
         keep = drawn.pop("keep").tolist()
         spoken = enumerate(styles[style].said(picture) for _, style, picture in rows)
@@ -226,8 +232,8 @@ class GeneratorObjective(Objective):
         return torch.stack(errors).mean()
 
     def validate(self) -> dict[str, float]:
-        """On held-out styles: "loss" with weights from their own references, "shuffled" from another style's,
-        "base" without weights.  Reconstruction is not judged: what counts is what is drawn.
+        """On held-out styles: "loss" with weights from their own references, "shuffled" from another style's (of two or
+        more), "base" without weights.  Reconstruction is not judged: what counts is what is drawn.
         """
         if not self.held_out:
             return {}
@@ -237,12 +243,11 @@ class GeneratorObjective(Objective):
         made = self.weights(batches.show(range(len(styles)), shown), range(len(styles)))
         if self._base is None:
             self._base = self._judged(styles, None)
-        turned = torch.arange(1, len(styles) + 1, device=self.net.device) % len(styles)
-        return {
-            "loss": self._judged(styles, made),
-            "shuffled": self._judged(styles, _picked(made, turned)),
-            "base": self._base,
-        }
+        found = {"loss": self._judged(styles, made), "base": self._base}
+        if len(styles) > 1:
+            turned = torch.arange(1, len(styles) + 1, device=self.net.device) % len(styles)
+            found["shuffled"] = self._judged(styles, _picked(made, turned))
+        return found
 
     def _judged(self, styles: Sequence[Style], weights: GeneratedWeights | None) -> float:
         losses = []
@@ -342,6 +347,11 @@ def generator_objective(
             f"weights are generated for models that read texts alone, and this one is told {kind}: take another base "
             "model (attention hypernetworks, hyperbrush train, can be trained on it)"
         )
+    if config.compile:
+        raise UserError(
+            "compile: a generator's weights are put onto the UNet anew in each step, which would be compiled each time; "
+            "leave it out"
+        )
     if config.batch_size % config.pictures_per_style:
         raise UserError(
             f"batch_size {config.batch_size} cannot be cut into styles of {config.pictures_per_style} pictures; take a "
@@ -369,7 +379,7 @@ def generator_objective(
     held = opened(validation, False) if validation is not None else None
     if held is None and config.validation_share and len(styles) >= 10:
         order = BatchOrder(len(styles), 1, config.seed)
-        count = max(1, round(config.validation_share * len(styles)))
+        count = min(len(styles) - 1, max(2, round(config.validation_share * len(styles))))
         out = {order.at(step)[1][0] for step in range(count)}
         held = [style for i, style in enumerate(styles) if i in out]
         styles = [style for i, style in enumerate(styles) if i not in out]

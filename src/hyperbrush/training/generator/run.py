@@ -23,7 +23,7 @@ from hyperbrush.training.loop.processes import is_main, prepared
 from hyperbrush.training.loop.progress import PrepareCallback, Progress
 from hyperbrush.training.loop.run_folder import opened_run
 from hyperbrush.training.loop.settings import merge_settings, write_settings
-from hyperbrush.training.report.result import RunResult, figures_of, keep_result
+from hyperbrush.training.report.result import RunResult, check_file, figures_of, keep_result
 
 
 class GeneratorRun(Strict):
@@ -86,9 +86,11 @@ class GeneratorResult(RunResult):
 
     def judged(self) -> str:
         """The losses in words."""
+        said = f"held-out styles: loss {self.base_loss:.4f} without, {self.loss:.4f} from their own pictures"
         return (
-            f"held-out styles: loss {self.base_loss:.4f} without, {self.loss:.4f} from their own pictures, "
-            f"{self.shuffled_loss:.4f} from another style's"
+            f"{said}, {self.shuffled_loss:.4f} from another style's"
+            if math.isfinite(self.shuffled_loss)
+            else said
         )
 
     def command(self) -> str:
@@ -104,6 +106,7 @@ def train_generator(
     resume: bool = False,
     at: int | None = None,
     changed: bool = False,
+    overwrite: bool = False,
     model: LatentDiffusion | None = None,
     on_prepare: PrepareCallback | None = None,
     on_progress: Callable[[Progress], None] | None = None,
@@ -115,6 +118,7 @@ def train_generator(
         config, run: what and where.
         resume, at: see `Trainer.train`.
         changed: these settings take the place of those in the run that goes on.
+        overwrite: replace a file of this name in the folder of generators.
         model: already opened; the config's by default.
         on_prepare, on_progress, should_stop: see `HypernetworkTrainer`.
 
@@ -126,7 +130,9 @@ def train_generator(
         if not Path(folder).is_dir():  # before the model is opened
             raise UserError(f"there is no folder {folder}: expected one with a folder for each style")
     check_place(config.generators, "generators")
+    file = Path(config.generators) / f"{config.name}.safetensors"
     with opened_run(run, resume=resume, at=at):
+        check_file(file, config.start_from, again=resume or overwrite)
         opened = model or prepared(run, lambda: open_model(config.model, config.training), should_stop)
         config.training.check_model(opened)
         net = _begun(config, opened)
@@ -149,8 +155,10 @@ def train_generator(
             held=True,
             on_begin=partial(write_settings, config, run) if changed else None,
         )
-        file = Path(config.generators) / trained.name
-        result = GeneratorResult(run=run, file=file, config=config, **figures_of(run))
+        file = file.with_name(trained.name)
+        result = GeneratorResult(
+            run=run, file=file, config=config, **figures_of(run, config.training.keep_best)
+        )
         net.step = result.best_step
         if is_main():
             keep_result(result, net.save, f"hyperbrush hyper train --resume {run} -s generators=FOLDER")

@@ -1,5 +1,6 @@
 """Many styles to learn a generator from: folders of pictures, encoded once, and the batches drawn from them."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,13 @@ from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks.generator import GeneratedWeights
 from hyperbrush.ldm.data import ImageFolder, LatentCache, PictureRows, cache_latents
 from hyperbrush.ldm.data.archives import content_of, is_source
+from hyperbrush.ldm.data.scan import Scan
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.util import keyed_generator
 from hyperbrush.training.loop.checkpoint import digest
 from hyperbrush.training.loop.progress import PrepareCallback
 
+log = logging.getLogger(__name__)
 ADAPTERS = ("adapter.safetensors", "lora.safetensors")  # of a style, for reconstruction
 ABOUT = "style.txt"  # a style in words
 
@@ -28,7 +31,7 @@ class Style:
     references: as many first pictures are for looking at, the others to be judged by; of styles that are trained
     on each picture is either, in turn. alternatives: all captions of each picture, the first included; where it is
     empty there are no others. text: the style in words, "" where nobody wrote any. adapter: a finished
-    one, for reconstruction.
+    one, for reconstruction. paths: of the pictures, where they are known.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Style:
     text: str = ""
     adapter: GeneratedWeights | None = None
     alternatives: tuple[tuple[str, ...], ...] = ()
+    paths: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -73,14 +77,17 @@ def open_styles(
     found = dict(source) if isinstance(source, Mapping) else _named_styles(Path(source).expanduser())
     if not found:
         raise UserError("no styles: expected a mapping of names to pictures with one or more in it")
+    opened = {
+        name: [_opened(part, name, size or model.image_size) for part in _parts(pictures)]
+        for name, pictures in found.items()
+    }
     styles = []
     with LatentCache(cache, digest(dict(model.first_stage.state_dict()))) as kept:
         for number, (name, pictures) in enumerate(found.items()):
-            parts = _parts(pictures)
-            data = [_opened(part, name, size or model.image_size) for part in parts]
+            data = opened[name]
             latents = [_latents(model, one, kept) for one in data]
             said = tuple(captions for one in data for captions in one.alternatives)
-            references = len(latents[0]) if len(parts) == 2 else len(latents[0]) // 2
+            references = len(latents[0]) if len(data) == 2 else len(latents[0]) // 2
             if len(said) < 2:
                 where = pictures if isinstance(pictures, str | Path) else f"style {name!r}"
                 raise UserError(
@@ -94,7 +101,8 @@ def open_styles(
             adapter = _adapter(folder) if adapters and folder is not None else None
             first = tuple(captions[0] for captions in said)
             about = "" if folder is None else _about(folder)
-            styles.append(Style(name, torch.cat(latents), first, references, about, adapter, said))
+            paths = tuple(str(path) for one in data for path in getattr(one, "paths", ()))
+            styles.append(Style(name, torch.cat(latents), first, references, about, adapter, said, paths))
             if on_prepare is not None:
                 on_prepare("styles", number + 1, len(found))
     return styles
@@ -124,7 +132,11 @@ def _opened(part: Any, name: str, size: int) -> ImageFolder:
     if isinstance(part, ImageFolder):
         return part
     if isinstance(part, str | Path):
-        return ImageFolder(part, size=size)
+        data = ImageFolder(part, size=size, on_problem="skip")
+        if data.problems:
+            report = Scan(data.folder, (), data.problems).report(5)
+            log.warning("style %r: %d files are left out:\n%s", name, len(data.problems), report)
+        return data
     return PictureRows(part, size=size, name=name)
 
 

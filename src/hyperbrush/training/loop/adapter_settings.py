@@ -1,5 +1,6 @@
 """Settings of the loop, the optimizer and the draws, which all trainings through a frozen model share."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
@@ -100,6 +101,21 @@ class AdapterSettings(LoopSettings, StepSettings):
         self.check_draws()
         check_weighting(self.weighting, model.diffusion.schedule)
         model.check_drawing(self.preview_sampler, self.preview_negative)
+
+    def drawing(self, timesteps: int) -> dict[str, Any]:
+        """How noise and timesteps are drawn, as `DiffusionModel.draw` takes it, of a process of so many timesteps."""
+        chosen = None
+        if self.timestep_range is not None:
+            low, high = self.timestep_range
+            first = math.floor(low * timesteps)
+            chosen = (first, max(first + 1, math.ceil(high * timesteps)))
+        return {
+            "offset_noise": self.offset_noise,
+            "perturbation": self.perturbation,
+            "timestep_sampling": self.timestep_sampling,
+            "timestep_options": self.timestep_options,
+            "timestep_range": chosen,
+        }
 
     def steps(self, pictures: int) -> int:
         """Optimizer steps for so many pictures an epoch."""

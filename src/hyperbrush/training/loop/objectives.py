@@ -45,6 +45,16 @@ class Objective(nn.Module, ABC):
         """Figures on held-out data; "loss" is the one to judge by.  Empty where none is held out."""
         return {}
 
+    def picture_paths(self) -> tuple[list[str], list[str]] | None:
+        """Of the pictures that are trained on and of those held out; None: they have none."""
+        found = []
+        for data in (getattr(self, "data", None), getattr(self, "held_out", None)):
+            paths = [] if data is None else getattr(data, "paths", None)
+            if paths is None:
+                return None
+            found.append([str(path) for path in paths])
+        return found[0], found[1]
+
     @property
     def is_validated(self) -> bool:
         """Whether `validate` has held-out data to judge by."""

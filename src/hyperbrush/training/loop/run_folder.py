@@ -20,6 +20,7 @@ from hyperbrush.training.loop.caller import AccelerateStates, generators_kept
 from hyperbrush.training.loop.processes import join, on_main
 
 LOCK, HOLDER = ".lock", "running.json"
+SWEEP = "sweep.yaml"  # in the folder of a sweep, which no training may write into
 log = logging.getLogger(__name__)
 
 
@@ -132,6 +133,8 @@ def _open(stack: contextlib.ExitStack, run: Path, resume: bool, at: int | None) 
     stack.enter_context(run_lock(run))
     clear_parts(run, deep=True)
     there = checkpoints.steps(folder)
+    if not resume and (run / SWEEP).exists():
+        raise UserError(f"{run} holds a sweep: take another --name or --run")
     if not resume and there:
         raise UserError(
             f"{run} holds checkpoints of another training: go on with --resume {run}, or take another --name or --run"

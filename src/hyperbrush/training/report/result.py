@@ -14,9 +14,10 @@ from hyperbrush.training.report.report import report_run
 
 @dataclass
 class RunResult:
-    """A finished run; losses are of the step with the lowest validation loss, inf where nothing was held out.
+    """A finished run; losses are of the step whose weights were kept, inf where nothing was held out.
 
-    file: in the library's folder. best: that step's line of metrics.jsonl. seconds: of all parts of the training.
+    file: in the library's folder. best: that step's line of metrics.jsonl, where it was validated. keeps_best: it has the lowest
+    validation loss, else it is the last one. seconds: of all parts of the training.
     """
 
     run: Path
@@ -24,6 +25,7 @@ class RunResult:
     steps: int
     seconds: float
     best: Mapping[str, Any]
+    keeps_best: bool
 
     @property
     def best_step(self) -> int:
@@ -32,7 +34,7 @@ class RunResult:
 
     @property
     def best_loss(self) -> float:
-        """The lowest validation loss."""
+        """The validation loss of what was kept."""
         return float(self.best.get("validation_loss", math.inf))
 
     @property
@@ -47,7 +49,10 @@ class RunResult:
 
     def judged(self) -> str:
         """The losses in words."""
-        return f"validation loss {self.base_loss:.4f} without, {self.best_loss:.4f} with it (best, at step {self.best_step})"
+        base, own = self.base_loss, self.best_loss
+        if self.keeps_best:
+            return f"validation loss {base:.4f} without, {own:.4f} with it (best, at step {self.best_step})"
+        return f"validation loss {base:.4f} without, {own:.4f} with it (the last step's)"
 
     def command(self) -> str:
         """A command that uses the file."""
@@ -60,12 +65,28 @@ class RunResult:
         return "\n".join([*lines, f"report: {self.report}", f"try: {self.command()}"])
 
 
-def figures_of(run: Path) -> dict[str, Any]:
-    """Steps, seconds and best validation of a run, as `RunResult` has them."""
+def figures_of(run: Path, keeps_best: bool) -> dict[str, Any]:
+    """Steps, seconds and the validation of what a run kept, as `RunResult` has them; keeps_best: its setting `keep_best`."""
     rows = [row for row in read(run / "metrics.jsonl") if "loss" in row]
     judged = [row for row in rows if "validation_loss" in row]
-    best = min(judged, key=lambda row: row["validation_loss"], default={})
-    return {"steps": rows[-1]["step"], "seconds": rows[-1]["seconds"], "best": best}
+    best = (
+        min(judged, key=lambda row: row["validation_loss"], default={})
+        if keeps_best
+        else (judged or [{}])[-1]
+    )
+    return {"steps": rows[-1]["step"], "seconds": rows[-1]["seconds"], "best": best, "keeps_best": keeps_best}
+
+
+def check_file(file: Path, source: str, *, again: bool) -> None:
+    """See that a training does not replace somebody's file at its end.
+
+    source: what it goes on from, which it may replace. again: it is resumed, or was told to overwrite.
+
+    Raises:
+        UserError: it would.
+    """
+    if not again and file.exists() and not (source and Path(source).exists() and file.samefile(source)):
+        raise UserError(f"{file} exists already: choose another --name, or give --overwrite")
 
 
 def keep_result(result: RunResult, save: Callable[[Path], Any], again: str, *, trigger: str = "") -> None:

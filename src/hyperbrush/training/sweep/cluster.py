@@ -1,16 +1,20 @@
 """The workers of a sweep as jobs of a cluster, submitted by submitit (https://github.com/facebookincubator/submitit)."""
 
+import contextlib
 import importlib.util
 import logging
+import signal
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.training.sweep.outcome import Teller
-from hyperbrush.training.sweep.settings import Sweep
+from hyperbrush.training.sweep.settings import FILE, Sweep
 
 EXECUTORS = ("slurm", "local")  # local: processes of this machine, to try it out
 DAY = 24 * 60  # minutes of a job, where the sweep's file says nothing else
@@ -64,13 +68,21 @@ def by_cluster(
             ended with trials to do.
     """
     logs = sweep.folder.absolute() / "workers"
-    submit = _executor(executor, logs, sweep.config.cluster)
+    teller = Teller(sweep, note)
+    if not teller.left:
+        return True
+    submit = _executor(executor, logs, sweep.config.cluster, str(sweep.folder / FILE))
     stop = logs / STOP
     stop.unlink(missing_ok=True)
-    teller = Teller(sweep, note)
     worker = ClusterWorker(work, sweep.folder.absolute())
-    with submit.batch():
-        jobs = [submit.submit(worker) for _ in range(min(workers, max(1, teller.left)))]
+    try:
+        with _without_interrupts(executor == "local"), submit.batch():
+            jobs = [submit.submit(worker) for _ in range(min(workers, teller.left))]
+    except (RuntimeError, OSError) as error:  # of the cluster's own program
+        said = " ".join(str(error).split())
+        raise UserError(
+            f"--executor {executor}: the jobs were refused: {said:.400}; mend 'cluster' in {sweep.folder / FILE}"
+        ) from error
     names = ", ".join(job.job_id for job in jobs)
     note(f"{len(jobs)} jobs on {teller.left} trials: {names}; what they say is in {logs}")
     asked: float | None = None
@@ -80,9 +92,10 @@ def by_cluster(
         if asked is None and should_stop():
             asked = time.monotonic()
             stop.touch()
-            for job in jobs:
-                if not job.paths.stdout.exists():  # still in the queue
-                    job.cancel(check=False)
+            waiting = [job for job in jobs if not job.paths.stdout.exists()]  # in the queue
+            for job in waiting:
+                job.cancel(check=False)
+            jobs = [job for job in jobs if job not in waiting]
         if asked is not None and time.monotonic() - asked > PATIENCE:
             for job in jobs:
                 job.cancel(check=False)
@@ -98,7 +111,32 @@ def by_cluster(
     )
 
 
-def _executor(name: str, logs: Path, options: Mapping[str, Any]) -> Any:
+def check_cluster(sweep: Sweep, executor: str, where: str) -> None:
+    """See, before anything is written, that jobs can be submitted so.
+
+    where: the file that has the sweep's settings.
+
+    Raises:
+        UserError: see `by_cluster`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        _executor(executor, Path(folder), sweep.config.cluster, where)
+
+
+@contextlib.contextmanager
+def _without_interrupts(wanted: bool) -> Iterator[None]:
+    """Processes that begin within do not hear a terminal's Ctrl-C, which is for this one alone."""
+    if not wanted or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _executor(name: str, logs: Path, options: Mapping[str, Any], where: str) -> Any:
     if name not in EXECUTORS:
         raise unknown_name("executor", name, EXECUTORS)
     if importlib.util.find_spec("submitit") is None:
@@ -113,5 +151,5 @@ def _executor(name: str, logs: Path, options: Mapping[str, Any]) -> Any:
         raise UserError(f"--executor {name}: {error}; run it where the cluster's commands are") from error
     except (NameError, ValueError, TypeError, AssertionError) as error:
         said = " ".join(str(error).split())
-        raise UserError(f"cluster: {said:.400}; see submitit's names in docs/sweeps.md") from error
+        raise UserError(f"{where}: cluster: {said:.400}; see submitit's names in docs/sweeps.md") from error
     return found

@@ -33,13 +33,23 @@ log = logging.getLogger(__name__)
 Bars = Callable[[str], contextlib.AbstractContextManager[tuple[PrepareCallback, Callable[[Progress], None]]]]
 
 
-def begin(path: str | Path, run: str | Path | None = None) -> Path:
-    """Check every trial of a sweep's file and return the sweep's folder (runs/NAME by default).
+def begin(path: str | Path, run: str | Path | None = None, *, workers: int = 1, executor: str = "") -> Path:
+    """Check every trial of a sweep's file, and what is to do them, and return the sweep's folder (runs/NAME by default).
+
+    workers, executor: as `work` is going to be told.
 
     Raises:
-        UserError: whatever is wrong with any of them; a sweep stands there already.
+        UserError: whatever is wrong with any of them; a sweep or a training stands there already.
     """
-    return begin_sweep(Path(path), None if run is None else Path(run)).folder
+
+    def check(sweep: Sweep) -> None:
+        _check_workers(workers)
+        if executor:
+            from hyperbrush.training.sweep.cluster import check_cluster
+
+            check_cluster(sweep, executor, str(path))
+
+    return begin_sweep(Path(path), None if run is None else Path(run), check).folder
 
 
 def work(
@@ -64,8 +74,7 @@ def work(
     Raises:
         UserError: no sweep there; all workers died; no such executor, or what it was told.
     """
-    if workers < 1:
-        raise UserError(f"--workers {workers}; expected 1 or more")
+    _check_workers(workers)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("a sweep starts processes of its own: take --workers in place of accelerate launch")
     sweep = read_sweep(Path(folder))
@@ -79,6 +88,11 @@ def work(
         return by_processes(sweep, workers, note, should_stop)
     with same_threads(sweep, note):
         return _Worker(sweep, note, bars, should_stop).run()
+
+
+def _check_workers(workers: int) -> None:
+    if workers < 1:
+        raise UserError(f"--workers {workers}; expected 1 or more")
 
 
 @dataclass
@@ -182,6 +196,13 @@ def same_threads(sweep: Sweep, note: Callable[[str], None]) -> Iterator[None]:
         write_json(file, {"threads": own})
     threads = int(read_json(file).get("threads", own))
     if threads == own or torch.cuda.is_available():
+        yield
+        return
+    if threads > max(own, os.cpu_count() or 1):
+        note(
+            f"the sweep began with {threads} CPU threads a worker, this machine has {os.cpu_count()}: it goes on with {own}; "
+            "figures differ in their last digits"
+        )
         yield
         return
     note(

@@ -6,7 +6,7 @@ import json
 import math
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ from hyperbrush.training.attention.run import HypernetworkRun, setting_names
 from hyperbrush.training.loop.config import Strict
 from hyperbrush.training.loop.optimizers import configured
 from hyperbrush.training.loop.rates import RateSchedule
+from hyperbrush.training.loop.run_folder import SWEEP as FILE
 
-FILE = "sweep.yaml"  # in a sweep's folder
 FIXED = ("name", "hypernetworks")  # the same for all trials
 MOST = 1000  # trials
 SHOWN = 5  # errors
@@ -117,11 +117,15 @@ class Sweep:
     trials: tuple[Trial, ...]
 
 
-def begin_sweep(path: Path, folder: Path | None = None) -> Sweep:
+def begin_sweep(
+    path: Path, folder: Path | None = None, check: Callable[[Sweep], None] = lambda sweep: None
+) -> Sweep:
     """Read a person's file, check every trial, and begin the folder (runs/NAME by default).
 
+    check: what else is to be looked at before anything is written.
+
     Raises:
-        UserError: whatever is wrong, all together; a sweep stands in the folder already.
+        UserError: whatever is wrong, all together; a sweep or a training stands in the folder already.
     """
     values = read_yaml(path)
     if not isinstance(values.get("sweep"), Mapping):
@@ -135,7 +139,10 @@ def begin_sweep(path: Path, folder: Path | None = None) -> Sweep:
         raise UserError(
             f"{folder} holds a sweep already; go on with --resume {folder}, or take another --run"
         )
+    if (folder / "config.yaml").exists() or (folder / "checkpoints").exists():
+        raise UserError(f"{folder} holds a training, which a sweep would write over: take another --run")
     sweep = _opened(values, folder, str(path), check=True)
+    check(sweep)
     # As it was written; from then on, workers can join.
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     write_text(folder / FILE, text)
