@@ -231,7 +231,7 @@ def test_as_a_process(tmp_path: Path) -> None:
 
 def test_what_generated_weights_do_not_take_is_refused(run: Run, tmp_path: Path) -> None:
     path = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
-    factors = {path: Factors(torch.randn(1, 2, 4), torch.randn(1, 4, 2))}
+    factors = {path: Factors(torch.randn(1, 4), torch.randn(3, 1))}
     file = GeneratedWeights(factors, name="ink").save(tmp_path / "ink.safetensors")
     status, _, told = run("convert", file, "out.safetensors", "--pictures", "--seed", 3)
     assert status == 2

@@ -9,6 +9,9 @@ import pytest
 from PIL import Image
 from running import App, until
 
+from hyperbrush.app.compare.page import outlook
+from hyperbrush.app.messages import Messages
+
 API = "/api/v1"
 SMALL = {"prompt": "cat face", "steps": 1, "seed": 3}
 
@@ -118,6 +121,13 @@ def test_an_outlook_counts_different_pictures(app: App) -> None:
     assert longer["seconds"] == pytest.approx(4 * one["seconds"], rel=0.5)
     larger = app.call(f"{API}/compare/outlook", {**SMALL, "axes": ["seed=1-4"], "width": 128, "height": 128})
     assert larger["seconds"] == pytest.approx(4 * one["seconds"], rel=0.5)
+
+
+def test_a_model_that_cannot_be_measured_leaves_the_count() -> None:
+    t = Messages("en")
+    assert outlook(t, 4, None, has_tried=False).endswith("the time is being measured…")
+    assert outlook(t, 4, None, has_tried=True) == "4 pictures"
+    assert outlook(t, 4, 65.0, has_tried=True) == "4 pictures, about 1:05"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from PIL import Image
@@ -14,6 +15,7 @@ from running import until
 
 import hyperbrush as hb
 from hyperbrush.app.create.page_networks import added, changed, written
+from hyperbrush.app.create.service import compare_address
 from hyperbrush.files import read_json, write_json
 from hyperbrush.hypernetworks.library.notes import Notes, write_notes
 
@@ -312,7 +314,10 @@ def test_a_mask_from_the_keyboard(app: Any, open_page: Callable[..., Any], drawn
 def test_again_and_vary_and_compare(app: Any, open_page: Callable[..., Any], drawn: dict[str, Any]) -> None:
     page = open_page(app, f"/?job={drawn['id']}")
     link = page.get_by_role("link", name="Compare").last.get_attribute("href")
-    assert link == "/compare?prompt=cat+face&seed=7"
+    assert parse_qs(urlsplit(link).query) == {
+        "prompt": ["cat face"], "negative": ["dog"], "seed": ["7"], "steps": ["2"], "clip_skip": ["2"],
+        "guidance_scale": ["4.0"],
+    }  # fmt: skip
     page.get_by_role("button", name="Again").click()
     page.wait_for_function("job => !location.search.includes(job)", arg=drawn["id"])
     again = page.url.partition("job=")[2]
@@ -332,6 +337,23 @@ def test_again_and_vary_and_compare(app: Any, open_page: Callable[..., Any], dra
     until(lambda: page.get_by_label("Seed", exact=True).input_value() == seed)
     page.get_by_role("button", name="Random seed").click()
     until(lambda: page.get_by_label("Seed", exact=True).input_value() == "")
+
+
+def test_settings_are_copied_without_a_clipboard_too(
+    app: Any, open_page: Callable[..., Any], drawn: dict[str, Any]
+) -> None:
+    page = open_page(app, f"/?job={drawn['id']}")
+    page.evaluate("Object.defineProperty(navigator, 'clipboard', {value: undefined})")  # as without HTTPS
+    page.locator("article.picture").get_by_text("Settings", exact=True).click()
+    copy = page.get_by_role("button", name="Copy")
+    copy.click()
+    page.get_by_text("Copied", exact=True).wait_for()
+    prompt(page).fill("")
+    prompt(page).press("Control+v")
+    until(lambda: "Negative prompt: dog" in prompt(page).input_value())
+    page.evaluate("document.execCommand = () => false")
+    copy.click()
+    page.get_by_text("It could not be copied").wait_for()
 
 
 def test_what_cannot_be_drawn_is_told(app: Any, open_page: Callable[..., Any]) -> None:
@@ -448,6 +470,23 @@ def _as_state(cookie: dict[str, str]) -> dict[str, Any]:
 )
 def test_a_tag_is_changed_where_it_stands(text: str, strength: float | None, expected: str) -> None:
     assert changed(text, 0, strength) == expected
+
+
+def test_a_picture_is_compared_with_all_it_was_drawn_with() -> None:
+    asked = {
+        "prompt": "a cat,\nblue <hypernet:ink:0.5>", "negative": "", "sampler": "Euler a", "steps": 9, "seed": None,
+        "guidance_scale": 0, "width": 96, "height": None, "clip_skip": 2, "count": 4, "subseed": 1,
+    }  # fmt: skip
+    said = {"seed": 12, "parameters": "a cat,\nblue <hypernet:ink:0.5>\nSteps: 9, Seed: 12"}
+    assert parse_qs(urlsplit(compare_address(asked, said)).query) == {
+        "prompt": [asked["prompt"]], "sampler": ["Euler a"], "steps": ["9"], "seed": ["12"], "guidance_scale": ["0"],
+        "width": ["96"], "clip_skip": ["2"], "axes": ["strength=0,0.5,1"],
+    }  # fmt: skip
+    wild = {**asked, "prompt": "a __animal__,\nblue"}
+    said = {"seed": 12, "parameters": "a cat,\nblue\nNegative prompt: dog\nSteps: 9, Seed: 12"}
+    found = parse_qs(urlsplit(compare_address(wild, said)).query)
+    assert found["prompt"] == ["a cat,\nblue"]
+    assert "axes" not in found
 
 
 def test_tags_are_found_and_added() -> None:

@@ -1,5 +1,7 @@
 """Create in a real browser: near a seed and larger, LoRAs in the prompt, the model chosen here, a mask taken back."""
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -123,6 +125,23 @@ def test_a_mask_is_taken_back(app: Any, open_page: Open) -> None:
     some.wait_for()
     page.keyboard.press("Control+z")
     none.wait_for()
+
+
+def test_a_model_that_is_no_longer_wanted_is_not_opened(
+    own_app: Callable[..., Any], open_page: Open, make_tiny: Callable[..., LatentDiffusion]
+) -> None:
+    app = own_app()
+    make_tiny().save_pretrained(app.root / "models/stable-diffusion/small")
+    page = open_page(app)
+    app.still_worker()
+    for name in ("small", "emoji"):
+        page.get_by_role("combobox", name="Model").click()
+        page.get_by_role("option", name=name, exact=True).click()
+        shown = "visible" if name == "small" else "hidden"
+        page.get_by_text("small is being opened").wait_for(state=shown)
+    [job] = [one for one in app.call(f"{API}/jobs") if one["kind"] == "try-model"]
+    assert (job["arguments"]["model"], job["state"]) == ("models/stable-diffusion/small", "stopped")
+    os.kill(app.worker["pid"], signal.SIGCONT)
 
 
 @pytest.mark.main

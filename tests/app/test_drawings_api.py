@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from hyperbrush.app.create.service import varied
+
 API = "/api/v1"
 QUICK = {"prompt": "cat face", "steps": 2, "seed": 5}
 
@@ -116,6 +118,36 @@ def test_a_masked_part_is_drawn_anew(app: Any) -> None:
     picture = opened(app.call(f"{API}/jobs/{job['id']}/pictures/0"))
     assert set(picture.crop((0, 0, 28, 64)).getdata()) == {(0, 128, 128)}
     assert len(set(picture.crop((36, 0, 64, 64)).getdata())) > 20
+
+
+def test_what_was_drawn_in_part_is_varied_whole(app: Any) -> None:
+    start = put(app, "/uploads", png((300, 150)))["id"]
+    mask = Image.new("L", (300, 150))
+    mask.paste(255, (150, 0, 300, 150))
+    content = io.BytesIO()
+    mask.save(content, "PNG")
+    painted = put(app, "/uploads", content.getvalue())["id"]
+    request = {
+        **QUICK,
+        "image": start,
+        "mask": painted,
+        "mask_padding": 8,
+        "width": 64,
+        "height": 64,
+        "count": 2,
+    }
+    job = app.wait_for(app.call(f"{API}/draw", request)["id"])
+    assert job["state"] == "done", job["error"]
+    said = job["result"]["pictures"][0]
+    assert (said["width"], said["height"]) == (300, 150)
+    asked = varied(job["arguments"], said, start)
+    assert (asked["mask"], asked["mask_padding"], asked["count"], asked["seed"]) == ("", None, 1, None)
+    again = app.wait_for(app.call(f"{API}/draw", asked)["id"])
+    assert again["state"] == "done", again["error"]
+    [drawn] = again["result"]["pictures"]
+    assert drawn["width"] * drawn["height"] == pytest.approx(64 * 64, rel=0.35)
+    whole = varied({**job["arguments"], "mask_padding": None}, said, start)
+    assert (whole["width"], whole["height"]) == (300, 150)
 
 
 def test_a_start_picture_of_any_form_is_fitted_to_the_model(app: Any) -> None:

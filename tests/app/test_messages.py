@@ -11,6 +11,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 import hyperbrush.app
+import hyperbrush.training.loop
 from hyperbrush.app.messages import FOLDER, NAMES, Messages, catalogue, chosen_language
 from hyperbrush.app.runs.report_page import in_language
 from hyperbrush.app.ui.frame import PLACES
@@ -61,6 +62,29 @@ def test_what_is_named_elsewhere_is_said() -> None:
         assert {f"networks.to_{target}", f"networks.about_{target}"} <= known.keys()
     assert {f"model.kind_{kind.replace('-', '_')}" for kind in KINDS} <= known.keys()
     assert {f"frame.{name}" for name, _, _ in PLACES} <= known.keys()
+
+
+def test_what_happens_in_trainings_is_said() -> None:
+    loop = Path(hyperbrush.training.loop.__file__).parent
+    noted = re.compile(r"""(?:_note\(|append\(\()\s*"([a-z_]+)",""")
+    found = {name for path in loop.glob("*.py") for name in noted.findall(path.read_text(encoding="utf-8"))}
+    assert {"pictures", "replanned", "renewed", "overfitting", "out_of_memory"} <= found
+    said = {key.removeprefix("runs.event_") for key in catalogue("en") if key.startswith("runs.event_")}
+    assert found == said
+
+
+def test_one_thing_has_one_word() -> None:
+    """Punctuation between Chinese is full-width; what the pages share is called the same on each."""
+    half = re.compile(r"[\u4e00-\u9fff][,:;(](?! )|[,:;)][\u4e00-\u9fff]")
+    assert not [key for key, text in catalogue("zh").items() if half.search(text)]
+    for language in LANGUAGES:
+        own = catalogue(language)
+        assert own["create.clip_skip"] == own["compare.clip_skip"] == own["compare.kind_clip_skip"]
+        assert own["create.guidance_scale"] == own["compare.guidance_scale"] == own["compare.kind_cfg"]
+    korean = catalogue("ko")
+    assert not [key for key, text in korean.items() if re.search("비교표|그리드|다운로드", text)]
+    steps = {key for key, text in korean.items() if key.startswith("runs.") and "단계" in text}
+    assert steps == {"runs.kind_first_stage"}
 
 
 def test_the_language_is_chosen() -> None:

@@ -2,12 +2,15 @@
 
 import json
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from running import App, until
+
+from hyperbrush.files import write_json
 
 API = "/api/v1"
 
@@ -54,6 +57,16 @@ def models(app: App) -> Path:
     header_only(folder / "lora.safetensors", {"lora_unet_x.lora_down.weight": (4, 4)})
     (folder / "cut.safetensors").write_bytes(struct.pack("<Q", 999) + b"{")
     return folder
+
+
+def test_a_model_whose_opening_was_stopped_is_told_so(app: App, open_page: Callable[..., Any]) -> None:
+    job = f"{int(time.time() * 1e6):014x}beef"
+    folder = app.root / ".hyperbrush/jobs" / job
+    about = {"kind": "try-model", "arguments": {"model": "some/one"}, "device": "cpu", "created": 1.0}
+    write_json(folder / "job.json", about)
+    write_json(folder / "state.json", {"state": "stopped", "ended": 2.0})
+    page = open_page(app, f"/model?job={job}")
+    page.get_by_text("some/one is not used: opening it was stopped.").wait_for()
 
 
 def test_models_are_told_by_config_and_header(app: App, models: Path) -> None:

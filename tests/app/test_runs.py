@@ -7,8 +7,11 @@ from urllib.parse import quote
 
 import pytest
 from running import until
-from runs_helpers import begin, ended, state, step_of
+from runs_helpers import begin, ended, give_pictures, settings, state, step_of
 
+from hyperbrush.app.runs.view import MOST
+from hyperbrush.app.train.service import begin as begin_run
+from hyperbrush.app.workspace import Workspace
 from hyperbrush.files import read_json
 
 Open = Callable[..., Any]
@@ -114,6 +117,20 @@ def test_the_queue_is_put_into_another_order(own_app: Callable[..., Any], open_p
     assert [jobs[one] for one in order] == ["second", "third", "first"]
     until(lambda: shown() == ["second", "third", "first"])
     assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+
+
+def test_more_runs_than_are_told_apart_are_not_compared(own_app: Callable[..., Any], open_page: Open) -> None:
+    app = own_app()
+    give_pictures(app.root)
+    names = [f"run {number}" for number in range(MOST + 1)]
+    for name in names:
+        begin_run(Workspace(app.root), settings(name))
+    page = open_page(app, "/runs")
+    for name in names:
+        page.get_by_role("checkbox", name=f"Choose {name} to compare").click()
+    until(button(page, "Compare").is_disabled)
+    page.get_by_role("checkbox", name=f"Choose {names[0]} to compare").click()
+    until(button(page, "Compare").is_enabled)
 
 
 def test_comparing_what_is_not_there(app: Any, open_page: Open, two: Any) -> None:

@@ -244,7 +244,13 @@ def test_beyond_the_loopback_a_token_is_asked(own_app: Callable[..., Any]) -> No
     assert ask(app, "GET", "/api/v1/status", {"Authorization": "Bearer wrong"})[0] == 401
     assert ask(app, "GET", "/api/v1/status", {"Authorization": f"Bearer {token}"})[0] == 200
     status, text, _ = ask(app, "GET", "/", {"Accept": "text/html"})
-    assert (status, "token" in text) == (401, True)
+    assert (status, "token" in text, "This is not the token" in text) == (401, True, False)
+    head = {"Accept": "text/html", "Accept-Language": "ko-KR,ko;q=0.9"}
+    status, text, _ = ask(app, "GET", "/runs?token=wr%3Cb%3Eong", head)
+    assert status == 401
+    assert 'lang="ko"' in text
+    assert "토큰이 맞지 않습니다" in text
+    assert "<b>" not in text
     status, _, headers = ask(app, "GET", f"/runs?token={token}")
     assert status == 303
     assert headers["location"] == "/runs"

@@ -10,10 +10,14 @@ import torch
 from running import App, until
 from torch import nn
 
+import hyperbrush.generation
+from hyperbrush.app.create.work import Progress
 from hyperbrush.app.jobs.context import JobContext, StopRequested
 from hyperbrush.app.jobs.kinds import LANES
 from hyperbrush.app.jobs.worker import Worker
 from hyperbrush.app.model.service import far_size
+from hyperbrush.app.model.work import opened
+from hyperbrush.app.requests import DrawRequest
 from hyperbrush.app.workspace import Workspace
 from hyperbrush.errors import UserError
 from hyperbrush.stopping import stoppable
@@ -85,6 +89,24 @@ def test_the_next_worker_ends_what_was_stopped(tmp_path: Path, kind: str, how: A
     assert then.serve(lane)
     assert then.jobs.get(behind).state == "failed", "it was begun: it says nothing to do"
     assert not then.serve(lane)
+
+
+def test_a_model_that_is_opened_again_leaves_what_was_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hyperbrush.generation, "open_model", lambda *_, **__: "the model")
+    first = Worker(Workspace(tmp_path), "cpu")
+    job = first.jobs.submit("draw", {"prompt": "cat"}, device="cpu").id
+    context = JobContext(first.jobs, job, first)
+    context.put()
+    drawn = {"seed": 7, "subseed": 8, "left_out": 1, "pictures": [{"file": "a.png"}]}
+    context.tell(now=True, stage="sampling", **drawn)
+    then = Worker(Workspace(tmp_path), "cpu")  # the first one died
+    context = JobContext(then.jobs, job, then)
+    assert opened(context) == "the model"
+    assert then.jobs.get(job).progress == {**drawn, "stage": "opening", "model": "emoji"}
+    progress = Progress(context, DrawRequest(prompt="cat"))
+    assert (progress.seed, progress.subseed, progress.next) == (7, 8, 2)
 
 
 class _Worker:

@@ -131,6 +131,20 @@ def test_strength_changes_the_styled_side_alone(app: App, generator: str) -> Non
     assert app.call(f"{API}/jobs/{job}/styles/beside/0")["status"] == 422
 
 
+def test_a_style_outlives_its_pictures(app: App, generator: str) -> None:
+    job = generate(app, text="flat ink")
+    for side in ("without", "with"):
+        (app.root / f".hyperbrush/jobs/{job}/{side}-0.png").unlink()  # deleted in Gallery
+        gone = app.call(f"{API}/jobs/{job}/styles/{side}/0")
+        assert gone["status"] == 404
+        assert "no longer in" in gone["detail"]
+    assert app.call(f"{API}/styles/{job}/keep", {"name": "styles-bare"})["name"] == "styles-bare"
+    folder = app.root / "models/hypernetworks"
+    assert [path.name for path in folder.glob("styles-bare*")] == ["styles-bare.safetensors"]
+    again = generate(app, text="flat ink", adapter=job, strength=0.5)
+    assert app.call(f"{API}/jobs/{again}/styles/without/0")[:4] == b"\x89PNG"
+
+
 def test_a_kept_style_draws_as_it_was_seen(app: App, generator: str) -> None:
     job = generate(app, text="ink", name="styles-drawn", keep=True)
     drawing = app.call(f"{API}/draw", {"prompt": "cat face <hypernet:styles-drawn>", "steps": 1, "seed": 0})[

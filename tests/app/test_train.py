@@ -258,6 +258,13 @@ def test_a_reload_and_a_second_tab_lose_nothing(app: Any, train: Open, open_page
         assert name(seen).input_value() == "kept"
         assert seen.get_by_label("Steps").get_attribute("placeholder") == "600"
     assert name(open_page(app, "/train")).input_value() == "", "another browser has a draft of its own"
+    name(second).fill("changed")
+    until(lambda: read_json(draft)["settings"]["name"] == "changed")
+    for asked in ("Start training", "Make the plan"):
+        page.get_by_role("button", name=asked).first.click()
+        page.get_by_text("Another tab has changed this training").last.wait_for()
+    name(second).fill("kept")
+    until(lambda: read_json(draft)["settings"]["name"] == "kept")
     over = page.locator("#content").get_by_role("button", name="Start over")
     over.click()
     page.get_by_role("button", name="Keep the draft").click()
@@ -358,6 +365,13 @@ def test_another_folder_counts_as_it_is_told(app: Any, train: Open) -> None:
     draft = draft_of(app, page)
     wanted = [{"path": "page-folders-a"}, {"path": "page-folders-b", "repeats": 3}]
     until(lambda: read_json(draft)["settings"]["data"] == wanted)
+    make(app, "page-folders-c", "gold")
+    page.reload()
+    page.get_by_text("More settings", exact=True).click()
+    choose(page, "Folder of pictures", "page-folders-c")
+    page.get_by_text("Drop more pictures for page-folders-c").wait_for()
+    page.locator(".folder").first.get_by_text("page-folders-c").wait_for()
+    assert page.locator(".folder").count() == 2
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -395,7 +409,7 @@ def test_a_diffusion_model_is_trained_from_its_settings(app: Any, train: Open) -
     page.wait_for_function("document.querySelector('.yaml textarea').value.includes('page-other')")
     begin = page.get_by_role("button", name="Start training").last
     assert begin.is_disabled()  # it has no name
-    page.get_by_label("Name of the run").fill("page-model")
+    page.get_by_label("Name of the run").fill("page-model 100% #1")
     text.fill("kind: diffusion\nstart_from: emoji\nstepz: 1\ndata: {folders: [page-other]}\n")
     page.get_by_text("stepz").last.wait_for()
     short = "training: {steps: 1, batch_size: 2}"
@@ -403,5 +417,5 @@ def test_a_diffusion_model_is_trained_from_its_settings(app: Any, train: Open) -
     page.wait_for_function("![...document.querySelectorAll('button')].pop().disabled")
     assert not findings(page)
     begin.click()
-    page.wait_for_url("**/runs/page-model")
-    until(lambda: (app.root / "runs/page-model/model/model_index.json").is_file(), 60)
+    page.wait_for_url("**/runs/page-model%20100%25%20%231")
+    until(lambda: (app.root / "runs/page-model 100% #1/model/model_index.json").is_file(), 60)

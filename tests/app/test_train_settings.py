@@ -107,7 +107,7 @@ class TestChecks:
             inside(workspace, path)
         with pytest.raises(UserError, match=r"outside of the workspace|is no path"):
             run_config(workspace, {"name": "a", "data": path})
-        for key in ("templates", "mask_folder"):
+        for key in ("templates", "mask_folder", "condition_folder"):
             if path != ".hyperbrush":
                 with pytest.raises(UserError):
                     run_config(
@@ -256,13 +256,31 @@ def test_a_draft_is_changed_key_by_key(tmp_path: Path) -> None:
     one.put("training.loss", "l1")
     other.put("training.max_steps", 3)
     other.put("name", "x")
-    assert one.request == {
+    assert Draft(Workspace(tmp_path), "a" * 24).request == {
         "settings": {"training": {"loss": "l1", "max_steps": 3}, "name": "x"},
         "presets": "quick",
     }
     one.clear("training.loss")
     one.clear("training.max_steps")
-    assert other.request["settings"] == {"name": "x"}
+    assert Draft(Workspace(tmp_path), "a" * 24).request["settings"] == {"name": "x"}
+
+
+def test_a_tab_trains_what_it_shows_or_nothing(tmp_path: Path) -> None:
+    one, other = Draft(Workspace(tmp_path), "a" * 24), Draft(Workspace(tmp_path), "a" * 24)
+    one.put("training.betas", (0.9, 0.99))
+    one.keep(plan="a job")
+    assert not one.is_overtaken
+    assert other.is_overtaken
+    assert other.values["plan"] == "a job"
+    other = Draft(Workspace(tmp_path), "a" * 24)  # reloaded
+    assert not other.is_overtaken
+    other.put("name", "x")
+    assert one.is_overtaken
+    assert one.request["settings"] == {"training": {"betas": [0.9, 0.99]}}
+    other.clear("name")
+    assert not one.is_overtaken
+    other.keep(presets="quality")
+    assert one.is_overtaken
 
 
 def test_the_help_is_the_models() -> None:

@@ -11,6 +11,8 @@ import pytest
 from running import until
 from train_helpers import TINY, png, shown
 
+from hyperbrush.app.train.service import run_config
+from hyperbrush.app.workspace import Workspace
 from hyperbrush.cli import main
 
 
@@ -24,6 +26,17 @@ class TestTrainings:
         again = app.call("/api/v1/trainings", {"settings": values})
         assert again["status"] == 400
         assert "choose another name" in again["detail"]
+
+    def test_a_folder_of_conditions_is_of_the_workspace(self, app: Any, colours: str) -> None:
+        before = {path.name for path in (app.root / "runs").iterdir()}
+        values = {"name": "api-conditions", "data": colours, "training": {**TINY, "condition_folder": "/etc"}}
+        refused = app.call("/api/v1/trainings", {"settings": values})
+        assert refused["status"] == 400
+        assert "outside of the workspace" in refused["detail"]
+        assert {path.name for path in (app.root / "runs").iterdir()} == before
+        values["training"]["condition_folder"] = f"datasets/{colours}"
+        found = run_config(Workspace(app.root), values)
+        assert found.training.condition_folder == str(app.root / "datasets" / colours)
 
     def test_the_plan_and_the_report(self, app: Any, colours: str) -> None:
         request = {"settings": {"name": "api-plan", "data": colours, "training": TINY}}

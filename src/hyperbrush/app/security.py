@@ -8,6 +8,8 @@ from urllib.parse import parse_qs, parse_qsl, quote, unquote, urlencode, urlspli
 
 from starlette.requests import cookie_parser
 
+from hyperbrush.app.messages import Messages, chosen_language
+
 Scope = dict[str, Any]
 
 COOKIE = "hyperbrush_token"
@@ -31,12 +33,12 @@ HEADERS = (
     (b"x-frame-options", b"DENY"),
 )
 
-_SIGN_IN = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>hyperbrush</title>
+_SIGN_IN = """<!doctype html><html lang="{language}"><head><meta charset="utf-8"><title>hyperbrush</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"></head>
 <body style="font-family:sans-serif;max-width:30rem;margin:4rem auto;padding:0 1rem"><h1>hyperbrush</h1>
-<form method="get"><p><label for="token">Token, as <code>hyperbrush serve</code> printed it</label></p>
+{wrong}<form method="get"><p><label for="token">{token}</label></p>
 <p><input id="token" name="token" type="password" autocomplete="current-password" style="width:100%">
-<button>Open</button></p></form></body></html>"""
+<button>{open}</button></p></form></body></html>"""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Guard:
         refused = self._refusal(scope, headers)
         if refused is None and not self.access.allows_token(headers, query):
             if scope["type"] == "http" and "text/html" in headers.get("accept", ""):
-                await _answer(send, 401, _SIGN_IN, "text/html; charset=utf-8")
+                await _answer(send, 401, _sign_in(headers, query), "text/html; charset=utf-8")
                 return
             refused = 401, "a token is needed: Authorization: Bearer TOKEN"
         if refused is not None:
@@ -153,6 +155,19 @@ class Guard:
         if int(length[:20]) > (most := _most(headers)):
             return 413, f"a request may have {most >> 20} MiB at most"
         return None
+
+
+def _sign_in(headers: dict[str, str], query: str) -> str:
+    """The page that asks for the token, in the browser's language; a wrong one in the address is told."""
+    chosen = cookie_parser(headers.get("cookie", "")).get("language", "")
+    t = Messages(chosen_language(chosen, "", headers.get("accept-language", "")))
+    is_wrong = bool(parse_qs(query).get("token"))
+    return _SIGN_IN.format(
+        language=t.language,
+        wrong=f'<p role="alert" style="color:#b00020">{t("frame.sign_in_wrong")}</p>' if is_wrong else "",
+        token=t("frame.sign_in_token", command="<code>hyperbrush serve</code>"),
+        open=t("frame.sign_in_open"),
+    )
 
 
 class _TooLarge(Exception):

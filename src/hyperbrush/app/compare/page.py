@@ -235,6 +235,7 @@ class ComparePage:
         if not any(axis.written() for axis in self.axes):
             self.told.set_text(t("compare.needs_axis"))
             return
+        has_tried = self._has_tried()  # before the look: what it measured is seen then
         try:
             found = await asyncio.to_thread(
                 comparing.estimate, self.site.workspace, self.site.device, self._request()
@@ -250,11 +251,14 @@ class ComparePage:
             ""
         }
         self.far.set_text(" ".join(t(f"model.{name}", own=self.own.image_size) for name in sorted(far)))
+        self.told.set_text(outlook(t, found.pictures, found.seconds, has_tried=has_tried))
         if found.seconds is None:
-            self.told.set_text(t("compare.measuring", pictures=found.pictures))
             self._try_model()
-        else:
-            self.told.set_text(t("compare.outlook", pictures=found.pictures, time=duration(found.seconds)))
+
+    def _has_tried(self) -> bool:
+        """Whether the job that measures the model has ended."""
+        job = self.site.jobs.find(self._trying) if self._trying else None
+        return bool(self._trying) and (job is None or not job.is_open)
 
     def _try_model(self) -> None:
         """Have this model's speed measured, once."""
@@ -273,6 +277,13 @@ class ComparePage:
         if not (self.prompt.value or "").strip():
             self.prompt.value = prompts(self.site.workspace.preferences.model)[0]
         await self._draw()
+
+
+def outlook(t: Messages, pictures: int, seconds: float | None, *, has_tried: bool) -> str:
+    """What a grid comes to, in words; has_tried: measuring the model has ended, with or without a result."""
+    if seconds is not None:
+        return t("compare.outlook", pictures=pictures, time=duration(seconds))
+    return t("compare.count" if has_tried else "compare.measuring", pictures=pictures)
 
 
 def _known(site: Site) -> tuple[list[str], BaseModel]:

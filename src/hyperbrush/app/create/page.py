@@ -72,7 +72,6 @@ EMPTY = {
     "subseed_strength": 0,
     "hires_scale": None,
 }  # what a picture that does not name them had
-VARY = 0.5  # how much "vary" draws anew
 
 
 def add(site: Site) -> None:
@@ -208,10 +207,9 @@ class _Create:
                 return await self.draw(asked | (another if asked.get("subseed_strength") else {"seed": None}))
             path = await asyncio.to_thread(drawings.picture_file, self.site, one.job, one.number)
             upload = await asyncio.to_thread(lambda: self.site.uploads.keep(path.read_bytes(), path.name))
-            size = {"width": one.said["width"], "height": one.said["height"]}
             if how == "vary":
-                begun = {"image": upload, "mask": "", "image_strength": VARY, "hires_scale": None}
-                return await self.draw(asked | size | begun | {"seed": None, "count": 1})
+                return await self.draw(drawings.varied(asked, one.said, upload))
+            size = {"width": one.said["width"], "height": one.said["height"]}
             self.form.fill({"image": upload, "mask": "", **size})
             self._remember()
         return None

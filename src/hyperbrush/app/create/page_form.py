@@ -10,6 +10,7 @@ from hyperbrush.app.create.page_networks import NetworkChips
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.model.service import BaseModel, far_size, fitting_samplers
 from hyperbrush.app.requests import DrawRequest, limits
+from hyperbrush.app.ui.parts import icon_button
 from hyperbrush.generation.settings import MAX_SEED
 from hyperbrush.ldm.sampling.names import UPSCALERS, usual_sampler
 
@@ -263,8 +264,8 @@ class Form:
                 seed.props("outlined dense stack-label").classes("grow").props["placeholder"] = t(
                     "create.random"
                 )
-                _icon("casino", t("create.random_seed"), lambda: seed.set_value(None))
-                _icon("replay", t("create.reuse_seed"), lambda: seed.set_value(on_reuse()))
+                icon_button("casino", t("create.random_seed"), lambda: seed.set_value(None))
+                icon_button("replay", t("create.reuse_seed"), lambda: seed.set_value(on_reuse()))
             self.fields["seed"] = seed
         self._far = ui.label().classes("warn small").props("role=status")
         self._look_at_size()
@@ -359,11 +360,3 @@ def _text(value: Any, otherwise: str) -> str:
 
 def _number(value: Any, otherwise: float | None) -> float | None:
     return value if value is None or isinstance(value, int | float) else otherwise
-
-
-def _icon(icon: str, label: str, do: Callable[[], Any]) -> ui.button:
-    button = (
-        ui.button(icon=icon, on_click=do, color=None).props("flat round dense type=button").classes("quiet")
-    )
-    button.props["aria-label"] = button.props["title"] = label
-    return button

@@ -1,6 +1,7 @@
 """The model that draws, chosen where one draws: it is in use once it has opened, and the page is built anew for it."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -48,17 +49,33 @@ class ModelChoice:
 
     async def _choose(self) -> None:
         source = str(self.select.value)
-        if source == self.own.source:
-            return
         if source == OTHERS:
             ui.navigate.to(OTHERS)
             return
+        self._leave()
+        if source == self.own.source:
+            return
         try:
-            self._job = (await asyncio.to_thread(choices.use_model, self.site, source)).id
+            job = (await asyncio.to_thread(choices.use_model, self.site, source)).id
+            if self.select.value != source:  # another was chosen meanwhile
+                self._stop(job)
+                return
+            self._job = job
             self._look()
         except UserError as error:
             refuse(str(error))
             self.select.set_value(self.own.source)
+
+    def _leave(self) -> None:
+        """Stop opening the model that was chosen before."""
+        job, self._job = self._job, ""
+        if job:
+            self._told.set_visibility(False)
+            self._stop(job)
+
+    def _stop(self, job: str) -> None:
+        with contextlib.suppress(UserError):  # it has ended meanwhile
+            self.site.ask(job, "stop")
 
     def _look(self) -> None:
         job = self.site.jobs.find(self._job)
@@ -74,7 +91,10 @@ class ModelChoice:
             return
         self._job = ""
         self.select.set_value(self.own.source)
-        self._tell(t("model.failed", name=name, why=t.said(job.error)), "bad")
+        if job.state == "failed":
+            self._tell(t("model.failed", name=name, why=t.said(job.error)), "bad")
+        else:
+            self._tell(t("model.stopped", name=name), "")
 
     def _tell(self, text: str, how: str) -> None:
         self._told.set_text(text)

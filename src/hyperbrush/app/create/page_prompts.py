@@ -13,6 +13,7 @@ from hyperbrush.app.messages import Messages
 from hyperbrush.app.requests import checked
 from hyperbrush.app.site import Site
 from hyperbrush.app.ui.frame import refusals, title_of
+from hyperbrush.app.ui.parts import icon_button
 
 
 class PromptDialog:
@@ -85,10 +86,10 @@ class PromptDialog:
                             )
                     take.on("click", lambda one=one: self._take(one))
                     if one.name:
-                        _icon("delete", t("create.forget", name=one.name), partial(self._forget, one))
+                        icon_button("delete", t("create.forget", name=one.name), partial(self._forget, one))
                     else:
                         said = t("create.save_prompt", prompt=one.prompt[:60])
-                        _icon("bookmark_add", said, partial(self._keep, one.prompt[:60], one))
+                        icon_button("bookmark_add", said, partial(self._keep, one.prompt[:60], one))
 
     def _take(self, one: Prompt) -> None:
         self.use({"prompt": one.prompt, "negative": one.negative})
@@ -130,10 +131,4 @@ def head_of(title: str, close: str, dialog: ui.dialog) -> None:
     with ui.element("div").classes("bar"):
         title_of(2, title)
         ui.space()
-        _icon("close", close, dialog.close)
-
-
-def _icon(icon: str, label: str, do: Callable[[], Any]) -> None:
-    button = ui.button(icon=icon, on_click=do, color=None).props("flat round dense type=button")
-    button.props["aria-label"] = button.props["title"] = label
-    button.classes("quiet")
+        icon_button("close", close, dialog.close)

@@ -2,17 +2,17 @@
 
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlencode
 
 from fastapi import Request
 from nicegui import ui
 
 from hyperbrush.app.create.page_form import button
-from hyperbrush.app.create.service import Drawn, kept_pictures
+from hyperbrush.app.create.service import Drawn, compare_address, kept_pictures
 from hyperbrush.app.jobs.jobs import Job
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.site import Site
 from hyperbrush.app.ui.frame import duration, title_of
+from hyperbrush.app.ui.parts import copy_button
 from hyperbrush.app.ui.pictures import crisp, smoothing
 
 ALONE, AMONG, EARLIER, NARROW = (
@@ -67,8 +67,8 @@ class Results:
             self._shown = (job.id if job else "", len(found))
             self._pictures.clear()
             with self._pictures:
-                for one in found:
-                    self._picture(one, ALONE if len(found) == 1 else AMONG)
+                for one in found if job else []:
+                    self._picture(job, one, ALONE if len(found) == 1 else AMONG)
         if job is None:
             return
         if job.is_open:
@@ -106,7 +106,7 @@ class Results:
         if preview:
             self._preview.props["src"] = f"/api/v1/jobs/{job.id}/preview?n={preview}"
 
-    def _picture(self, one: Drawn, wide: int) -> None:
+    def _picture(self, job: Job, one: Drawn, wide: int) -> None:
         t, said = self.t, one.said
         with ui.element("article").classes("card picture"):
             with ui.link(target=one.address, new_tab=True):
@@ -122,19 +122,14 @@ class Results:
                 button(t("create.again"), "refresh", lambda: self.on_use("again", one))
                 button(t("create.vary"), "auto_fix_high", lambda: self.on_use("vary", one))
                 button(t("create.use_as_start"), "image", lambda: self.on_use("start", one))
-                compare = f"/compare?{urlencode({'prompt': prompt, 'seed': said['seed']})}"
-                _link(t("create.compare"), "grid_on", compare)
+                _link(t("create.compare"), "grid_on", compare_address(job.arguments, said))
                 name = str(said["file"]).rpartition("/")[2]
                 _link(t("create.download"), "download", one.address).props["download"] = name
             with ui.expansion(t("create.settings"), icon="notes").classes("more"):
                 ui.label(said["parameters"]).classes("mono")
-                button(t("create.copy"), "content_copy", lambda: self._copy(said["parameters"]))
+                copy_button(t, str(said["parameters"]))
             for note in said["notes"]:
                 ui.label(t.said(note)).classes("soft small")
-
-    def _copy(self, text: str) -> None:
-        ui.clipboard.write(text)
-        ui.notify(self.t("create.copied"))
 
 
 class Earlier:

@@ -1,8 +1,10 @@
 """Drawing as pages and API ask for it: requests looked through, settings read out of pictures, results by number."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from hyperbrush.app.create import wildcards
 from hyperbrush.app.jobs.jobs import Job
@@ -11,6 +13,9 @@ from hyperbrush.app.requests import DrawRequest
 from hyperbrush.app.site import Site
 from hyperbrush.app.uploads import open_picture
 from hyperbrush.errors import NotThere, UserError
+
+VARY = 0.5  # how much "vary" draws anew
+COMPARED = ("negative", "sampler", "steps", "guidance_scale", "width", "height", "clip_skip")
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,30 @@ def check(site: Site, request: DrawRequest) -> None:
     for upload in filter(None, (request.image, request.mask)):
         site.uploads.path(upload)
     base_models.refuse_elsewhere(site.workspace, request.model)
+
+
+def varied(asked: Mapping[str, Any], said: Mapping[str, Any], upload: str) -> dict[str, Any]:
+    """What a variation of a picture is asked with; asked: its own job's arguments; upload: the picture's id."""
+    size = {side: said[side] for side in ("width", "height")}
+    if (
+        asked.get("mask_padding") is not None
+    ):  # what was drawn was a region, and the picture may be far larger
+        size = dict.fromkeys(size)
+    begun = {"image": upload, "mask": "", "mask_padding": None, "image_strength": VARY, "hires_scale": None}
+    return {**asked, **size, **begun, "seed": None, "count": 1}
+
+
+def compare_address(asked: Mapping[str, Any], said: Mapping[str, Any]) -> str:
+    """Where Compare opens with what a picture was drawn with; with hypernetworks, on a grid of strengths."""
+    from hyperbrush.generation import read_infotext
+
+    prompt = str(asked.get("prompt", ""))
+    if wildcards.first_of(prompt):  # Compare takes none; the picture says what was put in
+        prompt = read_infotext(str(said["parameters"])).prompt
+    values = {"prompt": prompt, "seed": said["seed"], **{name: asked.get(name) for name in COMPARED}}
+    if "<hypernet:" in prompt:
+        values["axes"] = "strength=0,0.5,1"
+    return "/compare?" + urlencode({name: value for name, value in values.items() if value not in (None, "")})
 
 
 def settings_of(site: Site, content: bytes, name: str = "the picture") -> dict[str, Any]:

@@ -13,6 +13,7 @@ from hyperbrush.app.gallery.page_tile import show_star, star_button
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.site import Site
 from hyperbrush.app.ui.frame import in_thread, refusals, title_of
+from hyperbrush.app.ui.parts import copy_button, icon_button
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,7 @@ class Lightbox:
                 About(self.t, one)
 
     def _button(self, icon: str, name: str, do: Any) -> ui.button:
-        button = ui.button(icon=icon, on_click=do, color=None).props("flat round dense").classes("quiet")
-        button.props["aria-label"] = button.props["title"] = self.t(f"gallery.{name}")
-        return button
+        return icon_button(icon, self.t(f"gallery.{name}"), do)
 
 
 class About:
@@ -139,8 +138,7 @@ class About:
         if one.parameters:
             with ui.expansion(t("gallery.settings"), icon="notes", value=True).classes("more"):
                 ui.label(one.parameters).classes("mono")
-                copy = ui.button(t("gallery.copy"), icon="content_copy", on_click=self._copy, color=None)
-                copy.props("flat dense no-caps").classes("quiet")
+                copy_button(t, one.parameters)
         else:
             ui.label(t("gallery.no_settings")).classes("soft")
 
@@ -148,10 +146,6 @@ class About:
         made = ui.button(self.t(f"gallery.{name}"), color=None).props("outline dense no-caps tag=a")
         made.props["href"], made.props["padding"] = target, "xs sm"
         return made.classes("quiet")
-
-    def _copy(self) -> None:
-        ui.clipboard.write(self.one.parameters)
-        ui.notify(self.t("gallery.copied"))
 
 
 def side_by_side(t: Messages, one: Shown, other: Shown) -> None:
@@ -161,8 +155,7 @@ def side_by_side(t: Messages, one: Shown, other: Shown) -> None:
         with ui.element("div").classes("bar"):
             title_of(2, t("gallery.two"))
             ui.space()
-            close = ui.button(icon="close", on_click=dialog.close, color=None).props("flat round dense")
-            close.props["aria-label"] = close.props["title"] = t("gallery.close")
+            icon_button("close", t("gallery.close"), dialog.close)
         with ui.element("div").classes("box-two"):
             for shown in (one, other):
                 with ui.element("figure"):

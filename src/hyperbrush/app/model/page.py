@@ -113,8 +113,10 @@ class ModelPage:
             text, how = t("model.failed", name=name, why=t.said(job.error)), "bad"
         elif job.state == "done":
             text, how = t("model.opened", name=name, seconds=f"{job.result['seconds']:.2g}"), "good"
-        else:
+        elif job.is_open:
             text, how = t("model.opening", name=name), ""
+        else:
+            text, how = t("model.stopped", name=name), ""
         if self.used != self.site.workspace.preferences.model:  # its badge stands on another card
             ui.navigate.to("/model?" + urlencode({"job": self.job}))
             return

@@ -27,7 +27,8 @@ def opened(context: "JobContext", source: str = "", *, precision: str = "") -> "
     key = (where, context.worker.device, precision or preferences.precision)
     if context.worker.kept.get("model_key") != key:
         context.worker.kept.clear()  # before the next is opened: two may not fit
-        context.tell(now=True, stage="opening", model=source or preferences.model)
+        told = context.jobs.get(context.id).progress  # of a worker that died: what it did is still there
+        context.tell(now=True, **{**told, "stage": "opening", "model": source or preferences.model})
         found = open_model(where, device=key[1], precision=key[2])
         context.worker.kept.update(model=found, model_key=key)
     model: OpenedModel = context.worker.kept["model"]

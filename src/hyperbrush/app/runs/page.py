@@ -223,7 +223,7 @@ class _List:
 
     def choose(self, name: str, is_chosen: bool) -> None:
         self.chosen = [n for n in self.chosen if n != name] + ([name] if is_chosen else [])
-        self.compare.set_enabled(len(self.chosen) > 1)
+        self.compare.set_enabled(1 < len(self.chosen) <= MOST)
 
     def to_compare(self) -> None:
         ui.navigate.to("/runs?" + "&".join(f"compare={quote(name, safe='')}" for name in self.chosen))

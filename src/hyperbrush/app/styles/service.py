@@ -109,7 +109,7 @@ def picture_file(jobs: Jobs, job: str, side: str, number: int) -> Path:
     """One of a style's pictures.
 
     Raises:
-        NotThere: no such job or picture.
+        NotThere: no such job or picture, or its file was removed.
     """
     found = jobs.get(job)
     names = drawn(found, side)
@@ -117,7 +117,10 @@ def picture_file(jobs: Jobs, job: str, side: str, number: int) -> Path:
         raise NotThere(
             f"job {job:.40} has {len(names)} pictures {side} the style; there is no number {number}"
         )
-    return jobs.folder / found.id / names[number]
+    path = jobs.folder / found.id / names[number]
+    if not path.is_file():
+        raise NotThere(f"picture {number} of job {job} is no longer in {path.parent}")
+    return path
 
 
 def keep(site: Site, job: str, request: KeepRequest) -> dict[str, Any]:
@@ -157,7 +160,7 @@ def keep_as(
     library = workspace.library
     if strength != 1:
         library.write_notes(name, Notes(preferred_weight=strength))
-    if preview is not None:
+    if preview is not None and preview.is_file():  # not deleted in Gallery
         with Image.open(preview) as image:
             library.set_preview(name, image)
 

@@ -1,5 +1,6 @@
 """An adapter from a few pictures or a text, and what it does beside the plain model."""
 
+import contextlib
 import shutil
 import time
 from typing import Any
@@ -64,7 +65,8 @@ def _again(context: JobContext, request: StyleRequest) -> dict[str, Any]:
     same = ("prompts", "seed", "steps")
     if all(before.arguments.get(key) == context.arguments.get(key) for key in same):
         for name in result.get("pictures", {}).get(SIDES[0], []):
-            shutil.copyfile(context.jobs.folder / before.id / name, context.folder / name)
+            with contextlib.suppress(FileNotFoundError):  # deleted in Gallery: it is drawn again
+                shutil.copyfile(context.jobs.folder / before.id / name, context.folder / name)
     return {key: result[key] for key in ("seconds", "size", "rank", "model")}
 
 

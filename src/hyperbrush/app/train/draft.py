@@ -1,6 +1,7 @@
 """The training the user is preparing: kept on the disk for each browser, so that no reload loses it."""
 
 import contextlib
+import json
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -26,6 +27,7 @@ _lock = threading.Lock()
 class Draft:
     """The draft of a browser, one for all its tabs; each change touches its own key alone.
 
+    settings and presets are what this tab has read and changed since; the rest is as it stands on the disk.
     cloned: the run it was cloned from; before: the draft that stood here until then.
     on_change: called after each, in the page that has made it.
     """
@@ -42,18 +44,28 @@ class Draft:
                 if shared.exists():  # of the first browser that comes
                     folder.mkdir(parents=True, exist_ok=True)
                     shared.replace(self._file)
+        self._own = _request(self._read())
 
     @property
     def values(self) -> dict[str, Any]:
-        """As it stands on the disk."""
-        found = {**EMPTY, **read_json(self._file)}
-        return found if isinstance(found["settings"], dict) else dict(EMPTY)
+        """All of it, by the keys of `EMPTY`."""
+        return {**self._read(), **self._own}
 
     @property
     def request(self) -> dict[str, Any]:
         """As `TrainRequest` has it."""
-        values = self.values
-        return {"settings": values["settings"], "presets": str(values["presets"])}
+        return dict(self._own)
+
+    @property
+    def is_overtaken(self) -> bool:
+        """Whether another tab has changed what would be trained, and this one shows something else."""
+        there, here = (json.dumps(one, sort_keys=True) for one in (_request(self._read()), self._own))
+        return there != here  # as texts: nan is nan
+
+    def _read(self) -> dict[str, Any]:
+        """As it stands on the disk."""
+        found = {**EMPTY, **read_json(self._file)}
+        return found if isinstance(found["settings"], dict) else dict(EMPTY)
 
     def keep(self, **changes: Any) -> None:
         """Change some of it.
@@ -62,7 +74,8 @@ class Draft:
             UserError: it cannot be written.
         """
         with _lock:
-            write_json(self._file, {**self.values, **changes}, sync=False)
+            write_json(self._file, {**self._read(), **changes}, sync=False)
+            self._own = _request({**self._own, **changes})
         self._tell()
 
     def clone(self, run: str, settings: Mapping[str, Any], presets: str) -> None:
@@ -113,14 +126,23 @@ class Draft:
 
     def _put(self, key: str, change: "Change") -> None:
         with _lock:
-            values = self.values
+            values = self._read()
             settings = _changed(values["settings"], key, change)
             write_json(self._file, {**values, "settings": settings}, sync=False)
+            self._own = _request({**self._own, "settings": _changed(self._own["settings"], key, change)})
         self._tell()
 
     def _tell(self) -> None:
         for call in self.on_change:
             call()
+
+
+def _request(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings and presets, as a file gives them back."""
+    found: dict[str, Any] = json.loads(
+        json.dumps({"settings": values["settings"], "presets": str(values["presets"])})
+    )
+    return found
 
 
 Change = Callable[[dict[str, Any], str], object]

@@ -23,7 +23,17 @@ from hyperbrush.app.train.draft import Draft, with_presets
 from hyperbrush.app.train.page_other import OtherKinds
 from hyperbrush.app.train.service import cloned
 from hyperbrush.app.ui.browser import AGE, COOKIE, browser_name, remember
-from hyperbrush.app.ui.frame import PATIENCE, duration, frame, in_thread, mark, on_news, refusals, title_of
+from hyperbrush.app.ui.frame import (
+    PATIENCE,
+    duration,
+    frame,
+    in_thread,
+    mark,
+    on_news,
+    refusals,
+    refuse,
+    title_of,
+)
 from hyperbrush.errors import UserError
 
 NOTES = 8  # files named for each finding
@@ -61,7 +71,7 @@ class Start:
         return section
 
     async def _look(self, kind: str) -> None:
-        if await self._wrong(kind):
+        if self._is_overtaken() or await self._wrong(kind):
             return
         with refusals():
             request = checked(TrainRequest, _asked(self.draft, kind))
@@ -83,8 +93,14 @@ class Start:
         self.problems.set_visibility(bool(found))
         return bool(found)
 
+    def _is_overtaken(self) -> bool:
+        """Whether another tab has changed the draft, which is told then."""
+        if is_overtaken := self.draft.is_overtaken:
+            refuse(self.t("train.other_tab"))
+        return is_overtaken
+
     async def _start(self) -> None:
-        if await self._wrong():
+        if self._is_overtaken() or await self._wrong():
             return
         self.begin.disable()
         with refusals():

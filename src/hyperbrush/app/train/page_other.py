@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 from nicegui import ui
@@ -79,4 +80,4 @@ class OtherKinds:
     async def _start(self) -> None:
         with refusals():
             job = await in_thread(trainings.start, self.site, TrainRequest(settings=self._settings()))
-            ui.navigate.to(f"/runs/{job.arguments['run']}")
+            ui.navigate.to(f"/runs/{quote(str(job.arguments['run']), safe='')}")

@@ -102,7 +102,19 @@ def folders(t: Messages, draft: Draft, datasets: Datasets) -> None:
                     )
         ui.button(t("train.add_folder"), icon="add", on_click=more).props("flat no-caps")
 
+    def first() -> str:
+        return str(data()[0].get("path", "")) if data() else ""
+
+    def follow() -> None:
+        """The first is chosen above, while this is open too."""
+        nonlocal shown
+        if shown != (now := first()):
+            shown = now
+            rows.refresh()
+
     rows()
+    shown = first()
+    draft.on_change.append(follow)
 
 
 SAYS_FIRST = ("name", "training.trigger", "training.max_steps", "training.learning_rate", "training.prompts")

@@ -1,4 +1,4 @@
-"""Pieces that several pages share: a place to drop files on, and the top of a card that follows a job."""
+"""Pieces that several pages share: small buttons, a place to drop files on, the top of a card that follows a job."""
 
 import json
 import re
@@ -36,6 +36,46 @@ SEND = """async (event) => {
   }
   if (field.files) field.value = "";
 }"""
+
+COPY = """(event) => {
+  const text = TEXT;
+  const aside = () => {  // without HTTPS there is no clipboard
+    const field = document.createElement("textarea"), before = document.activeElement;
+    field.value = text;
+    field.style.cssText = "position: fixed; top: 0; opacity: 0";
+    // A dialog takes back the focus that leaves it.
+    (event.target.closest(".q-dialog__inner") ?? document.body).append(field);
+    field.select();
+    let well = false;
+    try { well = document.execCommand("copy"); } catch {}
+    field.remove();
+    before?.focus();
+    return well;
+  };
+  if (navigator.clipboard) navigator.clipboard.writeText(text).then(() => emit(true), () => emit(aside()));
+  else emit(aside());
+}"""
+
+
+def icon_button(icon: str, label: str, do: Callable[[], Any]) -> ui.button:
+    """A round button that says its name to readers, and to who points at it."""
+    button = ui.button(icon=icon, on_click=do, color=None).props("flat round dense type=button")
+    button.props["aria-label"] = button.props["title"] = label
+    return button.classes("quiet")
+
+
+def copy_button(t: Messages, text: str) -> ui.button:
+    """A button that puts a text into the clipboard, and says whether that went well."""
+
+    def told(event: GenericEventArguments) -> None:
+        if event.args is True:
+            ui.notify(t("frame.copied"))
+        else:
+            ui.notify(t("frame.not_copied"), type="warning")
+
+    button = ui.button(t("frame.copy"), icon="content_copy", color=None)
+    button.on("click", told, js_handler=COPY.replace("TEXT", json.dumps(text), 1))
+    return button.props("flat dense no-caps type=button").classes("quiet")
 
 
 def drop_zone(

@@ -155,7 +155,7 @@ def _add_networks(router: APIRouter, site: Site) -> None:
 async def _ended(site: Site, job: Job) -> Job:
     """A job once it has ended."""
     seen = -1
-    while (stands := await asyncio.to_thread(site.jobs.get, job.id)).is_open and stands.state != "paused":
+    while (stands := await asyncio.to_thread(site.jobs.get, job.id)).is_open:
         seen = await site.wait(f"job:{job.id}", seen, timeout=2.0)
     return stands
 

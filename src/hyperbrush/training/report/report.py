@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from hyperbrush.errors import UserError
 from hyperbrush.files import write_text
+from hyperbrush.generation.picture_files import save_picture
 from hyperbrush.training.loop.metrics import read
 from hyperbrush.training.report.charts import COLOURS, ON_DARK, Chart, Line, Mark
-from hyperbrush.training.report.contact_sheet import contact_sheet, run_config, run_name, write_contact_sheet
+from hyperbrush.training.report.contact_sheet import NAME as SHEET
+from hyperbrush.training.report.contact_sheet import contact_sheet, run_config, run_name, sheet_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -211,9 +213,9 @@ def report_run(run: str | Path, *, title: str | None = None, commands: Sequence[
     save_loss_curve(run, run / "loss.png")
     write_csv(run / "metrics.csv", rows)
     best = best_of(rows)
-    options: dict[str, Any] = {"best": best[0] if best else None}
-    write_contact_sheet(run, **options)
-    page = contact_sheet(run, **options)
+    page = contact_sheet(run, best=best[0] if best else None)
+    if page is not None:
+        save_picture(page, run / SHEET, sheet_text(run))
     return write_report(
         run / "report.html",
         title=title or f"Training of {run_name(run)}",
