@@ -82,3 +82,10 @@ def test_what_it_does_not_know_is_refused(judge: PictureJudge, tmp_path: Path) -
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="holds no judge"):
         PictureJudge.load(tmp_path / "other.safetensors")
+
+
+def test_pictures_that_are_not_numbers_show_nothing(judge: PictureJudge) -> None:
+    broken = torch.full((1, 3, 64, 64), float("nan"))
+    assert not judge.content(broken, ["square"], NAMES, best=len(NAMES)).any()
+    with pytest.raises(UserError, match="is not among the 1 sets the judge chooses from"):
+        judge.style(picture("disc", "black")[None], "white", among=["black"])

@@ -12,6 +12,7 @@ among them.  The file name is the caption; all names are ones that Noto has, so 
 import argparse
 import hashlib
 import shutil
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import numpy as np
 from PIL import Image
 from transformations import style_of
 
-SEEN = ("noto", "twemoji", "emojione", "fluent-emoji-flat", "fluent-emoji", "noto-v1", "emojione-monotone")
+SEEN = ("noto", "twemoji", "emojione", "fluent-flat", "fluent-3d", "noto-v1", "emojione-monotone")
 REAL = ("fluent-emoji-high-contrast", "streamline-emojis", "fxemoji")
 TARGETS = 64  # pictures of held-out names a style is judged by, where there are so many
 
@@ -56,6 +57,8 @@ def jobs(
     icons: Path, out: Path, styles: int, pictures: int
 ) -> list[tuple[int | None, list[tuple[Path, Path]]]]:
     sets = {name: names_of(icons, name) for name in (*SEEN, *REAL)}
+    if empty := [name for name, files in sets.items() if not files]:
+        sys.exit(f"{icons} has no pictures of {', '.join(empty)}: make them with recipes/emoji/make.py icons")
     found: list[tuple[int | None, list[tuple[Path, Path]]]] = []
 
     def judged(folder: Path, files: dict[str, Path], key: str) -> list[tuple[Path, Path]]:

@@ -76,7 +76,7 @@ class PictureJudge(nn.Module):
             raise UserError(f"{stray[0]!r} is not among the {len(among)} names the judge chooses from")
         logits = self.logits(pictures)[0][:, self._columns(self.names, among, "name")]
         chosen = logits[torch.arange(len(logits)), [places[name] for name in own]]
-        return (logits > chosen[:, None]).sum(1) < best
+        return (~(logits <= chosen[:, None])).sum(1) < best  # NaN is nowhere
 
     @torch.no_grad()
     def style(self, pictures: Tensor, own: str, among: Sequence[str] | None = None) -> Tensor:
@@ -86,6 +86,8 @@ class PictureJudge(nn.Module):
             UserError: a set it does not know.
         """
         candidates = list(among) if among is not None else self.sets
+        if own not in candidates:
+            raise UserError(f"{own!r} is not among the {len(candidates)} sets the judge chooses from")
         logits = self.logits(pictures)[1][:, self._columns(self.sets, candidates, "set")]
         return logits.argmax(1) == candidates.index(own)
 

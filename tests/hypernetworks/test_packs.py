@@ -452,3 +452,51 @@ def test_attention_hypernetworks_by_the_command(tmp_path: Path, capfd: pytest.Ca
     assert load_attention(tmp_path / "b.pt").widths == [32, 64]
     assert called("hyper", "generate", "--generator", path, "--task", "b", "--format", "lora-peft") == 2
     assert "then hyperbrush convert" in capfd.readouterr().err
+
+
+def test_a_member_and_the_file_it_was_made_of_are_both_found(tmp_path: Path) -> None:
+    """A pack beside the folder it was made of, as the command writes it by default."""
+    compress({"ink": lora()}, name="loras").save(tmp_path / "loras.pack.safetensors")
+    lora().save(tmp_path / "loras" / "ink.safetensors")
+    found = HypernetworkLibrary(tmp_path).find("loras/ink")
+    assert found == tmp_path / "loras.pack.safetensors" / "ink"
+
+
+def test_a_member_that_no_path_can_say_is_not_listed(tmp_path: Path) -> None:
+    file = compress({"ink": lora(), "oil": lora(1)}, name="looks").save(tmp_path / "looks.pack.safetensors")
+    content = file.read_bytes()
+    assert content.count(b'\\"name\\": \\"oil\\"') == 1
+    file.write_bytes(content.replace(b'\\"name\\": \\"oil\\"', b'\\"name\\": \\"/il\\"'))
+    assert HypernetworkLibrary(tmp_path).names() == ["ink"]
+    with pytest.raises(UserError):
+        Pack.load(file)
+
+
+def test_a_lora_of_which_a_part_would_be_lost_is_refused(tmp_path: Path) -> None:
+    file = lora().save(tmp_path / "loras" / "both.safetensors", "lora-kohya")
+    tensors = load_file(file)
+    tensors |= {
+        f"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_{part}.weight": torch.zeros(2, 2)
+        for part in ("up", "down")
+    }
+    save_file(tensors, file)
+    with pytest.raises(UserError, match="is a LoRA of other layers too, which would be left out"):
+        read_folder(tmp_path / "loras")
+
+
+def test_what_generate_would_replace_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = compress({"ink": lora()}, name="looks").save(tmp_path / "looks.pack.safetensors")
+    before = file.read_bytes()
+    words = ["hyper", "generate", "--generator", str(file), "--task", "ink", "--out"]
+    for out, said in ((file, "would be a pack"), (tmp_path / "a.safetensors", "exists already")):
+        if out != file:
+            out.write_bytes(b"mine")
+        with pytest.raises(SystemExit) as stop:
+            main([*words, str(out)])
+        assert stop.value.code == 2
+        assert said in capfd.readouterr().err
+    assert file.read_bytes() == before
+    with pytest.raises(SystemExit) as stop:
+        main([*words, str(tmp_path / "a.safetensors"), "--overwrite"])
+    assert stop.value.code == 0
+    assert (tmp_path / "a.safetensors").read_bytes() != b"mine"

@@ -372,7 +372,7 @@ def test_a_file_of_somebody_elses_is_not_replaced(tmp_path: Path, few: Path, emo
     file.parent.mkdir(parents=True)
     hb.AttentionHypernetwork.for_unet(emoji.unet, name="anime").save(file)
     before = file.read_bytes()
-    with pytest.raises(UserError, match="exists already: choose another --name, or give --overwrite"):
+    with pytest.raises(UserError, match="exists already: choose another name, or give --overwrite"):
         train_run(config, tmp_path / "run", model=emoji)
     assert file.read_bytes() == before
     assert not (tmp_path / "run").exists()

@@ -72,3 +72,11 @@ def test_a_run_that_trains_is_not_begun_anew(tmp_path: Path) -> None:
         assert (run / "config.yaml").read_text() == "its own"
     begin_anew(run)
     assert not run.exists()
+
+
+def test_a_folder_of_something_else_is_not_taken_away(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/script.sh").write_text("mine")
+    with pytest.raises(UserError, match="holds something else than a training: take another --out"):
+        begin_anew(tmp_path / "run")
+    assert (tmp_path / "run/script.sh").read_text() == "mine"

@@ -617,3 +617,14 @@ def test_a_small_machine_does_not_take_a_large_ones_threads(
     with same_threads(SimpleNamespace(folder=tmp_path), said.append):  # type: ignore[arg-type]
         assert torch.get_num_threads() == own
     assert "began with 64 CPU threads a worker, this machine has 4" in said[0]
+
+
+def test_the_best_network_replaces_nobody_elses(write: Callable[..., Path], tmp_path: Path) -> None:
+    path = write({"grid": {"seed": [1]}})
+    own = tmp_path / "library/ink.safetensors"
+    own.parent.mkdir()
+    own.write_bytes(b"mine")
+    with pytest.raises(UserError, match="exists already: choose another name, or give --overwrite"):
+        begin(path, tmp_path / "sweep")
+    assert not (tmp_path / "sweep").exists()
+    assert begin(path, tmp_path / "sweep", overwrite=True) == tmp_path / "sweep"

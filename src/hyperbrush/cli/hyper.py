@@ -1,6 +1,5 @@
 """`hyperbrush hyper train`, `hyper generate` and `hyper compress`: hypernetworks that generate weights, and packs."""
 
-import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +23,7 @@ from hyperbrush.cli.training import (
     watch,
 )
 from hyperbrush.errors import UserError
+from hyperbrush.shell import quoted
 
 hyper = typer.Typer(
     no_args_is_help=True, help="Hypernetworks that generate an adapter from pictures or a sentence."
@@ -127,6 +127,7 @@ def hyper_generate(
             help="safetensors, lora-diffusers, lora-peft or lora-kohya.", autocompletion=completes(*FORMATS)
         ),
     ] = "safetensors",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what stands at --out.")] = False,
 ) -> None:
     """Generate an adapter from pictures, a sentence or a task, in one pass; or give one of a pack back (--task)."""
     import time
@@ -138,6 +139,10 @@ def hyper_generate(
     pictures = [*(images or ()), *map(Path, context.args)]
     if not (pictures or text or task):
         raise UserError("give --images A.png B.png, --text, or --task: what the adapter is generated from")
+    if is_pack(out):
+        raise UserError(f"{out} would be a pack, and this is one adapter: take another --out")
+    if out.exists() and not overwrite:
+        raise UserError(f"{out} exists already: choose another name, or give --overwrite")
     if generator is not None and is_pack(generator):
         if pictures or text:
             raise UserError(
@@ -157,7 +162,8 @@ def hyper_generate(
     )
     if format == "safetensors":
         console.done(
-            f'try: hyperbrush generate "cat face <hypernet:{out.stem}:0.8>" --model {model} --hypernetworks {out.parent}'
+            f"try: hyperbrush generate {quoted(f'cat face <hypernet:{out.stem}:0.8>')} --model {quoted(model)} "
+            f"--hypernetworks {quoted(out.parent)}"
         )
 
 
@@ -177,7 +183,8 @@ def _give_back(pack: Path, task: str, out: Path, format: str, rank: int | None) 
     else:
         weights = adapter if rank is None else adapter.expand_rank(rank)
         console.done(f"{weights.save(out, format)}  ({len(weights.layers)} layers, rank {weights.rank})")
-    console.suggest(f"hyperbrush inspect {shlex.quote(str(out))}")
+    if format == "safetensors":
+        console.suggest(f"hyperbrush inspect {quoted(out)}")
 
 
 @hyper.command("compress")
@@ -226,5 +233,6 @@ def hyper_compress(
         f"{target}  ({len(pack)} members, {after / 1e3:.1f} kB, {after / before:.0%} of their files)"
     )
     console.done(
-        f'try: hyperbrush generate "cat face <hypernet:{pack.name}/{pack.tasks[0]}:0.8>" --hypernetworks {target.parent}'
+        f"try: hyperbrush generate {quoted(f'cat face <hypernet:{pack.name}/{pack.tasks[0]}:0.8>')} --model MODEL "
+        f"--hypernetworks {quoted(target.parent)}"
     )

@@ -1,12 +1,12 @@
 """`hyperbrush inspect`: everything there is to know of a hypernetwork file."""
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hyperbrush.cli.options import DEFAULT_NETWORKS, Networks, complete_network
+from hyperbrush.shell import quoted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -77,10 +77,13 @@ def _show_generated(path: Path, as_json: bool) -> None:
 def _suggest(path: Path) -> None:
     """To see what the file does."""
     from hyperbrush.cli import console
+    from hyperbrush.hypernetworks.files.packed import file_of, place_of
 
-    folder = shlex.quote(str(path.parent))
+    folder = file_of(path).parent
+    name = place_of(path.relative_to(folder))
     console.suggest(
-        f'hyperbrush compare "cat face" --x strength=0,0.5,1 --y hypernet={shlex.quote(path.stem)} --hypernetworks {folder}'
+        f'hyperbrush compare "cat face" --x strength=0,0.5,1 --y {quoted(f"hypernet={name}")} --model MODEL '
+        f"--hypernetworks {quoted(folder)}"
     )
 
 

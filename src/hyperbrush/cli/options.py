@@ -22,8 +22,11 @@ _NETWORK_FILES = (".pt", ".safetensors")
 
 def complete_network(context: typer.Context, incomplete: str) -> list[str]:
     """Names of the library, and files, that begin so."""
+    from hyperbrush.hypernetworks.library.library import HypernetworkLibrary
+
     folder = context.params.get("hypernetworks") or DEFAULT_NETWORKS
-    names = {path.stem for path in Path(folder).rglob("*") if path.suffix in _NETWORK_FILES}
+    library = HypernetworkLibrary(folder)
+    names = library.names() if Path(folder).is_dir() else []
     beside = Path(incomplete or ".").parent
     files = [str(path) + "/" * path.is_dir() for path in beside.glob("*")] if beside.is_dir() else []
     wanted = (*names, *(file for file in files if file.endswith(("/", *_NETWORK_FILES))))

@@ -30,7 +30,12 @@ class Server:
     """
 
     def __init__(self, url: str, token: str = "") -> None:
-        import httpx
+        try:
+            import httpx
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"--server needs {error.name}, which is not installed: pip install 'hyperbrush[app]'"
+            ) from error
 
         wrong = UserError(f"--server {url!r}: expected an address such as http://127.0.0.1:7870")
         try:

@@ -212,6 +212,7 @@ def sweep(
             autocompletion=lambda incomplete: [n for n in ("slurm", "local") if n.startswith(incomplete)],
         ),
     ] = "",
+    overwrite: Overwrite = False,
     only_work: Annotated[
         bool, typer.Option("--only-work", hidden=True, help="Leave table and picture to another process.")
     ] = False,
@@ -237,7 +238,9 @@ def sweep(
             yield on_prepare, on_progress
 
     folder = (
-        resume if resume is not None else begin(Path(str(config)), run, workers=workers, executor=executor)
+        resume
+        if resume is not None
+        else begin(Path(str(config)), run, workers=workers, executor=executor, overwrite=overwrite)
     )
     with console.stop_on_signal() as should_stop:
         done = work(

@@ -14,6 +14,7 @@ from hyperbrush.hypernetworks.generator import GeneratedWeights, TargetNetwork
 from hyperbrush.hypernetworks.generator.generating import generate_adapter, open_generator
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.pictures import to_pictures
+from hyperbrush.shell import quoted
 from hyperbrush.training.attention.run import HypernetworkRun, Result, train_run
 from hyperbrush.training.loop.run_folder import begin_anew
 from hyperbrush.training.loop.trainer import Progress
@@ -78,7 +79,7 @@ class DemoResult:
 
 def next_commands(result: Result) -> list[str]:
     """Commands a newcomer can run now."""
-    folder = result.file.parent
+    folder = quoted(result.file.parent)
     return [
         f'hyperbrush generate "crescent moon <hypernet:{NAME}:1>" --hypernetworks {folder} --out moon.png',
         f'hyperbrush generate "tulip <hypernet:{NAME}:0.6>" --hypernetworks {folder} --seed 7 --out tulip.png',
@@ -183,7 +184,7 @@ class HyperDemoResult:
                 f"{self.tuned}: the same after {self.steps} steps of tuning",
                 f"grid: {self.grid}",
                 "next:",
-                f'  hyperbrush generate "crescent moon <hypernet:{self.file.stem}:0.8>" --hypernetworks {self.file.parent} '
+                f'  hyperbrush generate "crescent moon <hypernet:{self.file.stem}:0.8>" --hypernetworks {quoted(self.file.parent)} '
                 "--out moon.png",
                 "  hyperbrush hyper generate --images YOUR.png --out yours.safetensors",
             ]

@@ -35,6 +35,9 @@ BY_CROSS_WIDTH = {family.cross_width: family for family in (SD1, SD2, SDXL)}
 BY_ARCHITECTURE = {family.architecture: family for family in (SD1, SD2, SDXL)}
 
 
+UNKNOWN = "latent-diffusion"  # a base model whose widths are of no known family, or of several
+
+
 def architecture_of(widths: Collection[int]) -> str:
     """ModelSpec's name of the base model, of the widths that a file's networks are for.
 
@@ -42,4 +45,4 @@ def architecture_of(widths: Collection[int]) -> str:
     ('stable-diffusion-v1', 'latent-diffusion')
     """
     found = [family for width, family in BY_CROSS_WIDTH.items() if width in widths]
-    return found[0].architecture if len(found) == 1 else "latent-diffusion"
+    return found[0].architecture if len(found) == 1 else UNKNOWN

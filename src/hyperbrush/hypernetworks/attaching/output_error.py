@@ -86,6 +86,7 @@ def attention_output(attention: torch.nn.Module, hidden: Tensor, keys: Tensor, v
     """to_out(softmax(q kᵀ·scale) v): (1, queries, width), of keys and values (1, tokens, inner width)."""
     module: Any = attention
     query = _through(attention, "to_q", hidden)
+    keys, values = keys.to(query), values.to(query)
     q, k, v = (x.reshape(*x.shape[:-1], module.heads, -1).transpose(1, 2) for x in (query, keys, values))
     out = F.scaled_dot_product_attention(q, k, v, scale=module.scale)
     return _through(attention, "to_out.0", out.transpose(1, 2).flatten(-2))

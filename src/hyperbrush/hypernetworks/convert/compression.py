@@ -19,9 +19,10 @@ from hyperbrush.hypernetworks.files import (
 )
 from hyperbrush.hypernetworks.files.headers import FORMAT_KEY, header_of
 from hyperbrush.hypernetworks.files.pack import Member, Pack
-from hyperbrush.hypernetworks.files.packed import ATTENTION, GENERATED
+from hyperbrush.hypernetworks.files.packed import ATTENTION, GENERATED, is_member
 from hyperbrush.hypernetworks.weights.coding import SCALE_BYTES, Coded, Triples, plain, ranks_within, rows
 from hyperbrush.hypernetworks.weights.generated import GeneratedWeights
+from hyperbrush.ldm.families import UNKNOWN
 
 ERROR = 0.2  # of ‖ΔW‖: 96 % of its squares stay
 
@@ -92,8 +93,8 @@ def read_folder(folder: Path) -> dict[str, Source]:
 def _read(path: Path) -> Adapter:
     if path.is_file() and path.suffix.lower() == ".safetensors":
         attention = header_of(path)[0].get(FORMAT_KEY) == native.FORMAT
-        return load_attention(path) if attention else adapters.read_weights(path)
-    return adapters.read_weights(path) if path.is_dir() else load_attention(path)
+        return load_attention(path) if attention else adapters.read_weights(path, whole=True)
+    return adapters.read_weights(path, whole=True) if path.is_dir() else load_attention(path)
 
 
 def _size(path: Path) -> int:
@@ -110,7 +111,7 @@ def _check(sources: Mapping[str, Source]) -> str:
     first: dict[str, tuple[str, tuple[int, int]]] = {}
     bases: dict[str, str] = {}
     for name, source in sources.items():
-        if not name or any(c in name for c in "/\\:<>") or not name.isprintable():
+        if not is_member(name):
             raise UserError(
                 f"{name!r} is no name for a member of a pack: a prompt says <hypernet:PACK/{name}:1>; rename it"
             )
@@ -131,10 +132,11 @@ def _check(sources: Mapping[str, Source]) -> str:
         else:
             base = modelspec.architecture(adapter)
         bases.setdefault(base, name)
-    if len(bases) > 1:
-        said = "; ".join(f"{name!r} for {base or 'no model known here'}" for base, name in bases.items())
+    known = {base: name for base, name in bases.items() if base != UNKNOWN} or bases
+    if len(known) > 1:
+        said = "; ".join(f"{name!r} for {base}" for base, name in known.items())
         raise UserError(f"a pack holds adapters of one model, and these are for several: {said}")
-    return next(iter(bases), "")
+    return next(iter(known), "")
 
 
 def _member(source: Source, error: float) -> Member:

@@ -64,8 +64,10 @@ def is_generated_file(path: Path) -> bool:
     return generated.is_generated(header)
 
 
-def read_weights(path: Path) -> GeneratedWeights:
+def read_weights(path: Path, *, whole: bool = False) -> GeneratedWeights:
     """Read generated weights in our form, or a LoRA of a UNet's attentions (`lora.read`; for PEFT the folder).
+
+    whole: refuse a LoRA of which a part would be left out.
 
     Raises:
         UserError: no such file, damaged, or of another kind.
@@ -77,7 +79,7 @@ def read_weights(path: Path) -> GeneratedWeights:
         return member
     try:
         if path.is_dir():
-            return lora.read_folder(path)
+            return lora.read_folder(path, whole=whole)
         if path.suffix.lower() != ".safetensors":
             raise UserError(f"{path}: expected generated weights, a file ending in .safetensors")
         if not path.exists():
@@ -85,8 +87,9 @@ def read_weights(path: Path) -> GeneratedWeights:
                 f"{path} does not exist: expected generated weights; check the folder and the spelling"
             )
         header, _ = header_of(path)
-        read = generated.read if generated.is_generated(header) else lora.read
-        return read(path, header, read_tensors(path))
+        if generated.is_generated(header):
+            return generated.read(path, header, read_tensors(path))
+        return lora.read(path, header, read_tensors(path), whole=whole)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 

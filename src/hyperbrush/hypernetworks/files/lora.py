@@ -308,9 +308,11 @@ def weights_state(weights: GeneratedWeights, form: str, dtype: torch.dtype | Non
     )
 
 
-def read(path: Path, header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> GeneratedWeights:
+def read(
+    path: Path, header: Mapping[str, str], tensors: Mapping[str, Tensor], *, whole: bool = False
+) -> GeneratedWeights:
     """What a LoRA changes in a UNet's attentions, in any of the layouts, or in a transformer's attentions and feed-forwards, in
-    diffusers' or PEFT's; a warning names what else it changes.
+    diffusers' or PEFT's; a warning names what else it changes, which ``whole`` refuses.
 
     Raises:
         UserError: it is none, changes none of these, or changes them by more than two matrices each; kohya's layout of
@@ -348,6 +350,10 @@ def read(path: Path, header: Mapping[str, str], tensors: Mapping[str, Tensor]) -
         alpha = matrices.get("alpha")
         scale = scales.of(layer, factors.rank) if alpha is None else float(alpha) / factors.rank
         made[layer] = Factors(factors.down, factors.up, scale).folded()
+    if strange and whole:
+        raise UserError(
+            f"{path} is a LoRA of other layers too, which would be left out: {_in_words(strange)}"
+        )
     if strange:
         _log.warning(
             "%s: taken are the %d layers of attentions; left out %s", path, len(made), _in_words(strange)
@@ -365,11 +371,11 @@ def _in_words(names: Sequence[str]) -> str:
     return f"{sum(kinds.values())} layers, such as {names[0]!r:.100}: {shown}"
 
 
-def read_folder(path: Path) -> GeneratedWeights:
+def read_folder(path: Path, *, whole: bool = False) -> GeneratedWeights:
     """A PEFT adapter's folder.
 
     Raises:
-        UserError: it holds none.
+        UserError: it holds none; see `read`.
     """
     config_file, file = path / "adapter_config.json", path / "adapter_model.safetensors"
     if not config_file.is_file() or not file.is_file():
@@ -377,7 +383,7 @@ def read_folder(path: Path) -> GeneratedWeights:
             f"{path} is a folder without adapter_config.json and adapter_model.safetensors: expected a PEFT adapter, or a file"
         )
     header = {"lora_adapter_metadata": config_file.read_text(encoding="utf-8", errors="replace")}
-    weights = read(file, header, read_tensors(file))
+    weights = read(file, header, read_tensors(file), whole=whole)
     weights.name = path.name
     return weights
 

@@ -36,7 +36,15 @@ from hyperbrush.hypernetworks.files.headers import (
 )
 from hyperbrush.hypernetworks.files.modelspec import tensors_hash
 from hyperbrush.hypernetworks.files.native import assemble
-from hyperbrush.hypernetworks.files.packed import ATTENTION, FORMAT, GENERATED, SUFFIX, is_pack, split
+from hyperbrush.hypernetworks.files.packed import (
+    ATTENTION,
+    FORMAT,
+    GENERATED,
+    SUFFIX,
+    is_member,
+    is_pack,
+    split,
+)
 from hyperbrush.hypernetworks.generator.conditions import TaskCondition
 from hyperbrush.hypernetworks.weights.coding import PLAIN, ROWS, Coded, lengths
 from hyperbrush.hypernetworks.weights.generated import GeneratedWeights
@@ -328,7 +336,7 @@ def _row(row: Mapping[str, Any], table: list[Row]) -> dict[str, Any]:
     error = float(row["error"])
     if (
         not isinstance(name, str)
-        or not name
+        or not is_member(name)
         or kind not in (GENERATED, ATTENTION)
         or not math.isfinite(error)
     ):

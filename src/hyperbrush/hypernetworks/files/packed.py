@@ -43,6 +43,15 @@ def place_of(path: Path) -> str:
     return pack.with_name(pack.name[: -len(SUFFIX)]).as_posix() + "/" + member
 
 
+def is_member(name: str) -> bool:
+    """Whether a prompt and a path can say a member's name.
+
+    >>> [is_member(name) for name in ("ink 2.0", "a/b", "", "..")]
+    [True, False, False, False]
+    """
+    return name.isprintable() and not set(name) & set("/\\:<>") and name not in ("", ".", "..")
+
+
 def members(file: Path) -> dict[str, str]:
     """What a pack holds, kind by name; nothing of a damaged one, of which `pack.read` says what is wrong."""
     try:
@@ -52,6 +61,6 @@ def members(file: Path) -> dict[str, str]:
         about = header["__metadata__"]
         known = about["hyperbrush.format"] == FORMAT
         rows = json.loads(about["hyperbrush.config"])["members"] if known else []
-        return {str(row["name"]): str(row["kind"]) for row in rows}
+        return {str(row["name"]): str(row["kind"]) for row in rows if is_member(str(row["name"]))}
     except (OSError, ValueError, KeyError, TypeError, struct.error, RecursionError, AttributeError):
         return {}

@@ -27,6 +27,7 @@ from hyperbrush.hypernetworks.weights.generated import GeneratedWeights
 from hyperbrush.ldm.families import BY_CROSS_WIDTH
 from hyperbrush.ldm.modules.transformer_sites import STREAMS
 from hyperbrush.ldm.util import keyed_generator
+from hyperbrush.shell import quoted
 
 _PROBES = 256  # contexts of unit variance that a network is tried on
 _HUGE = 2.0  # times the context's own size
@@ -132,7 +133,7 @@ def inspect(path: str | Path) -> Inspection:
     if split(path) is not None:
         raise UserError(
             f"{path.name!r} is a member of the pack {file_of(path)}: give it back as a file first, hyperbrush hyper "
-            f"generate --generator {file_of(path)} --task {path.name} --out {path.name}.safetensors"
+            f"generate --generator {quoted(file_of(path))} --task {quoted(path.name)} --out {quoted(path.name + '.safetensors')}"
         )
     hypernetwork = load_attention(path)
     written = _written(path)
@@ -384,6 +385,7 @@ def generated_facts(path: Path) -> dict[str, Any]:
         UserError: as `GeneratedWeights.load`.
     """
     weights = GeneratedWeights.load(path)
+    exact = weights.to(torch.float64)  # half precision rounds small numbers to 0
     return {
         "kind": GENERATED,
         "name": weights.name,
@@ -393,8 +395,8 @@ def generated_facts(path: Path) -> dict[str, Any]:
         "numbers": weights.size,
         "size": file_of(path).stat().st_size,
         "sha256": sha256(file_of(path)),
-        "norm": round(float(weights.squared_norm()) ** 0.5, 6),
+        "norm": round(float(exact.squared_norm()) ** 0.5, 6),
         "metadata": weights.metadata,
         "readers": "hyperbrush; as a LoRA (convert --to lora-kohya, lora-diffusers, lora-peft) diffusers, PEFT, webui, ComfyUI",
-        "norms": {name: round(float(f.delta().norm()), 6) for name, f in weights.factors.items()},
+        "norms": {name: round(float(f.delta().norm()), 6) for name, f in exact.factors.items()},
     }

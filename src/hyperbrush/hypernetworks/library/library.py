@@ -328,7 +328,8 @@ class HypernetworkLibrary:
                     continue
                 for one in _adapters(path):
                     place = self._place(one)
-                    if place not in by_place or path.suffix.lower() == ".safetensors":
+                    twin = by_place.get(place)
+                    if twin is None or (path.suffix.lower() == ".safetensors" and twin.parent == one.parent):
                         by_place[place] = one
         by_stem: dict[str, list[Path]] = {}
         for path in by_place.values():

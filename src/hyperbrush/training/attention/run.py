@@ -23,6 +23,7 @@ from hyperbrush.ldm.models.pipelines import open_any
 from hyperbrush.ldm.modules.attention_sites import attention_sites
 from hyperbrush.ldm.modules.transformer_sites import find_transformer
 from hyperbrush.ldm.util import keyed_seed, load_config, read_yaml
+from hyperbrush.shell import quoted
 from hyperbrush.training.attention.config import HypernetworkConfig, preset
 from hyperbrush.training.attention.trainer import HypernetworkTrainer
 from hyperbrush.training.before.preflight import Preflight, preflight_of
@@ -153,11 +154,11 @@ class Result(RunResult):
         """A command that draws with it."""
         if self.conditioning != "text":
             of = {"class": "--class 0 ", "image": "--image PICTURE "}.get(self.conditioning, "")
-            return f"hyperbrush ldm sample {of}--model {self.config.model} --hypernetwork {self.file}"
+            return f"hyperbrush ldm sample {of}--model {quoted(self.config.model)} --hypernetwork {quoted(self.file)}"
         prompt = (self.config.training.prompts or ["cat face"])[0]
         return (
-            f'hyperbrush generate "{prompt} <hypernet:{self.config.name}:1>" '
-            f"--model {self.config.model} --hypernetworks {self.file.parent}"
+            f"hyperbrush generate {quoted(f'{prompt} <hypernet:{self.config.name}:1>')} "
+            f"--model {quoted(self.config.model)} --hypernetworks {quoted(self.file.parent)}"
         )
 
 

@@ -15,6 +15,7 @@ from hyperbrush.files import check_place
 from hyperbrush.hypernetworks.generator import Hypernetwork, TargetNetwork
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.util import keyed_seed, read_yaml
+from hyperbrush.shell import quoted
 from hyperbrush.training.attention.run import open_model
 from hyperbrush.training.attention.trainer import HypernetworkTrainer
 from hyperbrush.training.generator.config import GeneratorConfig, GeneratorNetwork
@@ -95,8 +96,8 @@ class GeneratorResult(RunResult):
 
     def command(self) -> str:
         """A command that generates with it."""
-        of = "" if self.config.model == "emoji" else f"--model {self.config.model} "
-        return f"hyperbrush hyper generate {of}--generator {self.file} --images A.png B.png --out style.safetensors"
+        of = "" if self.config.model == "emoji" else f"--model {quoted(self.config.model)} "
+        return f"hyperbrush hyper generate {of}--generator {quoted(self.file)} --images A.png B.png --out style.safetensors"
 
 
 def train_generator(

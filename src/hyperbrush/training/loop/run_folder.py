@@ -111,9 +111,12 @@ def begin_anew(run: str | Path) -> None:
     """Take a run folder away, for a new training in its place.
 
     Raises:
-        UserError: a training is at it.
+        UserError: a training is at it; it is no run's folder.
     """
     if Path(run).exists():
+        there = {entry.name for entry in os.scandir(run)}
+        if there and not there & {LOCK, "config.yaml", "checkpoints"}:
+            raise UserError(f"{run} holds something else than a training: take another --out")
         with run_lock(run):
             pass
         shutil.rmtree(run, ignore_errors=True)

@@ -86,7 +86,7 @@ def check_file(file: Path, source: str, *, again: bool) -> None:
         UserError: it would.
     """
     if not again and file.exists() and not (source and Path(source).exists() and file.samefile(source)):
-        raise UserError(f"{file} exists already: choose another --name, or give --overwrite")
+        raise UserError(f"{file} exists already: choose another name, or give --overwrite")
 
 
 def keep_result(result: RunResult, save: Callable[[Path], Any], again: str, *, trigger: str = "") -> None:

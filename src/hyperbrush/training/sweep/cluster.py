@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperbrush.errors import UserError, unknown_name
+from hyperbrush.shell import quoted
 from hyperbrush.training.sweep.outcome import Teller
 from hyperbrush.training.sweep.settings import FILE, Sweep
 
@@ -107,7 +108,7 @@ def by_cluster(
         return False
     raise UserError(
         f"all jobs ended with {teller.left} trials to do; see {logs}, then go on with "
-        f"hyperbrush sweep --resume {sweep.folder} --executor {executor} --workers {workers}"
+        f"hyperbrush sweep --resume {quoted(sweep.folder)} --executor {executor} --workers {workers}"
     )
 
 

@@ -21,6 +21,7 @@ from hyperbrush.training.data.pictures import PictureSettings
 from hyperbrush.training.loop import checkpoint as checkpoints
 from hyperbrush.training.loop.progress import Interrupted, PrepareCallback, Progress
 from hyperbrush.training.loop.settings import save_run
+from hyperbrush.training.report.result import check_file
 from hyperbrush.training.sweep.claim import RETRIES, Held, claim
 from hyperbrush.training.sweep.outcome import OUTCOME, Outcome, fail_abandoned, outcome_of
 from hyperbrush.training.sweep.settings import FILE, Sweep, Trial, begin_sweep, read_sweep
@@ -33,10 +34,17 @@ log = logging.getLogger(__name__)
 Bars = Callable[[str], contextlib.AbstractContextManager[tuple[PrepareCallback, Callable[[Progress], None]]]]
 
 
-def begin(path: str | Path, run: str | Path | None = None, *, workers: int = 1, executor: str = "") -> Path:
+def begin(
+    path: str | Path,
+    run: str | Path | None = None,
+    *,
+    workers: int = 1,
+    executor: str = "",
+    overwrite: bool = False,
+) -> Path:
     """Check every trial of a sweep's file, and what is to do them, and return the sweep's folder (runs/NAME by default).
 
-    workers, executor: as `work` is going to be told.
+    workers, executor: as `work` is going to be told. overwrite: the best network may replace a file of its name in the library.
 
     Raises:
         UserError: whatever is wrong with any of them; a sweep or a training stands there already.
@@ -44,6 +52,8 @@ def begin(path: str | Path, run: str | Path | None = None, *, workers: int = 1, 
 
     def check(sweep: Sweep) -> None:
         _check_workers(workers)
+        own = sweep.library / f"{sweep.name}.safetensors"
+        check_file(own, sweep.trials[0].config.start_from, again=overwrite)
         if executor:
             from hyperbrush.training.sweep.cluster import check_cluster
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hyperbrush.errors import UserError
 from hyperbrush.files import atomic_path, write_json, write_text
 from hyperbrush.hypernetworks.files.optimizer import sidecar_of
+from hyperbrush.shell import quoted
 from hyperbrush.training.loop.metrics import read
 from hyperbrush.training.report.charts import Chart, Line
 from hyperbrush.training.report.contact_sheet import find_previews, open_previews, run_prompts
@@ -113,8 +114,8 @@ class Comparison:
         config = (self.best or self.rows[0]).trial.config
         prompt = (config.training.prompts or ["cat face"])[0]
         return (
-            f'hyperbrush generate "{prompt} <hypernet:{self.sweep.name}:1>" --model {config.model} '
-            f"--hypernetworks {self.sweep.library}"
+            f"hyperbrush generate {quoted(f'{prompt} <hypernet:{self.sweep.name}:1>')} --model {quoted(config.model)} "
+            f"--hypernetworks {quoted(self.sweep.library)}"
         )
 
     def records(self) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hyperbrush.errors import UserError
+from hyperbrush.shell import quoted
 from hyperbrush.training.sweep.outcome import Teller
 from hyperbrush.training.sweep.settings import Sweep
 
@@ -60,7 +61,7 @@ def by_processes(
         return False
     raise UserError(
         f"all workers ended with {teller.left} trials to do; see {logs}, then go on with "
-        f"hyperbrush sweep --resume {sweep.folder} --workers {workers}"
+        f"hyperbrush sweep --resume {quoted(sweep.folder)} --workers {workers}"
     )
 
 
