@@ -182,7 +182,7 @@ def test_tars_and_tables_from_yaml(
             yaml.safe_dump({"data": data, "training": SHORT, "network": {"layer_structure": [1, 1]}})
         )
         config = configured(file, hypernetworks=str(tmp_path / "library"))
-        result = train_run(config, tmp_path / f"run-{data}", model=tiny)
+        result = train_run(config, tmp_path / f"run-{data}", overwrite=True, model=tiny)
         results.append(torch.cat([p.flatten() for p in hb.load(result.file).parameters()]))
         found = plan(config, tiny)
         assert (found.pictures, found.held_out, found.report.usable) == (10, 2, 12)

@@ -90,7 +90,7 @@ def test_repeats_are_told_kept_and_resumed(tmp_path: Path, tiny: LatentDiffusion
         )
         if resume:
             config, _ = resumed(HypernetworkRun, tmp_path / name, training={"max_steps": steps})
-        made = train_run(config, tmp_path / name, model=tiny, resume=resume)
+        made = train_run(config, tmp_path / name, overwrite=True, model=tiny, resume=resume)
         from hyperbrush import load
 
         return torch.cat([p.flatten() for p in load(made.file).parameters()])

@@ -227,6 +227,7 @@ def test_the_command(name: str, two: Path, tmp_path: Path, capsys: pytest.Captur
         str(library),
         "--set",
         "per_site=false",
+        "--overwrite",
     ]
     assert status([*again, "--set", "layer_structure=[1, 2, 1]"]) == 0
     assert hb.load(library / "mine.safetensors").widths == [16]

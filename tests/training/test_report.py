@@ -213,7 +213,7 @@ def test_infinite_losses_are_left_out() -> None:
 
 
 def test_a_file_that_cannot_go_to_the_library_stands_in_the_run(tmp_path: Path) -> None:
-    result = RunResult(tmp_path, tmp_path / "library/a.safetensors", 5, 1.0, {})
+    result = RunResult(tmp_path, tmp_path / "library/a.safetensors", 5, 1.0, {}, True)
 
     def save(path: Path) -> None:
         if path.parent != tmp_path:

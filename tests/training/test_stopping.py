@@ -84,6 +84,7 @@ def hypernetwork(many: Path, model: Path, run: Path, **how: Any) -> None:
     train_run(
         configured(name="ink", data=[str(many)], model=str(model), hypernetworks=library, training=training),
         run,
+        overwrite=True,
         **how,
     )
 
@@ -106,7 +107,7 @@ def generator(many: Path, model: Path, run: Path, **how: Any) -> None:
         network=shape,
         training=training,
     )
-    train_generator(made, run, **how)
+    train_generator(made, run, overwrite=True, **how)
 
 
 def diffusion(many: Path, model: Path, run: Path, **how: Any) -> None:

@@ -67,7 +67,8 @@ class Results:
             self._shown = (job.id if job else "", len(found))
             self._pictures.clear()
             with self._pictures:
-                for one in found if job else []:
+                for one in found:
+                    assert job is not None
                     self._picture(job, one, ALONE if len(found) == 1 else AMONG)
         if job is None:
             return

@@ -105,6 +105,8 @@ def folders(t: Messages, draft: Draft, datasets: Datasets) -> None:
     def first() -> str:
         return str(data()[0].get("path", "")) if data() else ""
 
+    shown = first()
+
     def follow() -> None:
         """The first is chosen above, while this is open too."""
         nonlocal shown
@@ -113,7 +115,6 @@ def folders(t: Messages, draft: Draft, datasets: Datasets) -> None:
             rows.refresh()
 
     rows()
-    shown = first()
     draft.on_change.append(follow)
 
 

@@ -25,8 +25,9 @@ from hyperbrush.training.attention.run import HypernetworkRun, setting_names
 from hyperbrush.training.loop.config import Strict
 from hyperbrush.training.loop.optimizers import configured
 from hyperbrush.training.loop.rates import RateSchedule
-from hyperbrush.training.loop.run_folder import SWEEP as FILE
+from hyperbrush.training.loop.run_folder import SWEEP
 
+FILE = SWEEP
 FIXED = ("name", "hypernetworks")  # the same for all trials
 MOST = 1000  # trials
 SHOWN = 5  # errors
