@@ -275,6 +275,7 @@ def test_several_at_once_are_tagged_moved_exported_and_deleted(
     page.get_by_label("Search names").fill("many ink")  # tags are found
     for name in names:
         card_of(page, name).get_by_role("checkbox").click()
+    bar.get_by_text("2 chosen: many one, many two").wait_for()
     bar.get_by_role("button", name="Delete").click()
     page.get_by_role("heading", name="many one").wait_for(state="detached")
     until(lambda: not list((folder / "together").glob("many *")))

@@ -60,7 +60,7 @@ class NetworksPage:
             orders = {key: t(f"networks.by_{key}") for key in ORDERS}
             self.order = ui.select(orders, value="name", label=t("networks.order"), on_change=self._arrange)
             self.order.props("outlined dense").style("min-width: 9rem")
-        bulk = Bulk(site, t, self._box, self.exports)
+        bulk = Bulk(site, t, self._box, self.exports, self._read)
         self.choice = bulk.choice
         self.hint = ui.label(t("networks.reading")).classes("soft").props("role=status")
         folder = site.workspace.preferences.hypernetworks

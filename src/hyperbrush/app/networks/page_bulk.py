@@ -1,6 +1,6 @@
 """What is done with several hypernetworks at once: merged, moved, tagged, exported, put into the bin."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from nicegui import ui
@@ -21,11 +21,18 @@ NAMED = 4  # of those chosen
 class Bulk:
     """The bar over the cards.
 
-    box_of: the box of a card; on_delete: is given what went into the bin.
+    box_of: the box of a card; reread: shows the files as they are now; on_delete: is given what went into the bin.
     """
 
-    def __init__(self, site: Site, t: Messages, box_of: Callable[[str], Any], exports: Exports) -> None:
-        self.site, self.t, self.exports = site, t, exports
+    def __init__(
+        self,
+        site: Site,
+        t: Messages,
+        box_of: Callable[[str], Any],
+        exports: Exports,
+        reread: Callable[[], Awaitable[None]],
+    ) -> None:
+        self.site, self.t, self.exports, self.reread = site, t, exports, reread
         self.on_delete: Callable[..., Any] = lambda *_: None
         self.choice: Choice[Card] = Choice(box_of, self._said, t("networks.choose_none"))
         with self.choice.buttons:
@@ -73,6 +80,7 @@ class Bulk:
             with refusals():
                 await in_thread(bulk.move, self.site, ids, str(folder.value or ""))
                 self.choice.clear()
+                await self.reread()  # moved ones are other cards: nobody is to choose the old ones
                 dialog.close()
 
         with asking(t("networks.move_title"), t("networks.cancel")) as (dialog, buttons):
