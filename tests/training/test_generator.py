@@ -1,7 +1,10 @@
 """Training a generator of weights on many styles, and using what it makes."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -469,3 +472,36 @@ def test_a_broken_picture_is_left_out_and_changes_are_told(
     assert len(trained_on) == sum(map(len, found.batches.styles))
     assert len(held_out) == sum(map(len, found.held_out))
     found.close()
+
+
+def test_two_processes_learn_what_one_learns(world: Path, tmp_path: Path) -> None:
+    losses = []
+    for count in (1, 2):
+        run, library = tmp_path / f"run{count}", tmp_path / f"library{count}"
+        words = ["--data", world / "train", "--name", "g", "--steps", 2, "--batch-size", 4, "--run", run]
+        words += [
+            "--processes",
+            count,
+            "-s",
+            f"generators={library}",
+            "-s",
+            "prompts=[]",
+            "-s",
+            "log_every=1",
+        ]
+        for name, value in {**SMALL, "shared_steps": 0, "references": 2, "pictures_per_style": 2}.items():
+            words += ["-s", f"{name}={value}"]
+        done = subprocess.run(
+            [sys.executable, "-m", "hyperbrush", "hyper", "train", *map(str, words)],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr
+        assert (library / "g.safetensors").is_file()
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        losses.append([row["loss"] for row in rows if "loss" in row])
+    assert len(losses[0]) == 2
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
