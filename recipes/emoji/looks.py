@@ -29,7 +29,10 @@ LUMINANCE = (0.3, 0.59, 0.11)
 
 
 def edges(pixels: Pixels, alpha: Pixels, width: float) -> Pixels:
-    """(H, W) in [0, 1]: 1 where one area meets another, lines of about 3·width pixels."""
+    """(H, W) in [0, 1]: 1 where one area meets another, lines of about 3·width pixels.
+
+    pixels: (H, W, 3) on white, alpha: (H, W), both in [0, 1], as everywhere here.
+    """
     found = np.zeros_like(alpha)
     for plane in (*np.moveaxis(pixels, -1, 0), alpha):
         down, across = np.gradient(blur(plane, width))

