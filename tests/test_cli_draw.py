@@ -217,6 +217,23 @@ def test_a_grid(run: Run) -> None:
         (["generate", "cat &lt;hypernet:ink:1&gt;"], "is no tag, but nearly"),
         (["generate", "cat <lora:look:1>"], "no LoRA folder at models/loras"),
         (["generate", "cat", "--sampler", "DDIM Karras"], "'DDIM' has no noise schedule 'Karras'"),
+        (["generate", "cat", "--image-strength", "0.3"], "--image-strength needs --image"),
+        (
+            ["generate", "--from", "odd.png", "--out", "odd.png"],
+            "odd.png is read (--from) and would be replaced",
+        ),
+        (["generate", "cat", "--image", "bare.png", "--out", "bare.png"], "bare.png is read (--image)"),
+        (["generate", "cat", "--out", "models"], "models is a folder: name a picture in it"),
+        (["generate", "cat", "--out", "cat"], "'no suffix' is no picture format"),
+        (["compare", "cat", "--x", "seed=1", "--out", "g.txt"], "'.txt' is no picture format"),
+        (["compare", "cat <lora:look:1>", "--x", "seed=1", "--loras", "looks"], "no LoRA folder at looks"),
+        (["compare", "cat", "--x", "steps=2,1001"], "steps must be"),
+        (["compare", "cat", "--x", "size=64x64,60x64"], "size 60x64 is not possible"),
+        (["compare", "cat", "--x", "sampler=Euler,Flow Euler"], "Flow Euler"),
+        (["ldm", "sample", "cat", "--out", "sample"], "'no suffix' is no picture format"),
+        (["ldm", "sample", "cat <hypernet:ink:1>"], "no tags are read here"),
+        (["ldm", "sample", "cat", "--count", "9"], "--count is of pictures without prompts"),
+        (["ldm", "sample", "cat", "--seed", "99999999999999999999"], "'--seed'"),
         (["compare", "cat"], "nothing is varied"),
         (["compare", "cat", "--x", "strength=0,1"], "nothing to act on"),
         (["compare", "cat", "--x", "strenth=0,1"], "did you mean 'strength'"),
@@ -259,6 +276,48 @@ def test_old_pictures_with_editing_loras_and_renamed_networks(run: Run, networks
     assert "was is the file ink here: found by its hash" in told
     assert run("generate", "cat <hypernet:ink:0.5>", "--from", "civ.png", "--out", "plain.png")[0] == 0
     assert (pixels("civ-again.png") == pixels("plain.png")).all()
+
+
+def test_what_is_drawn_is_kept_batch_by_batch(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hyperbrush.generation import batches
+
+    drawn = batches.draw_together
+
+    def short(model: Any, batch: Any, *given: Any) -> Any:
+        if batch[0].seed == 5:
+            raise torch.OutOfMemoryError("out of memory")
+        return drawn(model, batch, *given)
+
+    monkeypatch.setattr(batches, "draw_together", short)
+    words = ("generate", "cat", "--seed", 1, "--count", 6, "--steps", 1, "--batch", 2, "--out", "c.png")
+    status, _, said = run(*words)
+    assert (status, said.count("\n")) == (2, 1)
+    assert "fewer at once (--batch)" in said
+    assert sorted(path.name for path in Path().glob("c-*.png")) == [f"c-{i:02d}.png" for i in range(1, 5)]
+    monkeypatch.setattr(batches, "draw_together", drawn)
+    assert run("generate", "cat", "--seed", 3, "--steps", 1, "--out", "alone.png")[0] == 0
+    assert abs(pixels("c-03.png") - pixels("alone.png")).max() <= 1
+
+
+def test_one_side_follows_the_form_of_the_start_picture(run: Run) -> None:
+    Image.new("RGB", (128, 64), "red").save("wide.png")
+    for side, size in (("--width", (96, 48)), ("--height", (192, 96))):
+        words = ("generate", "cat", "--image", "wide.png", side, 96, "--steps", 2, "--out", "a.png")
+        assert run(*words)[0] == 0
+        assert Image.open("a.png").size == size
+
+
+def test_an_axis_keeps_its_direction(run: Run) -> None:
+    assert run("compare", "cat", "--y", "seed=1-3", "--steps", 1, "--out", "y.png")[0] == 0
+    assert read_infotext(settings_text("y.png")).fields["Y Values"] == "1,2,3"
+    page = Image.open("y.png")
+    assert page.height > 2 * page.width
+
+
+def test_seeds_of_64_bits_are_drawn_and_repeated(run: Run) -> None:
+    base = "Steps: 1, Sampler: Euler, CFG scale: 4, Seed: 18446744073709551615, Size: 64x64, RNG: CPU"
+    webui_picture("comfy.png", f"cat\n{base}")
+    assert run("generate", "--from", "comfy.png", "--out", "a.png")[1] == "a.png  seed 18446744073709551615\n"
 
 
 def test_samplers_complete_without_torch() -> None:

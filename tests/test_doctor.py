@@ -11,6 +11,7 @@ from hyperbrush.cli import main
 from hyperbrush.commands.doctor import examine
 from hyperbrush.hypernetworks import AttentionHypernetwork
 from hyperbrush.hypernetworks.attention.context_network import ContextNetwork
+from hyperbrush.hypernetworks.convert.compression import compress, read_folder
 from hyperbrush.hypernetworks.generator import Hypernetwork, TargetNetwork
 from hyperbrush.ldm.models.pipelines import as_model
 from hyperbrush.ldm.modules.attention_sites import attention_sites
@@ -48,6 +49,16 @@ def test_a_sound_machine_and_broken_files(tiny: Any, files: list[Path], tmp_path
     assert (tmp_path / "page.png").stat().st_size > 500
     assert told[0] == "looking at affine.pt"
     assert told[-1] == "drawing"
+
+
+def test_files_of_one_name_stand_apart_and_packs_are_looked_into(tiny: Any, tmp_path: Path) -> None:
+    hn = AttentionHypernetwork.for_unet(tiny.unet, weight_init="XavierNormal", name="ink")
+    files = [hn.save(tmp_path / place / "ink.pt") for place in ("a", "b")]
+    files[0].write_bytes(b"torn")
+    pack = compress(read_folder(tmp_path / "b")).save(tmp_path / "looks.pack.safetensors")
+    found = examine(tiny, [*files, pack / "ink"], prompts=["red square"], steps=1, pairs=1)
+    assert [(name, f.what) for name, f in found.wrong] == [(str(files[0]), "read")]
+    assert len(found.files) == 3
 
 
 def test_generated_weights_are_nothing_wrong(tiny: Any, tmp_path: Path) -> None:

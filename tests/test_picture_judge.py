@@ -45,7 +45,6 @@ def test_it_says_what_pictures_show_and_how_they_look(judge: PictureJudge) -> No
     assert judge.content(pictures, NAMES, NAMES).all()
     assert not judge.content(pictures, ["square", "cross", "disc"], NAMES).any()
     assert judge.content(pictures, ["square", "cross", "disc"], NAMES, best=3).all()
-    assert judge.best_names(pictures, NAMES) == NAMES
     assert judge.style(pictures, "white").all()
     assert not judge.style(pictures, "black").any()
     assert judge.style(pictures, "black", among=["black"]).all()

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from hyperbrush.errors import NotThere
-from hyperbrush.files import write_json
 from hyperbrush.trash import Trash
 
 
@@ -46,23 +45,3 @@ def test_a_folder_is_one_thing(trash: Trash, tmp_path: Path) -> None:
     assert trash.items("run") == [item]
     assert trash.erase("run", item.id) == item
     assert list((trash.folder / "runs").iterdir()) == []
-
-
-def test_older_forms_are_restored(trash: Trash, tmp_path: Path) -> None:
-    network = trash.folder / "0005"
-    write_json(network / "about.json", {"name": "ink", "place": "", "deleted": 3.0})
-    written(network / "files" / "ink.pt", "abc")
-    written(trash.folder / "runs" / "20200102-030405 my run" / "config.yaml")
-    picture = trash.folder / "20200102-030405-aa"
-    write_json(picture / "from.json", {"dataset": "set", "picture": "sub/a.png"})
-    written(picture / "a.png")
-    written(picture / "a.txt")
-    ((old_network,), (old_run,), (old_picture,)) = map(trash.items, ("hypernetwork", "run", "picture"))
-    assert (old_network.name, old_network.size) == ("ink", 3)
-    assert (old_run.name, [path.name for path in old_run.files]) == ("my run", ["20200102-030405 my run"])
-    assert (old_picture.name, old_picture.place) == ("sub/a.png", "set")
-    for item in (old_network, old_run, old_picture):
-        trash.restore(item, {path: tmp_path / "back" / item.id / path.name for path in item.files})
-    assert [trash.items(kind) for kind in ("hypernetwork", "run", "picture")] == [[], [], []]
-    back = {path.name for path in (tmp_path / "back").rglob("*") if path.is_file()}
-    assert back == {"ink.pt", "config.yaml", "a.png", "a.txt"}

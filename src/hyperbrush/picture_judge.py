@@ -91,12 +91,6 @@ class PictureJudge(nn.Module):
         logits = self.logits(pictures)[1][:, self._columns(self.sets, candidates, "set")]
         return logits.argmax(1) == candidates.index(own)
 
-    @torch.no_grad()
-    def best_names(self, pictures: Tensor, among: Sequence[str]) -> list[str]:
-        """The candidate each picture shows most likely."""
-        logits = self.logits(pictures)[0][:, self._columns(self.names, among, "name")]
-        return [among[i] for i in logits.argmax(1).tolist()]
-
     def logits(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of any number of pictures, as `forward` gives them, in parts and without training."""
         was, _ = self.training, self.eval()

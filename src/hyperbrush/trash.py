@@ -1,16 +1,13 @@
 """The bin: what was removed (hypernetworks, runs, training pictures, drawings) until it is restored or erased.
 
-Each item is a folder of its own: ``about.json`` (name, place, time, bytes) beside ``files/``. Two older forms are read
-as they lie: a run as the folder ``runs/DATE NAME`` itself, a picture among its files with a ``from.json``.
+Each item is a folder of its own: ``about.json`` (name, place, time, bytes) beside ``files/``.
 """
 
-import re
 import secrets
 import shutil
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,8 +16,7 @@ from hyperbrush.files import move_all, read_json, write_json
 
 Kind = Literal["hypernetwork", "run", "picture", "drawing"]
 
-ABOUT, OLD_PICTURE = "about.json", "from.json"
-_OLD_RUN = re.compile(r"(\d{8}-\d{6}) (.+)", re.DOTALL)
+ABOUT = "about.json"
 _FOLDERS: Mapping[Kind, str] = {  # within the bin
     "hypernetwork": "",
     "run": "runs",
@@ -51,12 +47,8 @@ class TrashItem:
 
     @property
     def files(self) -> list[Path]:
-        """What is restored: files, or of a run its folder."""
-        if (self.folder / ABOUT).is_file():
-            return sorted((self.folder / "files").iterdir())
-        if (self.folder / OLD_PICTURE).is_file():
-            return sorted(path for path in self.folder.iterdir() if path.name != OLD_PICTURE)
-        return [self.folder]
+        """What is restored."""
+        return sorted((self.folder / "files").iterdir())
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -72,10 +64,6 @@ class Trash:
     def items(self, kind: Kind) -> list[TrashItem]:
         """What is in it, what was removed last first."""
         found = [_read(path) for path in _inside(self.folder / _FOLDERS[kind])]
-        if kind == "run":
-            found += [_read_old_run(path) for path in _inside(self.folder / "runs")]
-        elif kind == "picture":
-            found += [_read_old_picture(path) for path in _inside(self.folder)]
         return sorted((item for item in found if item is not None), key=lambda item: (-item.deleted, item.id))
 
     def get(self, kind: Kind, item: str) -> TrashItem:
@@ -150,36 +138,10 @@ def _read(path: Path) -> TrashItem | None:
     if not about or not (path / "files").is_dir():
         return None
     try:
-        size = about["size"] if "size" in about else _bytes(path / "files")
         name, place, deleted = str(about["name"]), str(about["place"]), float(about["deleted"])
-        return TrashItem(path.name, name, place, deleted, int(size), path)
+        return TrashItem(path.name, name, place, deleted, int(about["size"]), path)
     except _UNREADABLE:
         return None
-
-
-def _read_old_picture(path: Path) -> TrashItem | None:
-    about = read_json(path / OLD_PICTURE)
-    try:
-        name, dataset = str(about["picture"]), str(about["dataset"])
-        return TrashItem(path.name, name, dataset, (path / OLD_PICTURE).stat().st_mtime, _bytes(path), path)
-    except _UNREADABLE:
-        return None
-
-
-def _read_old_run(path: Path) -> TrashItem | None:
-    match = _OLD_RUN.fullmatch(path.name)
-    if match is None or not (path / "config.yaml").is_file():
-        return None
-    try:
-        deleted = time.mktime(time.strptime(match[1], "%Y%m%d-%H%M%S"))
-        return TrashItem(path.name, match[2], "", deleted, _old_size(path, path.stat().st_mtime_ns), path)
-    except _UNREADABLE:
-        return None
-
-
-@lru_cache(maxsize=256)
-def _old_size(path: Path, _changed: int) -> int:
-    return _bytes(path)
 
 
 def _bytes(path: Path) -> int:

@@ -147,6 +147,19 @@ def test_refuses_before_anything_is_drawn(
         compare("cat", *axes, hypernetworks=library, **change)
 
 
+def test_strengths_reach_full_width_tags(emoji: LatentDiffusion, library: Path) -> None:
+    axis = ("strength", [0, 1])
+    grid = compare(
+        "cat \uff1chypernet\uff1aink\uff1a0.5\uff1e",
+        axis,
+        model=emoji,
+        seed=1,
+        steps=2,
+        hypernetworks=library,
+    )
+    assert far(grid.pictures[0, 0, 0], grid.pictures[0, 0, 1]) > 4
+
+
 def test_missing_networks_may_be_left_out(emoji: LatentDiffusion, library: Path) -> None:
     grid = compare(
         "cat", "hypernet=inc,ink", model=emoji, seed=1, steps=1, hypernetworks=library, missing="warn"

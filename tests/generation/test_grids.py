@@ -1,9 +1,11 @@
 """Pages of pictures: every picture and every label in its place, nothing cut, nothing overlapping."""
 
-from PIL import Image, ImageDraw
+from typing import Any
 
-from hyperbrush.generation.grids import _font as font_of
-from hyperbrush.generation.grids import labelled_grid, stacked, wrapped
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from hyperbrush.generation.grids import label_font, labelled_grid, stacked, wrapped
 
 COLOURS = [["red", "green", "blue"], ["yellow", "cyan", "magenta"]]
 
@@ -83,8 +85,28 @@ def test_blocks_stand_below_each_other_with_their_titles() -> None:
     assert page.width == blocks[0].width
 
 
+def test_letters_that_pillows_own_font_lacks_come_from_the_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    opened = ImageFont.truetype
+
+    def truetype(name: Any, size: int, **how: Any) -> Any:
+        if not isinstance(name, str):  # Pillow's own
+            return opened(name, size, **how)
+        asked.append(name)
+        if name != "NanumGothic.ttf":
+            raise OSError(name)
+        return f"{name} {size}"
+
+    monkeypatch.setattr("PIL.ImageFont.truetype", truetype)
+    assert label_font(14, ["수묵화", "ink"]) == "NanumGothic.ttf 14"
+    assert asked == ["NotoSansCJK-Regular.ttc", "NanumGothic.ttf"]
+    asked.clear()
+    assert label_font(14, ["cat “face”…", "steps 3 ±1"]).getname() == ImageFont.load_default(14).getname()
+    assert not asked
+
+
 def test_wrapped_lines_fit() -> None:
-    font = font_of(128)
+    font = label_font(14, [])
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     for text in ("a few words in a row", "W" * 100, "", "a " * 300, "émoji 雨"):
         for width in (40, 90, 300):

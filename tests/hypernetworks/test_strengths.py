@@ -9,7 +9,7 @@ import torch
 
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks import PerPicture, Ramp, Use, Window, attach
-from hyperbrush.hypernetworks.attaching.progress import progress_of
+from hyperbrush.hypernetworks.attaching.progress import Progress
 from hyperbrush.ldm.modules.attention_sites import find_attentions
 
 Make = Callable[..., Any]
@@ -40,7 +40,7 @@ def test_windows_and_ramps() -> None:
 
 
 class Scheduler:
-    """What `progress_of` reads of a diffusers scheduler."""
+    """What `Progress` reads of a diffusers scheduler."""
 
     def __init__(self, timesteps: list[float], begin_index: int | None = None) -> None:
         self.timesteps = torch.tensor(timesteps)
@@ -54,12 +54,12 @@ class Pipe:
 
 def test_progress_counts_steps() -> None:
     pipe = Pipe(None, Scheduler([999.0, 749.0, 749.0, 500.0, 250.0]))
-    assert [progress_of(pipe, torch.tensor(t)) for t in (999.0, 749.0, 500.0, 250.0)] == [0, 1 / 3, 2 / 3, 1]
+    assert [Progress(pipe).at(torch.tensor(t)) for t in (999.0, 749.0, 500.0, 250.0)] == [0, 1 / 3, 2 / 3, 1]
     image_to_image = Pipe(None, Scheduler([900, 600, 300, 0], begin_index=2))
-    assert [progress_of(image_to_image, t) for t in (300, 0)] == [0, 1]
-    assert progress_of(Pipe(None, Scheduler([500])), 500) == 0
-    assert progress_of(object(), 999) == 0
-    assert progress_of(object(), torch.tensor([0, 0])) == 1
+    assert [Progress(image_to_image).at(t) for t in (300, 0)] == [0, 1]
+    assert Progress(Pipe(None, Scheduler([500]))).at(500) == 0
+    assert Progress(object()).at(999) == 0
+    assert Progress(object()).at(torch.tensor([0, 0])) == 1
 
 
 def run(unet: Any, timestep: int, batch: int = 2) -> torch.Tensor:

@@ -349,6 +349,7 @@ def test_a_picture_ignores_its_batch_and_starts_anywhere(name: str) -> None:
         {"trained_betas": BETAS.tolist()},
         {"beta_schedule": "squaredcos_cap_v2", "beta_start": None, "beta_end": None},
         {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},
+        {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "trained_betas": BETAS.tolist()},
     ],
     ids=lambda change: next(iter(change)),
 )

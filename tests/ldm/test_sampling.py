@@ -473,6 +473,33 @@ def test_what_a_sampler_cannot_do_is_refused():
         make_scheduler("DDIM", {**LINEAR, "prediction_type": "eps"})
 
 
+@pytest.mark.parametrize("name", ["DDIM", "Euler", "DPM++ 2M Karras"])
+def test_latents_given_are_the_noise_of_a_picture_gone_on_from(name):
+    def draw(seed, **options):
+        picture = torch.full((1, *SHAPE), 0.5)
+        return sample(
+            wavy,
+            make_scheduler(name, STABLE_DIFFUSION),
+            SHAPE,
+            [seed],
+            6,
+            image_latents=picture,
+            strength=0.7,
+            **options,
+        )
+
+    noise = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(7))
+    assert torch.equal(draw(1, latents=noise), draw(2, latents=noise))
+    assert not torch.equal(draw(1, latents=noise), draw(1))
+
+
+def test_an_edm_process_is_refused():
+    with pytest.raises(UserError, match="scheduler is EDMEulerScheduler: EDM models can be drawn"):
+        make_scheduler(
+            "Euler", {"_class_name": "EDMEulerScheduler", "prediction_type": "epsilon", "sigma_max": 80.0}
+        )
+
+
 def test_what_cannot_be_sampled_is_refused():
     def draw(seeds=(0,), steps=4, name="DDIM", **options):
         sample(wavy, make_scheduler(name, STABLE_DIFFUSION), SHAPE, seeds, steps, **options)

@@ -65,7 +65,6 @@ def test_flags_of_a_run_that_goes_on(run: Path, capsys: pytest.CaptureFixture[st
         (["--from", "x.pt"], "--from"),
         (["--run", "elsewhere"], "--run cannot be used with --resume"),
         (["--preset", "quick"], "--preset cannot be used with --resume"),
-        (["--find-lr"], "--find-lr is no more"),
         (["--find-batch-size"], "--find-batch-size cannot be used with --resume"),
         (["-s", "loss=huber"], "-s training.loss (it has 'mse', given 'huber')"),
         (["-s", "layer_norm=true"], "-s network.layer_norm"),

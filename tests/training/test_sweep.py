@@ -346,20 +346,6 @@ def kill_one(folder: Path, killed: list[tuple[int, int]]) -> None:
         time.sleep(0.01)
 
 
-def test_sweeps_begun_with_a_database_go_on(write: Callable[..., Path], tmp_path: Path) -> None:
-    path = write({"grid": {"seed": [1, 2]}, "storage": "postgresql://me:$SECRET@db/x"})
-    folder = begin(path, tmp_path / "sweep")
-    about = yaml.safe_load((folder / "sweep.yaml").read_text())
-    about["sweep"]["study"] = "ink-0a1b2c3d"
-    (folder / "sweep.yaml").write_text(yaml.safe_dump(about))
-    (folder / "sweep.db").write_bytes(b"Optuna's")
-    ended(folder, best_loss=[0.3, 0.2], base_loss=[0.5, 0.5])
-    said: list[str] = []
-    assert work(folder, note=said.append)
-    assert "'storage' does nothing any more" in said[0]
-    assert finish(folder).rows[0].outcome.number == 1
-
-
 DOCS = Path(__file__).parents[2] / "docs/sweeps.md"
 
 
@@ -381,8 +367,7 @@ def test_the_docs_files_are_right(
 def test_the_docs_have_every_setting() -> None:
     text = DOCS.read_text(encoding="utf-8")
     for name, about in SweepConfig.model_fields.items():
-        if name not in ("storage", "study"):
-            assert f"| `{about.alias or name}` |" in text
+        assert f"| `{about.alias or name}` |" in text
 
 
 def test_seeds_are_summed_up(write: Callable[..., Path], tmp_path: Path) -> None:
@@ -603,7 +588,7 @@ def test_a_sweep_and_a_training_do_not_write_over_each_other(
     assert [file.name for file in folder.iterdir()] == ["config.yaml"]
     begin(path, tmp_path / "sweep")
     config = read_sweep(tmp_path / "sweep").trials[0].config
-    with pytest.raises(UserError, match="holds a sweep: take another --name or --run"):
+    with pytest.raises(UserError, match="holds a sweep: take another --run"):
         train_run(config, tmp_path / "sweep")
 
 

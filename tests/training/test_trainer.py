@@ -361,6 +361,22 @@ def test_from_config_files(pictures: Path, tmp_path: Path) -> None:
         ({"kind": "fist_stage"}, "unknown kind of training.*did you mean 'first_stage'"),
         ({"kind": "first_stage"}, "setting 'data' is missing"),
         ({"kind": "diffusion", "data": {"folders": []}}, "data.folders"),
+        (
+            {
+                "kind": "diffusion",
+                "training": {"optimizer": {"decay_from": 0.5, "schedule": "5e-5:100, 5e-6"}},
+            },
+            "decay_from is when a schedule begins to fall",
+        ),
+        (
+            {"kind": "diffusion", "data": {"folders": [{"path": "a"}], "mask_folder": "masks"}},
+            "mask_folder is of masks: files",
+        ),
+        (
+            {"kind": "diffusion", "data": {"folders": [{"path": "a"}], "mask_floor": 0.5}},
+            "mask_floor is of masks",
+        ),
+        ({"kind": "diffusion", "text": {"width": 130}}, "width 130 is not divisible by 4 heads"),
     ],
 )
 def test_wrong_configs(values: dict, message: str) -> None:
@@ -389,6 +405,37 @@ def test_recipes_are_valid(path: Path) -> None:
         assert configured_generator(path).training.max_steps
     else:
         assert read_config(path).training.steps > 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_fp16_needs_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="mixed_precision fp16 needs a GPU, and this is cpu"):
+        train(Regression(), tmp_path / "run", mixed_precision="fp16")
+
+
+def test_a_first_stage_is_what_its_config_says(pictures: Path, tmp_path: Path) -> None:
+    from diffusers import AutoencoderTiny, ControlNetModel
+
+    values = {"kind": "diffusion", "data": {"folders": [{"path": str(pictures)}], "size": 32}}
+    tiny = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    )
+    tiny.save_pretrained(tmp_path / "tiny")
+    ControlNetModel(
+        block_out_channels=(32,),
+        down_block_types=("DownBlock2D",),
+        conditioning_embedding_out_channels=(8, 8),
+    ).save_pretrained(tmp_path / "other")
+    objective = build(read_config(values | {"first_stage": str(tmp_path / "tiny")}), tmp_path / "run")
+    assert torch.equal(next(objective.model.first_stage.parameters()), next(tiny.parameters()))
+    with pytest.raises(UserError, match="holds a ControlNetModel; expected one of AutoencoderKL"):
+        build(read_config(values | {"first_stage": str(tmp_path / "other")}), tmp_path / "b")
+    (tmp_path / "tiny/diffusion_pytorch_model.safetensors").write_bytes(b"torn")
+    with pytest.raises(UserError, match="first_stage: cannot open"):
+        build(read_config(values | {"first_stage": str(tmp_path / "tiny")}), tmp_path / "c")
 
 
 def test_a_used_run_folder_is_refused(pictures: Path, tmp_path: Path) -> None:

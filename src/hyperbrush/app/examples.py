@@ -20,7 +20,6 @@ SIX = (
     "sushi",
 )  # of the bundled style's pictures
 THREE = ("crab", "sunflower", "cactus")
-STEPS = ("see", "train", "make")
 
 
 def prompts(model: str) -> Sequence[str]:

@@ -6,10 +6,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from hyperbrush.errors import UserError
-from hyperbrush.generation.settings import MAX_PADDING, MAX_SEED, Settings
+from hyperbrush.generation.settings import MAX_PADDING, Settings
 from hyperbrush.setting_errors import wrong_settings
 
 Text = Field(max_length=20_000)
+MOST_SEED = 2**53 - 1  # whole numbers of JSON and browsers are exact to there
 STRONGEST = 100.0  # what any page, field or request takes as a strength or a weight, either way
 Strength = Annotated[FiniteFloat, Field(ge=-STRONGEST, le=STRONGEST)]
 SKIP = "skip.json"  # in a drawing's folder: somebody asks to leave out the pictures at hand
@@ -29,7 +30,7 @@ class DrawingRequest(Request):
     sampler: str = Field(Settings.sampler, max_length=60)
     steps: int = Field(Settings.steps, ge=1, le=500)
     guidance_scale: float = Field(Settings.guidance_scale, ge=0, le=100)
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="of the first picture; drawn if left out")
+    seed: int | None = Field(None, ge=0, le=MOST_SEED, description="of the first picture; drawn if left out")
     width: int | None = Field(None, ge=8, le=4096, description="in pixels; the model's own by default")
     height: int | None = Field(None, ge=8, le=4096)
     clip_skip: int = Field(Settings.clip_skip, ge=1, le=12)
@@ -66,7 +67,7 @@ class DrawRequest(DrawingRequest):
         description="draw the white region of `mask` alone, with so many pixels around it, and put it back",
     )
     subseed: int | None = Field(
-        None, ge=0, le=MAX_SEED, description="variation seed of the first picture; drawn if left out"
+        None, ge=0, le=MOST_SEED, description="variation seed of the first picture; drawn if left out"
     )
     subseed_strength: float = Field(
         Settings.subseed_strength,
@@ -114,7 +115,7 @@ class StyleRequest(Request):
         [], max_length=8, description="drawn without and with it, to see it"
     )
     strength: Strength = 1.0
-    seed: int = Field(0, ge=0, le=2**32 - 1)
+    seed: int = Field(0, ge=0, le=MOST_SEED)
     steps: int = Field(15, ge=1, le=200)
     generator: str = Field("", max_length=200, description="name of a generator; the model's own by default")
     captions: list[Annotated[str, Field(max_length=20_000)]] = Field(
@@ -217,4 +218,4 @@ class ExportRequest(Request):
     bias: bool | None = Field(None, description="LoRA: carry the values' offset")
     prompts: list[str] = Field([], max_length=32, description="LoRA: drawn for contexts")
     steps: int | None = Field(None, ge=1, le=500, description="LoRA: sampling steps for contexts")
-    seed: int | None = Field(None, ge=0, le=2**32 - 1)
+    seed: int | None = Field(None, ge=0, le=MOST_SEED)

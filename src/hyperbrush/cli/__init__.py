@@ -124,6 +124,12 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"hyperbrush: {told('stopped')}", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error):  # torch's
+            short = UserError(
+                "out of memory: take smaller pictures, fewer at once (--batch), --precision fp16 or --attention sliced"
+            )
+            print(f"hyperbrush: {told(short)}", file=sys.stderr)
+            sys.exit(2)
         if not hasattr(error, "format_message"):  # what click raises for a wrong command line
             raise
         if message := error.format_message():  # of a group without a command, the help stands there already

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hyperbrush.cli.options import DEFAULT_NETWORKS, Device, Networks, Seed, complete_network, completes
+from hyperbrush.cli.options import DEFAULT_NETWORKS, Device, Networks, complete_network, completes, given
 from hyperbrush.errors import UserError, unknown_name
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 @app.command(rich_help_panel="Files")
 def convert(
+    context: typer.Context,
     source: Annotated[
         str,
         typer.Argument(
@@ -62,7 +63,9 @@ def convert(
     overwrite: Annotated[bool, typer.Option(help="Replace what stands at DST.")] = False,
     hypernetworks: Networks = DEFAULT_NETWORKS,
     device: Device = "auto",
-    seed: Seed = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of a LoRA's contexts and pictures; 0 by default.", show_default=False)
+    ] = None,
 ) -> None:
     """Write a hypernetwork as another program reads it: webui, ComfyUI, safetensors, or as a LoRA."""
     from hyperbrush.cli import console
@@ -78,6 +81,9 @@ def convert(
     check_path(target, chosen)
     if target.exists() and not overwrite:
         raise UserError(f"{target} exists already: choose another name, or give --overwrite")
+    for option in ("model", "device"):
+        if given(context, option) and not chosen.startswith("lora-"):
+            raise UserError(f"--{option} is of the LoRA targets: {chosen} takes the networks as they are")
     settings = _lora_settings(rank, bias, steps, seed)
     if precision is not None and precision not in _DTYPES:
         raise unknown_name("dtype", precision, _DTYPES)
@@ -85,7 +91,7 @@ def convert(
     if is_generated_file(path):
         import torch
 
-        given = {
+        named = {
             "--pictures": pictures,
             "--prompts": prompts,
             "--steps": steps,
@@ -93,7 +99,7 @@ def convert(
             "--bias": bias,
             "--legacy-zip": legacy_zip,
         }
-        if unused := [name for name, value in given.items() if value not in (None, False, [], ())]:
+        if unused := [name for name, value in named.items() if value not in (None, False, [], ())]:
             raise UserError(
                 f"{', '.join(unused)}: of hypernetworks alone, and {path} has generated weights, which are written as they are"
             )
@@ -164,8 +170,8 @@ def _lora_settings(
         if rank != "full" and not (rank.isdecimal() and int(rank) > 0):
             raise UserError(f"--rank {rank!r} is impossible: expected a whole number from 1, or full")
         settings["rank"] = "full" if rank == "full" else int(rank)
-    given = {"bias": bias, "steps": steps, "seed": seed}
-    return settings | {key: value for key, value in given.items() if value is not None}
+    named = {"bias": bias, "steps": steps, "seed": seed}
+    return settings | {key: value for key, value in named.items() if value is not None}
 
 
 def show(report: "LoraReport") -> None:

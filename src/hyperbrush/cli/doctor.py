@@ -20,7 +20,7 @@ def doctor(
     out: Annotated[Path, typer.Option(help="Page to write; the pictures go beside it.")] = Path("doctor.md"),
     prompt: Annotated[list[str] | None, typer.Option(help="Draw this; repeat for several.")] = None,
     steps: Annotated[int, typer.Option(help="Sampling steps of the pictures.")] = 20,
-    limit: Annotated[int, typer.Option(help="Files of the folder at most.")] = 5,
+    limit: Annotated[int, typer.Option(min=1, help="Files of the folder at most.")] = 5,
     device: Device = "auto",
     precision: Precision = "auto",
 ) -> None:

@@ -1,6 +1,5 @@
 """`hyperbrush generate` and `compare`: pictures from prompts, and grids of them."""
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,11 +23,15 @@ from hyperbrush.cli.options import (
     Seed,
     Steps,
     Width,
+    given,
 )
 from hyperbrush.errors import UserError
 from hyperbrush.generation.settings import Settings
+from hyperbrush.shell import quoted
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from hyperbrush.generation import OpenedModel
 
 app = typer.Typer()
@@ -54,6 +57,13 @@ _ARGUMENTS = {
     "hires_steps": "hires_steps",
     "hires_upscaler": "hires_upscaler",
 }
+_KEPT = (
+    "model",
+    "hypernetworks",
+    "loras",
+    "image",
+    "mask",
+)  # what a picture's settings do not hold, or not where it lies
 _AXES = ("prompt=", "hypernet=", "strength=", "seed=", "steps=", "cfg=", "sampler=", "clip_skip=", "size=")
 
 
@@ -61,6 +71,11 @@ def _complete_axis(incomplete: str) -> list[str]:
     return [name for name in _AXES if name.startswith(incomplete)]
 
 
+Side = Annotated[
+    int | None,
+    typer.Option(help="In pixels; with --image of its form, else the model's own.", show_default=False),
+]
+Batch = Annotated[int, typer.Option(help="Pictures drawn at once.")]
 Axis = Annotated[
     str | None, typer.Option(metavar="KIND=VALUES", autocompletion=_complete_axis, show_default=False)
 ]
@@ -90,8 +105,9 @@ def generate(
     sampler: Sampler = Settings.sampler,
     cfg: Guidance = Settings.guidance_scale,
     count: Annotated[int, typer.Option(help="Pictures of each prompt, seeds counting up.")] = 1,
-    width: Width = None,
-    height: Height = None,
+    batch: Batch = 4,
+    width: Side = None,
+    height: Side = None,
     clip_skip: ClipSkip = Settings.clip_skip,
     discretisation: Discretisation = Settings.discretisation,
     image: Annotated[Path | None, typer.Option(help="Picture to start from.")] = None,
@@ -152,13 +168,20 @@ def generate(
     """Draw pictures from prompts, each with its own hypernetworks, or a picture once more (--from)."""
     from hyperbrush.cli import console
     from hyperbrush.generation import generate as draw
+    from hyperbrush.generation.picture_files import check_picture_path
     from hyperbrush.ldm.data.pictures import opened as opened_picture
 
+    check_picture_path(out)
+    for option, path in (("--from", source), ("--image", image), ("--mask", mask)):
+        if path is not None and path.resolve() == out.resolve():
+            raise UserError(f"{path} is read ({option}) and would be replaced: give another --out")
     values: dict[str, Any] = {
-        argument: context.params[option] for option, argument in _ARGUMENTS.items() if _given(context, option)
+        argument: context.params[option] for option, argument in _ARGUMENTS.items() if given(context, option)
     }
     if image is not None:
         values["image"] = opened_picture(image, "--image")
+    elif "image_strength" in values:
+        raise UserError("--image-strength needs --image: the picture that is drawn anew")
     if mask is not None:
         if image is None:
             raise UserError(f"--mask {mask} needs --image: the picture of which a part is drawn anew")
@@ -182,7 +205,8 @@ def generate(
             'no prompt was given: hyperbrush generate "cat face", or --from PICTURE to repeat one'
         )
     placed: dict[str, Any] = {"device": device, "precision": precision, "attention": attention}
-    opened, values["size"] = _size(model, placed, width, height, values.get("size"))
+    form = values.get("image") if values.get("mask_padding") is None else None
+    opened, values["size"] = _size(model, placed, width, height, values.get("size"), form)
     if info is not None:
         from hyperbrush.generation.repeat import differences, lora_differences, renamed
         from hyperbrush.hypernetworks import HypernetworkLibrary
@@ -193,6 +217,11 @@ def generate(
             notes += moved
         notes += differences(info, opened, library)
         notes += lora_differences(info, HypernetworkLibrary(loras or hypernetworks.parent / "loras"))
+    asked = values["prompt"]
+    number = count * (1 if isinstance(asked, str) else len(asked))
+    paths = [
+        out if number == 1 else out.with_name(f"{out.stem}-{i + 1:02d}{out.suffix}") for i in range(number)
+    ]
     with console.sampling_bar(values.get("steps", steps)) as on_step:
         pictures = draw(
             model=opened,
@@ -200,21 +229,25 @@ def generate(
             hypernetworks=hypernetworks,
             loras=loras,
             missing=missing,
+            batch=batch,
             on_step=on_step,
+            on_picture=lambda place, picture: picture.save(paths[place]),  # what is drawn is kept
             **placed,
             **values,
         )
     for text in dict.fromkeys([*notes, *(note for picture in pictures for note in picture.notes)]):
         console.note(text)
-    for i, picture in enumerate(pictures):
-        path = out if len(pictures) == 1 else out.with_name(f"{out.stem}-{i + 1:02d}{out.suffix}")
-        console.done(f"{picture.save(path)}  seed {picture.seed}")
-        if picture is pictures[-1]:
-            console.suggest(f"hyperbrush generate --from {shlex.quote(str(path))} --cfg 6")
+    for path, picture in zip(paths, pictures, strict=True):
+        console.done(f"{path}  seed {picture.seed}")
+    again = out.with_name(f"{out.stem}-again{out.suffix}")
+    console.suggest(
+        f"hyperbrush generate --from {quoted(paths[-1])}{_kept(context)} --cfg 6 --out {quoted(again)}"
+    )
 
 
 @app.command(rich_help_panel="Draw")
 def compare(
+    context: typer.Context,
     prompt: Annotated[str, typer.Argument(help="What to draw.")],
     x: Axis = None,
     y: Axis = None,
@@ -230,11 +263,12 @@ def compare(
     height: Height = None,
     clip_skip: ClipSkip = Settings.clip_skip,
     discretisation: Discretisation = Settings.discretisation,
-    batch: Annotated[int, typer.Option(help="Pictures drawn at once.")] = 4,
+    batch: Batch = 4,
     side: Annotated[
         int | None, typer.Option(help="Height of a picture in the grid; its own by default.")
     ] = None,
     hypernetworks: Networks = DEFAULT_NETWORKS,
+    loras: Loras = None,
     missing: Missing = "error",
     device: Device = "auto",
     precision: Precision = "auto",
@@ -250,20 +284,20 @@ def compare(
     """
     from hyperbrush.cli import console
     from hyperbrush.generation import compare as draw
-
-    axes = [axis for axis in (x, y, z) if axis]
-    if not axes:
-        raise UserError("nothing is varied: give --x KIND=VALUES, such as --x strength=0,0.5,1")
     from hyperbrush.generation.axes import read_axis
+    from hyperbrush.generation.picture_files import check_picture_path
 
-    read = [read_axis(axis) for axis in axes]
+    axes = [None if axis is None else read_axis(axis) for axis in (x, y, z)]
+    if axes == [None, None, None]:
+        raise UserError("nothing is varied: give --x KIND=VALUES, such as --x strength=0,0.5,1")
+    check_picture_path(out)
     placed: dict[str, Any] = {"device": device, "precision": precision, "attention": attention}
-    opened, size = _size(model, placed, width, height, None)
+    opened, size = _size(model, placed, width, height, None, None)
     with console.bar(transient=True) as progress:
         task = progress.add_task("pictures", total=None, info="")
         grid = draw(
             prompt,
-            *read,
+            *axes,
             model=opened,
             negative=negative,
             seed=seed,
@@ -274,6 +308,7 @@ def compare(
             clip_skip=clip_skip,
             discretisation=discretisation,
             hypernetworks=hypernetworks,
+            loras=loras,
             missing=missing,
             batch=batch,
             side=side,
@@ -282,22 +317,27 @@ def compare(
         )
     for text in grid.notes:
         console.note(text)
-    seeds = "" if any(axis.kind == "seed" for axis in read) else f"  seed {grid.settings.seed}"
-    console.done(f"{grid.save(out)}{seeds}")
-    console.suggest(f"hyperbrush generate {shlex.quote(prompt)} --seed {grid.settings.seed}")
+    varied = any(axis is not None and axis.kind == "seed" for axis in axes)
+    console.done(f"{grid.save(out)}{'' if varied else f'  seed {grid.settings.seed}'}")
+    console.suggest(f"hyperbrush generate --from {quoted(out)}{_kept(context)}")
 
 
-def _given(context: typer.Context, option: str) -> bool:
-    """Whether an option stands on the command line."""
-    source = context.get_parameter_source(option)
-    return source is not None and source.name == "COMMANDLINE"
+def _kept(context: typer.Context) -> str:
+    """Options of a command that one to draw again needs too."""
+    kept = [name for name in _KEPT if name in context.params and given(context, name)]
+    return "".join(f" --{name} {quoted(context.params[name])}" for name in kept)
 
 
 def _size(
-    model: str, placed: dict[str, Any], width: int | None, height: int | None, before: tuple[int, int] | None
+    model: str,
+    placed: dict[str, Any],
+    width: int | None,
+    height: int | None,
+    before: tuple[int, int] | None,
+    image: "Image | None",
 ) -> "tuple[str | OpenedModel, tuple[int, int] | None]":
     """The model, opened only where its own size is needed, and (height, width): what is given, else as before,
-    else the model's own.
+    else of the start picture's form, else the model's own.
     """
     if width is None and height is None:
         return model, before
@@ -309,4 +349,10 @@ def _size(
 
     opened = open_model(model, **placed)
     own = opened.model.image_size
-    return opened, (own if height is None else height, own if width is None else width)
+    if image is None:
+        return opened, (own if height is None else height, own if width is None else width)
+    unit = opened.model.size_unit
+    if width is None:
+        assert height is not None
+        return opened, (height, max(unit, round(height * image.width / image.height / unit) * unit))
+    return opened, (max(unit, round(width * image.height / image.width / unit) * unit), width)

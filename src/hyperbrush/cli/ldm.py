@@ -6,20 +6,22 @@ from typing import Annotated, Any
 
 import typer
 
-from hyperbrush.cli.options import Device, Guidance, Model, Precision, Seed, Steps, complete_sampler
+from hyperbrush.cli.options import Device, Model, Precision, Steps, complete_sampler, given
 from hyperbrush.cli.training import (
     At,
     BatchSize,
     DryRun,
     LearningRate,
     Processes,
+    Seed,
     check_at,
+    check_rate,
     launch_processes,
     show_report,
     watch,
 )
-from hyperbrush.cli.training import Seed as TrainingSeed
 from hyperbrush.errors import UserError
+from hyperbrush.generation.settings import MAX_GUIDANCE, MAX_SEED
 
 ldm = typer.Typer(no_args_is_help=True, help="Latent diffusion models: train one, sample from one.")
 
@@ -32,7 +34,7 @@ def ldm_train(
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
     learning_rate: LearningRate = None,
     batch_size: BatchSize = None,
-    seed: TrainingSeed = None,
+    seed: Seed = None,
     prompt: Annotated[
         list[str] | None, typer.Option(help="Of a diffusion model's previews; repeat for several.")
     ] = None,
@@ -62,14 +64,15 @@ def ldm_train(
     launch_processes(processes, trying=dry_run)
     numbers = {"steps": steps, "batch_size": batch_size, "seed": seed}
     training = numbers | ({} if learning_rate is None else {"optimizer": {"learning_rate": learning_rate}})
-    given: dict[str, Any] = {"settings": setting or (), "training": training, "prompts": prompt}
+    wanted: dict[str, Any] = {"settings": setting or (), "training": training, "prompts": prompt}
     if resume is not None:
         folder = resume
-        settings, changed = settings_to_go_on(resume, at=at, **given)
+        settings, changed = settings_to_go_on(resume, at=at, **wanted)
     else:
         assert config is not None
         folder, changed = run or Path("runs") / config.stem, False
-        settings = settings_of(config, **given)
+        settings = settings_of(config, **wanted)
+    check_rate(learning_rate, settings.training.optimizer.schedule)
     if dry_run:
         from hyperbrush.cli import console
         from hyperbrush.training.before.plan import plan_ldm
@@ -98,6 +101,7 @@ def ldm_train(
 
 @ldm.command("sample")
 def ldm_sample(
+    context: typer.Context,
     prompts: Annotated[
         list[str] | None, typer.Argument(help="One picture each; none for models that read no text.")
     ] = None,
@@ -118,7 +122,7 @@ def ldm_sample(
     ] = None,
     strength: Annotated[float, typer.Option(help="Of the hypernetwork.")] = 1.0,
     count: Annotated[int, typer.Option(help="Pictures without prompts; of each --class or --image.")] = 4,
-    seed: Seed = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED - 1000, help="Of the first picture.")] = 0,
     steps: Steps = 25,
     sampler: Annotated[
         str | None,
@@ -127,7 +131,9 @@ def ldm_sample(
             autocompletion=complete_sampler,
         ),
     ] = None,
-    cfg: Guidance = 4.0,
+    cfg: Annotated[
+        float, typer.Option("--cfg", min=0, max=MAX_GUIDANCE, help="Guidance scale; 1 is none.")
+    ] = 4.0,
     device: Device = "auto",
     precision: Precision = "auto",
 ) -> None:
@@ -136,7 +142,10 @@ def ldm_sample(
 
     from hyperbrush.cli import console
     from hyperbrush.files import atomic_path
+    from hyperbrush.generation.batches import check_numbers
+    from hyperbrush.generation.picture_files import check_picture_path
     from hyperbrush.generation.subjects import subjects
+    from hyperbrush.generation.tags import near_tags, split_tags
     from hyperbrush.hypernetworks import attach
     from hyperbrush.hypernetworks.files.adapters import load
     from hyperbrush.ldm.models import LatentDiffusion
@@ -147,16 +156,27 @@ def ldm_sample(
         raise UserError(
             f"--strength {strength:g} is a hypernetwork's: give --hypernetwork FILE, or leave it out"
         )
+    check_picture_path(out)
+    for text in prompts or ():
+        if split_tags(text)[1] or near_tags(text):
+            raise UserError(
+                f"{text!r:.60}: no tags are read here; give --hypernetwork FILE, or draw with hyperbrush generate"
+            )
+    if prompts and given(context, "count"):
+        raise UserError(
+            "--count is of pictures without prompts: write the prompt several times, or leave it out"
+        )
     network = None if hypernetwork is None else load(hypernetwork)
     opened = place(LatentDiffusion.from_pretrained(model), placement(device, precision))
     told = subjects(opened, prompts=prompts or (), classes=class_ or (), images=image or (), count=count)
     number = told["count"] if "count" in told else len(next(iter(told.values())))
-    seeds = [(seed or 0) + i for i in range(number)]
+    seeds = [seed + i for i in range(number)]
     scope = nullcontext() if network is None else attach(opened, [(network, strength)])
     with scope, console.sampling_bar(steps) as on_step:
         images = opened.sample(
             **told, seeds=seeds, steps=steps, sampler=sampler, guidance_scale=cfg, on_step=on_step
         )
+    check_numbers(images)
     with atomic_path(out) as temporary:
         grid(to_pictures(images), columns=min(8, number)).save(temporary)
     console.done(str(out))

@@ -33,6 +33,12 @@ def complete_network(context: typer.Context, incomplete: str) -> list[str]:
     return sorted(name for name in wanted if name.startswith(incomplete))
 
 
+def given(context: typer.Context, option: str) -> bool:
+    """Whether an option stands on the command line."""
+    source = context.get_parameter_source(option)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def completes(*names: str) -> Callable[[str], list[str]]:
     """Completes one of these names."""
     return lambda incomplete: [name for name in names if name.startswith(incomplete)]

@@ -1,13 +1,12 @@
 """`hyperbrush train`, `sweep` and `evaluate`: hypernetworks learned and measured."""
 
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hyperbrush.cli.options import DEFAULT_NETWORKS, Model, Networks, complete_network
+from hyperbrush.cli.options import DEFAULT_NETWORKS, Device, Model, Networks, complete_network
 from hyperbrush.cli.training import (
     At,
     BaseModel,
@@ -22,12 +21,14 @@ from hyperbrush.cli.training import (
     Seed,
     Settings,
     check_at,
+    check_rate,
     launch_processes,
     loop_values,
     show_report,
     watch,
 )
 from hyperbrush.errors import UserError
+from hyperbrush.shell import quoted
 
 if TYPE_CHECKING:
     from hyperbrush.training.attention.run import HypernetworkRun
@@ -89,7 +90,6 @@ def train(
     at: At = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
-    find_lr: Annotated[bool, typer.Option("--find-lr", hidden=True)] = False,
     find_batch_size: Annotated[
         bool, typer.Option("--find-batch-size", help="The most pictures at once that fit; train nothing.")
     ] = False,
@@ -106,11 +106,6 @@ def train(
     from hyperbrush.training.attention.run import HypernetworkRun, configured, train_run
     from hyperbrush.training.loop.settings import resumed
 
-    if find_lr:
-        raise UserError(
-            "--find-lr is no more, since its rates did worse than the default: leave the rate to the default or to "
-            "-s optimizer=prodigy, or compare some by `hyperbrush sweep` (docs/sweeps.md)"
-        )
     check_at(at, resume)
     here = {
         "--resume": resume,
@@ -149,6 +144,7 @@ def train(
         raise UserError("give --data FOLDER and --name NAME, a file of settings, or --resume RUN")
     else:
         settings = configured(config, presets=preset, **given)
+    check_rate(learning_rate, settings.training.schedule)
     folder = resume or run or Path("runs") / settings.name
     if server:
         from hyperbrush.cli import remote
@@ -254,7 +250,7 @@ def sweep(
     if not done:
         more = f" --executor {executor}" if executor else ""
         more += f" --workers {workers}" if workers > 1 else ""
-        console.note(f"stopped; go on with: hyperbrush sweep --resume {shlex.quote(str(folder))}{more}")
+        console.note(f"stopped; go on with: hyperbrush sweep --resume {quoted(folder)}{more}")
         raise typer.Exit(130)
     if not only_work:
         found = finish(folder)
@@ -271,31 +267,36 @@ def evaluate(
         typer.Option(help="Name or file to compare with the bare model.", autocompletion=complete_network),
     ] = "",
     hypernetworks: Networks = DEFAULT_NETWORKS,
-    limit: Annotated[int, typer.Option(help="Pictures at most.")] = 256,
+    limit: Annotated[int, typer.Option(min=1, help="Pictures at most.")] = 256,
     classes: Annotated[
         str, typer.Option(help="Of models told classes: folders in the folder, or captions.")
     ] = "folders",
     condition_folder: Annotated[
         Path | None, typer.Option(help="Of models told pictures: such of the same names; else small ones.")
     ] = None,
+    device: Device = "auto",
 ) -> None:
     """Denoising loss on held-out pictures, and the first stage's PSNR, over one fixed grid."""
     from hyperbrush.cli import console
+    from hyperbrush.cli.sources import find
     from hyperbrush.commands.evaluation import evaluate_folder
 
+    file = find(hypernetwork, hypernetworks) if hypernetwork else None
     for line in evaluate_folder(
         data,
         model=model,
-        hypernetwork=hypernetwork,
-        library=hypernetworks,
+        hypernetwork=file,
         limit=limit,
         classes=classes,
         condition_folder=condition_folder,
+        device=device,
     ):
         console.done(line)
-    name = shlex.quote(Path(hypernetwork).stem)
+    own = "" if model == "emoji" else f" --model {quoted(model)}"
+    if file is None:
+        console.suggest(f"hyperbrush train --data PICTURES --name mine{own}")
+        return
+    folder = "" if file.parent == DEFAULT_NETWORKS else f" --hypernetworks {quoted(file.parent)}"
     console.suggest(
-        f'hyperbrush compare "cat face" --x strength=0,0.5,1 --y hypernet={name}'
-        if hypernetwork
-        else f"hyperbrush train --model {shlex.quote(model)} --data PICTURES --name mine"
+        f'hyperbrush compare "cat face" --x strength=0,0.5,1 --y hypernet={quoted(file.stem)}{own}{folder}'
     )

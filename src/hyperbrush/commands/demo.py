@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperbrush.assets import style_folder
+from hyperbrush.errors import UserError
 from hyperbrush.files import atomic_path
 from hyperbrush.generation import generate
 from hyperbrush.generation.grids import labelled_grid
@@ -15,7 +16,7 @@ from hyperbrush.hypernetworks.generator.generating import generate_adapter, open
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.pictures import to_pictures
 from hyperbrush.shell import quoted
-from hyperbrush.training.attention.run import HypernetworkRun, Result, train_run
+from hyperbrush.training.attention.run import HypernetworkRun, Result, file_of_run, read_run, train_run
 from hyperbrush.training.loop.run_folder import begin_anew
 from hyperbrush.training.loop.trainer import Progress
 from hyperbrush.training.report.contact_sheet import contact_sheet
@@ -104,7 +105,6 @@ def run_demo(
     """
     run = out / "run"
     steps, prompts = steps or extent.steps, extent.prompts
-    begin_anew(run)
     config = HypernetworkRun.of(
         name=NAME,
         data=str(style_folder() / "train"),
@@ -117,9 +117,10 @@ def run_demo(
             "preview_every": max(1, steps // 3),
         },
     )
+    overwrite = _begin_anew(run, config)
     model = LatentDiffusion.from_pretrained("emoji")
     result = train_run(
-        config, run, overwrite=True, model=model, on_progress=on_progress, should_stop=should_stop
+        config, run, overwrite=overwrite, model=model, on_progress=on_progress, should_stop=should_stop
     )
     columns = []
     for strength in extent.strengths:
@@ -218,9 +219,8 @@ def run_hyper_demo(
     right = generate_adapter(net, pictures=pictures, name="ink-generated")
     seconds = time.perf_counter() - begin
     library = out / "hypernetworks"
-    file = right.save(library / "ink-generated.safetensors")
+    file = library / "ink-generated.safetensors"
     run = out / "run"
-    begin_anew(run)
     config = HypernetworkRun.of(
         name="ink-tuned",
         data=str(style_folder() / "train"),
@@ -229,8 +229,12 @@ def run_hyper_demo(
         hypernetworks=str(library),
         training={"max_steps": steps, "seed": seed},
     )
+    overwrite = _begin_anew(run, config)
+    if file.exists() and not overwrite:
+        raise UserError(f"{file} exists already, and no demo's run stands beside it: take another --out")
+    right.save(file)
     result = train_run(
-        config, run, overwrite=True, model=model, on_progress=on_progress, should_stop=should_stop
+        config, run, overwrite=overwrite, model=model, on_progress=on_progress, should_stop=should_stop
     )
     tuned = GeneratedWeights.load(result.file)
     columns = [
@@ -245,6 +249,23 @@ def run_hyper_demo(
     with atomic_path(out / "hyper-grid.png") as temporary:
         grid.save(temporary)
     return HyperDemoResult(file, result.file, out / "hyper-grid.png", seconds, steps)
+
+
+def _begin_anew(run: Path, config: HypernetworkRun) -> bool:
+    """Take away the run of a demo that stood here before; whether there was one, whose file may be replaced.
+
+    Raises:
+        UserError: the run is somebody's own.
+    """
+    settings = run / "config.yaml"
+    if not settings.is_file():
+        begin_anew(run)  # nothing, or one that was stopped before its first step
+        return False
+    before = read_run(run)
+    if file_of_run(before) != file_of_run(config):
+        raise UserError(f"{run} holds a training of {before.name!r}, which is no demo's: take another --out")
+    begin_anew(run)
+    return True
 
 
 def _drawn(model: LatentDiffusion, weights: GeneratedWeights | None, seed: int) -> "list[Image]":

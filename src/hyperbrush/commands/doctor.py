@@ -27,6 +27,7 @@ from hyperbrush.hypernetworks import AttentionHypernetwork, attach
 from hyperbrush.hypernetworks.attention.affine import is_affine
 from hyperbrush.hypernetworks.files import load_attention
 from hyperbrush.hypernetworks.files.adapters import is_generated_file
+from hyperbrush.hypernetworks.files.packed import file_of
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.models.conditioning import any_conditions
 from hyperbrush.ldm.models.pipelines import PipelineDiffusion
@@ -118,21 +119,23 @@ def examine(
     tell = on_progress or (lambda text: None)
     found = Examination(list(_environment(model, name)))
     columns: list[tuple[str, AttentionHypernetwork | None]] = [("without", None)]
+    names = Counter(path.name for path in files)
     for path in files:
+        label = path.name if names[path.name] == 1 else str(path)
         tell(f"looking at {path.name}")
         try:
             if is_generated_file(path):
-                found.files[path.name] = [Finding("kind", "generated weights: not examined here")]
+                found.files[label] = [Finding("kind", "generated weights: not examined here")]
                 continue
             hypernetwork = load_attention(path)
         except UserError as error:
-            found.files[path.name] = [Finding(READ, str(error), sound=False)]
+            found.files[label] = [Finding(READ, str(error), sound=False)]
             continue
-        found.files[path.name] = list(_file(path, hypernetwork))
+        found.files[label] = list(_file(file_of(path), hypernetwork))
         try:
-            found.files[path.name] += _on_the_unet(model, hypernetwork, pairs)
+            found.files[label] += _on_the_unet(model, hypernetwork, pairs)
         except UserError as error:
-            found.files[path.name].append(Finding(OTHER, str(error)))
+            found.files[label].append(Finding(OTHER, str(error)))
             continue
         columns.append((hypernetwork.name, hypernetwork))
     tell("drawing")

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 
 from hyperbrush.errors import unknown_name
-from hyperbrush.hypernetworks import HypernetworkLibrary, attach
+from hyperbrush.hypernetworks import attach
 from hyperbrush.hypernetworks.files.adapters import load
 from hyperbrush.ldm.data import ImageFolder, cache_latents
 from hyperbrush.ldm.data.cache import LatentCache
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.models.autoencoder import reconstruct
+from hyperbrush.ldm.models.device import place, placement
 from hyperbrush.ldm.modules.losses import psnr
 from hyperbrush.training.data.conditioned import conditioned
 from hyperbrush.training.ldm.objectives import make_batch, validation_losses
@@ -35,23 +36,24 @@ def evaluate_folder(
     folder: str | Path,
     *,
     model: str = "emoji",
-    hypernetwork: str = "",
-    library: str | Path = "models/hypernetworks",
+    hypernetwork: Path | None = None,
     limit: int = 256,
     classes: str = "folders",
     condition_folder: str | Path | None = None,
+    device: str = "auto",
 ) -> Iterator[str]:
     """Lines of a report: PSNR of the first stage, denoising loss without and with a hypernetwork.
 
     classes, condition_folder: of models that are told classes or pictures, see `training.conditioned.conditioned`.
-    hypernetwork: a file of either kind (attention hypernetwork or generated weights), or a name in the library.
+    hypernetwork: a file of either kind: attention hypernetwork or generated weights.
 
     Raises:
         UserError: see `ImageFolder`, `LatentDiffusion.from_pretrained`, `attach`.
     """
     if classes not in ("folders", "captions"):
         raise unknown_name("source of classes", classes, ("folders", "captions"))
-    opened = LatentDiffusion.from_pretrained(model)
+    network = load(hypernetwork) if hypernetwork else None
+    opened = place(LatentDiffusion.from_pretrained(model), placement(device, "fp32"))
     data = ImageFolder(folder, size=opened.image_size).without_chance()
     count = min(limit, len(data))
     yield f"first stage: PSNR {mean_psnr(opened, data, limit):.2f} dB (mean over {count} pictures)"
@@ -66,9 +68,7 @@ def evaluate_folder(
     latents = conditioned(opened, latents, data, classes=classes, condition_folder=condition_folder)
     without = validation_losses(opened, latents, limit=limit)
     yield f"denoising loss without a hypernetwork: {_spread(without)} ({count} pictures x {without.shape[1]} timesteps)"
-    if hypernetwork:
-        path = Path(hypernetwork)
-        network = load(path) if path.is_file() else HypernetworkLibrary(library).load(hypernetwork)
+    if network is not None:
         with attach(opened.unet, [(network, 1.0)]):
             with_it = validation_losses(opened, latents, limit=limit)
         yield f"denoising loss with {network.name}: {_spread(with_it)}, {float(with_it.mean() / without.mean() - 1):+.1%}"
@@ -77,4 +77,6 @@ def evaluate_folder(
 def _spread(losses: torch.Tensor) -> str:
     """Mean over all, and the standard error over pictures."""
     per_picture = losses.mean(1)
+    if len(per_picture) == 1:
+        return f"{per_picture.item():.4f}"
     return f"{per_picture.mean():.4f} ± {per_picture.std() / len(per_picture) ** 0.5:.4f}"

@@ -19,7 +19,7 @@ from hyperbrush.generation.settings import (
     number,
     whole,
 )
-from hyperbrush.generation.tags import TAG
+from hyperbrush.generation.tags import TAG, plain_tags
 
 MOST_VALUES = 200  # of one axis
 NONE = "none"  # the value of a hypernetwork axis without any
@@ -191,7 +191,7 @@ def with_strength(prompt: str, strength: float) -> str:
         others = [other for other in others if not other.startswith("strength=")]
         return f"<hypernet:{':'.join([name, _plain(strength), *others])}>"
 
-    return TAG.sub(changed, prompt)
+    return TAG.sub(changed, plain_tags(prompt))
 
 
 def _with_strength(cell: Cell, strength: float) -> Cell:
@@ -205,7 +205,7 @@ def _setting(name: str) -> Callable[[Cell, Any], Cell]:
 def _read_whole(what: str, least: int, most: int) -> Callable[[Any], int]:
     def read(value: Any) -> int:
         if isinstance(value, str):
-            if not re.fullmatch(r"-?[0-9]{1,18}", value):
+            if not re.fullmatch(r"-?[0-9]{1,20}", value):
                 raise UserError(f"{what} {value!r:.60} is no whole number")
             value = int(value)
         whole(what, value, least, most)

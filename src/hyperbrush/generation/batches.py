@@ -21,7 +21,8 @@ from hyperbrush.ldm.models.pipelines import PipelineDiffusion
 from hyperbrush.ldm.models.prompted import Prompted
 from hyperbrush.ldm.pictures import from_picture, to_pictures
 from hyperbrush.ldm.sampling.noise import Variation
-from hyperbrush.ldm.sampling.pictures import draw_pictures
+from hyperbrush.ldm.sampling.pictures import draw_pictures, map_shape
+from hyperbrush.ldm.sampling.samplers import check_steps, make_scheduler
 from hyperbrush.ldm.sampling.second_pass import SecondPass
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def draw_together(
             # Both sides of guidance are one batch.
             attached.rows_per_picture = told.rows_per_picture(settings.guidance_scale)
         images = _sample(model, batch, told, second, settings, on_step)
-    _check_numbers(images)
+    check_numbers(images)
     return [
         (image, [text for use, text in zip(uses, reached, strict=True) if acts_on(use, i)])
         for i, image in enumerate(to_pictures(images))
@@ -90,6 +91,18 @@ def settled(model: "LatentDiffusion", settings: Settings) -> Settings:
                 f"{option}: {type(model.pipe).__name__} draws from texts alone, which it encodes and samples itself; leave it out"
             )
     return settings
+
+
+def check_drawable(model: "LatentDiffusion", settings: Settings) -> None:
+    """Refuse, before anything is drawn, a size, a sampler or a number of steps that the model cannot take.
+
+    Raises:
+        UserError: as `settled`, `map_shape` and `make_scheduler`.
+    """
+    settings = settled(model, settings)
+    if not isinstance(model, PipelineDiffusion):
+        map_shape(model, settings.size)
+        check_steps(make_scheduler(settings.sampler, model.diffusion.scheduler_config), settings.steps)
 
 
 def draw_in_pipeline(
@@ -120,7 +133,7 @@ def draw_in_pipeline(
                 size=settings.size,
                 on_step=told,
             )
-        _check_numbers(images)
+        check_numbers(images)
         drawn.append((to_pictures(images.float())[0], reached + _notes(item, type(model.pipe).__name__)))
     return drawn
 
@@ -140,7 +153,17 @@ def among(on_step: Callable[[int, int, Any], None], done: int, parts: int) -> Ca
     return lambda step, steps, latents: on_step(done * steps + step, parts * steps, latents)
 
 
-def _check_numbers(images: Tensor) -> None:
+def in_parts(rows: Sequence[int], most: int | None) -> list[Sequence[int]]:
+    """Rows in parts of at most so many.
+
+    >>> in_parts(range(5), 2)
+    [range(0, 2), range(2, 4), range(4, 5)]
+    """
+    size = most or len(rows)
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def check_numbers(images: Tensor) -> None:
     """Refuse pictures that are none.
 
     Raises:

@@ -61,7 +61,7 @@ class Grid:
 
 def compare(
     prompt: str,
-    x: AxisLike,
+    x: AxisLike | None = None,
     y: AxisLike | None = None,
     z: AxisLike | None = None,
     *,
@@ -75,6 +75,7 @@ def compare(
     clip_skip: int = Settings.clip_skip,
     discretisation: str = Settings.discretisation,
     hypernetworks: str | Path = DEFAULT_FOLDER,
+    loras: str | Path | None = None,
     missing: str = "error",
     device: str = "auto",
     precision: str = "auto",
@@ -91,7 +92,7 @@ def compare(
     its strength), strength (of all tags), seed, steps, cfg, sampler, clip_skip, size.
 
     Args:
-        prompt, negative, model, hypernetworks, missing: as of `generate`, for what no axis varies.
+        prompt, negative, model, hypernetworks, loras, missing: as of `generate`, for what no axis varies.
         steps, sampler, guidance_scale, size, clip_skip, discretisation: likewise.
         device, precision, attention: likewise.
         seed: of every picture; None draws one for all.
@@ -107,6 +108,8 @@ def compare(
     from hyperbrush.hypernetworks import HypernetworkLibrary
 
     axes = [None if one is None else _axis(one) for one in (x, y, z)]
+    if axes == [None, None, None]:
+        raise UserError("nothing is varied: give an axis, such as strength=0,0.5,1")
     if seed is not None:
         whole("a seed", seed, 0, MAX_SEED)
     return draw_grid(
@@ -118,6 +121,7 @@ def compare(
         axes,
         lambda: open_model(model, device=device, precision=precision, attention=attention),
         HypernetworkLibrary(hypernetworks),
+        loras=None if loras is None else HypernetworkLibrary(loras),
         missing=missing,
         batch=batch,
         side=side,
@@ -132,6 +136,7 @@ def draw_grid(
     model: Callable[[], OpenedModel],
     library: "HypernetworkLibrary",
     *,
+    loras: "HypernetworkLibrary | None" = None,
     missing: str = "error",
     batch: int = 4,
     side: int | None = None,
@@ -145,12 +150,14 @@ def draw_grid(
     Raises:
         UserError: as `compare`.
     """
-    from hyperbrush.generation.batches import settled
+    from hyperbrush.generation.batches import check_drawable, settled
     from hyperbrush.hypernetworks.files.adapters import load
 
     whole("batch", batch, 1, 1000)
-    cells = cells_of(base, axes, library, missing)
+    cells = cells_of(base, axes, library, missing, loras)
     opened = model()
+    for settings in {cell.settings for cell in cells.values()}:
+        check_drawable(opened.model, settings)
     base = replace(base, settings=settled(opened.model, base.settings))
     keep = lru_cache(KEPT_NETWORKS)(load)
     drawn: list[tuple[Cell, Picture]] = []
@@ -166,6 +173,7 @@ def draw_grid(
             some[0].settings,
             lambda: opened,
             library,
+            loras=loras,
             missing=missing,
             load=keep,
             on_step=told,
@@ -181,7 +189,11 @@ def draw_grid(
 
 
 def cells_of(
-    base: Cell, axes: Sequence[Axis | None], library: "HypernetworkLibrary", missing: str = "error"
+    base: Cell,
+    axes: Sequence[Axis | None],
+    library: "HypernetworkLibrary",
+    missing: str = "error",
+    loras: "HypernetworkLibrary | None" = None,
 ) -> dict[tuple[int, int, int], Cell]:
     """Every picture of a comparison along x, y and z, by its place (z, y, x); none is drawn.
 
@@ -189,7 +201,7 @@ def cells_of(
         UserError: all that can be known to be wrong before the first picture, see `compare`.
     """
     cells = _cells(base, axes)
-    _check(cells.values(), axes, library, missing)
+    _check(cells.values(), axes, library, missing, loras)
     return cells
 
 
@@ -223,13 +235,18 @@ def _cells(base: Cell, axes: Sequence[Axis | None]) -> dict[tuple[int, int, int]
 
 
 def _check(
-    cells: Iterator[Cell] | Any, axes: Sequence[Axis | None], library: "HypernetworkLibrary", missing: str
+    cells: Iterator[Cell] | Any,
+    axes: Sequence[Axis | None],
+    library: "HypernetworkLibrary",
+    missing: str,
+    loras: "HypernetworkLibrary | None",
 ) -> None:
     """Look at every prompt and every network's header before the first picture is drawn."""
     from hyperbrush.generation.prompt_networks import read_prompt
     from hyperbrush.hypernetworks.library.summary import summarise
 
-    read = [read_prompt(text, library, missing) for text in dict.fromkeys(cell.prompt for cell in cells)]
+    prompts = dict.fromkeys(cell.prompt for cell in cells)
+    read = [read_prompt(text, library, missing, loras) for text in prompts]
     for path in {path for one in read for path in one.files.values()}:
         summarise(path)
     named = any(one.files or any(note.startswith("drawn without") for note in one.notes) for one in read)

@@ -1,6 +1,7 @@
 """Labelled grids: where people would rather look than read."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
@@ -8,6 +9,18 @@ from PIL import Image, ImageDraw, ImageFont
 INK, PAPER = "#222222", "white"
 GAP = 6  # pixels between pictures
 MOST_PIXELS = 16_000  # of a page's side; JPEG and many viewers stop at 65,535 and far before
+_PILLOWS = "©«°±´·»‘’“”…"  # beside ASCII, in the font that Pillow brings
+_SYSTEMS = (  # files of fonts with Chinese, Japanese and Korean letters, then one with European ones
+    "NotoSansCJK-Regular.ttc",
+    "NanumGothic.ttf",
+    "wqy-microhei.ttc",
+    "AppleSDGothicNeo.ttc",
+    "PingFang.ttc",
+    "Arial Unicode.ttf",
+    "malgun.ttf",
+    "msyh.ttc",
+    "DejaVuSans.ttf",
+)
 _PEN = ImageDraw.Draw(Image.new("RGB", (1, 1)))
 
 
@@ -24,7 +37,7 @@ def labelled_grid(
     pictures: one list a row; side: height of a cell in pixels, pictures are scaled to fit it (whole multiples
     keep their pixels sharp). Rows or columns whose labels are all empty get no room for them.
     """
-    font = _font(side)
+    font = label_font(min(32, max(12, side // 9)), [title, *rows, *columns])
     line = _line(font)
     width = max(round(side * p.width / p.height) for row in pictures for p in row)
     above = [wrapped(label, font, max(width, 12 * font.size), 4) for label in columns]
@@ -58,7 +71,7 @@ def labelled_grid(
 
 def stacked(blocks: Sequence[Image.Image], *, side: int = 128, title: str = "") -> Image.Image:
     """Pages one below the other, under a title; side: as of `labelled_grid`, for the size of the letters."""
-    font = _font(side)
+    font = label_font(min(32, max(12, side // 9)), [title])
     line = _line(font)
     width = max(block.width for block in blocks)
     said = wrapped(title, font, width - line, 3) if title else []
@@ -115,8 +128,14 @@ def _fitted(picture: Image.Image, width: int, height: int) -> Image.Image:
     )
 
 
-def _font(side: int) -> Any:
-    return ImageFont.load_default(min(32, max(12, side // 9)))
+def label_font(size: int, texts: Iterable[str]) -> Any:
+    """A font for labels: Pillow's own, or where that lacks letters of theirs (it has English alone), one of the system's."""
+    if all(ord(letter) < 127 or letter in _PILLOWS for text in texts for letter in text):
+        return ImageFont.load_default(size)
+    for name in _SYSTEMS:
+        with contextlib.suppress(OSError):
+            return ImageFont.truetype(name, size)
+    return ImageFont.load_default(size)
 
 
 def _line(font: Any) -> int:

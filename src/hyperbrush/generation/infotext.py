@@ -231,7 +231,7 @@ def _whole(take: dict[str, str], key: str) -> int | None:
     text = take.pop(key, None)
     if text is None:
         return None
-    if not re.fullmatch(r"-?[0-9]{1,18}", text):
+    if not re.fullmatch(r"-?[0-9]{1,20}", text):
         raise UserError(f"{key!r} in the picture's text is {text!r:.60}: expected a whole number")
     return int(text)
 

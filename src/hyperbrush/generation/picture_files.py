@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperbrush.errors import UserError
-from hyperbrush.files import atomic_path
+from hyperbrush.files import atomic_path, check_place
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -13,6 +13,21 @@ KEY = "parameters"
 EXIF_IFD, USER_COMMENT = 0x8769, 0x9286
 _UNICODE, _ASCII = b"UNICODE\0", b"ASCII\0\0\0"
 _WITH_EXIF = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+
+
+def check_picture_path(path: Path) -> None:
+    """Refuse a place for a picture that could not be written, before it is drawn.
+
+    Raises:
+        UserError: it is a folder, its ending is of no picture format, or nothing can be written beside it.
+    """
+    from PIL import Image
+
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a picture in it, such as {path / 'picture.png'}")
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise UserError(f"cannot save {path}: {path.suffix or 'no suffix'!r} is no picture format; take .png")
+    check_place(path.parent, "--out")
 
 
 def save_picture(image: "Image", path: str | Path, text: str) -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.ldm.sampling.names import UPSCALERS, usual_sampler
 
-MAX_SEED = 2**32 - 1
+MAX_SEED = 2**64 - 1  # what torch takes, and ComfyUI draws
 MAX_STEPS = 1000
 MAX_GUIDANCE = 1000.0
 MAX_CLIP_SKIP = 100

@@ -94,9 +94,11 @@ def generate(
     device: str = "auto",
     precision: str = "auto",
     attention: str = "auto",
+    batch: int | None = None,
     on_step: Callable[[int, int, Any], None] | None = None,
+    on_picture: Callable[[int, Picture], object] | None = None,
 ) -> list[Picture]:
-    """Draw pictures from prompts in one batch, each with the networks and strengths of its own tags.
+    """Draw pictures from prompts, each with the networks and strengths of its own tags.
 
     Args:
         prompt: text with `<hypernet:NAME:STRENGTH>` tags, and emphasis, BREAK, `[cat:dog:0.5]`, `[cat|dog]` and AND as
@@ -115,7 +117,9 @@ def generate(
         loras: folder for the names of <lora:NAME:STRENGTH>; "loras" beside that of the hypernetworks by default.
         missing: "error", or "warn" to draw without networks the folder does not have; a note says so.
         device, precision, attention: see `ldm.models.device.placement`; an opened model stays as it is.
+        batch: pictures drawn at once, all of them by default.
         on_step: called with (step, steps, latents).
+        on_picture: called with (place, picture) when a batch is drawn; places are those of the result.
 
     Returns:
         pictures, all of the first prompt first; each with `parameters` text and notes such as
@@ -130,6 +134,8 @@ def generate(
     if not prompts:
         raise UserError("no prompt was given")
     whole("count", count, 1, 10_000)
+    if batch is not None:
+        whole("batch", batch, 1, 10_000)
     if seed is not None:
         whole("a seed", seed, 0, MAX_SEED - count + 1)
     if subseed is not None:
@@ -164,7 +170,9 @@ def generate(
         loras=None if loras is None else HypernetworkLibrary(loras),
         missing=missing,
         subseeds=subseeds * len(prompts),
+        most=batch,
         on_step=on_step,
+        on_picture=on_picture,
     )
 
 
@@ -185,9 +193,11 @@ def draw(
     missing: str = "error",
     subseeds: Sequence[int] = (),
     load: "Callable[[Path], Adapter] | None" = None,
+    most: int | None = None,
     on_step: Callable[[int, int, Any], None] | None = None,
+    on_picture: Callable[[int, Picture], object] | None = None,
 ) -> list[Picture]:
-    """Draw one batch: a prompt and a seed for each picture (one batch for each number of chunks of the texts).
+    """Draw a prompt and a seed for each picture, together those whose texts have as many chunks, at most so many at once.
 
     model: called once everything else was found sound. library: a `HypernetworkLibrary`; loras: another, of LoRAs.
     subseeds: one for each picture, where the settings have a strength for them. load: reads a network's file.
@@ -195,7 +205,14 @@ def draw(
     Raises:
         UserError: as `generate`.
     """
-    from hyperbrush.generation.batches import BatchItem, among, draw_in_pipeline, draw_together, settled
+    from hyperbrush.generation.batches import (
+        BatchItem,
+        among,
+        draw_in_pipeline,
+        draw_together,
+        in_parts,
+        settled,
+    )
     from hyperbrush.generation.encoding import encode_prompts
     from hyperbrush.generation.loras import loras_at_work
     from hyperbrush.generation.prompt_networks import read_negative, read_prompt
@@ -234,9 +251,10 @@ def draw(
         groups.setdefault(key, []).append(i)
     about = _about(opened, settings)
     made: dict[int, Picture] = {}
-    for done, ((_, at_work, _), rows) in enumerate(groups.items()):
+    parts = [(key, part) for key, rows in groups.items() for part in in_parts(rows, most)]
+    for done, ((_, at_work, _), rows) in enumerate(parts):
         batch = [BatchItem(read[i], said[i], seeds[i], subseeds[i], again[i]) for i in rows]
-        told = None if on_step is None else among(on_step, done, len(groups))
+        told = None if on_step is None else among(on_step, done, len(parts))
         with loras_at_work(opened.model, dict(at_work)) as reached:
             # A LoRA changes text encoders too.
             reads = cache(encode.__wrapped__) if at_work else encode
@@ -256,6 +274,8 @@ def draw(
             )
             unknown = _unknown_words(opened.model, list(dict.fromkeys([*said[i].texts, *again[i].texts])))
             made[i] = Picture(whole_image, own, [*unknown, *read[i].notes, *also, *notes, *reached])
+            if on_picture is not None:
+                on_picture(i, made[i])
     return [made[i] for i in range(len(prompts))]
 
 

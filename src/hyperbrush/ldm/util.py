@@ -29,27 +29,9 @@ def keyed_generator(*key: int | str) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(keyed_seed(*key))
 
 
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch, for code outside our control that uses the global generators."""
-    import random
-
-    import numpy as np
-
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-
-
-def zero_module(module: nn.Module) -> nn.Module:
-    """Set every parameter to zero (a residual branch that starts as the identity)."""
-    for parameter in module.parameters():
-        nn.init.zeros_(parameter)
-    return module
-
-
-def count_parameters(module: nn.Module, *, trainable_only: bool = False) -> int:
+def count_parameters(module: nn.Module) -> int:
     """Number of parameters, shared ones counted once."""
-    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable_only)
+    return sum(p.numel() for p in module.parameters())
 
 
 def load_config(model: type[Config], source: str | Path | dict[str, Any], **overrides: Any) -> Config:

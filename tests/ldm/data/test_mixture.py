@@ -15,7 +15,6 @@ from hyperbrush.ldm.data import (
     cache_latents,
     captions_seen,
     collate,
-    folders_by_name,
     split,
 )
 
@@ -178,15 +177,6 @@ def test_only_the_selected_pictures_are_encoded(folders, tmp_path):
         image = held.example(index, 4)["image"]
         assert torch.equal(latents.example(index, 4)["latent_mean"], image[:, ::4, ::4])
     assert [train.example(i, 2)["path"] for i in range(7)] == train.paths
-
-
-def test_folders_named_for_repeats(folders, tmp_path):
-    for name, new in (("a", "10_red cat"), ("b", "1_cat")):
-        (tmp_path / name).rename(tmp_path / new)
-    found = folders_by_name(tmp_path)
-    assert [(path.name, repeats) for path, repeats in found] == [("10_red cat", 10), ("1_cat", 1)]
-    with pytest.raises(UserError, match="holds no folder named such as '10_cat'"):
-        folders_by_name(tmp_path / "c")
 
 
 def test_errors(folders):

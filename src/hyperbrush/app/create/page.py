@@ -24,14 +24,13 @@ from hyperbrush.app.gallery import service as gallery
 from hyperbrush.app.jobs.jobs import Job
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.model.service import BaseModel, found, preferred
-from hyperbrush.app.requests import DrawRequest, checked
+from hyperbrush.app.requests import MOST_SEED, DrawRequest, checked
 from hyperbrush.app.runs.run import JOB_KINDS
 from hyperbrush.app.site import Site
 from hyperbrush.app.ui.browser import browser_name, drop_oldest, remember
 from hyperbrush.app.ui.frame import PATIENCE, frame, on_news, refusals, refuse
 from hyperbrush.errors import UserError
 from hyperbrush.files import read_json, write_json
-from hyperbrush.generation.settings import MAX_SEED
 
 
 class Memory:
@@ -278,7 +277,7 @@ def _first(site: Site, memory: Memory, asked: Mapping[str, str]) -> tuple[dict[s
     if asked.get("prompt"):
         values["prompt"] = asked["prompt"][:20_000]
     if asked.get("seed", "").isdecimal():
-        values["seed"] = min(int(asked["seed"][:12]), MAX_SEED)
+        values["seed"] = min(int(asked["seed"][:16]), MOST_SEED)
     wanted = _network(asked)
     for one in known(site) if wanted else []:
         if one["name"] == wanted and one["kind"] == HYPERNET:  # with its trigger words and preferred strength

@@ -9,9 +9,8 @@ from nicegui import ui
 from hyperbrush.app.create.page_networks import NetworkChips
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.model.service import BaseModel, far_size, fitting_samplers
-from hyperbrush.app.requests import DrawRequest, limits
+from hyperbrush.app.requests import MOST_SEED, DrawRequest, limits
 from hyperbrush.app.ui.parts import icon_button
-from hyperbrush.generation.settings import MAX_SEED
 from hyperbrush.ldm.sampling.names import UPSCALERS, usual_sampler
 
 UPLOADS = "/api/v1/uploads/"
@@ -260,7 +259,7 @@ class Form:
             self._whole("count")
             with ui.element("div").classes("wide seed"):
                 value = _number(self._first.get("seed"), None)
-                seed = ui.number(t("create.seed"), value=value, min=0, max=MAX_SEED, step=1, precision=0)
+                seed = ui.number(t("create.seed"), value=value, min=0, max=MOST_SEED, step=1, precision=0)
                 seed.props("outlined dense stack-label").classes("grow").props["placeholder"] = t(
                     "create.random"
                 )

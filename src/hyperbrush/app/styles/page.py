@@ -11,7 +11,7 @@ from hyperbrush.app import examples
 from hyperbrush.app.jobs.jobs import Job
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.model import service as base_models
-from hyperbrush.app.requests import StyleRequest, checked
+from hyperbrush.app.requests import MOST_SEED, StyleRequest, checked
 from hyperbrush.app.site import Site
 from hyperbrush.app.styles import generators
 from hyperbrush.app.styles import service as styles
@@ -95,7 +95,7 @@ class StylesPage:
                 self.prompts.props("outlined autogrow").props["hint"] = t("styles.prompts_hint")
                 with ui.element("div").classes("bar"):
                     self.steps = _whole(t("styles.steps"), said.get("steps", 15), 1, 200)
-                    self.seed = _whole(t("styles.seed"), said.get("seed", 0), 0, 2**32 - 1)
+                    self.seed = _whole(t("styles.seed"), said.get("seed", 0), 0, MOST_SEED)
                 names = [one.name for one in listed]
                 chosen = said.get("generator") if said.get("generator") in names else names[0]
                 self.generator = ui.select(names, value=chosen, label=t("styles.generator"))

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from hyperbrush.app.requests import DrawRequest, checked
+from hyperbrush.app.requests import MOST_SEED, DrawRequest, checked
 from hyperbrush.app.site import Site
 from hyperbrush.app.webui.options import drawn_with, model_source
 from hyperbrush.errors import UserError, unknown_name
@@ -69,8 +69,8 @@ class Txt2Img(BaseModel):
 
     prompt: str = Field("", max_length=20_000)
     negative_prompt: str = Field("", max_length=20_000)
-    seed: int = Field(-1, ge=-1, le=2**32 - 1)
-    subseed: int = Field(-1, ge=-1, le=2**32 - 1, description="variation seed; counts with a strength alone")
+    seed: int = Field(-1, ge=-1, le=MOST_SEED)
+    subseed: int = Field(-1, ge=-1, le=MOST_SEED, description="variation seed; counts with a strength alone")
     subseed_strength: float = Field(0.0, ge=0, le=1)
     steps: int = Field(50, ge=1, le=500)
     cfg_scale: float = Field(7.0, ge=0, le=100)

@@ -63,11 +63,6 @@ class Progress:
         return min((begin for begin in begins if begin >= 0), default=0)
 
 
-def progress_of(pipe_or_unet: Any, timestep: Any) -> float:
-    """`Progress.at` of a pipeline that was not followed from its first step."""
-    return Progress(pipe_or_unet).at(timestep)
-
-
 def _timesteps(pipe_or_unet: Any) -> torch.Tensor | None:
     timesteps = getattr(getattr(pipe_or_unet, "scheduler", None), "timesteps", None)
     return timesteps if isinstance(timesteps, torch.Tensor) and timesteps.ndim == 1 else None

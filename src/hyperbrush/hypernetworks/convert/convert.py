@@ -89,12 +89,12 @@ def convert(
         raise UserError(f"legacy_zip is a form of .pt, of the webui and ComfyUI, not of {target}")
     if not target.startswith("lora-"):
         wanted: Mapping[str, Any] = {
-            "pictures": pictures,
-            "prompts": prompts,
-            "strength": strength != 1.0,
+            "pictures": pictures or None,
+            "prompts": prompts or None,
+            "strength": None if strength == 1.0 else strength,
             **lora,
         }
-        if stray := [name for name, value in wanted.items() if value]:
+        if stray := [name for name, value in wanted.items() if value is not None]:
             raise UserError(
                 f"{stray[0]} is an option of the LoRA targets; {target} takes the networks as they are"
             )

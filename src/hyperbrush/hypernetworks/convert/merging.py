@@ -1,7 +1,7 @@
 """Several hypernetworks in one: the weighted average of equal structures, or the exact composition of affine ones."""
 
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any
 
 import torch
 
@@ -19,18 +19,6 @@ WeightedGenerated = tuple[GeneratedWeights, float]
 _POSITIVELY_HOMOGENEOUS = ("relu", "leakyrelu", "prelu")  # f(s·x) = s·f(x) for s > 0
 
 
-@overload
-def merge(
-    hypernetworks: Sequence[Weighted], *, how: str = "auto", name: str | None = None
-) -> AttentionHypernetwork: ...
-@overload
-def merge(
-    hypernetworks: Sequence[WeightedGenerated], *, how: str = "auto", name: str | None = None
-) -> GeneratedWeights: ...
-@overload
-def merge(
-    hypernetworks: Sequence[tuple[Adapter, float]], *, how: str = "auto", name: str | None = None
-) -> Adapter: ...
 def merge(
     hypernetworks: Sequence[tuple[Adapter, float]], *, how: str = "auto", name: str | None = None
 ) -> Adapter:

@@ -11,7 +11,6 @@ from hyperbrush.ldm.data.masks import Masks
 from hyperbrush.ldm.data.mixture import (
     Mixture,
     Part,
-    folders_by_name,
     folders_in,
     over_folders,
     repeats_by_name,
@@ -46,7 +45,6 @@ __all__ = [
     "captions_seen",
     "collate",
     "content_key",
-    "folders_by_name",
     "folders_in",
     "over_folders",
     "read_templates",

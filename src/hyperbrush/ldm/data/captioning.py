@@ -75,11 +75,6 @@ class Captioning:
                 )
 
     @property
-    def varies(self) -> bool:
-        """Whether a picture's caption may differ from epoch to epoch; of several written ones, it does anyway."""
-        return self._varies_in_text or len(self.append) > 1
-
-    @property
     def _varies_in_text(self) -> bool:
         return self.shuffle_tags or self.drop_tags > 0 or len(self.templates) > 1
 

@@ -1,7 +1,7 @@
 """Pictures encoded once: the first stage runs before training, not in each step."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -87,30 +87,6 @@ def views(dataset: ImageFolder) -> list[View]:
     """Every (crop, mirrored?) that an example of a dataset may show."""
     sides = [side for side, on in ((False, dataset.flip < 1), (True, dataset.flip > 0)) if on]
     return [(variant, side) for variant in range(dataset.crop_variants or 1) for side in sides]
-
-
-@overload
-def cache_latents(
-    dataset: ImageFolder,
-    encode: Encode,
-    cache: LatentCache,
-    batch_size: int = ...,
-    progress: Callable[[int, int], None] | None = ...,
-    *,
-    posterior: Posterior = ...,
-) -> LatentDataset: ...
-
-
-@overload
-def cache_latents(
-    dataset: Some,
-    encode: Encode,
-    cache: LatentCache,
-    batch_size: int = ...,
-    progress: Callable[[int, int], None] | None = ...,
-    *,
-    posterior: Posterior = ...,
-) -> Some: ...
 
 
 def cache_latents(

@@ -199,21 +199,6 @@ def split(
     return _cut(data, share, seed, 0)
 
 
-def folders_by_name(folder: str | Path) -> list[tuple[Path, int]]:
-    """Folders named as sd-scripts has them, ``10_red cat`` for ten repeats, with their repeats.
-
-    Raises:
-        UserError: there is no folder so named.
-    """
-    found = []
-    for path in sorted(Path(folder).glob("*_*")):
-        if path.is_dir() and (number := re.match(r"(\d+)_", path.name)):
-            found.append((path, int(number[1])))
-    if not found:
-        raise UserError(f"{folder} holds no folder named such as '10_cat' (ten repeats)")
-    return found
-
-
 MOST_REPEATS = 999  # what is more, as in 2023_holiday, is no repeats
 
 

@@ -98,9 +98,15 @@ def process_config(config: Mapping[str, Any], class_name: str = "") -> dict[str,
     class_name: of the scheduler, where the settings do not say.
 
     Raises:
-        UserError: a flow whose sigmas go by the picture's size, are inverted, or do not end at 0.
+        UserError: a flow whose sigmas go by the picture's size, are inverted, or do not end at 0; an EDM process, whose
+            noise levels are no schedule of betas.
     """
-    of_flow = (class_name or str(config.get("_class_name", ""))).startswith("FlowMatch")
+    name = class_name or str(config.get("_class_name", ""))
+    if name.startswith("EDM"):
+        raise UserError(
+            f"the model's scheduler is {name}: EDM models can be drawn in their own diffusers pipeline alone"
+        )
+    of_flow = name.startswith("FlowMatch")
     if not of_flow and config.get("prediction_type") != "flow_prediction":
         return dict(config)
     for key in ("use_dynamic_shifting", "invert_sigmas", "shift_terminal"):

@@ -249,7 +249,9 @@ def sample(
     timesteps, deviation = _set_timesteps(scheduler, steps, first, device, as_webui)
     x: Tensor
     if image_latents is not None:
-        noise = starting_noise(shape, generators, dtype, variation).to(device)
+        noise = (starting_noise(shape, generators, dtype, variation) if latents is None else latents).to(
+            device, dtype
+        )
         starts = timesteps[:1].repeat(len(seeds))
         x = scheduler.add_noise(image_latents.to(device, dtype), noise, starts)
     else:
@@ -282,6 +284,20 @@ def sample(
     return x
 
 
+def check_steps(scheduler: "SchedulerMixin", steps: int) -> None:
+    """Refuse a number of steps that a scheduler of `make_scheduler` cannot take.
+
+    Raises:
+        UserError: it is out of range.
+    """
+    config = scheduler.config
+    most = config.get("original_inference_steps", config.num_train_timesteps)
+    if "original_inference_steps" not in config and config.get("timestep_spacing") == "leading":
+        most = most // 2 - 1  # with more, whole strides would begin far from pure noise
+    if not 1 <= steps <= most:
+        raise UserError(f"this sampler can take 1 to {most} steps; got {steps}")
+
+
 def _check_request(
     scheduler: "SchedulerMixin",
     shape: tuple[int, int, int],
@@ -294,12 +310,7 @@ def _check_request(
     """Refuse what `sample` cannot do before anything is computed."""
     if not seeds:
         raise UserError("nothing to sample: give one seed for each picture")
-    config = scheduler.config
-    most = config.get("original_inference_steps", config.num_train_timesteps)
-    if "original_inference_steps" not in config and config.get("timestep_spacing") == "leading":
-        most = most // 2 - 1  # with more, whole strides would begin far from pure noise
-    if not 1 <= steps <= most:
-        raise UserError(f"this sampler can take 1 to {most} steps; got {steps}")
+    check_steps(scheduler, steps)
     if strength != 1 and image_latents is None:
         raise UserError(f"strength {strength} needs image_latents to start from")
     if not 0 < strength <= 1 or int(steps * strength) < 1:

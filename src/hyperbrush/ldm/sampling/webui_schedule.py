@@ -125,11 +125,11 @@ def set_webui_levels(scheduler: "SchedulerMixin", steps: int, device: str | torc
 def train_sigmas_of(scheduler: "SchedulerMixin") -> Tensor:
     """Noise over signal (timesteps,) float32 of a model, from betas in float64 as CompVis has them."""
     config = scheduler.config
-    if config.get("trained_betas") is not None:
+    if config.get("rescale_betas_zero_snr"):
+        signal: Tensor = scheduler.alphas_cumprod
+    elif config.get("trained_betas") is not None:
         betas = torch.tensor(config.trained_betas, dtype=torch.float64)
         signal = torch.cumprod(1 - betas, 0)
-    elif config.get("rescale_betas_zero_snr"):
-        signal = scheduler.alphas_cumprod
     else:
         ends = {k: config[k] for k in ("beta_start", "beta_end") if config.beta_schedule.endswith("linear")}
         named = NoiseSchedule.named(config.beta_schedule, config.num_train_timesteps, **ends)

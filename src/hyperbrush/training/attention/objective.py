@@ -11,7 +11,6 @@ from torch import Tensor
 from hyperbrush.hypernetworks import AttentionHypernetwork, attach
 from hyperbrush.hypernetworks.generator import TunedWeights
 from hyperbrush.ldm.data import BatchOrder, CaptionedExamples
-from hyperbrush.ldm.data.examples import Selection
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.models.conditioning import FORMS
 from hyperbrush.ldm.models.pipelines import PipelineDiffusion
@@ -21,7 +20,7 @@ from hyperbrush.training.attention.config import HypernetworkConfig
 from hyperbrush.training.data.ahead import Ahead
 from hyperbrush.training.data.cached import Texts, text_states
 from hyperbrush.training.data.conditioned import check_wanted, shown_conditions
-from hyperbrush.training.ldm.objectives import latent_shape, validation_losses
+from hyperbrush.training.ldm.objectives import latent_shape, spread, validation_losses
 from hyperbrush.training.loop.objectives import Objective
 from hyperbrush.training.report.contact_sheet import save_previews
 
@@ -70,7 +69,7 @@ class HypernetworkObjective(Objective):
         self.encodes = "image" in data.example(
             0, 0
         )  # pictures, or the masked ones of an inpainting model, in each step
-        self.held_out = held_out and _spread(held_out, config.validation_pictures)
+        self.held_out = held_out and spread(held_out, config.validation_pictures)
         self.loss, self.compute = loss or config.loss, compute
         self.order = BatchOrder(data.groups, config.batch_size, config.seed)
         self.base_loss: float | None = None
@@ -197,9 +196,3 @@ class HypernetworkObjective(Objective):
     def save(self, folder: Path) -> Path:
         """Write folder/NAME.safetensors."""
         return self.hypernetwork.save(folder / f"{self.hypernetwork.name}.safetensors")
-
-
-def _spread(data: CaptionedExamples, most: int) -> CaptionedExamples:
-    """So many examples at most, from all over a dataset."""
-    count = len(data)
-    return data if count <= most else Selection(data, [i * count // most for i in range(most)])

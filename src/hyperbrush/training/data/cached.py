@@ -48,7 +48,7 @@ def cached_latents(
             if data is None
             else data
             if repaints(data)
-            else cache_latents(data, model.moments, cache, progress=progress, posterior=posterior)  # type: ignore[call-overload]
+            else cache_latents(data, model.moments, cache, progress=progress, posterior=posterior)  # type: ignore[arg-type]
             for data in parts
         ]
 

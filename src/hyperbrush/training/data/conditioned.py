@@ -279,14 +279,16 @@ def shown_conditions(
 ) -> tuple[list[str], dict[str, Any]]:
     """What previews show: (their names, arguments of `LatentDiffusion.sample`); no names where there is nothing to draw.
 
-    wanted: prompts, the examples' captions by default (None); or classes, the first ones by default; of unconditional
-        models and those that are told pictures it is empty, and these take the first examples'.
+    wanted: prompts, the examples' captions by default (None); or classes, the first ones by default; unconditional models
+        and those that are told pictures, which take the first examples', read none. An empty list draws nothing.
     most: how many by default.
 
     Raises:
         UserError: as `check_wanted`.
     """
     check_wanted(model, wanted or [])
+    if wanted is not None and not wanted:
+        return [], {}
     if model.conditioning == "text":
         prompts = captions_shown(examples, most) if wanted is None else list(wanted)
         return prompts, {"captions": prompts}

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -196,6 +196,14 @@ class PictureSettings(CaptionSettings):
         description="of models conditioned by pictures: these, of the same names; by default the pictures themselves, small",
     )
     validation_share: Share = Field(0.1, description="share of the pictures held out where none are given")
+
+    @model_validator(mode="after")
+    def _of_masks(self) -> Self:
+        if self.mask_folder and self.masks != "files":
+            raise ValueError("mask_folder is of masks: files; write that too, or leave it out")
+        if self.mask_floor and self.masks == "none":
+            raise ValueError("mask_floor is of masks, and there are none (masks: none): leave it out")
+        return self
 
     def shapes(self, size: Size, multiple: int) -> Buckets | OriginalSizes | None:
         """Buckets for a model whose pictures' sides are multiples of ``multiple``.

@@ -76,18 +76,13 @@ class GeneratorResult(RunResult):
     config: GeneratorRun
 
     @property
-    def loss(self) -> float:
-        """With weights from their own pictures."""
-        return self.best_loss
-
-    @property
     def shuffled_loss(self) -> float:
         """With weights from another style's."""
         return float(self.best.get("validation_shuffled", math.inf))
 
     def judged(self) -> str:
         """The losses in words."""
-        said = f"held-out styles: loss {self.base_loss:.4f} without, {self.loss:.4f} from their own pictures"
+        said = f"held-out styles: loss {self.base_loss:.4f} without, {self.best_loss:.4f} from their own pictures"
         return (
             f"{said}, {self.shuffled_loss:.4f} from another style's"
             if math.isfinite(self.shuffled_loss)

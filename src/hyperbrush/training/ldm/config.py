@@ -9,7 +9,7 @@ from pydantic import Field, TypeAdapter, field_validator, model_validator
 from hyperbrush.errors import unknown_name
 from hyperbrush.ldm.util import load_config, read_yaml
 from hyperbrush.training.data.pictures import FolderConfig, PictureSettings
-from hyperbrush.training.loop.config import Rate, Share, Strict, TrainerConfig
+from hyperbrush.training.loop.config import Place, Rate, Share, Strict, TrainerConfig
 from hyperbrush.training.loop.settings import merge_settings, resumed
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class DataConfig(PictureSettings):
     on_problem: Literal["skip", "raise"] = Field(
         "skip", description="files that cannot be used are told and left out, or end it"
     )
-    cache: str = Field("", description="folder for cached latents; the run's own by default")
+    cache: Place = Field("", description="folder for cached latents; the run's own by default")
 
 
 class FirstStageConfig(Strict):
@@ -115,6 +115,12 @@ class TextConfig(Strict):
     num_heads: int = Field(4, ge=1, description="attention heads")
     vocabulary: int = Field(4096, ge=600, description="tokens learnt from the captions")
     max_length: int = Field(77, ge=8, description="tokens of a caption at most")
+
+    @model_validator(mode="after")
+    def _divides(self) -> "TextConfig":
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} is not divisible by {self.num_heads} heads")
+        return self
 
 
 class UNetConfig(Strict):
@@ -220,8 +226,8 @@ class DiffusionRun(Strict):
         description="what the model is told: captions, nothing, the class of a picture (data.classes), or a picture "
         "(data.condition_folder)",
     )
-    first_stage: str = Field("", description="folder of the trained first stage")
-    start_from: str = Field("", description="go on from a whole model instead (emoji, folder, file)")
+    first_stage: Place = Field("", description="folder of the trained first stage")
+    start_from: Place = Field("", description="go on from a whole model instead (emoji, folder, file)")
     text: TextConfig = TextConfig()
     text_learning_rate: Rate | None = Field(
         None,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hyperbrush.ldm.data import BatchOrder
+from hyperbrush.ldm.data import BatchOrder, Selection
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.util import keyed_generator
 from hyperbrush.training.data.ahead import Ahead, Examples, as_batch
@@ -66,7 +66,7 @@ class DenoisingObjective(Objective):
         timestep_sampling: str = "uniform",
         timestep_options: Mapping[str, float] | None = None,
         timestep_range: tuple[int, int] | None = None,
-        prompts: Sequence[str] | None = (),
+        prompts: Sequence[str] | None = None,
         guidance_scale: float = 4.0,
         text_learning_rate_scale: float = 1.0,
     ) -> None:
@@ -116,7 +116,7 @@ class DenoisingObjective(Objective):
         """Unweighted loss on held-out pictures, each at four fixed timesteps with fixed noise."""
         if self.held_out is None:
             return {}
-        return {"loss": float(validation_losses(self.model, self.held_out, limit=pictures).mean())}
+        return {"loss": float(validation_losses(self.model, spread(self.held_out, pictures)).mean())}
 
     def preview(self) -> "Image | None":
         """One picture a prompt (a class, a picture to be told of, or a seed), fixed seeds."""
@@ -126,13 +126,22 @@ class DenoisingObjective(Objective):
         names, conditions = shown_conditions(self.model, self.prompts, examples)
         if not names:
             return None
-        made = self.model.sample(**conditions, guidance_scale=self.guidance_scale, steps=20)
+        if len(set(examples.groups)) == 1:  # a shape it is trained on
+            conditions.setdefault("size", tuple(examples.groups[0]))
+        steps = max(1, min(20, len(self.model.diffusion.schedule) // 2 - 1))
+        made = self.model.sample(**conditions, guidance_scale=self.guidance_scale, steps=steps)
         return grid(to_pictures(made), columns=min(8, len(names)))
 
     def save(self, folder: Path) -> Path:
         """`save_pretrained` into folder/model."""
         self.model.save_pretrained(folder / "model")
         return folder / "model"
+
+
+def spread(data: Any, most: int) -> Any:
+    """So many examples at most, from all over a dataset."""
+    count = len(data)
+    return data if count <= most else Selection(data, [i * count // most for i in range(most)])
 
 
 @torch.no_grad()

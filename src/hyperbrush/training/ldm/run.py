@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hyperbrush.errors import UserError
+from hyperbrush.errors import UserError, first_line
 from hyperbrush.files import atomic_folder, read_json, write_json
 from hyperbrush.ldm.data import CaptionedExamples, ImageFolder, Mixture, over_folders, split
 from hyperbrush.ldm.models import LatentDiffusion, first_stage
@@ -120,6 +120,11 @@ def open_origin(config: Run) -> Opened:
         found = Opened(1, 2 ** (len(config.model.channels) - 1))
     elif config.start_from:
         model = LatentDiffusion.from_pretrained(config.start_from)
+        if "size" not in config.data.model_fields_set and config.data.size != model.image_size:
+            raise UserError(
+                f"data.size is not given, and {config.start_from} was made for {model.image_size} pixels: write "
+                f"data.size: {model.image_size}, or the size that it is to learn"
+            )
         found = Opened(downsampling(model.first_stage), model.size_unit, model=model)
     else:
         stage = _trained_stage(config)
@@ -131,7 +136,9 @@ def open_origin(config: Run) -> Opened:
 
 
 def _trained_stage(config: DiffusionRun) -> nn.Module:
-    from diffusers import AutoencoderKL, VQModel
+    import diffusers
+
+    from hyperbrush.ldm.models.loading import FIRST_STAGES, OPENING
 
     if not config.first_stage:
         raise UserError(
@@ -142,8 +149,20 @@ def _trained_stage(config: DiffusionRun) -> nn.Module:
         raise UserError(
             f"first_stage: {folder} holds no trained autoencoder (no config.json); train it first"
         )
-    is_vq = "VQModel" in (folder / "config.json").read_text(encoding="utf-8")
-    made: nn.Module = (VQModel if is_vq else AutoencoderKL).from_pretrained(folder, low_cpu_mem_usage=False)
+    kind, kinds = read_json(folder / "config.json").get("_class_name"), (*FIRST_STAGES, "VQModel")
+    if kind not in kinds:
+        raise UserError(f"first_stage: {folder} holds a {kind}; expected one of {', '.join(kinds)}")
+    try:
+        made, loaded = getattr(diffusers, kind).from_pretrained(
+            folder, low_cpu_mem_usage=False, output_loading_info=True
+        )
+    except OPENING as error:
+        raise UserError(f"first_stage: cannot open {folder}: {first_line(error)}") from error
+    if missing := loaded["missing_keys"]:
+        raise UserError(
+            f"first_stage: the weights in {folder} lack {len(missing)} tensors, such as {missing[0]}"
+        )
+    assert isinstance(made, nn.Module)
     return made
 
 
@@ -193,7 +212,7 @@ def open_data(config: Run, opened: Opened, look: LookAt | None = None) -> tuple[
     train = open_folders(data, False, seed, **about)
     if data.held_out:
         return train, open_folders(data, True, seed, **about)
-    if not data.validation_share or len(train) < 10:  # of fewer none can be spared
+    if not data.validation_share or sum(len(part.data) for part in train.parts) < 10:  # none can be spared
         return train, None
     rest, held = split(train, data.validation_share, seed)
     assert isinstance(rest, Mixture)

@@ -213,9 +213,12 @@ def _differs(value: Any, before: Any) -> bool:
 
 
 def restore_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, Tensor],
+    rest: Mapping[str, Any],
+    settings: Sequence[Values],
 ) -> None:
-    """Undo `flatten_optimizer`; the settings of the groups stay as they are now."""
+    """Undo `flatten_optimizer`; settings: those of the groups at the start, of which it kept what had changed."""
     state: dict[int, Values] = {}
     groups: dict[int, Values] = {}
     for key, value in [*tensors.items(), *rest.items()]:
@@ -223,8 +226,10 @@ def restore_optimizer(
         index, name = own.split(".", 1)
         of.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    for number, values in groups.items():
-        optimizer.param_groups[number].update(values)
+    for number, (group, start) in enumerate(zip(optimizer.param_groups, settings, strict=True)):
+        for name in group.keys() - start.keys() - {"params"}:
+            del group[name]  # came in since
+        group.update({name: value for name, value in start.items() if name != "lr"} | groups.get(number, {}))
     # The fused kernels walk through memory: moments must lie as their parameter does (channels_last).
     for group in optimizer.param_groups:
         for parameter in group["params"]:

@@ -17,15 +17,6 @@ from hyperbrush.errors import UserError
 from hyperbrush.ldm.piecewise import check_piecewise, is_piecewise
 
 
-def with_trackers(values: Any) -> Any:
-    """Settings of runs before there were other trackers: `tensorboard: true`."""
-    if not isinstance(values, dict) or "tensorboard" not in values:
-        return values
-    values = dict(values)
-    wanted = ["tensorboard"] if values.pop("tensorboard") else []
-    return values | {"trackers": [*values.get("trackers", []), *wanted]}
-
-
 class Strict(BaseModel):
     """Settings; unknown keys are errors.
 
@@ -102,6 +93,14 @@ class StepSettings(Strict):
         1.0, description="what they are clipped to; a number, '1.0:100, 0.5' by steps, or null: never"
     )
 
+    @model_validator(mode="after")
+    def _falls(self) -> Self:
+        if self.decay_from and (is_piecewise(self.schedule) or self.schedule.startswith("constant")):
+            raise ValueError(
+                f"decay_from is when a schedule begins to fall, and {self.schedule!r} says all of it: leave one out"
+            )
+        return self
+
 
 class OptimizerConfig(StepSettings):
     """Which optimizer (`optimizers.make_optimizer`), and how it steps."""
@@ -146,11 +145,6 @@ class LoopSettings(Strict):
     trackers: list[Literal["tensorboard", "trackio", "wandb"]] = Field(
         [], description="where else figures are logged; TensorBoard's files lie in the run folder"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _older(cls, values: Any) -> Any:
-        return with_trackers(values)
 
     @model_validator(mode="after")
     def _parts(self) -> Self:

@@ -15,6 +15,7 @@ import torch
 from torch.optim import Optimizer
 
 from hyperbrush.errors import UserError, unknown_name
+from hyperbrush.ldm.piecewise import is_piecewise, parse_piecewise
 from hyperbrush.training.loop.config import OptimizerConfig
 
 log = logging.getLogger(__name__)
@@ -137,11 +138,13 @@ def names() -> list[str]:
 
 
 def peak_rate(settings: OptimizerConfig) -> float:
-    """The peak learning rate that a config means.
+    """The peak learning rate that a config means, also where its schedule says the rates.
 
     Raises:
         UserError: an unknown optimizer.
     """
+    if is_piecewise(settings.schedule):
+        return max(rate for rate, _ in parse_piecewise(settings.schedule))
     return default_learning_rate(settings.name) if settings.learning_rate is None else settings.learning_rate
 
 
@@ -358,6 +361,11 @@ def restore_moments(optimizer: Optimizer, name: str, state_dict: Mapping[str, An
     groups = inner.state_dict()["param_groups"]
     inner.load_state_dict({"state": state_dict["state"], "param_groups": groups})
     return True
+
+
+def averages(optimizer: Optimizer) -> bool:
+    """Whether an optimizer keeps averaged weights itself (schedule-free): a moving average beside them would be of others."""
+    return callable(getattr(_inner(optimizer), "eval", None))
 
 
 def begin_training(optimizer: Optimizer) -> None:

@@ -6,6 +6,7 @@ same order; none of them is called inside code that only one process runs.
 
 import os
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,6 +24,9 @@ T = TypeVar("T")
 BUCKET = 1 << 24  # numbers averaged at once
 
 
+LONG = timedelta(days=30)  # one process may look at pictures and encode them while the others wait
+
+
 def join() -> torch.device:
     """Find the other processes that a launcher started with this one, and return this one's device.
 
@@ -35,10 +39,10 @@ def join() -> torch.device:
 
     started = int(os.environ.get("WORLD_SIZE", "1"))
     try:
-        state = PartialState()
+        state = PartialState(timeout=LONG)
         if state.num_processes != started:
             PartialState._reset_state()
-            state = PartialState(cpu=True)
+            state = PartialState(cpu=True, timeout=LONG)
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"{started} processes were started (WORLD_SIZE), but they cannot be joined: {error}. Start them "

@@ -137,10 +137,10 @@ def _open(stack: contextlib.ExitStack, run: Path, resume: bool, at: int | None) 
     clear_parts(run, deep=True)
     there = checkpoints.steps(folder)
     if not resume and (run / SWEEP).exists():
-        raise UserError(f"{run} holds a sweep: take another --name or --run")
+        raise UserError(f"{run} holds a sweep: take another --run")
     if not resume and there:
         raise UserError(
-            f"{run} holds checkpoints of another training: go on with --resume {run}, or take another --name or --run"
+            f"{run} holds checkpoints of another training: go on with --resume {run}, or take another --run"
         )
     if resume and at is not None and at not in there:
         raise UserError(f"no checkpoint at step {at} in {folder}; there are: {', '.join(map(str, there))}")

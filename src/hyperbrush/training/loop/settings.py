@@ -94,9 +94,7 @@ def save_run(config: BaseModel, run: Path) -> None:
         UserError: a run stands there already, so that nothing is lost by a name used twice.
     """
     if (run / "checkpoints").is_dir() and any((run / "checkpoints").iterdir()):
-        raise UserError(
-            f"{run} holds a run already; go on with --resume {run}, or take another --name or --run"
-        )
+        raise UserError(f"{run} holds a run already; go on with --resume {run}, or take another --run")
     write_settings(config, run)
 
 

@@ -14,7 +14,7 @@ from hyperbrush.training.loop import checkpoint as checkpoints
 from hyperbrush.training.loop.config import TrainerConfig
 from hyperbrush.training.loop.judge import Judge
 from hyperbrush.training.loop.objectives import Objective, load_trained, trained_tensors
-from hyperbrush.training.loop.optimizers import evaluation_weights, use_evaluation_weights
+from hyperbrush.training.loop.optimizers import averages, evaluation_weights, use_evaluation_weights
 
 # Settings that the learning rates of a training follow from.
 RATE = {"name", "learning_rate", "schedule", "warmup_steps", "decay_from", "num_cycles"}
@@ -56,7 +56,7 @@ class State:
         self.step = 0
         self.seconds = 0.0  # spent before a resume, and then in all
         self.average: dict[str, Tensor] | None = None
-        if config.ema_decay is not None:
+        if config.ema_decay is not None and not averages(optimizer):
             self.average = self._copy()
         self.best: Best | None = None
         self.judge = Judge(config.divergence_factor, config.overfitting_after, config.patience)
@@ -148,7 +148,9 @@ class State:
 
         extra = found.extra
         load_trained(self.objective, part("model."))
-        checkpoints.restore_optimizer(self.optimizer, part("optimizer."), extra["optimizer"])
+        checkpoints.restore_optimizer(
+            self.optimizer, part("optimizer."), extra["optimizer"], self.group_settings
+        )
         if self.average is not None:
             saved = part("average.") or part("model.")
             self.average = {k: saved[k].to(v) for k, v in self.average.items()}

@@ -92,6 +92,10 @@ class Trainer:
             log_with=make_trackers(config.trackers, self.run) or None,
             project_dir=str(self.run),
         )
+        if config.mixed_precision == "fp16" and self.accelerator.scaler is None:
+            raise UserError(
+                f"mixed_precision fp16 needs a GPU, and this is {self.accelerator.device}: take bf16 or no"
+            )
         if self.accelerator.distributed_type.value in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
             raise UserError(
                 f"{self.accelerator.distributed_type.value} splits the weights, which checkpoints cannot hold "
@@ -161,6 +165,8 @@ class Trainer:
             if self.config.keep_best and not self.objective.is_validated and self.state.step == 0:
                 kept = "last" if self.state.average is None else "averaged last"
                 self._note("keep_best", f"no pictures are held out to judge by: the {kept} weights are kept")
+            if self.config.ema_decay is not None and self.state.average is None and self.state.step == 0:
+                self._note("ema", "ema_decay is left out: this optimizer averages the weights itself")
             if self.config.trackers:
                 begin_trackers(self.accelerator, self.state.step)
                 stack.callback(self.accelerator.end_training)
@@ -213,7 +219,7 @@ class Trainer:
             )
         if self.own_rate is not None:  # a function of the step alone, whatever the plan
             return
-        before = RateSchedule(OptimizerConfig.model_validate(plan["optimizer"]), plan["steps"])
+        before = RateSchedule(OptimizerConfig.model_construct(**plan["optimizer"]), plan["steps"])
         odd = next((step for step in range(found.step) if before(step) != self.rate(step)), None)
         if odd is not None:
             self._note(
@@ -288,7 +294,7 @@ class Trainer:
         self._check(losses, batch)
         accelerator.unscale_gradients(self.optimizer)
         norm = self.clip(self.trained, step)
-        if config.mixed_precision != "fp16":  # there the scaler leaves such a step out
+        if accelerator.scaler is None:  # one leaves such a step out
             self._check({"gradient norm": float(norm)}, batch)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -331,6 +337,7 @@ class Trainer:
         factor = self.state.back_off.rate_factor * config.back_off_factor
         back_off, fits = BackOff(self.state.back_off.times + 1, factor, found.step), self.state.fits
         self._become(found)
+        begin_training(self.optimizer)
         self.state.back_off, self.state.fits = back_off, fits
         self.events = [event | {"step": found.step + 1} for event in events]
         self._note(

@@ -94,12 +94,15 @@ class Chart:
 
     def picture(self, width: int = 720, height: int = 300, *, scale: int = 2) -> "Image | None":
         """As pixels on white, `scale` of them for each of the layout's; None where there is nothing to draw."""
-        from PIL import Image, ImageDraw, ImageFont
+        from PIL import Image, ImageDraw
+
+        from hyperbrush.generation.grids import label_font
 
         if not (laid := self._lay(width, height)):
             return None
         page = Image.new("RGB", (width * scale, height * scale), "white")
-        pen, font = ImageDraw.Draw(page), ImageFont.load_default(12 * scale)
+        pen = ImageDraw.Draw(page)
+        font = label_font(12 * scale, [one.text for one in laid if isinstance(one, Words)])
         widths = {"line": 2 * scale, "key": 2 * scale, "faint": scale, "grid": 1, "mark": scale}
         pale = {"faint": "#A8CCE3", "grid": "#DDDDDD"}
         for one in laid:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 PREVIEWS = "previews"  # of a run folder
 NAME = "contact_sheet.png"
 SMALLEST, LARGEST = 128, 256  # pixels of a cell's height
+COLUMNS = 8  # steps shown at most
 ACROSS = 8  # pictures a row in the grids of older runs, see `objectives`
 GAP = 2  # pixels between them
 log = logging.getLogger(__name__)
@@ -90,50 +91,30 @@ def open_previews(path: Path, count: int = 0) -> "list[Image]":
 
 
 def chosen_steps(steps: Sequence[int], columns: int) -> list[int]:
-    """At most so many of them, evenly, the first and the last always.
-
-    Raises:
-        UserError: fewer than two columns.
+    """At most so many of them (2 or more), evenly, the first and the last always.
 
     >>> chosen_steps([100, 200, 300, 400, 500, 600, 640], 4)
     [100, 300, 500, 640]
     """
-    if columns < 2:
-        raise UserError(
-            f"a contact sheet of {columns} columns; expected 2 or more: the first step and the last"
-        )
     ordered = sorted(set(steps))
     if len(ordered) <= columns:
         return ordered
     return [ordered[round(i * (len(ordered) - 1) / (columns - 1))] for i in range(columns)]
 
 
-def contact_sheet(
-    run: str | Path,
-    *,
-    prompts: Sequence[str] | None = None,
-    columns: int = 8,
-    side: int | None = None,
-    best: int | None = None,
-) -> "Image | None":
+def contact_sheet(run: str | Path, *, best: int | None = None) -> "Image | None":
     """Draw it from a run folder's previews; None where there are none yet.
 
-    prompts: labels of the rows; those of the run's config by default.
-    columns: steps shown at most.
-    side: height of a picture in pixels; the pictures' own by default, from 128 to 256.
     best: the step whose column is called the best.
-
-    Raises:
-        UserError: fewer than two columns.
     """
     from PIL import Image
 
     from hyperbrush.generation.grids import labelled_grid
 
-    said = run_prompts(run) if prompts is None else list(prompts)
+    said = run_prompts(run)
     found = find_previews(run)
     shown: dict[int, list[Image.Image]] = {}
-    for step in chosen_steps(list(found), columns):
+    for step in chosen_steps(list(found), COLUMNS):
         try:
             shown[step] = open_previews(found[step], len(said))
         except UserError as error:
@@ -141,7 +122,7 @@ def contact_sheet(
     shown = {step: pictures for step, pictures in shown.items() if pictures}
     if not shown:
         return None
-    height = side or min(LARGEST, max(SMALLEST, max(p.height for row in shown.values() for p in row)))
+    height = min(LARGEST, max(SMALLEST, max(p.height for row in shown.values() for p in row)))
     rows = max(map(len, shown.values()))
     nothing = Image.new("RGB", next(iter(shown.values()))[0].size, "white")
     cells = [[row[y] if y < len(row) else nothing for row in shown.values()] for y in range(rows)]
@@ -150,31 +131,16 @@ def contact_sheet(
     return labelled_grid(cells, labels, above, side=height, title=run_name(run))
 
 
-def write_contact_sheet(run: str | Path, path: str | Path | None = None, **options: Any) -> Path | None:
-    """Write `contact_sheet` with the run's settings inside, as contact_sheet.png in the run folder by default.
-
-    Returns None, and writes nothing, where there are no previews yet.
-
-    Raises:
-        UserError: as `contact_sheet`; it cannot be written.
-    """
-    if (page := contact_sheet(run, **options)) is None:
-        return None
-    target = Path(run) / NAME if path is None else Path(path)
-    return save_picture(page, target, sheet_text(run, options.get("prompts")))
-
-
-def sheet_text(run: str | Path, prompts: Sequence[str] | None = None) -> str:
+def sheet_text(run: str | Path) -> str:
     """The run's name, prompts and training settings, as a picture's ``parameters`` text."""
     config = run_config(run)
     fields = {"Run": run_name(run)}
     if isinstance(training := config.get("training"), Mapping):
         settings = {k: v for k, v in training.items() if k != "prompts" and v is not None}
         fields["Training"] = json.dumps(settings, default=str, ensure_ascii=False)
-    said = run_prompts(run) if prompts is None else prompts
     model = config.get("model")
     named = model if isinstance(model, str) else ""
-    return write_infotext(Infotext(prompt="\n".join(said), model=named, fields=fields))
+    return write_infotext(Infotext(prompt="\n".join(run_prompts(run)), model=named, fields=fields))
 
 
 def run_config(run: str | Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from hyperbrush.training.loop.settings import save_run
 from hyperbrush.training.report.result import check_file
 from hyperbrush.training.sweep.claim import RETRIES, Held, claim
 from hyperbrush.training.sweep.outcome import OUTCOME, Outcome, fail_abandoned, outcome_of
-from hyperbrush.training.sweep.settings import FILE, Sweep, Trial, begin_sweep, read_sweep
+from hyperbrush.training.sweep.settings import Sweep, Trial, begin_sweep, read_sweep
 from hyperbrush.training.sweep.workers import by_processes
 
 THREADS = "threads.json"  # in a sweep's folder
@@ -88,8 +88,6 @@ def work(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("a sweep starts processes of its own: take --workers in place of accelerate launch")
     sweep = read_sweep(Path(folder))
-    if sweep.config.storage:
-        note(f"{sweep.folder / FILE}: 'storage' does nothing any more: the folder says which trial is whose")
     if executor:
         from hyperbrush.training.sweep.cluster import by_cluster
 

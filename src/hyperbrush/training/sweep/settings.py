@@ -47,8 +47,6 @@ class SweepConfig(Strict):
         {},
         description="what each job of --executor gets, as submitit names it: timeout_min, gpus_per_node, slurm_partition, …",
     )
-    storage: str = Field("", description="in older files: a database; the sweep's folder says it all now")
-    study: str = Field("", description="in older files: the sweep's name in that database")
 
     @model_validator(mode="after")
     def _one_of_them(self) -> "SweepConfig":
