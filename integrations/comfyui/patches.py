@@ -110,7 +110,10 @@ class AtWork:
         if not rows:
             return x
         changed = x.clone()
-        changed[rows] = apply_networks(x[rows], [(network, strength)], len(rows) // each)
+        if network.over_the_batch:
+            changed[rows] = apply_networks(x, [(network, strength)], len(sides))[rows]
+        else:
+            changed[rows] = apply_networks(x[rows], [(network, strength)], len(rows) // each)
         return changed
 
 

@@ -96,6 +96,16 @@ def test_what_is_told_and_written(emoji: LatentDiffusion, folders: Path) -> None
     assert note == f"the LoRA look is another file than the picture's: {digest}, not 0123456789ab"
 
 
+def test_one_of_a_pack(emoji: LatentDiffusion, folders: Path) -> None:
+    from hyperbrush.hypernetworks.convert.compression import compress
+    from hyperbrush.hypernetworks.generator import GeneratedWeights
+
+    look = GeneratedWeights.load(folders / "loras/look.safetensors")
+    compress({"look": look}, error=0.01).save(folders / "loras/all.pack.safetensors")
+    [alone], [packed] = (pixels(f"cat face <lora:{n}:1>", emoji, folders) for n in ("look", "all/look"))
+    assert np.abs(alone - packed).mean() < 4 < np.abs(alone - pixels("cat face", emoji, folders)[0]).mean()
+
+
 def test_what_is_missing_or_no_lora(emoji: LatentDiffusion, folders: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"unknown LoRA 'lok'; did you mean 'look'"):
         pixels("cat <lora:lok:1>", emoji, folders)

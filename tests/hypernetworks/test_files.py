@@ -317,8 +317,25 @@ def test_saving_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Monke
                 network(step=2).save(path)
         assert load(path).step == 1
     assert len(list(tmp_path.iterdir())) == 2
-    with pytest.raises(UserError, match="metadata of 'hypernetwork'"):
-        network(metadata={"x": object()}).save(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"metadata": {"x": object()}}, "metadata 'x' is <object"),
+        ({"metadata": {"tags": ["ink"]}}, r"metadata 'tags' is \['ink'\]"),
+        ({"metadata": {"loss": float("nan")}}, "metadata 'loss' is nan"),
+        ({"metadata": {"step": "x"}}, "metadata 'step' is the name of a setting"),
+        ({"name": "ink\nlines"}, r"name is 'ink\\nlines', expected a line"),
+    ],
+)
+def test_what_no_file_would_give_back_is_not_written(
+    suffix: str, change: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=f"cannot write .*{said}"):
+        network(**change).save(tmp_path / f"m{suffix}")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])

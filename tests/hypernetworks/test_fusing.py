@@ -67,6 +67,35 @@ def test_chains_of_affine_networks_fuse_exactly(
     assert torch.equal(call(unet, dtype=torch.float64), bare)
 
 
+def test_others_on_the_unet_and_offloading_are_refused(make_unet: Make, affine: Make, call: Make) -> None:
+    unet = make_unet()
+    bare = call(unet)
+    first, second = attach(unet, affine(unet)), attach(unet, affine(unet, seed=4))
+    both = call(unet)
+    with pytest.raises(UserError, match="other hypernetworks or generated weights act on this UNet"):
+        first.fuse()
+    assert torch.equal(call(unet), both)
+    second.detach()
+    first.fuse()
+    fused = call(unet)
+    with pytest.raises(UserError, match="would act before them: call unfuse"):
+        attach(unet, affine(unet, seed=4))
+    projection = next(module for _, module in find_attentions(unet)).to_k
+    own = projection._parameters["weight"]
+    projection._parameters["weight"] = torch.nn.Parameter(
+        own.to("meta")
+    )  # as accelerate's sequential offload
+    with pytest.raises(UserError, match="weights are offloaded: call pipe.remove_all_hooks"):
+        first.detach()
+    projection._parameters["weight"] = own
+    assert torch.equal(call(unet), fused)
+    first.detach()
+    assert torch.equal(call(unet), bare)
+    for gone in (first.enable, first.fuse, lambda: first.set_strengths(0.5)):
+        with pytest.raises(UserError, match="already detached: call attach again"):
+            gone()
+
+
 def operations(unet: Any, call: Make) -> list[str]:
     from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -8,7 +8,7 @@ import torch
 
 from hyperbrush.errors import UserError
 from hyperbrush.generation.opened import open_model
-from hyperbrush.hypernetworks import PerPicture, Ramp, Use, attach
+from hyperbrush.hypernetworks import PerPicture, Ramp, Use, Window, attach
 
 Make = Callable[..., Any]
 PROMPTS = ["a red heart", "cat face"]
@@ -40,6 +40,38 @@ def test_it_leaves_the_unconditional_rows_alone(
     )
     with attach(pipe, (hn, PerPicture([0.8, 0.0]))):  # without guidance there is one side, on which it acts
         assert torch.equal(unguided, draw(pipe, prompt=PROMPTS, generator=noise(), guidance_scale=1.0))
+
+
+def test_drawn_by_another_pipeline_of_the_same_parts(make_pipe: Make, make_network: Make, draw: Make) -> None:
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    pipe = make_pipe()
+    twin = StableDiffusionImg2ImgPipeline.from_pipe(pipe)
+    twin.what = "image"
+    hn = make_network(pipe.unet)
+    start = {"image": torch.full((1, 3, 32, 32), 0.5), "strength": 0.5, "num_inference_steps": 8}
+    with (
+        attach(pipe, hn, guidance="conditional"),
+        pytest.raises(UserError, match="has not drawn yet, so another pipeline runs its UNet"),
+    ):
+        draw(twin, **start)
+    with attach(twin, (hn, Window(1.0, end=0.4))):
+        expected = draw(twin, **start)
+    draw(pipe)  # it remembers how many steps it ran
+    with attach(pipe, (hn, Window(1.0, end=0.4))):
+        assert torch.equal(draw(twin, **start), expected)
+    assert not torch.equal(draw(twin, **start), expected)
+
+
+def test_softmax_networks_see_each_picture_whole(make_pipe: Make, make_network: Make, draw: Make) -> None:
+    pipe = make_pipe()
+    hn = make_network(pipe.unet, activation="softmax", activate_output=True)
+    with attach(pipe, hn, guidance="conditional"):
+        two = draw(pipe, prompt=PROMPTS, generator=noise())
+        one = draw(pipe, prompt=PROMPTS[:1], generator=noise(range(1)))
+    torch.testing.assert_close(two[:1], one, rtol=1e-4, atol=1e-4)
+    with attach(pipe, (hn, PerPicture([0, 0, 1.0, 1.0]))):
+        assert torch.equal(draw(pipe, prompt=PROMPTS, generator=noise()), two)
 
 
 def test_schedules_and_pairs_go_on(make_pipe: Make, make_network: Make, draw: Make) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import hyperbrush as hb
+from hyperbrush.cli.sources import find
 from hyperbrush.commands.evaluation import evaluate_folder
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks.generator import Factors, GeneratedWeights, find_targets
@@ -56,10 +57,8 @@ def test_generated_weights_are_evaluated_by_file(
     }
     file = GeneratedWeights(made, name="ink").save(tmp_path / "ink.safetensors")
     losses = []
-    for given in (str(file), "ink"):
-        *_, line = evaluate_folder(
-            pictures, model=str(tmp_path / "model"), hypernetwork=given, library=tmp_path, limit=4
-        )
+    for given in (file, find("ink", tmp_path)):
+        *_, line = evaluate_folder(pictures, model=str(tmp_path / "model"), hypernetwork=given, limit=4)
         losses.append(line)
     assert losses[0] == losses[1]
     change = re.fullmatch(r"denoising loss with ink: .* ± .*, ([+-][\d.]+)%", losses[0])

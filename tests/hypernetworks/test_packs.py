@@ -137,6 +137,24 @@ def test_attention_hypernetworks_come_back_whole(settings: Mapping[str, Any], tm
             assert (said - again).norm() < 0.03 * (said - context).norm()
 
 
+def test_an_author_and_a_licence_come_back(tmp_path: Path) -> None:
+    about = {"modelspec.author": "me", "modelspec.trigger_phrase": "ink style", "sd_checkpoint_name": "sd"}
+    given = attention()
+    given.metadata |= about
+    path = compress({"net": given}).save(tmp_path / "nets.pack.safetensors")
+    found = load_attention(path / "net").metadata
+    assert {key: found.get(key) for key in about} == about
+
+
+def test_numbers_too_large_for_a_precision_are_refused(tmp_path: Path) -> None:
+    large = GeneratedWeights({next(iter(LAYERS)): Factors(torch.full((1, 64), 1e12), torch.ones(64, 1))})
+    path = compress({"net": large}).save(tmp_path / "nets.pack.safetensors")
+    for file in (path / "net", large.save(tmp_path / "net.safetensors")):
+        assert load(file).rank == 1
+        with pytest.raises(UserError, match="has numbers too large for torch.float16"):
+            load(file, torch.float16)
+
+
 def test_matrices_of_low_rank_take_fewer_bytes_than_their_rows(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net = attention()

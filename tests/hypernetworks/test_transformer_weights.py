@@ -349,6 +349,36 @@ def test_kohyas_layout_where_there_is_none(name: str, tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["Flux", "Flux2", "ZImage", "QwenImage"])
+@pytest.mark.parametrize("form", ["lora-diffusers", "lora-peft"])
+def test_a_lora_comes_back_in_kohyas_layout(name: str, form: str, tmp_path: Path) -> None:
+    """What it says of itself comes back; of another program's file the layers tell the family."""
+    weights = random_weights(make(name)[0])
+    weights.metadata["generated_by"] = "ours"
+    path = weights.save(tmp_path / ("made" if form == "lora-peft" else "made.safetensors"), form)
+    back = GeneratedWeights.load(path)
+    assert back.metadata == weights.metadata
+    expected = load_file(weights.save(tmp_path / "a.safetensors", "lora-kohya"))
+    del weights.metadata["generated_by"], weights.metadata["family"]
+    foreign = GeneratedWeights.load(weights.save(tmp_path / "bare.safetensors", "lora-diffusers"))
+    for one, file in ((back, "b"), (foreign, "c")):
+        made = load_file(one.save(tmp_path / f"{file}.safetensors", "lora-kohya"))
+        assert made.keys() == expected.keys()
+        for key, value in made.items():
+            torch.testing.assert_close(value, expected[key])
+
+
+@pytest.mark.parametrize("part", ["lora_magnitude_vector.weight", "lora_B.bias"])
+@pytest.mark.parametrize("name", ["Flux", "ZImage"])
+def test_layers_changed_in_another_way_are_refused(name: str, part: str, tmp_path: Path) -> None:
+    path = random_weights(make(name)[0]).save(tmp_path / "made.safetensors", "lora-diffusers")
+    tensors = load_file(path)
+    layer = next(iter(tensors)).partition(".lora_")[0]
+    save_file(tensors | {f"{layer}.{part}": torch.ones(4)}, path)
+    with pytest.raises(UserError, match="changes attentions by more than two matrices each"):
+        GeneratedWeights.load(path)
+
+
 def test_of_others_and_what_does_not_fit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A LoRA with modulations and a text encoder beside: what is taken is said."""
     model, _ = make("Flux")

@@ -170,7 +170,7 @@ def test_what_only_later_webuis_read_is_said(tmp_path: Path, caplog: pytest.LogC
 @pytest.mark.parametrize("legacy_zip", [False, True])
 def test_what_no_webui_reads_is_refused(value: Any, name: str, legacy_zip: bool, tmp_path: Path) -> None:
     hn = network(metadata={"x": value})
-    with pytest.raises(UserError, match=rf"cannot write .*w\.pt: it would hold '.*{name}'"):
+    with pytest.raises(UserError, match="cannot write 'hypernetwork': metadata 'x'"):
         save(hn, tmp_path / "w.pt", legacy_zip=legacy_zip)
     assert not list(tmp_path.iterdir())
     path = network().save(tmp_path / "v.pt")

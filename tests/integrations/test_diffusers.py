@@ -43,6 +43,18 @@ def attached(pipe: Any, *networks: Any, **settings: Any) -> np.ndarray[Any, Any]
         return draw(pipe, **settings)
 
 
+def test_it_begins_anew_where_all_was_detached(pipe: Any, files: list[Path]) -> None:
+    pipe.load_hypernetwork(files[0])
+    pipe.hypernetworks.detach()
+    assert pipe.get_list_hypernetworks() == {}
+    with pytest.raises(UserError, match="unknown attached hypernetwork 'water'"):
+        pipe.set_hypernetworks("water", 0.8)
+    bare = draw(pipe)
+    pipe.load_hypernetwork(files[1])
+    assert pipe.get_active_hypernetworks() == ["ink"]
+    assert not np.array_equal(draw(pipe), bare)
+
+
 def test_a_custom_pipeline_from_the_folder(
     tiny: LatentDiffusion, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

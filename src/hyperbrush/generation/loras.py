@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hyperbrush.errors import UnknownHypernetwork, UserError, unknown_name
 from hyperbrush.hypernetworks.files.adapters import is_generated_file
+from hyperbrush.hypernetworks.files.packed import split
 
 if TYPE_CHECKING:
     from hyperbrush.hypernetworks import HypernetworkLibrary
@@ -33,7 +34,7 @@ def find_lora(library: "HypernetworkLibrary", name: str) -> Path:
             ) from error
         known = unknown_name("LoRA", name, library.names(), hint=f"; looked in {library.folder}")
         raise UnknownHypernetwork(str(known)) from error
-    if path.suffix.lower() != ".safetensors":
+    if split(path) is None and path.suffix.lower() != ".safetensors":
         raise UserError(f"{path}: only .safetensors files of LoRAs are read; convert it first")
     return path
 

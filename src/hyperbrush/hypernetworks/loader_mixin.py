@@ -144,9 +144,10 @@ class HypernetworkLoaderMixin:
 
     def _hypernetworks_loaded(self) -> _Loaded:
         pipe: Any = self
-        if "_hypernetworks" not in vars(self):
-            self._hypernetworks = _Loaded(Attached(pipe))
-        return self._hypernetworks
+        loaded: _Loaded | None = vars(self).get("_hypernetworks")
+        if loaded is None or loaded.attached.detached:
+            self._hypernetworks = loaded = _Loaded(Attached(pipe))
+        return loaded
 
 
 def with_hypernetworks(pipe: Pipe) -> Pipe:

@@ -9,6 +9,7 @@ import torch
 
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks import attach, load
+from hyperbrush.hypernetworks.convert.merging import merge
 from hyperbrush.hypernetworks.generator import (
     GeneratedWeights,
     TargetNetwork,
@@ -53,6 +54,19 @@ def test_equal_to_merged_deltas(
     assert all(torch.equal(v, before[k]) for k, v in base.state_dict().items())
     with attach(unet, base):
         assert torch.equal(call(unet), plain)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_file_would_leave_them_out(
+    suffix: str, make_unet: Make, make_network: Make, make_weights: Make, tmp_path: Path
+) -> None:
+    base = make_network(make_unet())
+    changed = with_deltas(base, make_weights(base))
+    with pytest.raises(UserError, match="has deltas attached, which would be left out: use .*merge_deltas"):
+        changed.save(tmp_path / f"a{suffix}")
+    with pytest.raises(UserError, match="has deltas attached"):
+        merge([(changed, 0.5), (base, 0.5)], how="average")
+    assert not list(tmp_path.iterdir())
 
 
 def test_gradients_and_batches(

@@ -196,6 +196,18 @@ def test_attentions_changed_in_another_way(
             GeneratedWeights.load(path)
 
 
+@pytest.mark.parametrize("alpha", [torch.ones(2), torch.tensor(float("nan"))])
+def test_an_alpha_that_is_no_number(
+    alpha: torch.Tensor, make_unet: Make, make_weights: Make, tmp_path: Path
+) -> None:
+    path = make_weights(make_unet(), rank=2).save(tmp_path / "ink.safetensors", "lora-kohya")
+    tensors = load_file(path)
+    name = next(key for key in tensors if key.endswith(".alpha"))
+    save_file(tensors | {name: alpha}, path)
+    with pytest.raises(UserError, match="the alpha of .* is no finite number"):
+        GeneratedWeights.load(path)
+
+
 def test_the_layouts_of_2023(make_unet: Make, make_weights: Make, tmp_path: Path) -> None:
     """LoRA in diffusers' attention processors, an alpha beside diffusers' names."""
     weights = make_weights(make_unet(), rank=2)

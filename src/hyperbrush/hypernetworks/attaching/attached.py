@@ -13,9 +13,10 @@ import torch
 
 from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.hypernetworks.attaching.contexts import AttentionInputs
-from hyperbrush.hypernetworks.attaching.fused_lora import FusedWatch
+from hyperbrush.hypernetworks.attaching.fused_lora import FusedWatch, is_fused
 from hyperbrush.hypernetworks.attaching.fusing import FitReport, Fused, SiteChains, fuse_chains
-from hyperbrush.hypernetworks.attaching.hooked import AtWork, Hooked
+from hyperbrush.hypernetworks.attaching.hooked import AtWork, Hooked, hooked_onto
+from hyperbrush.hypernetworks.attaching.hooks import refuse_bypassing
 from hyperbrush.hypernetworks.attaching.reach import Applied
 from hyperbrush.hypernetworks.attaching.uses import Adapter, Entry, PipeOrUNet, uses_of
 from hyperbrush.hypernetworks.attaching.uses import Use as Use
@@ -162,6 +163,7 @@ class Attached(Hooked):
             UserError: another number of entries, an unknown name, or one that is not finite; nothing was
                 changed then. Or while fused.
         """
+        self._refuse_gone()
         self._refuse_fused("change strengths")
         given: Any = self.strengths
         if isinstance(strengths, Mapping):
@@ -186,7 +188,12 @@ class Attached(Hooked):
         return self._enabled
 
     def enable(self) -> None:
-        """Let them act again."""
+        """Let them act again.
+
+        Raises:
+            UserError: they were detached.
+        """
+        self._refuse_gone()
         self._enabled = True
         self._hook()
 
@@ -222,11 +229,17 @@ class Attached(Hooked):
             `fusing.FitReport` that says how far off it is.
 
         Raises:
-            UserError: a network is not affine; a strength is no constant number; LoRA stands at a projection
+            UserError: others are attached to this UNet too, or fused into it; a network is not affine; a strength is no constant number; LoRA stands at a projection
                 (fuse it first); weights are stored in 8 bits or offloaded, or would not be finite; generated
                 weights are among them; disabled; already fused; a transformer. Nothing was changed then.
         """
+        self._refuse_gone()
         self._refuse_fused("fuse again")
+        if is_fused(self._unet) or any(other is not self for other in hooked_onto(self._unet)):
+            raise UserError(
+                "cannot fuse: other hypernetworks or generated weights act on this UNet, and would see other contexts then. "
+                "Attach all of them in one list, or detach the others"
+            )
         if self._transformer is not None:
             raise UserError(
                 f"cannot fuse hypernetworks into {self._transformer.layout.name}: its keys are normalised, or shared with "
@@ -256,8 +269,18 @@ class Attached(Hooked):
         return report
 
     def unfuse(self) -> None:
-        """Put the UNet's own weights back, bit for bit, and go on with the networks. Else does nothing."""
+        """Put the UNet's own weights back, bit for bit, and go on with the networks. Else does nothing.
+
+        Raises:
+            UserError: the weights are offloaded now, or projections were fused since.
+        """
         if self._fused is not None:
+            for site, attention in self._attentions:
+                refuse_bypassing(site, attention)
+            if self._fused.offloaded:
+                raise UserError(
+                    "cannot unfuse while the UNet's weights are offloaded: call pipe.remove_all_hooks() first"
+                )
             if self._watch is not None:
                 self._watch.remove()
                 self._watch = None

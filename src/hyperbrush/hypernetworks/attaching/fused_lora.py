@@ -7,12 +7,12 @@ the same in either order.
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from hyperbrush.errors import UserError
-from hyperbrush.hypernetworks.attention.affine import Affine
 from hyperbrush.ldm.modules.attention_sites import AttentionSite
 
 if TYPE_CHECKING:
@@ -22,21 +22,26 @@ if TYPE_CHECKING:
 class FusedProjection:
     """A projection whose weights have a map of its input baked in; ``attention`` is the module it belongs to."""
 
-    def __init__(self, site: AttentionSite, attention: nn.Module, name: str, change: Affine) -> None:
+    def __init__(
+        self, site: AttentionSite, attention: nn.Module, name: str, matrix: Tensor | None, offset: Tensor
+    ) -> None:
         self.site, self.attention, self.name = site, attention, name
-        self.change = change
-        self._cast: tuple[Tensor, Tensor] | None = None
+        self.matrix, self.offset = matrix, offset  # no matrix: the identity
 
     def transform(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """A pre-hook: input (…, width) → M c + t."""
         context = args[0]
-        if self._cast is None or (self._cast[0].device, self._cast[0].dtype) != (
-            context.device,
-            context.dtype,
-        ):
-            self._cast = self.change.matrix.to(context), self.change.offset.to(context)
-        matrix, offset = self._cast
-        return (context @ matrix.T + offset, *args[1:])
+        self.offset = self.offset.to(context)
+        if self.matrix is None:
+            return (context + self.offset, *args[1:])
+        self.matrix = self.matrix.to(context)
+        return (context @ self.matrix.T + self.offset, *args[1:])
+
+
+def is_fused(unet: nn.Module) -> bool:
+    """Whether hypernetworks are baked into a UNet's weights."""
+    owners = (getattr(hook, "__self__", None) for hook in unet._forward_pre_hooks.values())
+    return any(isinstance(owner, FusedWatch) for owner in owners)
 
 
 class FusedWatch:
@@ -49,7 +54,7 @@ class FusedWatch:
 
     def __init__(self, unet: nn.Module, projections: Sequence[FusedProjection]) -> None:
         self._projections = list(projections)
-        self._hooked: dict[nn.Module, RemovableHandle] = {}
+        self._hooked: WeakKeyDictionary[nn.Module, RemovableHandle] = WeakKeyDictionary()
         self._own = unet.register_forward_pre_hook(self._look)
 
     def _look(self, unet: nn.Module, args: Any) -> None:

@@ -87,6 +87,12 @@ class Fused:
         new = torch.nn.Parameter(baked, requires_grad=own.requires_grad)
         module._parameters[name] = new
 
+    @property
+    def offloaded(self) -> bool:
+        """Whether weights are elsewhere between calls (accelerate's sequential offload)."""
+        there = [module._parameters[name] for module, name, _ in self._own]
+        return any(own is None or own.is_meta for own in there)
+
     def undo(self) -> None:
         """Put the UNet's own weights back, bit for bit (on the device where the UNet is now)."""
         for module, name, own in reversed(self._own):
@@ -131,12 +137,13 @@ def fuse_chains(
             if not c.affine:
                 errors[c.site.path] = _error(c, keys, values, seen[c.site.path]).of_change
             moved = fuse_site(fused, c.attention, keys, values)
-            changes = {"to_k": keys, "to_v": values}
+            for name, change in (("to_k", keys), ("to_v", values)):
+                own = (
+                    change.matrix if c.affine else change.matrix.float()
+                )  # fitted ones are a site's own: large
+                fused.projections.append(FusedProjection(c.site, c.attention, name, own, change.offset))
             if moved is not None:
-                changes["to_out.0"] = Affine(torch.eye(len(moved), dtype=torch.float64), moved.cpu())
-            fused.projections += [
-                FusedProjection(c.site, c.attention, name, change) for name, change in changes.items()
-            ]
+                fused.projections.append(FusedProjection(c.site, c.attention, "to_out.0", None, moved.cpu()))
     except BaseException:
         fused.undo()
         raise

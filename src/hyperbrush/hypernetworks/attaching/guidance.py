@@ -42,8 +42,19 @@ def check_guidance(guidance: str, pipe_or_unet: Any, transformer: bool = False) 
 
 
 def unconditional_rows(pipe: Any, batch: int) -> int:
-    """How many rows of a UNet's batch, the first of it, are the unconditional side: 0 without guidance."""
+    """How many rows of a UNet's batch, the first of it, are the unconditional side: 0 without guidance.
+
+    Raises:
+        UserError: another pipeline than this one is drawing, its guidance unknown.
+    """
     rows = getattr(pipe, "rows_per_picture", None)  # of `LatentDiffusion`
-    if rows is None:
-        rows = 2 if getattr(pipe, "do_classifier_free_guidance", False) else 1
+    if rows is None and hasattr(type(pipe), "do_classifier_free_guidance"):
+        try:
+            rows = 2 if pipe.do_classifier_free_guidance else 1
+        except AttributeError as error:  # it is known from the first call on
+            raise UserError(
+                f"guidance='conditional': the {type(pipe).__name__} that this is attached to has not drawn yet, so another "
+                "pipeline runs its UNet: attach to the one that draws"
+            ) from error
+    rows = rows or 1
     return batch // rows if rows > 1 and batch % rows == 0 else 0

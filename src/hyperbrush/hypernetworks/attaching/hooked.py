@@ -9,6 +9,7 @@ import torch
 
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks.attaching.checkpointing import Wrapped, unwrap_checkpoints, wrap_checkpoints
+from hyperbrush.hypernetworks.attaching.fused_lora import is_fused
 from hyperbrush.hypernetworks.attaching.guidance import check_guidance, unconditional_rows
 from hyperbrush.hypernetworks.attaching.hooks import ProjectionHook, refuse_bypassing
 from hyperbrush.hypernetworks.attaching.kv_cache import KVCache
@@ -62,6 +63,12 @@ class AtWork:
     def scheduled(self) -> bool:
         """Whether a strength depends on the sampling step."""
         return self.keys.scheduled or self.values.scheduled
+
+    @property
+    def by_row(self) -> bool:
+        """Whether rows of a batch are changed differently."""
+        several = isinstance(self.adapter, GeneratedWeights) and (self.adapter.batch or 1) > 1
+        return several or self.use.guidance != "both" or self.keys.per_picture or self.values.per_picture
 
     def check(self, strength: StrengthLike) -> None:
         """Refuse two strengths where one layer makes keys and values.
@@ -137,6 +144,11 @@ class Hooked:
         self._checkpoints = []
         self._gone = True
 
+    @property
+    def detached(self) -> bool:
+        """Whether it was detached for good."""
+        return self._gone
+
     def __enter__(self) -> Self:
         self._refuse_gone()
         return self
@@ -156,6 +168,10 @@ class Hooked:
     def _prepare(self, use: Use) -> AtWork:
         """See that a use is possible here; nothing is hooked yet."""
         self._refuse_gone()
+        if is_fused(self._unet):
+            raise UserError(
+                "hypernetworks are fused into this UNet, and what is attached now would act before them: call unfuse() first"
+            )
         check_guidance(use.guidance, self._pipe, self._transformer is not None)
         if self._transformer is not None:
             _check_for_transformer(use)
@@ -210,6 +226,7 @@ class Hooked:
         """Begin to act, if it is time to."""
         if self._gone or not self._enabled or not self._hooks or self._handles:
             return
+        self._progress.begin()
         for hook in self._hooks:
             hook.hook()
         self._handles = [
@@ -240,6 +257,11 @@ class Hooked:
             timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
             sample = kwargs.get("sample", args[0] if args else None)
             batch = len(sample) if isinstance(sample, torch.Tensor) else None
+            if isinstance(sample, torch.Tensor) and sample.ndim == 5 and any(a.by_row for a in self._at_work):
+                raise UserError(
+                    "a video's UNet lays the frames of all pictures into one batch: strengths for each picture or side of "
+                    "guidance, and several generated weights at once, cannot be told apart there"
+                )
         else:
             call = self._transformer.call(args, kwargs)
             timestep, batch = self._transformer.timestep(call), self._transformer.batch(call)

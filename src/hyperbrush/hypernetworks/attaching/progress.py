@@ -19,12 +19,20 @@ class Progress:
         self._rounded = rounded
         self._timesteps: torch.Tensor | None = None
         self._first: Any = None
+        self._fresh = False  # whether the sampling began while it was looked at
+
+    def begin(self) -> None:
+        """From now on it is looked at: timesteps that are there already may be half done."""
+        if (now := _timesteps(self._pipe)) is not self._timesteps:
+            self._timesteps, self._first, self._fresh = now, None, False
 
     def see(self, timestep: Any) -> None:
         """A forward pass begins. Schedulers make new timesteps for each sampling: this tells its first."""
         timesteps = _timesteps(self._pipe)
         if timesteps is not self._timesteps:
-            self._timesteps, self._first = timesteps, timestep
+            self._timesteps, self._first, self._fresh = timesteps, timestep, True
+        elif self._first is None:
+            self._first = timestep
 
     def at(self, timestep: Any) -> float:
         """Progress at a timestep: a number or a tensor of equal ones."""
@@ -53,13 +61,16 @@ class Progress:
         known = getattr(scheduler, "begin_index", None)
         if known is not None:
             return int(known)
-        # DDIM, DDPM and PNDM do not know. A pipeline does, from its last call; so does the first pass seen.
-        begins = []
+        # DDIM, DDPM and PNDM do not know. The first pass seen does, where the sampling began with it; a pipeline does from
+        # its last call, which another one that shares its parts may have followed.
+        seen = self._timesteps is _timesteps(self._pipe) and self._first is not None
+        place = every.index(_number(self._first)) if seen and _number(self._first) in every else None
+        if self._fresh and place is not None:
+            return place
+        begins = [] if place is None else [place]
         count = getattr(self._pipe, "num_timesteps", None)
         if isinstance(count, int):
             begins.append(_end(every, self._pipe, scheduler) - count)
-        if self._timesteps is _timesteps(self._pipe) and _number(self._first) in every:
-            begins.append(every.index(_number(self._first)))
         return min((begin for begin in begins if begin >= 0), default=0)
 
 

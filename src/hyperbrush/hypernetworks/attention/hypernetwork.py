@@ -304,7 +304,7 @@ def _per_picture(
     x: torch.Tensor, network: ContextNetwork, strength: Strength, rows_per_picture: int | None
 ) -> torch.Tensor:
     of_rows = strength.of_rows(x)
-    if torch.compiler.is_compiling() or strength.acts_everywhere:
+    if torch.compiler.is_compiling() or strength.acts_everywhere or network.over_the_batch:
         change = network(x, rows_per_picture)
         return add_change(x, of_rows.to(change.dtype), change)
     rows = of_rows.flatten().nonzero().flatten()

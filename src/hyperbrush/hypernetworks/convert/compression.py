@@ -77,7 +77,7 @@ def read_folder(folder: Path) -> dict[str, Source]:
             if name in found:
                 raise UserError(f"{folder} has two adapters called {name!r}: rename one")
             found[name] = Source(_read(path), _size(path))
-        except UserError as error:
+        except (UserError, OSError) as error:
             wrong.append(str(error))
     if wrong:
         raise UserError(
@@ -154,6 +154,11 @@ def _member(source: Source, error: float) -> Member:
         about = {"name": adapter.name, "metadata": adapter.metadata}
         return Member(GENERATED, about, low, _share(left, whole), source.bytes)
     settings, tensors = native.taken_apart(adapter)
+    settings |= {  # author, licence, trigger phrase: a file has them in its header
+        key: value
+        for key, value in adapter.metadata.items()
+        if key.startswith(modelspec.PREFIX) and key != "modelspec.thumbnail"
+    }
     coded = {key: _tensor(tensor.float(), error) for key, tensor in tensors.items()}
     matrices = [key for key, tensor in tensors.items() if tensor.ndim == 2]
     left = sum(float((coded[key].tensor() - tensors[key].float()).square().sum()) for key in matrices)

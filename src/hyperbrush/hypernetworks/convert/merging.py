@@ -11,6 +11,7 @@ from hyperbrush.hypernetworks.attention.affine import chain_as_affine, is_affine
 from hyperbrush.hypernetworks.attention.context_network import ContextNetwork
 from hyperbrush.hypernetworks.attention.hypernetwork import AttentionHypernetwork, Key, NetworkPair
 from hyperbrush.hypernetworks.attention.strengths import finite
+from hyperbrush.hypernetworks.files.checks import refuse_deltas
 from hyperbrush.hypernetworks.weights.generated import GeneratedWeights, blend
 
 WAYS = ("auto", "average", "compose")
@@ -142,6 +143,8 @@ def _composed(entries: Sequence[Weighted]) -> AttentionHypernetwork:
 @torch.no_grad()
 def _averaged(entries: Sequence[Weighted]) -> AttentionHypernetwork:
     first = entries[0][0]
+    for each, _ in entries:
+        refuse_deltas(each)
     for other, _ in entries[1:]:
         _check_equal_structures(first, other)
     widths: dict[Key, int] = {key: _width(entries, key) for key in _keys(entries)}

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks.attaching.uses import Adapter as Adapter
 from hyperbrush.hypernetworks.files import generated, load_attention, lora, packed
+from hyperbrush.hypernetworks.files.checks import all_finite, converted
 from hyperbrush.hypernetworks.files.headers import FORMAT_KEY, header_of, read_tensors
 from hyperbrush.hypernetworks.weights.generated import GeneratedWeights
 
@@ -34,12 +35,25 @@ def load(path: str | Path, dtype: "torch.dtype | None" = None) -> Adapter:
         from hyperbrush.hypernetworks.files.pack import read_member  # which gives both kinds back
 
         member = read_member(path)
-        return member if dtype is None else member.to(dtype)
+        if isinstance(member, GeneratedWeights):
+            return _converted(path, member, dtype)
+        return member if dtype is None else converted(path, member, dtype)
     if is_generated_file(path):
         weights = read_weights(path)
         weights.name = path.stem
-        return weights if dtype is None else weights.to(dtype)
+        return _converted(path, weights, dtype)
     return load_attention(path, dtype)
+
+
+def _converted(path: Path, weights: GeneratedWeights, dtype: "torch.dtype | None") -> GeneratedWeights:
+    """Weights in another precision; numbers too large for it are refused."""
+    if dtype is None:
+        return weights
+    made = weights.to(dtype)
+    for layer, factors in made.factors.items():
+        if not (all_finite(factors.down) and all_finite(factors.up)):
+            raise UserError(f"{path}: {layer} has numbers too large for {dtype}: load it in a wider type")
+    return made
 
 
 def is_generated_file(path: Path) -> bool:

@@ -118,11 +118,7 @@ def build(
         rates = derived_dropout(structure, last_layer_dropout)
     elif rates is not None:
         rates = rates[: len(structure)]  # the webui writes three for [1, 1] and never looks at more
-    metadata = {
-        k: v
-        for k, v in settings.items()
-        if k not in _TESTS and (v is None or isinstance(v, str | int | bool) or _is_finite(v))
-    }
+    metadata = {k: v for k, v in settings.items() if k not in _TESTS and _is_plain(v)}
     try:
         with torch.device("meta"), _Unfilled():
             hypernetwork = AttentionHypernetwork(
@@ -146,6 +142,10 @@ def build(
     # Files name initialisations we do not know; it no longer matters, but is kept.
     hypernetwork.weight_init = given.get("weight_initialization", "Normal")
     return hypernetwork
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | bool) or _is_finite(value)
 
 
 def check_tensors(
@@ -259,10 +259,29 @@ def _short(items: Sequence[Any]) -> str:
     return f"[{shown}{', …' if len(items) > 8 else ''}] ({len(items)})"
 
 
+def refuse_deltas(hypernetwork: AttentionHypernetwork) -> None:
+    """Refuse a hypernetwork of `with_deltas`, whose parameters are the bare one's.
+
+    Raises:
+        UserError: it is one.
+    """
+    pairs = (pair for _, pair in hypernetwork.pairs())
+    if any(hasattr(layer, "factors") for p in pairs for n in (p.key, p.value) for layer in n.layers):
+        raise UserError(
+            f"{hypernetwork.name!r} has deltas attached, which would be left out: use "
+            "hyperbrush.hypernetworks.generator.merge_deltas"
+        )
+
+
 def settings_of(hypernetwork: AttentionHypernetwork) -> dict[str, Any]:
-    """The settings of a hypernetwork under the webui's keys, as both formats write them."""
+    """The settings of a hypernetwork under the webui's keys, as both formats write them.
+
+    Raises:
+        UserError: something that no file would give back: deltas, a name or metadata that a reader refuses or drops.
+    """
+    refuse_deltas(hypernetwork)
     s = hypernetwork.settings
-    return {
+    settings = {
         "step": hypernetwork.step,
         "name": hypernetwork.name,
         "layer_structure": list(s.layer_structure),
@@ -275,8 +294,22 @@ def settings_of(hypernetwork: AttentionHypernetwork) -> dict[str, Any]:
         "last_layer_dropout": hypernetwork.last_layer_dropout,
         "skip_connection": s.skip_connection,
         "upsample_linear": s.upsample_linear,
-        **hypernetwork.metadata,
     }
+    wrong = [
+        f"{key} is {_SHORT.repr(settings[key]):.60}, expected {expected}"
+        for key, (test, expected) in _TESTS.items()
+        if key in settings and settings[key] is not None and not test(settings[key])
+    ]
+    wrong += [
+        f"metadata {key!r:.60} is {'the name of a setting' if key in settings else _SHORT.repr(value)}"
+        for key, value in hypernetwork.metadata.items()
+        if key in settings or not _is_plain(value)
+    ]
+    if wrong:
+        raise UserError(
+            f"cannot write {hypernetwork.name!r:.80}: {'; '.join(wrong)}; metadata must be texts, finite numbers, booleans or None"
+        )
+    return settings | hypernetwork.metadata
 
 
 def alone(parameter: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ is then one of the sum of their ranks, up block by block.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -75,6 +75,12 @@ _ORIGINAL: Mapping[str, Mapping[str, tuple[str, Names]]] = {
     },
     "Stable Diffusion 3": {"transformer_blocks": ("joint_blocks", _SD3)},
 }
+_SIGNS = {
+    "Flux.2": r"to_qkv_mlp_proj|\.linear_in$",
+    "Flux.1": r"^single_transformer_blocks\.",
+    "Z-Image": r"\.attention\.to_",
+    "Qwen-Image": r"\.(?:img|txt)_mlp\.",
+}
 _AS_DIFFUSERS = ("Z-Image", "Qwen-Image")
 _MLP = 4  # Flux.1's feed-forward is as many times as wide
 
@@ -123,6 +129,20 @@ def _together(parts: list[Factors | None]) -> Factors:
         for i, share in enumerate(shares)
     ]
     return Factors(torch.cat([part.down for part in there.values()]), torch.block_diag(*ups))  # type: ignore[no-untyped-call]
+
+
+def family_of(layers: Iterable[str]) -> str:
+    """The family whose transformer has these layers, by names that no other has; "" where they leave it open.
+
+    Chroma's are those of Flux.1, and named as there in kohya's layout.
+
+    >>> family_of(["single_transformer_blocks.0.attn.to_q"]), family_of(["transformer_blocks.0.attn.to_q"])
+    ('Flux.1', '')
+    """
+    for family, sign in _SIGNS.items():
+        if any(re.search(sign, layer) for layer in layers):
+            return family
+    return ""
 
 
 def is_layer(name: str) -> bool:

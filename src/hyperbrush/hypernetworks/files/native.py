@@ -181,13 +181,7 @@ def write(hypernetwork: AttentionHypernetwork, path: Path) -> None:
         UserError: ``metadata`` holds what JSON or ModelSpec cannot, or the file cannot be written.
     """
     settings, tensors = taken_apart(hypernetwork)
-    try:
-        text = json.dumps(settings, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"cannot write {path}: the metadata of {hypernetwork.name!r} must be texts, finite numbers, "
-            f"booleans or None ({error})"
-        ) from error
+    text = json.dumps(settings, ensure_ascii=False, allow_nan=False)
     header = {FORMAT_KEY: FORMAT, CONFIG_KEY: text, **fields(hypernetwork, tensors)}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=header)

@@ -131,13 +131,16 @@ def _kinds_of(site: AttentionSite) -> set[str]:
     return {kind for kind in KINDS if site.kind[-1] not in "12" or kind[-1] == site.kind[-1]}
 
 
+# Of video models: these attend over frames, not over a picture; no hypernetwork is for them.
+_OVER_TIME = ("motion_modules", "temp_attentions", "temporal_transformer_blocks")
+
+
 def _attention_modules(unet: torch.nn.Module) -> dict[str, torch.nn.Module]:
     """Attention modules by the bare UNet's path, in the order of the forward pass."""
     found: dict[str, torch.nn.Module] = {}
     for name, module in unet.named_modules():
         match = _PATH.search(name.replace("_orig_mod.", ""))
-        # Motion modules attend over time, not over a picture: no hypernetwork is for them.
-        if match is None or "motion_modules" in name or not _has_projections(module):
+        if match is None or any(part in name for part in _OVER_TIME) or not _has_projections(module):
             continue
         if match[1] in found:
             raise UserError(
