@@ -378,7 +378,7 @@ def test_nothing_serious_for_axe_and_no_sideways_scrolling(
     if width > 1000:
         page.get_by_role("button", name="Export").first.click()
         page.get_by_role("dialog").get_by_label("Format").wait_for()
-        page.wait_for_function("getComputedStyle(document.querySelector('.network-dialog')).opacity === '1'")
+        page.wait_for_function("getComputedStyle(document.querySelector('.dialog')).opacity === '1'")
         assert not serious(), serious()
 
 

@@ -37,7 +37,9 @@ def test_the_history_shows_runs_and_finds_them(app: Any, open_page: Open, two: A
     row = page.get_by_role("listitem").filter(has=page.get_by_role("link", name="seen", exact=True))
     assert "done" in row.inner_text()
     assert "step 8 of 8" in row.inner_text()
-    assert row.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 120
+    for kind, width in (("run-picture", 64), ("run-spark", 120)):
+        image = row.locator(f"img.{kind}")
+        assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") == width
     page.get_by_label("Search runs by name").fill("BRIGHT")
     page.get_by_role("link", name="seen", exact=True).wait_for(state="detached")
     assert page.get_by_role("link", name=two[1]).is_visible()
@@ -167,6 +169,13 @@ def test_a_finished_run_shows_everything(app: Any, open_page: Open, two: Any) ->
     with page.context.expect_page() as opened:
         page.get_by_role("link", name="Report").click()
     assert opened.value.get_by_role("heading", level=1).inner_text() == "Training of seen"
+
+
+def test_pictures_are_in_the_first_view(app: Any, open_page: Open, two: Any) -> None:
+    page = open_page(app, "/runs/seen", width=1280)
+    picture = page.locator(".run-previews img").first
+    picture.wait_for()
+    assert page.evaluate("innerHeight") > picture.bounding_box()["y"]
 
 
 def test_previews_over_time(app: Any, open_page: Open, two: Any) -> None:

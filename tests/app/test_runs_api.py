@@ -65,6 +65,8 @@ def test_previews_are_pictures_by_index(app: Any, whole: Any) -> None:
     for index in (-1, 4, 10**6):
         assert app.call(f"/api/v1/runs/undisturbed/previews/{index}")["status"] == 404
     assert app.call("/api/v1/runs/undisturbed/contact-sheet").startswith(b"\x89PNG")
+    newest = app.call("/api/v1/runs/undisturbed/previews/2")
+    assert app.call("/api/v1/runs/undisturbed/picture") == newest, "the last step's first"
     spark = app.call("/api/v1/runs/undisturbed/sparkline")
     assert b"polyline" in spark
 
@@ -87,6 +89,7 @@ def test_the_report_runs_nothing(app: Any, whole: Any) -> None:
         ("/previews/0", "GET"),
         ("/contact-sheet", "GET"),
         ("/sparkline", "GET"),
+        ("/picture", "GET"),
         ("/log", "GET"),
         ("/report", "GET"),
         ("/events", "GET"),

@@ -22,6 +22,7 @@ from hyperbrush.app.site import Site
 from hyperbrush.app.ui.frame import PATIENCE, duration, frame, on_news, refusals, title_of
 from hyperbrush.errors import UserError
 from hyperbrush.generation.axes import NONE
+from hyperbrush.generation.tags import split_tags
 from hyperbrush.ldm.sampling.names import usual_sampler
 
 KINDS = ("hypernetwork", "strength", "seed", "steps", "cfg", "sampler", "clip_skip", "size", "prompt")
@@ -155,7 +156,9 @@ class ComparePage:
         if job is not None:
             self.grid.follow(job.id)
         elif not said.get("axes"):
-            self.axes[0].kind.set_value("hypernetwork" if networks else "seed")
+            kinds = [kind for kind, _ in split_tags(str(said.get("prompt", "")))[1]]
+            named = "hypernet" in kinds  # others would come on top of it
+            self.axes[0].kind.set_value("strength" if named else "hypernetwork" if networks else "seed")
         on_news(site, lambda: ["networks", f"job:{self._trying}"], self._look, every=0.5)
 
     def _form(self, networks: list[str]) -> None:

@@ -28,6 +28,8 @@ REPORT_POLICY = (
 )
 PICTURE = {"Cache-Control": "private, max-age=3600"}  # pages ask for them with a version
 
+NOTHING = '<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>'
+
 
 class Rollback(Request):
     """Where to go back to."""
@@ -103,6 +105,15 @@ def _add_pictures(router: APIRouter, site: Site) -> None:
         if not 0 <= index < len(found):
             raise NotThere(f"run {name!r} has {len(found)} previews; there is no number {index}")
         return FileResponse(found[index].path, media_type="image/png", headers=PICTURE)
+
+    @router.get("/runs/{name}/picture", response_class=Response)
+    def picture(name: str) -> Response:
+        """What it drew last (PNG), the first of its prompts; an empty picture (SVG) before."""
+        found = site.runs.previews(name)
+        newest = next((p for p in found if p.step == found[-1].step), None)
+        if newest is None:
+            return Response(NOTHING, media_type="image/svg+xml", headers=PICTURE)
+        return FileResponse(newest.path, media_type="image/png", headers=PICTURE)
 
     @router.get("/runs/{name}/contact-sheet", response_class=Response)
     def sheet(name: str) -> Response:

@@ -292,6 +292,7 @@ class _Row:
                 value=run.name in page.chosen, on_change=lambda e: page.choose(run.name, bool(e.value))
             )
             box.props["aria-label"] = t("runs.choose", name=run.name)
+            self.picture = ui.element("img").classes("run-picture").props('alt="" loading="lazy"')
             with ui.element("div").classes("run-name"):
                 ui.link(run.name, address(run.name))
                 self.about = words("div", "", "soft small")
@@ -321,9 +322,9 @@ class _Row:
         version = int(run.live.get("step") or 0) // (10 if run.state in OPEN else 1)
         if version != self.spark_of:
             self.spark_of = version
-            self.spark.props["src"] = api(
-                run.name, f"/sparkline?v={version}-{int(run.changed) if run.state not in OPEN else 0}"
-            )
+            stamp = f"{version}-{int(run.changed) if run.state not in OPEN else 0}"
+            self.spark.props["src"] = api(run.name, f"/sparkline?v={stamp}")
+            self.picture.props["src"] = api(run.name, f"/picture?v={stamp}")
 
 
 def _all(site: Site) -> tuple[list[Run], list[Job]]:

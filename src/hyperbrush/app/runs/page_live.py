@@ -157,10 +157,10 @@ class Live:
             self.note = words("div", "", "soft")
             self.error = words("div", "", "notice bad").props('role="alert"')
             self.actions = Actions(self.site, t, self.view)
+        self.previews = Previews(t, self.view)
         with ui.element("dl").classes("run-tiles"):
             self.tiles = {tile: self._tile(tile) for tile in TILES}
         self._charts()
-        self.previews = Previews(t, self.view)
         self._what_happened()
         self._log()
         with ui.expansion(t("runs.settings")).classes("card"):
