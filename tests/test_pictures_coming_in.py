@@ -115,7 +115,7 @@ def by_command_line(path: Path, monkeypatch: pytest.MonkeyPatch, option: str) ->
 
     def draw(**arguments: Any) -> list[Any]:
         seen.update(arguments)
-        return []
+        return [types.SimpleNamespace(notes=[], seed=1)]
 
     monkeypatch.setattr("hyperbrush.generation.generate", draw)
     words = ["generate", "cat", "--image", str(path)] + (["--mask", str(path)] if option == "mask" else [])

@@ -93,10 +93,8 @@ def test_old_jobs_go_with_what_only_they_hold(site: Site, monkeypatch: pytest.Mo
     old.append(ended(jobs, "train", state="failed", run="gone"))
     grid, trained = ended(jobs, "compare"), ended(jobs, "train", state="failed", run="there")
     (jobs.folder / grid / "grid.png").write_bytes(png())
-    (site.workspace.state / "bin" / "runs" / "20200101-000000 binned").mkdir(parents=True)
-    (site.workspace.state / "bin" / "runs" / "20200101-000000 binned" / "config.yaml").write_text(
-        "name: binned"
-    )
+    (runs / "binned").mkdir()
+    site.workspace.trash.put("run", "binned", [runs / "binned"])
     binned = ended(jobs, "train", run="binned")
     waiting = jobs.submit("draw", {}, device="cpu").id
     said = read_json(jobs.folder / waiting / "job.json")

@@ -295,7 +295,7 @@ class TestOtherKinds:
             ({"kind": "diffusion", "start_from": "emoji", "data": {"folders": ["/etc"]}}, "outside of the workspace"),
             ({"kind": "diffusion", "start_from": "/etc", "data": {"folders": ["api-colours"]}}, "no model"),
             ({"kind": "first_stage", "data": {"folders": ["nowhere"]}}, "there is no folder"),
-            ({"kind": "first_stage", "data": {"folders": ["api-colours"], "mask_folder": "../.."}}, "outside"),
+            ({"kind": "diffusion", "start_from": "emoji", "data": {"folders": ["api-colours"], "masks": "files", "mask_folder": "../.."}}, "outside"),
             ({"kind": "diffusion", "start_from": "emoji", "data": {"folders": ["api-colours"], "cache": "x"}}, "data.cache"),
             ({"kind": "generator", "data": "api-colours", "generators": "/tmp", "model": "../x"}, "there is no model"),
             ({"kind": "first_stage", "data": {"folders": ["api-colours"]}, "stepz": 1}, "stepz"),

@@ -134,9 +134,8 @@ def test_presets_are_valid_and_complete_in_the_command_line() -> None:
 
 
 def test_older_configs_are_read(tmp_path: Path) -> None:
-    old = {"name": "x", "data": "a", "validation": None, "training": {"tensorboard": True}}
+    old = {"name": "x", "data": "a", "validation": None}
     found = HypernetworkRun.of(**old)
-    assert found.training.trackers == ["tensorboard"]
     assert found.validation == []
     assert found.data[0].path == "a"
 

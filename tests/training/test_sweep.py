@@ -28,6 +28,7 @@ from hyperbrush.assets import style_folder
 from hyperbrush.cli import console, main
 from hyperbrush.errors import UserError
 from hyperbrush.ldm.models import LatentDiffusion
+from hyperbrush.shell import quoted
 from hyperbrush.training.attention.run import train_run
 from hyperbrush.training.loop import checkpoint as checkpoints
 from hyperbrush.training.loop.progress import Progress
@@ -574,7 +575,7 @@ def test_the_command_to_go_on_is_whole(
     with pytest.raises(SystemExit) as ended:
         main(["sweep", "--resume", str(folder), "--workers", str(workers)])
     assert ended.value.code == 130
-    assert f"stopped; go on with: hyperbrush sweep --resume '{folder}'{more}\n" in capsys.readouterr().err
+    assert f"stopped; go on with: hyperbrush sweep --resume {quoted(folder)}{more}\n" in capsys.readouterr().err
 
 
 def test_a_sweep_and_a_training_do_not_write_over_each_other(

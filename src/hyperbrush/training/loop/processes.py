@@ -24,7 +24,7 @@ T = TypeVar("T")
 BUCKET = 1 << 24  # numbers averaged at once
 
 
-LONG = timedelta(days=30)  # one process may look at pictures and encode them while the others wait
+LONG = timedelta(days=7)  # one process may look at pictures and encode them while the others wait
 
 
 def join() -> torch.device:
