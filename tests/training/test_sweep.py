@@ -575,7 +575,9 @@ def test_the_command_to_go_on_is_whole(
     with pytest.raises(SystemExit) as ended:
         main(["sweep", "--resume", str(folder), "--workers", str(workers)])
     assert ended.value.code == 130
-    assert f"stopped; go on with: hyperbrush sweep --resume {quoted(folder)}{more}\n" in capsys.readouterr().err
+    assert (
+        f"stopped; go on with: hyperbrush sweep --resume {quoted(folder)}{more}\n" in capsys.readouterr().err
+    )
 
 
 def test_a_sweep_and_a_training_do_not_write_over_each_other(
