@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes" / "emoji"))
+from sets import LOOKS as MADE
 from sets import SETS
 
 from hyperbrush.commands.evaluation import mean_psnr
@@ -208,11 +209,12 @@ def psnr(model: LatentDiffusion, icons: Path) -> dict[str, Any]:
 
 
 def pictures(draw: Drawer, icons: Path, out: Path) -> None:
-    """Grids to look at: 64 bare Noto names; eight names in six looks."""
+    """Grids to look at: 64 bare Noto names; eight names in eight looks."""
     rows = random.Random(3).sample(rows_of(icons, ["noto"], "train"), 64)
     grid(to_pictures(draw([row.name for row in rows]) / 2 + 0.5), columns=8).save(out / "emoji-grid.png")
     (out / "emoji-grid.txt").write_text("\n".join(row.name for row in rows) + "\n")
-    words = [
+    words = [MADE[key][0][0] for key in ("noto-ink", "noto-contour")]
+    words += [
         SETS[key].words[0] for key in ("fluent-3d", "twemoji", "ph-duotone", "ph-thin", "ph-fill", "dinkie")
     ]
     columns = ["", *words]

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 import yaml
-from sets import PACKAGES, SETS, folders
+from sets import LOOKS, PACKAGES, SETS, folders
 
 from hyperbrush.assets import FOLDER, model_folder, style_folder
 from hyperbrush.ldm.models import LatentDiffusion
@@ -79,7 +79,9 @@ def card() -> None:
     figures = json.loads(Path("benchmarks/results/emoji.json").read_text())
     figures["judge"] = json.loads((FOLDER / "judge/judge.json").read_text())
     text = (HERE / "card.md").read_text(encoding="utf-8")
-    text = text.replace("{HOW}", how()).replace("{SETS}", table_of_sets())
+    made = "; ".join(", ".join(words) for words, _ in LOOKS.values())
+    for mark, value in (("HOW", how()), ("SETS", table_of_sets()), ("LOOKS", made), ("ADAPTERS", adapters())):
+        text = text.replace(f"{{{mark}}}", value)
     for name in ("grid.png", "grid.txt", "looks.png"):
         shutil.copy(Path("benchmarks/results") / f"emoji-{name}", model_folder("emoji") / name)
     for key, value in flat(figures).items():
@@ -117,6 +119,16 @@ def table_of_sets() -> str:
         ]
         lines.append(f"| `{package}` | {version} | {licence} | {whose} | {', '.join(looks)} |")
     return "\n".join(lines)
+
+
+def adapters() -> str:
+    """The tables of benchmarks/quality.py on what adapters draw, for the weights that ship."""
+    told = subprocess.run(
+        [sys.executable, "benchmarks/quality.py", "--report"], check=True, capture_output=True, text=True
+    )
+    wanted = ("Style at strength 1", "Content at strength 1", "Gap closed by")
+    sections = told.stdout.split("### ")[1:]
+    return "\n".join(f"### {part.strip()}\n" for part in sections if part.startswith(wanted)).strip()
 
 
 def flat(values: dict, prefix: str = "") -> dict[str, object]:
