@@ -60,12 +60,12 @@ class Site:
         return self._best
 
     def submit(self, kind: str, arguments: dict[str, Any]) -> Job:
-        """Put a job into the queue of the preferred device.
+        """Put a job into the queue of the preferred device, with the model that is preferred now.
 
         Raises:
             UserError: it cannot be written.
         """
-        job = self.jobs.submit(kind, arguments, device=self.device)
+        job = self.jobs.submit(kind, arguments, device=self.device, model=self.workspace.preferences.model)
         self.news("jobs")
         return job
 
