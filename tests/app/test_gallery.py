@@ -8,13 +8,18 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from hyperbrush.app.create.work import keep
 from hyperbrush.app.gallery import index as gallery_index
 from hyperbrush.app.gallery import service as gallery
 from hyperbrush.app.gallery.index import Query
+from hyperbrush.app.jobs.context import JobContext
+from hyperbrush.app.jobs.worker import Worker
 from hyperbrush.app.site import Site
 from hyperbrush.app.workspace import Workspace
 from hyperbrush.errors import NotThere, UserError
 from hyperbrush.files import write_json
+from hyperbrush.generation import Picture
+from hyperbrush.generation.infotext import Infotext
 from hyperbrush.generation.picture_files import save_picture
 
 CAT = "a Cat, blue\nNegative prompt: dog\nSteps: 2, Sampler: Euler a, CFG scale: 4, Seed: {seed}, Size: 64x64, Version: hyperbrush"
@@ -240,6 +245,18 @@ def test_all_or_none_are_deleted(site: Site) -> None:
     with pytest.raises(NotThere):
         gallery.delete(site, [only(site).id, "nothing"])
     assert path.exists()
+
+
+def test_a_deleted_pictures_number_is_not_given_again(site: Site) -> None:
+    worker = Worker(site.workspace, "cpu")
+    context = JobContext(site.jobs, site.submit("draw", {"prompt": "cat"}).id, worker)
+    drawn = Picture(Image.new("RGB", (32, 32), "teal"), Infotext(prompt="cat", seed=7))
+    files = [keep(context, drawn)["file"]]
+    site.gallery.refresh()
+    [item] = gallery.delete(site, [only(site).id])
+    files.append(keep(context, drawn)["file"])
+    assert [Path(file).name for file in files] == ["00000-7.png", "00001-7.png"]
+    assert gallery.restore(site, item.id).place == files[0], "its own place is free still"
 
 
 def test_its_settings_are_for_the_form(site: Site) -> None:
