@@ -60,6 +60,17 @@ def test_the_page_draws_a_grid_that_stays(app: App, network: str, open_page: Cal
         assert "Y Values" in grid.info["parameters"]
 
 
+def test_a_double_click_draws_one_grid(app: App, open_page: Callable[..., Any]) -> None:
+    before = {job["id"] for job in app.call(f"{API}/jobs") if job["kind"] == "compare"}
+    page = open_page(app, "/compare?prompt=twice&steps=1&axes=seed%3D1-2")
+    page.get_by_role("button", name="Draw the grid").dblclick()
+    page.get_by_text("2 pictures in").wait_for(timeout=90_000)
+    now = {job["id"] for job in app.call(f"{API}/jobs") if job["kind"] == "compare"}
+    assert len(now - before) == 1
+    page.get_by_role("button", name="Draw the grid").press("Enter")
+    until(lambda: len({job["id"] for job in app.call(f"{API}/jobs") if job["kind"] == "compare"} - now) == 1)
+
+
 def test_a_grid_is_looked_at_large_by_keyboard(app: App, open_page: Callable[..., Any]) -> None:
     job = app.call(f"{API}/compare", {**SMALL, "axes": ["seed=1-2"]})["id"]
     app.wait_for(job)

@@ -20,6 +20,7 @@ from hyperbrush.app.networks import service as library
 from hyperbrush.app.requests import CompareRequest, checked, limits
 from hyperbrush.app.site import Site
 from hyperbrush.app.ui.frame import PATIENCE, duration, frame, on_news, refusals, title_of
+from hyperbrush.app.ui.parts import once
 from hyperbrush.errors import UserError
 from hyperbrush.generation.axes import NONE
 from hyperbrush.generation.tags import split_tags
@@ -189,9 +190,8 @@ class ComparePage:
                     self._number_field(name)
             self.told = ui.label().props('role="status" aria-live="polite"')
             self.far = ui.label().props("role=status").classes("warn")
-            ui.button(t("compare.draw"), icon="grid_on", on_click=self._draw).props(
-                "unelevated no-caps color=primary"
-            )
+            draw = ui.button(t("compare.draw"), icon="grid_on").props("unelevated no-caps color=primary")
+            once(draw, self._draw)
 
     def _number_field(self, name: str) -> None:
         value, least, most = limits(CompareRequest, name)

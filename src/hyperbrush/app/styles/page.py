@@ -19,7 +19,7 @@ from hyperbrush.app.styles.generators import Generator
 from hyperbrush.app.styles.page_result import StyleResult
 from hyperbrush.app.ui.empty import lead
 from hyperbrush.app.ui.frame import PATIENCE, frame, refusals, title_of
-from hyperbrush.app.ui.parts import FileLines, Unseen, drop_zone
+from hyperbrush.app.ui.parts import FileLines, Unseen, drop_zone, once
 from hyperbrush.app.uploads import ACCEPT, MOST_BYTES
 
 MOST = 16
@@ -104,9 +104,8 @@ class StylesPage:
             for field in (self.text, self.prompts):
                 field.on_value_change(self._look_at_words)
             self._look_at_words()
-            ui.button(t("styles.generate"), icon="auto_awesome", on_click=self._generate).props(
-                "unelevated no-caps color=primary"
-            )
+            generate = ui.button(t("styles.generate"), icon="auto_awesome")
+            once(generate.props("unelevated no-caps color=primary"), self._generate)
 
     def _look_at_words(self) -> None:
         self.unseen.show(self.known, [str(field.value or "") for field in (self.text, self.prompts)])
