@@ -17,6 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
+from hyperbrush.app.requests import ExportRequest, checked
+from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks import AttentionHypernetwork, load
 
 REFERENCE = Path(__file__).parents[1] / "hypernetworks" / "reference"
@@ -313,6 +315,19 @@ def test_an_export_that_cannot_be_says_why(app: Any, folder: Path) -> None:
     assert "12" in ended["error"]
     assert app.call(f"/api/v1/exports/{job['id']}")["status"] == 404
     assert app.call("/api/v1/hypernetworks/foreign/export", {"to": "onnx"})["status"] == 422
+
+
+@pytest.mark.parametrize("rank", ["many", "0", 0, 5000, 1.5])
+def test_a_rank_that_cannot_be_is_told_once(rank: Any) -> None:
+    with pytest.raises(
+        UserError, match=r"^rank: expected a whole number from 1 to 4096, or full \(got [^;]+$"
+    ):
+        checked(ExportRequest, {"to": "lora-kohya", "rank": rank})
+    assert [checked(ExportRequest, {"to": "webui", "rank": fits}).rank for fits in (8, "full", None)] == [
+        8,
+        "full",
+        None,
+    ]
 
 
 def test_a_listing_walks_the_folder_once_and_sees_every_change(

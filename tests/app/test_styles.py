@@ -197,8 +197,13 @@ def test_what_cannot_be_tuned_or_kept_is_refused(app: App, generator: str) -> No
     assert answer["status"] == 400
     assert "made from words" in answer["detail"]
     assert not (app.root / "datasets/styles-words").exists()
-    for name in ("../out", "a/b", ".hidden", "", "a:b", "<b>"):
-        assert app.call(f"{API}/styles/{words}/keep", {"name": name})["status"] == 422
+    for name in ("../out", "a/b", "", "a:b", "<b>"):
+        answer = app.call(f"{API}/styles/{words}/keep", {"name": name})
+        assert answer["status"] == 422
+        assert "must" in answer["detail"], "in words, not as a pattern"
+    answer = app.call(f"{API}/styles/{words}/keep", {"name": ".hidden"})
+    assert answer["status"] == 400
+    assert "no dot at the ends" in answer["detail"]
     assert app.call(f"{API}/styles/nowhere/keep", {"name": "x"})["status"] == 404
 
 
