@@ -357,6 +357,30 @@ def test_a_listing_walks_the_folder_once_and_sees_every_change(
     assert not found["n3"].preview
 
 
+def test_loras_are_listed_in_one_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hyperbrush.app.networks.loras import listed
+    from hyperbrush.app.workspace import Workspace
+
+    workspace = Workspace(tmp_path)
+    assert listed(workspace) == []
+    folder = workspace.loras.folder
+    folder.mkdir()
+    for number in range(12):
+        (folder / f"n{number}.safetensors").write_bytes(b"weights")
+    (folder / "n3.txt").write_text("of ink")
+    (folder / "n3.json").write_text("{broken")
+    (folder / "n4.png").write_bytes(b"a picture")
+    (folder / "of another kind.pt").write_bytes(b"weights")
+    walks: list[object] = []
+    walk = os.walk
+    monkeypatch.setattr(os, "walk", lambda *given, **how: [walks.append(given), walk(*given, **how)][1])
+    found = {one.name: one for one in listed(workspace)}
+    assert len(found) == 12
+    assert len(walks) == 1
+    assert found["n3"].notes.description == "of ink"
+    assert found["n4"].preview == folder / "n4.png"
+
+
 def test_what_fits_the_model_is_told_once_files_were_read(tmp_path: Path) -> None:
     from hyperbrush.app.create.page_networks import known
     from hyperbrush.app.model.service import describe
@@ -380,7 +404,12 @@ def test_what_fits_the_model_is_told_once_files_were_read(tmp_path: Path) -> Non
         os.utime(file, old)
     assert {one["name"] for one in known(site)} == {"own", "other", "broken"}, "nothing was read yet"
     assert {c.entry.name: c.fits for c in cards(workspace)} == {"own": True, "other": False, "broken": None}
-    assert {one["name"] for one in known(site)} == {"own", "broken"}
+    assert [one["name"] for one in known(site)] == ["own"]
+    (folder / "broken.safetensors").unlink()
+    network(folder / "broken.safetensors", widths=(widths[0], 999))
+    network(folder / "a new one.safetensors", widths=(widths[0], 999))
+    names = [one["name"] for one in known(site)]
+    assert names == ["own", "a new one", "broken"], "another file may be sound; what was read comes first"
 
 
 def test_a_pack_is_imported_listed_drawn_with_and_kept_whole(app: Any, folder: Path, tmp_path: Path) -> None:

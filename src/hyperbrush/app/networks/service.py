@@ -109,9 +109,14 @@ def entries(workspace: "Workspace") -> list[Entry]:
 
 
 def fitting(workspace: "Workspace") -> list[Entry]:
-    """Those that the preferred model has attentions for, or where that is not known yet: quick, reads no network."""
-    widths = _widths(workspace)
-    listed = workspace.library.entries(read=False)
+    """Those that the preferred model has attentions for, or where that is not known yet: quick, reads no network.
+
+    What was read comes first; those that were found broken by then are left out.
+    """
+    widths, (_, last) = _widths(workspace), _entries.get(workspace, ((), []))
+    broken = {(entry.path, entry.size) for entry in last if entry.error}
+    listed = [e for e in workspace.library.entries(read=False) if (e.path, e.size) not in broken]
+    listed.sort(key=lambda entry: entry.summary is None)
     return [entry for entry in listed if _fits(entry, widths) is not False]
 
 
