@@ -11,6 +11,8 @@ from running import App, until
 
 from hyperbrush.app.compare.page import outlook
 from hyperbrush.app.messages import Messages
+from hyperbrush.app.requests import CompareRequest, sound
+from hyperbrush.files import read_json
 
 API = "/api/v1"
 SMALL = {"prompt": "cat face", "steps": 1, "seed": 3}
@@ -69,6 +71,27 @@ def test_a_double_click_draws_one_grid(app: App, open_page: Callable[..., Any]) 
     assert len(now - before) == 1
     page.get_by_role("button", name="Draw the grid").press("Enter")
     until(lambda: len({job["id"] for job in app.call(f"{API}/jobs") if job["kind"] == "compare"} - now) == 1)
+
+
+def test_the_form_survives_a_reload_and_another_language(app: App, open_page: Callable[..., Any]) -> None:
+    page = open_page(app, "/compare?prompt=cat&steps=2&axes=seed%3D1-2")
+    page.get_by_label("Values of X").fill("5-6")
+    page.get_by_label("Prompt", exact=True).fill("red apple")
+    forms = app.root / ".hyperbrush/compare-forms"
+    until(lambda: any("red apple" in file.read_text() for file in forms.iterdir()))
+    page.get_by_label("Language").click()
+    page.get_by_role("option", name="한국어").click()
+    page.get_by_role("heading", level=1, name="비교").wait_for()
+    assert page.get_by_label(Messages("ko")("compare.prompt"), exact=True).input_value() == "red apple"
+    [form] = [said for file in forms.iterdir() if (said := read_json(file)["form"])["prompt"] == "red apple"]
+    assert (form["axes"], form["steps"]) == (["seed=5-6"], 2)
+    other = open_page(app, "/compare")  # another browser has a form of its own
+    assert other.get_by_label("Prompt", exact=True).input_value() == ""
+
+
+def test_a_form_that_makes_no_sense_opens_as_a_new_one() -> None:
+    said = {"prompt": 7, "steps": "many", "seed": "3", "axes": 1, "sampler": "Euler a", "colour": "red"}
+    assert sound(CompareRequest, said, prompt="x", axes=["x"]) == {"seed": 3, "sampler": "Euler a"}
 
 
 def test_a_grid_is_looked_at_large_by_keyboard(app: App, open_page: Callable[..., Any]) -> None:

@@ -1,5 +1,7 @@
 """What may be asked of the app, as pages, API and worker all read it."""
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
@@ -147,6 +149,15 @@ def checked(model: type[BaseModel], values: Any) -> Any:
         return model.model_validate(values)
     except ValidationError as error:
         raise UserError("; ".join(wrong_settings(model, error))) from error
+
+
+def sound(model: type[Request], values: Mapping[str, Any], **needed: Any) -> dict[str, Any]:
+    """Those values that make sense by themselves; needed: in the place of what a request cannot do without."""
+    found = {}
+    for name in values.keys() & model.model_fields:
+        with suppress(ValidationError):
+            found[name] = getattr(model.model_validate({**needed, name: values[name]}), name)
+    return found
 
 
 Target = Literal["webui", "safetensors", "comfyui", "lora-diffusers", "lora-peft", "lora-kohya"]

@@ -3,7 +3,7 @@
 import asyncio
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import Request
@@ -17,8 +17,9 @@ from hyperbrush.app.messages import Messages
 from hyperbrush.app.model import service as base_models
 from hyperbrush.app.model.service import BaseModel, fitting_samplers
 from hyperbrush.app.networks import service as library
-from hyperbrush.app.requests import CompareRequest, checked, limits
+from hyperbrush.app.requests import CompareRequest, checked, limits, sound
 from hyperbrush.app.site import Site
+from hyperbrush.app.ui.browser import Memory
 from hyperbrush.app.ui.frame import PATIENCE, duration, frame, on_news, refusals, title_of
 from hyperbrush.app.ui.parts import once
 from hyperbrush.errors import UserError
@@ -128,10 +129,14 @@ def add(site: Site) -> None:
     @ui.page("/compare", response_timeout=PATIENCE)
     async def page(request: Request, job: str = "") -> None:
         found = site.jobs.find(job, "compare")
-        said: dict[str, Any] = dict(found.arguments) if found else _asked(request)
+        memory, asked = Memory(site, request, "compare-forms"), request.query_params
+        if found is None or found.id == memory.job:  # it goes on where this browser left it
+            said = _sound({**asked, "axes": asked.getlist("axes")[:3]}) or _sound(memory.form)
+        else:
+            said = dict(found.arguments)
         with frame(site, request, "compare") as t:
             networks, own = await asyncio.to_thread(_known, site)
-            ComparePage(site, t, said, networks, own, found)
+            ComparePage(site, t, memory, said, networks, own, found)
 
 
 class ComparePage:
@@ -141,12 +146,13 @@ class ComparePage:
         self,
         site: Site,
         t: Messages,
+        memory: Memory,
         said: dict[str, Any],
         networks: list[str],
         own: BaseModel,
         job: Job | None,
     ) -> None:
-        self.site, self.t, self.said, self.own = site, t, said, own
+        self.site, self.t, self.memory, self.said, self.own = site, t, memory, said, own
         self._trying = ""  # the job that measures the model
         self._number = 0  # of the newest look at the form
         with ui.element("div").classes("two"):
@@ -161,6 +167,10 @@ class ComparePage:
             named = "hypernet" in kinds  # others would come on top of it
             self.axes[0].kind.set_value("strength" if named else "hypernetwork" if networks else "seed")
         on_news(site, lambda: ["networks", f"job:{self._trying}"], self._look, every=0.5)
+        if said and job is None:
+            ui.navigate.history.replace("/compare")  # or a reload would fill the form anew
+        self._remember()
+        ui.timer(0.5, self._remember)
 
     def _form(self, networks: list[str]) -> None:
         t, said = self.t, self.said
@@ -207,22 +217,27 @@ class ComparePage:
             )
         self.numbers[name] = field
 
-    def _request(self) -> CompareRequest:
+    def _remember(self) -> None:
+        with refusals():
+            self.memory.keep(self._values(), self.grid.job)
+
+    def _values(self) -> dict[str, Any]:
+        """Of the request, as far as they are filled in."""
         numbers = {
             name: (int(v) if float(v).is_integer() else v)
             for name, field in self.numbers.items()
             if (v := field.value) is not None
         }
-        request: CompareRequest = checked(
-            CompareRequest,
-            {
-                "prompt": self.prompt.value or "",
-                "negative": self.negative.value or "",
-                "sampler": self.sampler.value,
-                "axes": [written for axis in self.axes if (written := axis.written())],
-                **numbers,
-            },
-        )
+        return {
+            "prompt": self.prompt.value or "",
+            "negative": self.negative.value or "",
+            "sampler": self.sampler.value,
+            "axes": [written for axis in self.axes if (written := axis.written())],
+            **numbers,
+        }
+
+    def _request(self) -> CompareRequest:
+        request: CompareRequest = checked(CompareRequest, self._values())
         return request
 
     async def _look(self) -> None:
@@ -295,18 +310,5 @@ def _known(site: Site) -> tuple[list[str], BaseModel]:
     return names, base_models.preferred(site.workspace)
 
 
-def _asked(request: Request) -> dict[str, Any]:
-    """What the address asks for; what makes no sense is left out."""
-    said: dict[str, Any] = {}
-    for name in CompareRequest.model_fields:
-        values = request.query_params.getlist(name)
-        if not values:
-            continue
-        try:
-            value = values[:3] if name == "axes" else values[0]
-            said[name] = getattr(
-                CompareRequest.model_validate({"prompt": "x", "axes": ["x"], name: value}), name
-            )
-        except ValueError:
-            continue
-    return said
+def _sound(said: Mapping[str, Any]) -> dict[str, Any]:
+    return sound(CompareRequest, said, prompt="x", axes=["x"])
