@@ -333,7 +333,7 @@ def test_a_rank_that_cannot_be_is_told_once(rank: Any) -> None:
 def test_a_listing_walks_the_folder_once_and_sees_every_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hyperbrush.app.networks.service import cards
+    from hyperbrush.app.networks.service import cards, preview
     from hyperbrush.app.workspace import Workspace
     from hyperbrush.hypernetworks import AttentionHypernetwork
 
@@ -355,6 +355,13 @@ def test_a_listing_walks_the_folder_once_and_sees_every_change(
     assert found["n3"].entry.notes.description == "of ink"
     assert found["n4"].preview
     assert not found["n3"].preview
+    walks.clear()
+    assert preview(workspace, found["n4"].id) == folder / "n4.png"
+    assert walks == [], "a page asks for every card's"
+    assert preview(workspace, "n4") == folder / "n4.png"
+    (folder / "n4.png").unlink()
+    with pytest.raises(UserError, match="has no preview"):
+        preview(workspace, found["n4"].id)
 
 
 def test_loras_are_listed_in_one_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -297,9 +297,10 @@ def preview(workspace: "Workspace", which: str) -> Path:
         UserError: as `find`.
         NotThere: it has none.
     """
-    library = workspace.library
-    entry = library.entry(find(library, which))
-    path = pictures.shown(library, entry, pictures.made_here(workspace))
+    library = workspace.library  # walked for a name alone: a page asks for every card's picture by its id
+    known = next((entry for entry in entries(workspace) if _id(library, entry.path) == which), None)
+    entry = known or library.entry(which)
+    path = entry.preview or pictures.shown(library, entry, pictures.made_here(workspace))
     if path is None:
         raise NotThere(f"{which!r:.100} has no preview")
     return path
