@@ -303,6 +303,22 @@ def test_a_run_of_a_name_that_another_had_shows_none_of_its_pictures() -> None:
     assert version(first) != version(replace(first, state="done"))
 
 
+def test_a_large_library_is_seldom_walked_through(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    walks: list[float] = []
+
+    def slow(_: Path) -> tuple[str, ...]:
+        walks.append(time.monotonic())
+        time.sleep(0.02)
+        return (str(len(walks)),)
+
+    monkeypatch.setattr(site_module, "_tree", slow)
+    assert "networks" in site._look()
+    assert "networks" not in site._look()
+    assert len(walks) == 1
+    until(lambda: "networks" in site._look())
+    assert walks[1] - walks[0] >= 0.02 / site_module.WALKING
+
+
 # -- what is kept in memory ------------------------------------------------------------------------------------------
 
 
