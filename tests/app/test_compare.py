@@ -1,17 +1,22 @@
 """Compare: grids asked for, drawn, looked at, taken along."""
 
+import asyncio
 import io
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from PIL import Image
 from running import App, until
 
-from hyperbrush.app.compare.page import outlook
+from hyperbrush.app.compare import service as comparing
+from hyperbrush.app.compare.page import ComparePage, outlook
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.requests import CompareRequest, sound
+from hyperbrush.errors import UserError
 from hyperbrush.files import read_json
 
 API = "/api/v1"
@@ -201,6 +206,31 @@ def test_the_page_says_what_is_wrong_while_it_is_written(app: App, open_page: Ca
     page.get_by_text("2 pictures in").wait_for(timeout=90_000)
     assert page.locator("b", has_text="cat").count() == 0
     until(lambda: page.evaluate("document.documentElement.scrollWidth") <= 390)
+
+
+def test_typing_is_looked_at_once_it_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+
+    def estimate(*_: Any) -> None:
+        looks.append(page._number)
+        raise UserError("enough")
+
+    monkeypatch.setattr(comparing, "estimate", estimate)
+    page = MagicMock(_number=0, axes=[MagicMock()])
+
+    async def type_three() -> None:
+        await asyncio.gather(*(ComparePage._look(page) for _ in range(3)))
+
+    with ThreadPoolExecutor(1) as threads:  # Playwright's own loop may be running in this one
+        threads.submit(asyncio.run, type_three()).result()
+    assert looks == [3]
+
+
+def test_a_sampler_that_cannot_draw_is_told(app: App, open_page: Callable[..., Any]) -> None:
+    page = open_page(app, "/compare?prompt=cat&sampler=Flow+Euler")
+    page.get_by_text("The sampler Flow Euler cannot draw with this model; DPM++ 2M Karras takes").wait_for()
+    page = open_page(app, "/compare?prompt=cat&sampler=Euler+SGM+Uniform")
+    assert page.get_by_label("Sampler", exact=True).input_value() == "Euler SGM Uniform"
 
 
 def test_networks_of_the_prompt_are_varied_as_they_stand(

@@ -4,6 +4,7 @@ import asyncio
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -275,7 +276,8 @@ def test_a_slow_look_is_not_shown_after_a_later_one() -> None:
         ends.set()
         await first
 
-    asyncio.run(search())
+    with ThreadPoolExecutor(1) as threads:  # Playwright's own loop may be running in this one
+        threads.submit(asyncio.run, search()).result()
     assert shown == [2]
 
 

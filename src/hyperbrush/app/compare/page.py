@@ -119,6 +119,7 @@ class AxisField:
         return field
 
 
+REST = 0.3  # seconds that the form stands still before it is looked at
 NUMBERS = ("steps", "guidance_scale", "seed")
 MORE = ("width", "height", "clip_skip")
 
@@ -181,13 +182,17 @@ class ComparePage:
             for text in (self.prompt, self.negative):
                 text.props("outlined autogrow spellcheck=false").on_value_change(self._look)
             self.axes = [AxisField(t, letter, networks, self.own, self._look) for letter in "XYZ"]
-            samplers, sampler = fitting_samplers(self.own), said.get("sampler")
+            sampler = said.get("sampler")
+            samplers = fitting_samplers(self.own, also=sampler)
             self.sampler = ui.select(
                 samplers,
                 value=sampler if sampler in samplers else usual_sampler(self.own.prediction),
                 label=t("compare.sampler"),
                 on_change=self._look,
             ).props("outlined dense options-dense")
+            if sampler and sampler != self.sampler.value:
+                told = t("create.other_sampler", was=sampler, now=self.sampler.value)
+                ui.label(told).classes("warn small").props("role=status")
             self.numbers: dict[str, ui.number] = {}
             with ui.element("div").classes("axis-numbers"):
                 for name in NUMBERS:
@@ -252,6 +257,9 @@ class ComparePage:
             return
         if not any(axis.written() for axis in self.axes):
             self.told.set_text(t("compare.needs_axis"))
+            return
+        await asyncio.sleep(REST)  # typing is looked at once it rests
+        if number != self._number:
             return
         has_tried = self._has_tried()  # before the look: what it measured is seen then
         try:

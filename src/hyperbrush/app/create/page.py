@@ -121,9 +121,7 @@ class _Create:
         if used.error:
             self.refuse(used.error)
         if used.values:
-            sampler = self.form.fields["sampler"].value
-            notes = [self.t("create.other_sampler", was=used.values.get("sampler"), now=sampler)]
-            self._tell_used(used.notes + notes * (used.values.get("sampler", sampler) != sampler))
+            self._tell_used(used.values, used.notes)
         if name or asked.get("prompt") or asked.get("picture"):
             ui.navigate.history.replace("/")  # or a reload would do it again
             self._remember()
@@ -191,11 +189,13 @@ class _Create:
         """Settings that create.js had read out of a picture."""
         if isinstance(said, dict) and isinstance(said.get("settings"), dict):
             self.form.fill(EMPTY | said["settings"])
-            self._tell_used(said.get("notes", []))
+            self._tell_used(said["settings"], said.get("notes", []))
 
-    def _tell_used(self, notes: list[Any]) -> None:
+    def _tell_used(self, settings: Mapping[str, Any], notes: list[Any]) -> None:
         ui.notify(self.t("create.settings_read"), type="positive")
-        for note in notes:
+        now = self.form.fields["sampler"].value
+        was = settings.get("sampler", now)
+        for note in [*notes, *[self.t("create.other_sampler", was=was, now=now)] * (was != now)]:
             ui.notify(self.t.said(note), multi_line=True, timeout=10_000, close_button="✕")
 
     def refuse(self, why: str) -> None:
