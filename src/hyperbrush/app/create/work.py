@@ -72,7 +72,8 @@ class Progress:
     def tell(self, step: int = 0, steps: int = 0, drawing: int = 0, *, now: bool = True) -> None:
         """Say how far it is; drawing: pictures at this step."""
         count, done = self.request.count, self.next
-        share = (done - self._already + drawing * step / max(steps, 1)) / max(count - self._already, 1)
+        here = done + drawing * step / max(steps, 1)
+        share = (here - self._already) / max(count - self._already, 1)
         if self._begun is None:
             self._begun, self._share = time.monotonic(), share  # the first step also warms up
         gone = share - self._share
@@ -85,6 +86,7 @@ class Progress:
             done=done,
             count=count,
             left=left,
+            share=here / count,
             preview=self._number,
             seed=self.seed,
             subseed=self.subseed,
