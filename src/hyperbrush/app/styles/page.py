@@ -51,8 +51,10 @@ class StylesPage:
     ) -> None:
         self.site, self.t, self.memory = site, t, memory
         self.known = base_models.known_words(site.workspace)
-        goes_on = job is None or job.id == memory.job  # where this browser left it
-        said = sound(StyleRequest, memory.form) if goes_on else dict(job.arguments)
+        if job is None or job.id == memory.job:  # it goes on where this browser left it
+            said = sound(StyleRequest, memory.form)
+        else:
+            said = dict(job.arguments)
         captions = list(said.get("captions", []))
         self.pictures: dict[str, str] = {  # caption by the upload's id
             str(image): str(captions[i]) if i < len(captions) else ""
