@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from hyperbrush import trash as trash_module
 from hyperbrush.errors import NotThere
+from hyperbrush.files import read_json
 from hyperbrush.trash import Trash
 
 
@@ -32,6 +34,19 @@ def test_each_kind_lies_apart(trash: Trash, tmp_path: Path) -> None:
         trash.restore(item, {item.files[0]: tmp_path / kind / "a"})
         assert (tmp_path / kind / "a").read_text() == kind
         assert trash.items(kind) == []
+
+
+def test_one_thing_is_found_without_reading_the_others(
+    trash: Trash, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = [trash.put("run", name, [written(tmp_path / name)]) for name in "abc"]
+    read: list[Path] = []
+    monkeypatch.setattr(trash_module, "read_json", lambda path: [read.append(path), read_json(path)][1])
+    assert trash.get("run", items[1].id) == items[1]
+    assert read == [items[1].folder / "about.json"]
+    for outside in ("..", f"../runs/{items[0].id}", ""):
+        with pytest.raises(NotThere):
+            trash.get("run", outside)
 
 
 def test_a_folder_is_one_thing(trash: Trash, tmp_path: Path) -> None:

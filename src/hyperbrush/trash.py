@@ -72,9 +72,9 @@ class Trash:
         Raises:
             NotThere: nothing has.
         """
-        for found in self.items(kind):
-            if found.id == item:
-                return found
+        places = [path for path in _inside(self.folder / _FOLDERS[kind]) if path.name == item]
+        if found := next(map(_read, places), None):
+            return found
         raise NotThere(f"there is no {kind} {item!r:.100} in the bin")
 
     def put(self, kind: Kind, name: str, files: Iterable[Path], *, place: str = "") -> TrashItem:

@@ -1,16 +1,23 @@
 """Compare: grids asked for, drawn, looked at, taken along."""
 
+import asyncio
 import io
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from PIL import Image
 from running import App, until
 
-from hyperbrush.app.compare.page import outlook
+from hyperbrush.app.compare import service as comparing
+from hyperbrush.app.compare.page import ComparePage, outlook
 from hyperbrush.app.messages import Messages
+from hyperbrush.app.requests import CompareRequest, sound
+from hyperbrush.errors import UserError
+from hyperbrush.files import read_json
 
 API = "/api/v1"
 SMALL = {"prompt": "cat face", "steps": 1, "seed": 3}
@@ -58,6 +65,38 @@ def test_the_page_draws_a_grid_that_stays(app: App, network: str, open_page: Cal
     with Image.open(download.value.path()) as grid:
         assert "X Type: Hypernetwork" in grid.info["parameters"]
         assert "Y Values" in grid.info["parameters"]
+
+
+def test_a_double_click_draws_one_grid(app: App, open_page: Callable[..., Any]) -> None:
+    before = {job["id"] for job in app.call(f"{API}/jobs") if job["kind"] == "compare"}
+    page = open_page(app, "/compare?prompt=twice&steps=1&axes=seed%3D1-2")
+    page.get_by_role("button", name="Draw the grid").dblclick()
+    page.get_by_text("2 pictures in").wait_for(timeout=90_000)
+    now = {job["id"] for job in app.call(f"{API}/jobs") if job["kind"] == "compare"}
+    assert len(now - before) == 1
+    page.get_by_role("button", name="Draw the grid").press("Enter")
+    until(lambda: len({job["id"] for job in app.call(f"{API}/jobs") if job["kind"] == "compare"} - now) == 1)
+
+
+def test_the_form_survives_a_reload_and_another_language(app: App, open_page: Callable[..., Any]) -> None:
+    page = open_page(app, "/compare?prompt=cat&steps=2&axes=seed%3D1-2")
+    page.get_by_label("Values of X").fill("5-6")
+    page.get_by_label("Prompt", exact=True).fill("red apple")
+    forms = app.root / ".hyperbrush/compare-forms"
+    until(lambda: any("red apple" in file.read_text() for file in forms.iterdir()))
+    page.get_by_label("Language").click()
+    page.get_by_role("option", name="한국어").click()
+    page.get_by_role("heading", level=1, name="비교").wait_for()
+    assert page.get_by_label(Messages("ko")("compare.prompt"), exact=True).input_value() == "red apple"
+    [form] = [said for file in forms.iterdir() if (said := read_json(file)["form"])["prompt"] == "red apple"]
+    assert (form["axes"], form["steps"]) == (["seed=5-6"], 2)
+    other = open_page(app, "/compare")  # another browser has a form of its own
+    assert other.get_by_label("Prompt", exact=True).input_value() == ""
+
+
+def test_a_form_that_makes_no_sense_opens_as_a_new_one() -> None:
+    said = {"prompt": 7, "steps": "many", "seed": "3", "axes": 1, "sampler": "Euler a", "colour": "red"}
+    assert sound(CompareRequest, said, prompt="x", axes=["x"]) == {"seed": 3, "sampler": "Euler a"}
 
 
 def test_a_grid_is_looked_at_large_by_keyboard(app: App, open_page: Callable[..., Any]) -> None:
@@ -167,6 +206,31 @@ def test_the_page_says_what_is_wrong_while_it_is_written(app: App, open_page: Ca
     page.get_by_text("2 pictures in").wait_for(timeout=90_000)
     assert page.locator("b", has_text="cat").count() == 0
     until(lambda: page.evaluate("document.documentElement.scrollWidth") <= 390)
+
+
+def test_typing_is_looked_at_once_it_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+
+    def estimate(*_: Any) -> None:
+        looks.append(page._number)
+        raise UserError("enough")
+
+    monkeypatch.setattr(comparing, "estimate", estimate)
+    page = MagicMock(_number=0, axes=[MagicMock()])
+
+    async def type_three() -> None:
+        await asyncio.gather(*(ComparePage._look(page) for _ in range(3)))
+
+    with ThreadPoolExecutor(1) as threads:  # Playwright's own loop may be running in this one
+        threads.submit(asyncio.run, type_three()).result()
+    assert looks == [3]
+
+
+def test_a_sampler_that_cannot_draw_is_told(app: App, open_page: Callable[..., Any]) -> None:
+    page = open_page(app, "/compare?prompt=cat&sampler=Flow+Euler")
+    page.get_by_text("The sampler Flow Euler cannot draw with this model; DPM++ 2M Karras takes").wait_for()
+    page = open_page(app, "/compare?prompt=cat&sampler=Euler+SGM+Uniform")
+    assert page.get_by_label("Sampler", exact=True).input_value() == "Euler SGM Uniform"
 
 
 def test_networks_of_the_prompt_are_varied_as_they_stand(

@@ -17,6 +17,7 @@ import hyperbrush as hb
 from hyperbrush.app.create.page_networks import added, changed, written
 from hyperbrush.app.create.service import compare_address
 from hyperbrush.files import read_json, write_json
+from hyperbrush.generation.picture_files import save_picture
 from hyperbrush.hypernetworks.library.notes import Notes, write_notes
 
 API = "/api/v1"
@@ -255,6 +256,22 @@ def test_a_picture_dropped_anywhere_is_read(
         f"{API}/jobs/{drawn['id']}/pictures/0",
     )
     until(lambda: prompt(page).input_value() == "cat face")
+
+
+def test_a_dropped_pictures_sampler_that_cannot_draw_is_told(
+    app: Any, open_page: Callable[..., Any], tmp_path: Path
+) -> None:
+    page = open_page(app)
+    for sampler in ("Euler SGM Uniform", "Flow Euler"):
+        file = save_picture(
+            Image.new("RGB", (64, 64)),
+            tmp_path / "a.png",
+            f"a {sampler} cat\nSteps: 2, Sampler: {sampler}, Seed: 1",
+        )
+        page.locator("[data-use=settings] input").set_input_files(file)
+        until(lambda wanted=f"a {sampler} cat": prompt(page).input_value() == wanted)
+    page.get_by_text("The sampler Flow Euler cannot draw with this model; Euler SGM Uniform takes").wait_for()
+    assert page.get_by_label("Sampler", exact=True).input_value() == "Euler SGM Uniform"
 
 
 def test_a_mask_painted_on_the_page(app: Any, open_page: Callable[..., Any], drawn: dict[str, Any]) -> None:

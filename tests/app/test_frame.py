@@ -4,10 +4,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from hyperbrush.app.messages import Messages
 from hyperbrush.app.ui import frame
 
 PLACES = [address for _, address, _ in frame.PLACES]
@@ -65,6 +67,21 @@ def test_the_server_starts_without_torch(tmp_path: Path) -> None:
         f"make_app(Site(Workspace({str(tmp_path)!r})), Access()); print('torch' in sys.modules)"
     )
     assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "False"
+
+
+def test_what_is_wrong_within_a_field_is_shown_at_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frame, "page_messages", lambda: Messages("en"))
+    fields = {"training.prompts": SimpleNamespace(error=None), "name": SimpleNamespace(error="before")}
+    wrong = [
+        "training.prompts.2: must not be empty",
+        "training.steps: is missing",
+        "no model in a.b: fetch it",
+    ]
+    assert frame.mark(fields, wrong) == wrong[1:]
+    assert {name: field.error for name, field in fields.items()} == {
+        "training.prompts": "must not be empty",
+        "name": None,
+    }
 
 
 def test_many_pages_look_less_often_and_together() -> None:

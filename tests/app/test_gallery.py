@@ -1,20 +1,30 @@
 """The gallery without a browser: what its index knows, what is starred, deleted, restored, used and compared."""
 
+import asyncio
 import os
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from hyperbrush.app.create.work import keep
 from hyperbrush.app.gallery import index as gallery_index
 from hyperbrush.app.gallery import service as gallery
 from hyperbrush.app.gallery.index import Query
+from hyperbrush.app.gallery.page import GalleryPage
+from hyperbrush.app.jobs.context import JobContext
+from hyperbrush.app.jobs.worker import Worker
 from hyperbrush.app.site import Site
 from hyperbrush.app.workspace import Workspace
 from hyperbrush.errors import NotThere, UserError
 from hyperbrush.files import write_json
+from hyperbrush.generation import Picture
+from hyperbrush.generation.infotext import Infotext
 from hyperbrush.generation.picture_files import save_picture
 
 CAT = "a Cat, blue\nNegative prompt: dog\nSteps: 2, Sampler: Euler a, CFG scale: 4, Seed: {seed}, Size: 64x64, Version: hyperbrush"
@@ -234,12 +244,53 @@ def test_nothing_is_restored_outside(site: Site) -> None:
         gallery.restore(site, item.id)
 
 
-def test_all_or_none_are_deleted(site: Site) -> None:
-    path = picture(site, "1.png")
+def test_what_is_gone_already_keeps_no_other_from_being_deleted(site: Site) -> None:
+    gone, path = picture(site, "1.png", age=10), picture(site, "2.png", age=20)
     site.gallery.refresh()
-    with pytest.raises(NotThere):
-        gallery.delete(site, [only(site).id, "nothing"])
-    assert path.exists()
+    chosen = [one.id for one in site.gallery.find(Query())[1]]
+    gone.unlink()
+    assert [item.name for item in gallery.delete(site, chosen)] == ["2.png"]
+    assert not path.exists()
+    assert listed(site) == []
+
+
+def test_a_slow_look_is_not_shown_after_a_later_one() -> None:
+    """As a search for a letter that ends after that for the word."""
+    ends = threading.Event()
+
+    def read(_: Any) -> tuple[int, list[Any]]:
+        first = page.view is slow
+        if first:
+            ends.wait(10)
+        return (26 if first else 2), []
+
+    shown: list[int] = []
+    slow, quick = SimpleNamespace(read=read), SimpleNamespace(read=read)
+    page: Any = SimpleNamespace(site=None, view=slow, _reads=0, _arrange=lambda count, _: shown.append(count))
+
+    async def search() -> None:
+        first = asyncio.create_task(GalleryPage._read(page))
+        await asyncio.sleep(0.05)
+        page.view = quick
+        await GalleryPage._read(page)
+        ends.set()
+        await first
+
+    with ThreadPoolExecutor(1) as threads:  # Playwright's own loop may be running in this one
+        threads.submit(asyncio.run, search()).result()
+    assert shown == [2]
+
+
+def test_a_deleted_pictures_number_is_not_given_again(site: Site) -> None:
+    worker = Worker(site.workspace, "cpu")
+    context = JobContext(site.jobs, site.submit("draw", {"prompt": "cat"}).id, worker)
+    drawn = Picture(Image.new("RGB", (32, 32), "teal"), Infotext(prompt="cat", seed=7))
+    files = [keep(context, drawn)["file"]]
+    site.gallery.refresh()
+    [item] = gallery.delete(site, [only(site).id])
+    files.append(keep(context, drawn)["file"])
+    assert [Path(file).name for file in files] == ["00000-7.png", "00001-7.png"]
+    assert gallery.restore(site, item.id).place == files[0], "its own place is free still"
 
 
 def test_its_settings_are_for_the_form(site: Site) -> None:

@@ -159,6 +159,25 @@ def test_delete_and_undo(app: App, open_page: Open) -> None:
     until(files[0].exists)
 
 
+def test_the_bin_is_emptied_after_a_question(own_app: Callable[..., App], open_page: Open) -> None:
+    app = own_app()
+    give(app, "rubbish")
+    page = open_gallery(app, open_page, "rubbish")
+    for one in app.call("/api/v1/gallery?words=rubbish")["pictures"][:2]:
+        app.call(f"/api/v1/gallery/{one['id']}", method="DELETE")
+    page.get_by_text("Bin (2)").click()
+    page.get_by_role("button", name="Empty the bin").click()
+    page.get_by_role("dialog").get_by_role("button", name="Close").click()
+    page.get_by_role("dialog").wait_for(state="detached")
+    assert len(app.call("/api/v1/bin/drawings")) == 2
+    page.get_by_role("button", name="Empty the bin").click()
+    page.get_by_role("dialog").get_by_text("Remove all 2 things").wait_for()
+    page.get_by_role("dialog").get_by_role("button", name="Empty the bin").click()
+    page.get_by_text("Bin (").wait_for(state="hidden")
+    assert app.call("/api/v1/bin/drawings") == []
+    assert tile(page, "rubbish cat 2").count() == 1
+
+
 @pytest.mark.main
 def test_its_settings_go_into_the_form(app: App, open_page: Open) -> None:
     give(app, "reuse")

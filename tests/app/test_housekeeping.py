@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ from hyperbrush.app.jobs.jobs import Jobs
 from hyperbrush.app.jobs.kinds import KINDS
 from hyperbrush.app.jobs.worker import MOST_ATTEMPTS, JobContext, Worker
 from hyperbrush.app.runs import control as run_control
-from hyperbrush.app.runs.run import LOOKED_AT, QUIET, holds
+from hyperbrush.app.runs.page import version
+from hyperbrush.app.runs.run import LOOKED_AT, QUIET, Run, holds
 from hyperbrush.app.runs.view import kept_view, view_of
 from hyperbrush.app.security import Access, Guard
 from hyperbrush.app.server import make_app
@@ -276,6 +278,45 @@ def test_a_worker_that_ended_by_itself_is_news_and_no_death(
         site._keep_workers()
     assert site.version("workers") == seen + 1
     assert (site.keeper.crashes, begun) == ([], [])
+
+
+# -- runs as they are listed -----------------------------------------------------------------------------------------
+
+
+def test_open_runs_stay_in_their_places_and_ended_ones_come_newest_first(site: Site) -> None:
+    for age, name in enumerate(("b", "a", "old", "new")):
+        folder = site.workspace.folder("runs") / name
+        folder.mkdir()
+        (folder / "config.yaml").write_text(f"name: {name}")
+        os.utime(folder / "config.yaml", (LONG_AGO + age,) * 2)
+    for name in ("a", "b"):
+        site.submit("train", {"run": name})
+    assert [run.name for run in site.runs.all()] == ["a", "b", "new", "old"]
+    write_json(site.workspace.folder("runs") / "b" / "live.json", {"step": 3})
+    assert [run.name for run in site.runs.all()] == ["a", "b", "new", "old"]
+
+
+def test_a_run_of_a_name_that_another_had_shows_none_of_its_pictures() -> None:
+    first, second = (Run("ink", "hypernetwork", "running", {}, {"step": 3}, job=job) for job in "ab")
+    assert version(first) != version(second)
+    assert version(first) == version(replace(first, live={"step": 9})), "not a picture anew at each step"
+    assert version(first) != version(replace(first, state="done"))
+
+
+def test_a_large_library_is_seldom_walked_through(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    walks: list[float] = []
+
+    def slow(_: Path) -> tuple[str, ...]:
+        walks.append(time.monotonic())
+        time.sleep(0.02)
+        return (str(len(walks)),)
+
+    monkeypatch.setattr(site_module, "_tree", slow)
+    assert "networks" in site._look()
+    assert "networks" not in site._look()
+    assert len(walks) == 1
+    until(lambda: "networks" in site._look())
+    assert walks[1] - walks[0] >= 0.02 / site_module.WALKING
 
 
 # -- what is kept in memory ------------------------------------------------------------------------------------------

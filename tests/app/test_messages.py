@@ -12,6 +12,7 @@ import pytest
 
 import hyperbrush.app
 import hyperbrush.training.loop
+from hyperbrush.app.gallery.page_box import FACTS
 from hyperbrush.app.messages import FOLDER, NAMES, Messages, catalogue, chosen_language
 from hyperbrush.app.runs.report_page import in_language
 from hyperbrush.app.ui.frame import PLACES
@@ -53,6 +54,10 @@ def test_what_the_pages_say_exists() -> None:
             if not (any(name.startswith(key) for name in known) if begins else key in known):
                 missing.append(f"{path.name}: {key}")
     assert not missing
+
+
+def test_facts_of_pictures_are_called_as_the_form_calls_them() -> None:
+    assert {name: catalogue("en")[key] for name, key in FACTS.items()} == {name: name for name in FACTS}
 
 
 def test_what_is_named_elsewhere_is_said() -> None:

@@ -163,6 +163,20 @@ def test_settings_are_saved_together_and_stay(
     page.get_by_text("Saved.").wait_for()
 
 
+def test_what_another_page_saved_meanwhile_stays(
+    own_app: Callable[..., App], open_page: Callable[..., Any]
+) -> None:
+    app = own_app()
+    page = open_page(app, "/settings")
+    app.call(f"{API}/preferences", {"runs": "trained"}, "PATCH")
+    page.get_by_label("Drawn pictures").fill("drawn/by me")
+    page.get_by_role("button", name="Save").click()
+    page.get_by_text("Saved.").wait_for()
+    said = app.call(f"{API}/preferences")
+    assert (said["runs"], said["outputs"]) == ("trained", "drawn/by me")
+    assert page.get_by_label("Trainings").input_value() == "trained"
+
+
 def test_bad_settings_are_refused_and_nothing_changes(app: App, open_page: Callable[..., Any]) -> None:
     (app.root / "a file").write_text("")
     before = app.call(f"{API}/preferences")

@@ -17,6 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
+from hyperbrush.app.requests import ExportRequest, checked
+from hyperbrush.errors import UserError
 from hyperbrush.hypernetworks import AttentionHypernetwork, load
 
 REFERENCE = Path(__file__).parents[1] / "hypernetworks" / "reference"
@@ -315,10 +317,23 @@ def test_an_export_that_cannot_be_says_why(app: Any, folder: Path) -> None:
     assert app.call("/api/v1/hypernetworks/foreign/export", {"to": "onnx"})["status"] == 422
 
 
+@pytest.mark.parametrize("rank", ["many", "0", 0, 5000, 1.5])
+def test_a_rank_that_cannot_be_is_told_once(rank: Any) -> None:
+    with pytest.raises(
+        UserError, match=r"^rank: expected a whole number from 1 to 4096, or full \(got [^;]+$"
+    ):
+        checked(ExportRequest, {"to": "lora-kohya", "rank": rank})
+    assert [checked(ExportRequest, {"to": "webui", "rank": fits}).rank for fits in (8, "full", None)] == [
+        8,
+        "full",
+        None,
+    ]
+
+
 def test_a_listing_walks_the_folder_once_and_sees_every_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hyperbrush.app.networks.service import cards
+    from hyperbrush.app.networks.service import cards, preview
     from hyperbrush.app.workspace import Workspace
     from hyperbrush.hypernetworks import AttentionHypernetwork
 
@@ -340,6 +355,37 @@ def test_a_listing_walks_the_folder_once_and_sees_every_change(
     assert found["n3"].entry.notes.description == "of ink"
     assert found["n4"].preview
     assert not found["n3"].preview
+    walks.clear()
+    assert preview(workspace, found["n4"].id) == folder / "n4.png"
+    assert walks == [], "a page asks for every card's"
+    assert preview(workspace, "n4") == folder / "n4.png"
+    (folder / "n4.png").unlink()
+    with pytest.raises(UserError, match="has no preview"):
+        preview(workspace, found["n4"].id)
+
+
+def test_loras_are_listed_in_one_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hyperbrush.app.networks.loras import listed
+    from hyperbrush.app.workspace import Workspace
+
+    workspace = Workspace(tmp_path)
+    assert listed(workspace) == []
+    folder = workspace.loras.folder
+    folder.mkdir()
+    for number in range(12):
+        (folder / f"n{number}.safetensors").write_bytes(b"weights")
+    (folder / "n3.txt").write_text("of ink")
+    (folder / "n3.json").write_text("{broken")
+    (folder / "n4.png").write_bytes(b"a picture")
+    (folder / "of another kind.pt").write_bytes(b"weights")
+    walks: list[object] = []
+    walk = os.walk
+    monkeypatch.setattr(os, "walk", lambda *given, **how: [walks.append(given), walk(*given, **how)][1])
+    found = {one.name: one for one in listed(workspace)}
+    assert len(found) == 12
+    assert len(walks) == 1
+    assert found["n3"].notes.description == "of ink"
+    assert found["n4"].preview == folder / "n4.png"
 
 
 def test_what_fits_the_model_is_told_once_files_were_read(tmp_path: Path) -> None:
@@ -365,7 +411,12 @@ def test_what_fits_the_model_is_told_once_files_were_read(tmp_path: Path) -> Non
         os.utime(file, old)
     assert {one["name"] for one in known(site)} == {"own", "other", "broken"}, "nothing was read yet"
     assert {c.entry.name: c.fits for c in cards(workspace)} == {"own": True, "other": False, "broken": None}
-    assert {one["name"] for one in known(site)} == {"own", "broken"}
+    assert [one["name"] for one in known(site)] == ["own"]
+    (folder / "broken.safetensors").unlink()
+    network(folder / "broken.safetensors", widths=(widths[0], 999))
+    network(folder / "a new one.safetensors", widths=(widths[0], 999))
+    names = [one["name"] for one in known(site)]
+    assert names == ["own", "a new one", "broken"], "another file may be sound; what was read comes first"
 
 
 def test_a_pack_is_imported_listed_drawn_with_and_kept_whole(app: Any, folder: Path, tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ from hyperbrush.app.jobs.worker import Worker
 from hyperbrush.app.model.service import far_size
 from hyperbrush.app.model.work import opened
 from hyperbrush.app.requests import DrawRequest
+from hyperbrush.app.site import Site
 from hyperbrush.app.workspace import Workspace
+from hyperbrush.assets import model_folder
 from hyperbrush.errors import UserError
 from hyperbrush.stopping import stoppable
 
@@ -107,6 +109,19 @@ def test_a_model_that_is_opened_again_leaves_what_was_drawn(
     assert then.jobs.get(job).progress == {**drawn, "stage": "opening", "model": "emoji"}
     progress = Progress(context, DrawRequest(prompt="cat"))
     assert (progress.seed, progress.subseed, progress.next) == (7, 8, 2)
+
+
+def test_a_drawing_waits_for_the_model_that_was_preferred_when_it_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Site(Workspace(tmp_path))
+    job = site.submit("draw", {"prompt": "cat"}).id
+    site.workspace.prefer(model="owner/another")
+    monkeypatch.setattr(hyperbrush.generation, "open_model", lambda where, **_: where)
+    context = JobContext(site.jobs, job, Worker(site.workspace, "cpu"))
+    assert opened(context) == str(model_folder("emoji"))
+    later = JobContext(site.jobs, site.submit("draw", {"prompt": "cat"}).id, context.worker)
+    assert opened(later) == "owner/another"
 
 
 class _Worker:

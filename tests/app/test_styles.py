@@ -117,6 +117,18 @@ def test_pictures_become_a_style_that_is_kept(
     assert page.locator("main b").count() == 0
 
 
+def test_the_form_survives_a_reload(app: App, generator: str, open_page: Callable[..., Any]) -> None:
+    page = open_page(app, "/styles?example=1")
+    page.get_by_label("What picture 1 shows").fill("a jug of ink")
+    page.get_by_label("Or describe the style").fill("black lines")
+    forms = app.root / ".hyperbrush/style-forms"
+    until(lambda: any("black lines" in (said := f.read_text()) and "a jug" in said for f in forms.iterdir()))
+    page.goto(app.url + "/styles")
+    assert page.get_by_label("Or describe the style").input_value() == "black lines"
+    assert page.get_by_label("What picture 1 shows").input_value() == "a jug of ink"
+    assert page.locator(".style-picture").count() == 3
+
+
 def test_strength_changes_the_styled_side_alone(app: App, generator: str) -> None:
     job = generate(app, text="flat ink")
     weak = generate(app, text="flat ink", adapter=job, strength=0)
@@ -197,8 +209,13 @@ def test_what_cannot_be_tuned_or_kept_is_refused(app: App, generator: str) -> No
     assert answer["status"] == 400
     assert "made from words" in answer["detail"]
     assert not (app.root / "datasets/styles-words").exists()
-    for name in ("../out", "a/b", ".hidden", "", "a:b", "<b>"):
-        assert app.call(f"{API}/styles/{words}/keep", {"name": name})["status"] == 422
+    for name in ("../out", "a/b", "", "a:b", "<b>"):
+        answer = app.call(f"{API}/styles/{words}/keep", {"name": name})
+        assert answer["status"] == 422
+        assert "must" in answer["detail"], "in words, not as a pattern"
+    answer = app.call(f"{API}/styles/{words}/keep", {"name": ".hidden"})
+    assert answer["status"] == 400
+    assert "no dot at the ends" in answer["detail"]
     assert app.call(f"{API}/styles/nowhere/keep", {"name": "x"})["status"] == 404
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from running import until
 
 import hyperbrush as hb
+from hyperbrush.app.create.wildcards import filled
 from hyperbrush.app.webui import requests as webui_requests
 from hyperbrush.generation import generate
 
@@ -38,6 +39,17 @@ def test_txt2img_gives_the_picture_of_the_library(app: Any) -> None:
     info = json.loads(answer["info"])
     assert info["all_seeds"] == [5]
     assert info["infotexts"][0].startswith("cat face")
+    assert (info["subseed"], info["sd_model_name"]) == (-1, "emoji")
+    assert f"Model hash: {info['sd_model_hash']}," in info["infotexts"][0]
+
+
+def test_each_picture_tells_the_prompt_it_was_drawn_with(app: Any) -> None:
+    (app.root / "wildcards").mkdir(exist_ok=True)
+    (app.root / "wildcards/webuicolour.txt").write_text("red\ngreen\nblue\n")
+    asked = {"prompt": "__webuicolour__ heart", "seed": 5, "steps": 1, "n_iter": 3}
+    info = json.loads(app.call("/sdapi/v1/txt2img", asked)["info"])
+    folder = app.root / "wildcards"
+    assert info["all_prompts"] == [filled(asked["prompt"], folder, seed) for seed in (5, 6, 7)]
 
 
 def test_variations_and_the_second_pass_as_in_the_library(app: Any) -> None:
@@ -406,7 +418,9 @@ def test_lists(app: Any) -> None:
     assert app.call("/sdapi/v1/options")["sd_model_checkpoint"] == emoji["title"]
     found = app.call("/sdapi/v1/extra-networks?page=hypernetwork&name=webui-net")
     assert [one["prompt"] for one in found] == ["<hypernet:webui-net:1>"]
-    for empty in ("upscalers", "face-restorers", "prompt-styles", "loras"):
+    assert [one["name"] for one in app.call("/sdapi/v1/upscalers")] == ["Lanczos"]
+    assert {"name": "Latent (nearest)"} in app.call("/sdapi/v1/latent-upscale-modes")
+    for empty in ("face-restorers", "prompt-styles", "loras"):
         assert app.call(f"/sdapi/v1/{empty}") == []
     assert app.call("/sdapi/v1/scripts") == {"txt2img": [], "img2img": []}
     assert app.call("/sdapi/v1/refresh-checkpoints", {}) is None
@@ -471,7 +485,7 @@ def test_interrupt_and_skip(app: Any) -> None:
 def test_progress_is_told(app: Any) -> None:
     assert app.call("/sdapi/v1/progress")["progress"] == 0
     seen = []
-    asked = {"prompt": "cat face", "seed": 5, "steps": 40}
+    asked = {"prompt": "cat face", "seed": 5, "steps": 15, "batch_size": 8, "n_iter": 2}
     drawing = threading.Thread(target=lambda: app.call("/sdapi/v1/txt2img", asked))
     drawing.start()
     while drawing.is_alive():
@@ -480,3 +494,7 @@ def test_progress_is_told(app: Any) -> None:
     assert middle
     assert any(s["current_image"] for s in middle)
     assert all(s["eta_relative"] > 0 for s in middle)
+    shares = [s["progress"] for s in seen if s["state"]["job"] == middle[0]["state"]["job"]]
+    assert sorted(shares) == shares, "of all pictures, not of those at hand"
+    assert {s["state"]["job_no"] for s in middle} == {0, 8}
+    assert middle[0]["state"]["job_count"] == 16

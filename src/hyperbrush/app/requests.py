@@ -1,9 +1,11 @@
 """What may be asked of the app, as pages, API and worker all read it."""
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError
 
 from hyperbrush.errors import UserError
 from hyperbrush.generation.settings import MAX_PADDING, Settings
@@ -12,6 +14,7 @@ from hyperbrush.setting_errors import wrong_settings
 Text = Field(max_length=20_000)
 MOST_SEED = 2**53 - 1  # whole numbers of JSON and browsers are exact to there
 STRONGEST = 100.0  # what any page, field or request takes as a strength or a weight, either way
+MOST_RANK = 4096
 Strength = Annotated[FiniteFloat, Field(ge=-STRONGEST, le=STRONGEST)]
 SKIP = "skip.json"  # in a drawing's folder: somebody asks to leave out the pictures at hand
 
@@ -148,6 +151,15 @@ def checked(model: type[BaseModel], values: Any) -> Any:
         raise UserError("; ".join(wrong_settings(model, error))) from error
 
 
+def sound(model: type[Request], values: Mapping[str, Any], **needed: Any) -> dict[str, Any]:
+    """Those values that make sense by themselves; needed: in the place of what a request cannot do without."""
+    found = {}
+    for name in values.keys() & model.model_fields:
+        with suppress(ValidationError):
+            found[name] = getattr(model.model_validate({**needed, name: values[name]}), name)
+    return found
+
+
 Target = Literal["webui", "safetensors", "comfyui", "lora-diffusers", "lora-peft", "lora-kohya"]
 Name = Field(min_length=1, max_length=200)
 
@@ -203,6 +215,13 @@ class MergeRequest(Request):
     name: str = Field("merged", min_length=1, max_length=200)
 
 
+def _rank(value: Any) -> Any:
+    """One error, where a union would tell of each of its types."""
+    if value is None or value == "full" or (isinstance(value, int) and 1 <= value <= MOST_RANK):
+        return value
+    raise ValueError(f"expected a whole number from 1 to {MOST_RANK}, or full")
+
+
 class ExportRequest(Request):
     """A file for another program, a LoRA for the preferred model; see `hyperbrush.hypernetworks.convert.convert`."""
 
@@ -212,7 +231,7 @@ class ExportRequest(Request):
     )
     legacy_zip: bool = Field(False, description="webui: the form that old pickle checks accept")
     strength: Strength = Field(1.0, description="LoRA: folded into it")
-    rank: Annotated[int, Field(ge=1, le=4096)] | Literal["full"] | None = Field(
+    rank: Annotated[int | Literal["full"] | None, BeforeValidator(_rank)] = Field(
         None, description="LoRA; 16 if left out"
     )
     bias: bool | None = Field(None, description="LoRA: carry the values' offset")

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 ACCELERATORS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")  # NVIDIA, WSL, ROCm
 LOOK = 0.15  # seconds between two looks at the folders
+WALKING = 0.05  # share of the time at most, that walks through the hypernetworks take
 TIDY = 6 * 3600.0  # seconds between two looks for what is too old
 
 
@@ -48,6 +49,7 @@ class Site:
         self._best: str | None = None
         self._signed: str | None = None  # the device that server.json names
         self._tidied = -TIDY
+        self._walk_from = 0.0  # when the hypernetworks are walked through again
 
     @property
     def device(self) -> str:
@@ -60,12 +62,12 @@ class Site:
         return self._best
 
     def submit(self, kind: str, arguments: dict[str, Any]) -> Job:
-        """Put a job into the queue of the preferred device.
+        """Put a job into the queue of the preferred device, with the model that is preferred now.
 
         Raises:
             UserError: it cannot be written.
         """
-        job = self.jobs.submit(kind, arguments, device=self.device)
+        job = self.jobs.submit(kind, arguments, device=self.device, model=self.workspace.preferences.model)
         self.news("jobs")
         return job
 
@@ -205,7 +207,9 @@ class Site:
             )
             look(f"run:{name}", lambda folder=folder, files=files: (*_stamps(folder, files), holds(folder)))  # type: ignore[misc]
         look("runs", lambda: _stamps(self.workspace.folder("runs"), (".",)))  # one was removed
-        look("networks", lambda: _tree(self.workspace.folder("hypernetworks")))
+        if (begun := time.monotonic()) >= self._walk_from:
+            look("networks", lambda: _tree(self.workspace.folder("hypernetworks")))
+            self._walk_from = begun + (time.monotonic() - begun) / WALKING
         outputs, today = self.workspace.folder("outputs"), time.strftime("%Y-%m-%d")
         look("outputs", lambda: _stamps(outputs, (".", today)))
         if any(name.startswith("run:") for name in news):

@@ -3,7 +3,7 @@
 import asyncio
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import Request
@@ -17,9 +17,11 @@ from hyperbrush.app.messages import Messages
 from hyperbrush.app.model import service as base_models
 from hyperbrush.app.model.service import BaseModel, fitting_samplers
 from hyperbrush.app.networks import service as library
-from hyperbrush.app.requests import CompareRequest, checked, limits
+from hyperbrush.app.requests import CompareRequest, checked, limits, sound
 from hyperbrush.app.site import Site
+from hyperbrush.app.ui.browser import Memory
 from hyperbrush.app.ui.frame import PATIENCE, duration, frame, on_news, refusals, title_of
+from hyperbrush.app.ui.parts import once
 from hyperbrush.errors import UserError
 from hyperbrush.generation.axes import NONE
 from hyperbrush.generation.tags import split_tags
@@ -117,6 +119,7 @@ class AxisField:
         return field
 
 
+REST = 0.3  # seconds that the form stands still before it is looked at
 NUMBERS = ("steps", "guidance_scale", "seed")
 MORE = ("width", "height", "clip_skip")
 
@@ -127,10 +130,14 @@ def add(site: Site) -> None:
     @ui.page("/compare", response_timeout=PATIENCE)
     async def page(request: Request, job: str = "") -> None:
         found = site.jobs.find(job, "compare")
-        said: dict[str, Any] = dict(found.arguments) if found else _asked(request)
+        memory, asked = Memory(site, request, "compare-forms"), request.query_params
+        if found is None or found.id == memory.job:  # it goes on where this browser left it
+            said = _sound({**asked, "axes": asked.getlist("axes")[:3]}) or _sound(memory.form)
+        else:
+            said = dict(found.arguments)
         with frame(site, request, "compare") as t:
             networks, own = await asyncio.to_thread(_known, site)
-            ComparePage(site, t, said, networks, own, found)
+            ComparePage(site, t, memory, said, networks, own, found)
 
 
 class ComparePage:
@@ -140,12 +147,13 @@ class ComparePage:
         self,
         site: Site,
         t: Messages,
+        memory: Memory,
         said: dict[str, Any],
         networks: list[str],
         own: BaseModel,
         job: Job | None,
     ) -> None:
-        self.site, self.t, self.said, self.own = site, t, said, own
+        self.site, self.t, self.memory, self.said, self.own = site, t, memory, said, own
         self._trying = ""  # the job that measures the model
         self._number = 0  # of the newest look at the form
         with ui.element("div").classes("two"):
@@ -160,6 +168,10 @@ class ComparePage:
             named = "hypernet" in kinds  # others would come on top of it
             self.axes[0].kind.set_value("strength" if named else "hypernetwork" if networks else "seed")
         on_news(site, lambda: ["networks", f"job:{self._trying}"], self._look, every=0.5)
+        if said and job is None:
+            ui.navigate.history.replace("/compare")  # or a reload would fill the form anew
+        self._remember()
+        ui.timer(0.5, self._remember)
 
     def _form(self, networks: list[str]) -> None:
         t, said = self.t, self.said
@@ -170,13 +182,17 @@ class ComparePage:
             for text in (self.prompt, self.negative):
                 text.props("outlined autogrow spellcheck=false").on_value_change(self._look)
             self.axes = [AxisField(t, letter, networks, self.own, self._look) for letter in "XYZ"]
-            samplers, sampler = fitting_samplers(self.own), said.get("sampler")
+            sampler = said.get("sampler")
+            samplers = fitting_samplers(self.own, also=sampler)
             self.sampler = ui.select(
                 samplers,
                 value=sampler if sampler in samplers else usual_sampler(self.own.prediction),
                 label=t("compare.sampler"),
                 on_change=self._look,
             ).props("outlined dense options-dense")
+            if sampler and sampler != self.sampler.value:
+                told = t("create.other_sampler", was=sampler, now=self.sampler.value)
+                ui.label(told).classes("warn small").props("role=status")
             self.numbers: dict[str, ui.number] = {}
             with ui.element("div").classes("axis-numbers"):
                 for name in NUMBERS:
@@ -189,9 +205,8 @@ class ComparePage:
                     self._number_field(name)
             self.told = ui.label().props('role="status" aria-live="polite"')
             self.far = ui.label().props("role=status").classes("warn")
-            ui.button(t("compare.draw"), icon="grid_on", on_click=self._draw).props(
-                "unelevated no-caps color=primary"
-            )
+            draw = ui.button(t("compare.draw"), icon="grid_on").props("unelevated no-caps color=primary")
+            once(draw, self._draw)
 
     def _number_field(self, name: str) -> None:
         value, least, most = limits(CompareRequest, name)
@@ -207,22 +222,27 @@ class ComparePage:
             )
         self.numbers[name] = field
 
-    def _request(self) -> CompareRequest:
+    def _remember(self) -> None:
+        with refusals():
+            self.memory.keep(self._values(), self.grid.job)
+
+    def _values(self) -> dict[str, Any]:
+        """Of the request, as far as they are filled in."""
         numbers = {
             name: (int(v) if float(v).is_integer() else v)
             for name, field in self.numbers.items()
             if (v := field.value) is not None
         }
-        request: CompareRequest = checked(
-            CompareRequest,
-            {
-                "prompt": self.prompt.value or "",
-                "negative": self.negative.value or "",
-                "sampler": self.sampler.value,
-                "axes": [written for axis in self.axes if (written := axis.written())],
-                **numbers,
-            },
-        )
+        return {
+            "prompt": self.prompt.value or "",
+            "negative": self.negative.value or "",
+            "sampler": self.sampler.value,
+            "axes": [written for axis in self.axes if (written := axis.written())],
+            **numbers,
+        }
+
+    def _request(self) -> CompareRequest:
+        request: CompareRequest = checked(CompareRequest, self._values())
         return request
 
     async def _look(self) -> None:
@@ -237,6 +257,9 @@ class ComparePage:
             return
         if not any(axis.written() for axis in self.axes):
             self.told.set_text(t("compare.needs_axis"))
+            return
+        await asyncio.sleep(REST)  # typing is looked at once it rests
+        if number != self._number:
             return
         has_tried = self._has_tried()  # before the look: what it measured is seen then
         try:
@@ -295,18 +318,5 @@ def _known(site: Site) -> tuple[list[str], BaseModel]:
     return names, base_models.preferred(site.workspace)
 
 
-def _asked(request: Request) -> dict[str, Any]:
-    """What the address asks for; what makes no sense is left out."""
-    said: dict[str, Any] = {}
-    for name in CompareRequest.model_fields:
-        values = request.query_params.getlist(name)
-        if not values:
-            continue
-        try:
-            value = values[:3] if name == "axes" else values[0]
-            said[name] = getattr(
-                CompareRequest.model_validate({"prompt": "x", "axes": ["x"], name: value}), name
-            )
-        except ValueError:
-            continue
-    return said
+def _sound(said: Mapping[str, Any]) -> dict[str, Any]:
+    return sound(CompareRequest, said, prompt="x", axes=["x"])

@@ -47,7 +47,8 @@ def compare(context: JobContext) -> dict[str, Any]:
     grid.save(context.folder / "grid.png")
     seconds = time.perf_counter() - begin - waited
     work = estimate(context.workspace, context.worker.device, request).work(own * own)
-    note_pace(context.workspace, context.worker.device, request.model, Pace(seconds / work, own * own))
+    pace = Pace(seconds / work, own * own)
+    note_pace(context.workspace, context.worker.device, request.model or context.model, pace)
     return {
         "file": "grid.png",
         "notes": list(grid.notes),

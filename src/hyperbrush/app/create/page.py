@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from fastapi import Request
@@ -27,39 +26,9 @@ from hyperbrush.app.model.service import BaseModel, found, preferred
 from hyperbrush.app.requests import MOST_SEED, DrawRequest, checked
 from hyperbrush.app.runs.run import JOB_KINDS
 from hyperbrush.app.site import Site
-from hyperbrush.app.ui.browser import browser_name, drop_oldest, remember
+from hyperbrush.app.ui.browser import Memory
 from hyperbrush.app.ui.frame import PATIENCE, frame, on_news, refusals, refuse
 from hyperbrush.errors import UserError
-from hyperbrush.files import read_json, write_json
-
-
-class Memory:
-    """The form and job of one browser."""
-
-    def __init__(self, site: Site, request: Request) -> None:
-        name, is_new = browser_name(request)
-        if is_new:
-            remember(name)
-        self.folder: Path = site.workspace.state / "forms"
-        self.path = self.folder / f"{name}.json"
-        said = read_json(self.path)
-        self.form: dict[str, Any] = said["form"] if isinstance(said.get("form"), dict) else {}
-        self.job = str(said.get("job", ""))
-
-    def keep(self, form: dict[str, Any], job: str) -> None:
-        """Write both, where either has changed.
-
-        Raises:
-            UserError: they cannot be written.
-        """
-        if (form, job) == (self.form, self.job):
-            return
-        self.form, self.job = dict(form), job  # what cannot be written is told once
-        is_new = not self.path.exists()
-        write_json(self.path, {"form": form, "job": job}, sync=False)
-        if is_new:
-            drop_oldest(self.folder)
-
 
 EARLIER = 24  # pictures of before that are shown
 EMPTY = {
@@ -80,7 +49,7 @@ def add(site: Site) -> None:
     async def page(request: Request) -> None:
         # All that is read comes first: once the frame stands, waiting for anything sends the page as it is, and
         # what is put in afterwards would take the place of what the user is typing already.
-        memory, asked = Memory(site, request), request.query_params
+        memory, asked = Memory(site, request, "forms"), request.query_params
         first, job = await asyncio.to_thread(_first, site, memory, asked)
         used = await asyncio.to_thread(_used, site, asked)
         own = await asyncio.to_thread(preferred, site.workspace)
@@ -152,9 +121,7 @@ class _Create:
         if used.error:
             self.refuse(used.error)
         if used.values:
-            sampler = self.form.fields["sampler"].value
-            notes = [self.t("create.other_sampler", was=used.values.get("sampler"), now=sampler)]
-            self._tell_used(used.notes + notes * (used.values.get("sampler", sampler) != sampler))
+            self._tell_used(used.values, used.notes)
         if name or asked.get("prompt") or asked.get("picture"):
             ui.navigate.history.replace("/")  # or a reload would do it again
             self._remember()
@@ -222,11 +189,13 @@ class _Create:
         """Settings that create.js had read out of a picture."""
         if isinstance(said, dict) and isinstance(said.get("settings"), dict):
             self.form.fill(EMPTY | said["settings"])
-            self._tell_used(said.get("notes", []))
+            self._tell_used(said["settings"], said.get("notes", []))
 
-    def _tell_used(self, notes: list[Any]) -> None:
+    def _tell_used(self, settings: Mapping[str, Any], notes: list[Any]) -> None:
         ui.notify(self.t("create.settings_read"), type="positive")
-        for note in notes:
+        now = self.form.fields["sampler"].value
+        was = settings.get("sampler", now)
+        for note in [*notes, *[self.t("create.other_sampler", was=was, now=now)] * (was != now)]:
             ui.notify(self.t.said(note), multi_line=True, timeout=10_000, close_button="✕")
 
     def refuse(self, why: str) -> None:

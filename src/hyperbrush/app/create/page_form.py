@@ -216,8 +216,9 @@ class Form:
             if isinstance(field, ui.textarea):
                 field.value = _text(value, field.value)
             elif isinstance(field, ui.select):
-                if name == "sampler" and isinstance(value, str) and value and value not in field.options:
-                    field.set_options([*field.options, value])  # the list has none of its schedule
+                if name == "sampler" and value not in field.options:  # the list has none of its schedule
+                    also = fitting_samplers(self._own, also=value)
+                    field.set_options(list(dict.fromkeys([*field.options, *also])))
                 field.value = value if isinstance(value, str) and value in field.options else field.value
             elif field is not None:
                 field.value = _number(value, field.value)

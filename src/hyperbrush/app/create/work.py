@@ -12,7 +12,7 @@ from hyperbrush.app.model.work import opened
 from hyperbrush.app.requests import SKIP, DrawRequest, checked
 from hyperbrush.app.uploads import Uploads
 from hyperbrush.errors import UserError
-from hyperbrush.files import atomic_path
+from hyperbrush.files import atomic_path, read_json, write_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PREVIEW_SHARE = 0.1  # of the time, that previews may take
 PREVIEW_EVERY = 0.25  # seconds between two at least
+LAST = "last-picture.json"  # in the app's state: the last number of a day
 MOST_SIDE = 4096  # pixels, as of a `DrawRequest`
 MOST_TOGETHER = 8  # pictures drawn in one batch,
 TOGETHER_PIXELS = 512 * 512  # with so many pixels in all: one of 512 x 512
@@ -71,7 +72,8 @@ class Progress:
     def tell(self, step: int = 0, steps: int = 0, drawing: int = 0, *, now: bool = True) -> None:
         """Say how far it is; drawing: pictures at this step."""
         count, done = self.request.count, self.next
-        share = (done - self._already + drawing * step / max(steps, 1)) / max(count - self._already, 1)
+        here = done + drawing * step / max(steps, 1)
+        share = (here - self._already) / max(count - self._already, 1)
         if self._begun is None:
             self._begun, self._share = time.monotonic(), share  # the first step also warms up
         gone = share - self._share
@@ -84,6 +86,7 @@ class Progress:
             done=done,
             count=count,
             left=left,
+            share=here / count,
             preview=self._number,
             seed=self.seed,
             subseed=self.subseed,
@@ -197,7 +200,7 @@ def size_of(request: DrawRequest, own: int, unit: int, image: "Image | None") ->
 def keep(context: JobContext, picture: "Picture") -> dict[str, Any]:
     """Save a picture under today's date and say where it is."""
     folder = context.workspace.folder("outputs") / time.strftime("%Y-%m-%d")
-    path = picture.save(_free(folder, f"{picture.seed}.png"))
+    path = picture.save(_free(folder, f"{picture.seed}.png", context.workspace.state / LAST))
     return {
         "file": path.relative_to(context.workspace.folder("outputs")).as_posix(),
         "seed": picture.seed,
@@ -208,7 +211,12 @@ def keep(context: JobContext, picture: "Picture") -> dict[str, Any]:
     }
 
 
-def _free(folder: Path, name: str) -> Path:
-    """NNNNN-name with the next number, as the webui does; one worker alone writes there."""
+def _free(folder: Path, name: str, last: Path) -> Path:
+    """NNNNN-name with the next number, as the webui does; one worker alone writes there.
+
+    last: keeps the number, since a deleted picture's is not free: its job would show another's picture.
+    """
     numbers = [int(p.name[:5]) for p in folder.glob("[0-9][0-9][0-9][0-9][0-9]-*")] if folder.is_dir() else []
-    return folder / f"{max(numbers, default=-1) + 1:05d}-{name}"
+    number = max([read_json(last).get(folder.name, -1), *numbers]) + 1
+    write_json(last, {folder.name: number}, sync=False)
+    return folder / f"{number:05d}-{name}"

@@ -66,6 +66,7 @@ def add(router: APIRouter, site: Site) -> None:
     @router.delete("/gallery/{picture}")
     def delete(picture: str) -> dict[str, Any]:
         """Into the bin; the answer says what restores it."""
+        site.gallery.get(picture)
         return gallery.delete(site, [picture])[0].as_dict()
 
     @router.get("/bin/drawings")

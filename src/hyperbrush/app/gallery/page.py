@@ -3,7 +3,6 @@
 import asyncio
 import math
 from collections.abc import Mapping
-from typing import Any
 from urllib.parse import urlencode
 
 from fastapi import Request
@@ -76,6 +75,7 @@ class GalleryPage:
         self.site, self.t, self.view = site, t, view
         self.shown: dict[str, Tile] = {}
         self._reading = True
+        self._reads = 0  # looks at what there is
         undo = ui.element("div").props("role=status").style("display: contents")
         self._toolbar(request)
         self.choice = self._choices()
@@ -147,8 +147,12 @@ class GalleryPage:
                 self.site.news(gallery.NEWS)
 
     async def _read(self) -> None:
+        self._reads += 1
+        number = self._reads
         with refusals():
-            self._arrange(*await in_thread(self.view.read, self.site))
+            found = await in_thread(self.view.read, self.site)
+            if number == self._reads:  # else a later look may have been shown already
+                self._arrange(*found)
 
     async def _find(self) -> None:
         query = Query(self.search.value or "", str(self.kind.value or ""), bool(self.starred.value))
@@ -219,9 +223,10 @@ class GalleryPage:
 
     async def _delete(self, pictures: list[str]) -> None:
         with refusals():
-            items: Any = await in_thread(gallery.delete, self.site, pictures)
+            items = await in_thread(gallery.delete, self.site, pictures)
             self.choice.drop(*pictures)
-            self.bin.deleted(*items)
+            if items:
+                self.bin.deleted(*items)
             await self._read()
 
 

@@ -170,12 +170,25 @@ def side_by_side(t: Messages, one: Shown, other: Shown) -> None:
             found = gallery.differences(one, other)
             ui.label(t("gallery.differ") if found else t("gallery.alike")).classes("strong")
             if found:
-                _table(found, (one.name, other.name))
+                _table(t, found, (one.name, other.name))
     dialog.on("hide", dialog.delete)
     dialog.open()
 
 
-def _table(rows: list[tuple[str, str, str]], names: tuple[str, str]) -> None:
+FACTS = {  # messages of what pictures say in English; others stay as they say them
+    "Prompt": "create.prompt",
+    "Negative prompt": "create.negative",
+    "Sampler": "create.sampler",
+    "Steps": "create.steps",
+    "CFG scale": "create.guidance_scale",
+    "Seed": "create.seed",
+    "Size": "compare.kind_size",
+    "Model": "create.model",
+    "Clip skip": "create.clip_skip",
+}
+
+
+def _table(t: Messages, rows: list[tuple[str, str, str]], names: tuple[str, str]) -> None:
     with ui.element("table"):
         with ui.element("thead"), ui.element("tr"):
             for text in ("", *names):
@@ -185,7 +198,7 @@ def _table(rows: list[tuple[str, str, str]], names: tuple[str, str]) -> None:
             for name, first, second in rows:
                 with ui.element("tr"):
                     with ui.element("th").props("scope=row"):
-                        ui.label(name)
+                        ui.label(t.get(FACTS.get(name, ""), name))
                     for text in (first, second):
                         with ui.element("td"):
                             ui.label(text or "–")

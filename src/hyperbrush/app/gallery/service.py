@@ -1,5 +1,6 @@
 """What pages and API do with the pictures of the gallery: shown small, starred, deleted and restored, used again, compared."""
 
+import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from hyperbrush.app.gallery.index import Shown, id_of
 from hyperbrush.app.names import free_name
 from hyperbrush.app.site import Site
 from hyperbrush.app.uploads import MOST_PIXELS, decoding
-from hyperbrush.errors import UserError
+from hyperbrush.errors import NotThere, UserError
 from hyperbrush.files import atomic_path
 from hyperbrush.trash import TrashItem
 
@@ -82,20 +83,20 @@ def star(site: Site, picture: str, starred: bool) -> Shown:
 
 
 def delete(site: Site, pictures: Sequence[str]) -> list[TrashItem]:
-    """Put pictures into the bin, each as an item of its own.
+    """Put pictures into the bin, each as an item of its own; those that are gone already are passed over.
 
     Raises:
-        NotThere: one is not there; then all stay.
         UserError: a file cannot be moved; what was moved before is in the bin.
     """
-    found = [site.gallery.get(one) for one in dict.fromkeys(pictures)]
     items = []
     try:
-        for one in found:
-            place = f"{one.kind}:{STARRED if one.starred else ''}:{one.place}"
-            items.append(site.workspace.trash.put("drawing", one.name, [one.path], place=place))
-            site.gallery.star(one.id, False)  # its place may be another's before it is back
-            _forget_thumbnails(site, one.id)
+        for picture in dict.fromkeys(pictures):
+            with contextlib.suppress(NotThere):
+                one = site.gallery.get(picture)
+                place = f"{one.kind}:{STARRED if one.starred else ''}:{one.place}"
+                items.append(site.workspace.trash.put("drawing", one.name, [one.path], place=place))
+                site.gallery.star(one.id, False)  # its place may be another's before it is back
+                _forget_thumbnails(site, one.id)
     finally:
         _look(site)
     return items

@@ -33,6 +33,7 @@ class JobContext:
         self.folder = jobs.folder / job
         found = jobs.get(job)
         self.arguments = dict(found.arguments)
+        self.model = found.model or worker.workspace.preferences.model
         self.stands: dict[str, Any] = {
             "state": "running",
             "started": found.started or time.time(),

@@ -48,6 +48,7 @@ class Job:
         attempts: how often it was begun.
         forgiven: attempts whose worker died that count no more, since the job got further afterwards.
         asked: what the user asked of it: pause, stop or finish.
+        model: the base model that was preferred when it was asked for.
     """
 
     id: str
@@ -64,6 +65,7 @@ class Job:
     attempts: int = 0
     forgiven: int = 0
     asked: str = ""
+    model: str = ""
 
     @property
     def is_open(self) -> bool:
@@ -91,7 +93,7 @@ class Jobs:
         self._listed: tuple[int, list[str]] | None = None  # time of the folder, what was in it
         self._lock = threading.Lock()
 
-    def submit(self, kind: str, arguments: Mapping[str, Any], *, device: str) -> Job:
+    def submit(self, kind: str, arguments: Mapping[str, Any], *, device: str, model: str = "") -> Job:
         """Put a job into the queue; it is there when this returns, whatever happens then.
 
         Raises:
@@ -99,7 +101,13 @@ class Jobs:
         """
         now = time.time()
         job = f"{int(now * 1e6):014x}{secrets.token_hex(2)}"
-        said = {"kind": kind, "arguments": dict(arguments), "device": device, "created": now}
+        said = {
+            "kind": kind,
+            "arguments": dict(arguments),
+            "device": device,
+            "model": model,
+            "created": now,
+        }
         try:
             json.dumps(said, ensure_ascii=False, allow_nan=False).encode()
         except (TypeError, ValueError, RecursionError) as error:

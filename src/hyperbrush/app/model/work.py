@@ -15,7 +15,9 @@ FILES = 5  # hypernetworks that the doctor looks at
 
 
 def opened(context: "JobContext", source: str = "", *, precision: str = "") -> "OpenedModel":
-    """The model a job asks for, else the preferred one, in the preferred precision or another; the last one stays open.
+    """The model a job asks for, else the one preferred when it was asked for; the last one stays open.
+
+    precision: another than the preferred one.
 
     Raises:
         UserError: it cannot be opened.
@@ -23,12 +25,12 @@ def opened(context: "JobContext", source: str = "", *, precision: str = "") -> "
     from hyperbrush.generation import open_model
 
     preferences = context.workspace.preferences
-    where = base_models.place(context.workspace, source or preferences.model)
+    where = base_models.place(context.workspace, source or context.model)
     key = (where, context.worker.device, precision or preferences.precision)
     if context.worker.kept.get("model_key") != key:
         context.worker.kept.clear()  # before the next is opened: two may not fit
         told = context.jobs.get(context.id).progress  # of a worker that died: what it did is still there
-        context.tell(now=True, **{**told, "stage": "opening", "model": source or preferences.model})
+        context.tell(now=True, **{**told, "stage": "opening", "model": source or context.model})
         found = open_model(where, device=key[1], precision=key[2])
         context.worker.kept.update(model=found, model_key=key)
     model: OpenedModel = context.worker.kept["model"]
@@ -39,7 +41,7 @@ def try_model(context: "JobContext") -> dict[str, Any]:
     """Job "try-model": {"model": …, "use": prefer it from then on}; whether it opens and draws here, and how fast."""
     from hyperbrush.generation import generate
 
-    source = str(context.arguments.get("model") or context.workspace.preferences.model)
+    source = str(context.arguments.get("model") or context.model)
     model = opened(context, source)
     times: list[float] = []
     context.tell(now=True, stage="trying", model=source)

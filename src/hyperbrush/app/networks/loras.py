@@ -1,12 +1,13 @@
 """LoRA files of other programs, which stand in prompts beside hypernetworks: `<lora:NAME:0.8>`."""
 
-import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from hyperbrush.app.workspace import Workspace
-from hyperbrush.errors import NotThere, UserError
+from hyperbrush.errors import NotThere
 from hyperbrush.hypernetworks.library.notes import Notes
+
+SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -22,19 +23,14 @@ def files(workspace: Workspace) -> dict[str, Path]:
     """Their files by name, sorted; none where there is no such folder."""
     library = workspace.loras
     found = library.files() if library.folder.is_dir() else {}
-    return {name: path for name, path in found.items() if path.suffix.lower() == ".safetensors"}
+    return {name: path for name, path in found.items() if path.suffix.lower() == SUFFIX}
 
 
 def listed(workspace: Workspace) -> list[Lora]:
     """All of them; damaged side files are passed over, since a LoRA draws without them."""
-    library, found = workspace.loras, []
-    for name in files(workspace):
-        notes, picture = Notes(), None
-        with contextlib.suppress(UserError):
-            picture = library.preview(name)
-            notes = library.notes(name)
-        found.append(Lora(name, notes, picture))
-    return found
+    library = workspace.loras
+    found = library.entries(read=False) if library.folder.is_dir() else []
+    return [Lora(one.name, one.notes, one.preview) for one in found if one.path.suffix.lower() == SUFFIX]
 
 
 def preview(workspace: Workspace, name: str) -> Path:

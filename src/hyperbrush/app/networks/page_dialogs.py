@@ -18,7 +18,7 @@ from hyperbrush.app.requests import STRONGEST, ExportRequest, MergePart, MergeRe
 from hyperbrush.app.site import Site
 from hyperbrush.app.ui.dialogs import asking
 from hyperbrush.app.ui.frame import in_thread, on_news, refusals, refuse, title_of
-from hyperbrush.app.ui.parts import drop_zone
+from hyperbrush.app.ui.parts import drop_zone, once
 from hyperbrush.app.uploads import MOST_BYTES, open_picture
 from hyperbrush.app.workspace import Workspace
 from hyperbrush.files import write_text
@@ -166,7 +166,7 @@ def ask_export(site: Site, t: Messages, cards: Sequence[Card], exports: Exports)
         precisions = {"": t("networks.as_is"), "fp32": "fp32", "fp16": "fp16", "bf16": "bf16"}
         precision = ui.select(precisions, value="", label=t("networks.precision")).props("outlined")
         with buttons:
-            ui.button(t("networks.export"), on_click=begin).props("no-caps")
+            once(ui.button(t("networks.export")).props("no-caps"), begin)
     fit()
 
 
@@ -182,11 +182,7 @@ def ask_merge(site: Site, t: Messages, chosen: Sequence[Card], done: Any) -> Non
             request = checked(
                 MergeRequest, {"parts": parts, "how": how.value, "name": name.value or "merged"}
             )
-            button.props("loading")
-            try:
-                card = await in_thread(networks.merge, site, request)
-            finally:
-                button.props(remove="loading")
+            card = await in_thread(networks.merge, site, request)
             ui.notify(t("networks.merged", name=card.entry.name), type="positive")
             dialog.close()
             done()
@@ -207,7 +203,7 @@ def ask_merge(site: Site, t: Messages, chosen: Sequence[Card], done: Any) -> Non
         ui.label(t("networks.how_help")).classes("soft")
         name = ui.input(t("networks.new_name"), value="merged").props("outlined")
         with buttons:
-            button = ui.button(t("networks.merge"), on_click=merge).props("no-caps")
+            once(ui.button(t("networks.merge")).props("no-caps"), merge)
 
 
 async def ask_preview(site: Site, t: Messages, card: Card) -> None:

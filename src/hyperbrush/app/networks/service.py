@@ -109,9 +109,14 @@ def entries(workspace: "Workspace") -> list[Entry]:
 
 
 def fitting(workspace: "Workspace") -> list[Entry]:
-    """Those that the preferred model has attentions for, or where that is not known yet: quick, reads no network."""
-    widths = _widths(workspace)
-    listed = workspace.library.entries(read=False)
+    """Those that the preferred model has attentions for, or where that is not known yet: quick, reads no network.
+
+    What was read comes first; those that were found broken by then are left out.
+    """
+    widths, (_, last) = _widths(workspace), _entries.get(workspace, ((), []))
+    broken = {(entry.path, entry.size) for entry in last if entry.error}
+    listed = [e for e in workspace.library.entries(read=False) if (e.path, e.size) not in broken]
+    listed.sort(key=lambda entry: entry.summary is None)
     return [entry for entry in listed if _fits(entry, widths) is not False]
 
 
@@ -292,9 +297,10 @@ def preview(workspace: "Workspace", which: str) -> Path:
         UserError: as `find`.
         NotThere: it has none.
     """
-    library = workspace.library
-    entry = library.entry(find(library, which))
-    path = pictures.shown(library, entry, pictures.made_here(workspace))
+    library = workspace.library  # walked for a name alone: a page asks for every card's picture by its id
+    known = next((entry for entry in entries(workspace) if _id(library, entry.path) == which), None)
+    entry = known or library.entry(which)
+    path = entry.preview or pictures.shown(library, entry, pictures.made_here(workspace))
     if path is None:
         raise NotThere(f"{which!r:.100} has no preview")
     return path

@@ -27,6 +27,7 @@ REPORT_POLICY = (
     "frame-ancestors 'none'; sandbox"
 )
 PICTURE = {"Cache-Control": "private, max-age=3600"}  # pages ask for them with a version
+NEWEST = {"Cache-Control": "no-cache"}  # of whatever run has the name now
 
 NOTHING = '<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>'
 
@@ -112,8 +113,8 @@ def _add_pictures(router: APIRouter, site: Site) -> None:
         found = site.runs.previews(name)
         newest = next((p for p in found if p.step == found[-1].step), None)
         if newest is None:
-            return Response(NOTHING, media_type="image/svg+xml", headers=PICTURE)
-        return FileResponse(newest.path, media_type="image/png", headers=PICTURE)
+            return Response(NOTHING, media_type="image/svg+xml", headers=NEWEST)
+        return FileResponse(newest.path, media_type="image/png", headers=NEWEST)
 
     @router.get("/runs/{name}/contact-sheet", response_class=Response)
     def sheet(name: str) -> Response:
@@ -123,7 +124,7 @@ def _add_pictures(router: APIRouter, site: Site) -> None:
     @router.get("/runs/{name}/sparkline", response_class=Response)
     def spark(name: str) -> Response:
         """Its smoothed loss as a small line (SVG)."""
-        return Response(sparkline(view_of(site, name).curves), media_type="image/svg+xml", headers=PICTURE)
+        return Response(sparkline(view_of(site, name).curves), media_type="image/svg+xml", headers=NEWEST)
 
 
 def _add_events(router: APIRouter, site: Site) -> None:

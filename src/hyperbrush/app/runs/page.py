@@ -286,7 +286,7 @@ class _Row:
     def __init__(self, page: _List, run: Run) -> None:
         t = self.t = page.t
         self.name = run.name
-        self.spark_of: Any = None
+        self.stamp = ""
         with ui.element("div").classes("run-row").props('role="listitem"'):
             box = ui.checkbox(
                 value=run.name in page.chosen, on_change=lambda e: page.choose(run.name, bool(e.value))
@@ -319,12 +319,17 @@ class _Row:
         self.standing.set_text(standing(t, run) if not run.error else t.said(run.error)[:200])
         self.standing.classes(add="bad") if run.error else self.standing.classes(remove="bad")
         self.bar.show(run)
-        version = int(run.live.get("step") or 0) // (10 if run.state in OPEN else 1)
-        if version != self.spark_of:
-            self.spark_of = version
-            stamp = f"{version}-{int(run.changed) if run.state not in OPEN else 0}"
+        stamp = version(run)
+        if stamp != self.stamp:
+            self.stamp = stamp
             self.spark.props["src"] = api(run.name, f"/sparkline?v={stamp}")
             self.picture.props["src"] = api(run.name, f"/picture?v={stamp}")
+
+
+def version(run: Run) -> str:
+    """Tells what a run drew and its line from earlier ones, also from those of another run of its name."""
+    step = int(run.live.get("step") or 0)
+    return f"{step // 10}-{run.job}" if run.state in OPEN else f"{step}-{int(run.changed)}-{run.job}"
 
 
 def _all(site: Site) -> tuple[list[Run], list[Job]]:

@@ -186,10 +186,10 @@ class Runs:
         return found[name]
 
     def all(self) -> list[Run]:
-        """Every run, the newest first."""
+        """Every run: those that are open by name, since each is the newest in turn; then the newest first."""
         newest = self._newest_jobs()
         found = [self._read(path, newest.get(name)) for name, path in self.folders().items()]
-        return sorted(found, key=lambda run: (run.state not in OPEN, -run.changed))
+        return sorted(found, key=_rank)
 
     def get(self, name: str) -> Run:
         """How a run stands.
@@ -307,6 +307,11 @@ class Runs:
         except (OSError, yaml.YAMLError, RecursionError):
             return {}
         return self._configs[path][1]
+
+
+def _rank(run: Run) -> tuple[bool, float, str]:
+    is_open = run.state in OPEN
+    return not is_open, 0.0 if is_open else -run.changed, run.name
 
 
 def _state(path: Path, config: Mapping[str, Any], job: Job | None, held: bool) -> str:

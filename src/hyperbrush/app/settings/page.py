@@ -117,11 +117,11 @@ def add(site: Site) -> None:
 
 
 class Form:
-    """Every preference; saved together or not at all."""
+    """Every preference; what was changed here is saved together or not at all, the others stay as they are by then."""
 
     def __init__(self, site: Site, t: Messages, request: Request, devices: dict[str, str]) -> None:
         self.site, self.t = site, t
-        now = site.workspace.preferences
+        self.now = now = site.workspace.preferences
         self.fields: dict[str, Any] = {}
         self.cookies = {name: request.cookies.get(name, "") for name in ("language", "theme")}
         with ui.element("form").on("submit.prevent", self._save).classes("settings-form"):
@@ -185,10 +185,11 @@ class Form:
     async def _save(self) -> None:
         values = {name: str(field.value or "").strip() for name, field in self.fields.items()}
         own = {name: values.pop(f"own_{name}") for name in ("language", "theme")}
+        changed = {name: value for name, value in values.items() if value != str(getattr(self.now, name))}
         self.wrong.set_text("")
         with refusals():
             try:
-                await asyncio.to_thread(choices.prefer, self.site, values)
+                await asyncio.to_thread(choices.prefer, self.site, changed)
             except UserError as error:
                 others = mark(self.fields, re.split(rf"; (?=(?:{'|'.join(self.fields)}): )", str(error)))
                 self.wrong.set_text(self.t.said("; ".join(others)))

@@ -11,16 +11,18 @@ from hyperbrush.app import examples
 from hyperbrush.app.jobs.jobs import Job
 from hyperbrush.app.messages import Messages
 from hyperbrush.app.model import service as base_models
-from hyperbrush.app.requests import MOST_SEED, StyleRequest, checked
+from hyperbrush.app.requests import MOST_SEED, StyleRequest, checked, sound
 from hyperbrush.app.site import Site
 from hyperbrush.app.styles import generators
 from hyperbrush.app.styles import service as styles
 from hyperbrush.app.styles.generators import Generator
 from hyperbrush.app.styles.page_result import StyleResult
+from hyperbrush.app.ui.browser import Memory
 from hyperbrush.app.ui.empty import lead
 from hyperbrush.app.ui.frame import PATIENCE, frame, refusals, title_of
-from hyperbrush.app.ui.parts import FileLines, Unseen, drop_zone
+from hyperbrush.app.ui.parts import FileLines, Unseen, drop_zone, once
 from hyperbrush.app.uploads import ACCEPT, MOST_BYTES
+from hyperbrush.errors import UserError
 
 MOST = 16
 
@@ -30,11 +32,11 @@ def add(site: Site) -> None:
 
     @ui.page("/styles", response_timeout=PATIENCE)
     async def page(request: Request, job: str = "", example: str = "") -> None:
+        memory, found = Memory(site, request, "style-forms"), site.jobs.find(job, "style")
         with frame(site, request, "styles") as t:
             listed = await asyncio.to_thread(generators.generators, site.workspace)
             if any(one.fits for one in listed):
-                fitting, found = [one for one in listed if one.fits], site.jobs.find(job, "style")
-                page = StylesPage(site, t, fitting, found)
+                page = StylesPage(site, t, memory, [one for one in listed if one.fits], found)
                 if example and found is None:
                     await page.take_example()
             else:
@@ -44,13 +46,20 @@ def add(site: Site) -> None:
 class StylesPage:
     """The form, and under it the style that is looked at."""
 
-    def __init__(self, site: Site, t: Messages, listed: list[Generator], job: Job | None) -> None:
-        self.site, self.t, self.known = site, t, base_models.known_words(site.workspace)
-        said = {} if job is None else dict(job.arguments)
+    def __init__(
+        self, site: Site, t: Messages, memory: Memory, listed: list[Generator], job: Job | None
+    ) -> None:
+        self.site, self.t, self.memory = site, t, memory
+        self.known = base_models.known_words(site.workspace)
+        if job is None or job.id == memory.job:  # it goes on where this browser left it
+            said = sound(StyleRequest, memory.form)
+        else:
+            said = dict(job.arguments)
         captions = list(said.get("captions", []))
         self.pictures: dict[str, str] = {  # caption by the upload's id
             str(image): str(captions[i]) if i < len(captions) else ""
             for i, image in enumerate(said.get("images", []))
+            if _is_there(site, image)
         }
         with ui.element("div").classes("two"):
             self._form(said, listed)
@@ -58,6 +67,11 @@ class StylesPage:
         self._show_pictures()
         if job is not None:
             self.result.follow(job.id)
+        ui.timer(0.5, self._remember)
+
+    def _remember(self) -> None:
+        with refusals():
+            self.memory.keep(self._values(), self.result.job)
 
     async def take_example(self) -> None:
         """Three pictures of the bundled style."""
@@ -104,9 +118,8 @@ class StylesPage:
             for field in (self.text, self.prompts):
                 field.on_value_change(self._look_at_words)
             self._look_at_words()
-            ui.button(t("styles.generate"), icon="auto_awesome", on_click=self._generate).props(
-                "unelevated no-caps color=primary"
-            )
+            generate = ui.button(t("styles.generate"), icon="auto_awesome")
+            once(generate.props("unelevated no-caps color=primary"), self._generate)
 
     def _look_at_words(self) -> None:
         self.unseen.show(self.known, [str(field.value or "") for field in (self.text, self.prompts)])
@@ -156,8 +169,9 @@ class StylesPage:
                     button.props("flat round dense color=primary")
                     button.props["aria-label"] = t("styles.remove", number=number)
 
-    async def _generate(self) -> None:
-        values = {
+    def _values(self) -> dict[str, Any]:
+        """Of the request."""
+        return {
             "images": list(self.pictures),
             "captions": self.captions(),
             "text": self.text.value or "",
@@ -166,10 +180,20 @@ class StylesPage:
             "seed": _number(self.seed),
             "generator": self.generator.value,
         }
+
+    async def _generate(self) -> None:
         with refusals():
-            request = checked(StyleRequest, values)
+            request = checked(StyleRequest, self._values())
             job = await asyncio.to_thread(styles.begin, self.site, request)
             self.result.follow(job.id)
+
+
+def _is_there(site: Site, upload: str) -> bool:
+    try:
+        site.uploads.path(upload)
+    except UserError:  # removed meanwhile
+        return False
+    return True
 
 
 def _whole(label: str, value: Any, least: int, most: int) -> ui.number:

@@ -16,7 +16,7 @@ from hyperbrush.app.styles import service as styles
 from hyperbrush.app.styles.service import SIDES, KeepRequest, TuneRequest
 from hyperbrush.app.ui.empty import empty
 from hyperbrush.app.ui.frame import on_news, refusals, title_of
-from hyperbrush.app.ui.parts import JobHead
+from hyperbrush.app.ui.parts import JobHead, once
 from hyperbrush.errors import UserError
 
 STAGES = ("opening", "generating", "drawing")
@@ -166,9 +166,8 @@ class StyleResult:
                         .props("outlined dense maxlength=100")
                         .classes("grow")
                     )
-                    ui.button(t("styles.keep"), icon="save", on_click=lambda: self._keep(kept, place)).props(
-                        "unelevated no-caps color=primary"
-                    )
+                    keep = ui.button(t("styles.keep"), icon="save").props("unelevated no-caps color=primary")
+                    once(keep, lambda: self._keep(kept, place))
                 place: ui.element = (
                     ui.element("div").props('role="status" aria-live="polite"').classes("stack")
                 )
@@ -187,9 +186,8 @@ class StyleResult:
                         t("styles.tune_steps"), value=60, min=1, max=100_000, step=10, precision=0
                     )
                     steps.props("outlined dense")
-                    ui.button(
-                        t("styles.tune"), icon="model_training", on_click=lambda: self._tune(tuned, steps)
-                    ).props("outline no-caps color=primary")
+                    tune = ui.button(t("styles.tune"), icon="model_training")
+                    once(tune.props("outline no-caps color=primary"), lambda: self._tune(tuned, steps))
 
     async def _keep(self, field: ui.input, place: ui.element) -> None:
         with refusals():

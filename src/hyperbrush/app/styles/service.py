@@ -20,7 +20,7 @@ from hyperbrush.files import atomic_folder
 ADAPTER = "networks/adapter.safetensors"  # in a style job's folder
 START = "start.safetensors"  # of a tuning, beside its pictures
 SIDES = ("without", "with")
-_NAME = r"^[^/\\:<>\x00-\x1f.][^/\\:<>\x00-\x1f]*$"
+_NAME = r"^[^/\\:<>\x00-\x1f]+$"
 _keeping = threading.Lock()
 _tuning = threading.Lock()
 

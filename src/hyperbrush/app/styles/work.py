@@ -36,7 +36,7 @@ def _generated(context: JobContext, request: StyleRequest) -> dict[str, Any]:
     from hyperbrush.ldm.data.pictures import opened as opened_picture
 
     model = opened(context)
-    source = context.workspace.preferences.model
+    source = context.model
     context.tell(now=True, stage="generating")
     uploads = Uploads(context.workspace.state / "uploads")
     net = open_generator(generators.find(context.workspace, request.generator, source).path, model.model)

@@ -42,9 +42,10 @@ class BinSection:
         self.t, self._undo_places = t, [undo_place] if also is None else [undo_place, also]
         self._items, self._put_back, self._remove = items, restore, remove
         with ui.expansion(icon="delete").classes("card network-bin") as self.section:
+            ui.button(t("bin.empty"), icon="delete_forever", on_click=self._empty).props("flat dense no-caps")
             self.list = ui.element("ul").classes("network-plain")
         self.section.set_visibility(False)
-        self._shown: list[TrashItem] | None = None
+        self._shown: list[TrashItem] = []
         on_news(site, news, self._show, every=0.5)
 
     def deleted(self, *items: TrashItem) -> None:
@@ -103,3 +104,12 @@ class BinSection:
         if await sure(t("bin.remove_sure", name=item.name), "", t("bin.remove"), t("bin.cancel")):
             with refusals():
                 await in_thread(self._remove, item.id)
+
+    async def _empty(self) -> None:
+        """Remove for good what was there when it was asked."""
+        t, items = self.t, self._shown
+        text = t("bin.empty_sure", count=len(items))
+        if await sure(text, "", t("bin.empty"), t("bin.cancel")):
+            for item in items:
+                with refusals():
+                    await in_thread(self._remove, item.id)

@@ -169,12 +169,14 @@ def refuse(text: str) -> None:
 
 
 def mark(fields: Mapping[str, Any], wrong: Iterable[str]) -> list[str]:
-    """Show each "FIELD: what is wrong" at its field, in the page's language; returns those that are of none."""
+    """Show each "FIELD: what is wrong" at its field, or that it is within, in the page's language; returns those of none."""
     at_fields: dict[str, str] = {}
     others = []
     for text in wrong:
         name, _, what = text.partition(": ")
-        if name in fields:
+        while name and name not in fields:  # "prompts.2" is of "prompts"
+            name = name.rpartition(".")[0]
+        if name:
             at_fields.setdefault(name, page_messages().said(what))
         else:
             others.append(text)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from typing import Any
 
 from nicegui import ui
@@ -62,6 +62,21 @@ def icon_button(icon: str, label: str, do: Callable[[], Any]) -> ui.button:
     button = ui.button(icon=icon, on_click=do, color=None).props("flat round dense type=button")
     button.props["aria-label"] = button.props["title"] = label
     return button.classes("quiet")
+
+
+def once(button: ui.button, do: Callable[[], Awaitable[Any]]) -> ui.button:
+    """Have a button do what neither a double click nor one while it is done may begin a second time."""
+
+    async def clicked() -> None:
+        if "loading" in button.props:
+            return
+        button.props("loading")
+        try:
+            await do()
+        finally:
+            button.props(remove="loading")
+
+    return button.on("click", clicked, js_handler="(event) => event.detail > 1 || emit()")
 
 
 def copy_button(t: Messages, text: str) -> ui.button:

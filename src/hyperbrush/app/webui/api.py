@@ -8,7 +8,6 @@ import base64
 import json
 import logging
 import threading
-import time
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -182,14 +181,18 @@ def _answer(site: Site, job: Job, request: Txt2Img) -> dict[str, Any]:
     asked = job.arguments
     seeds = [picture["seed"] for picture in pictures]
     first = pictures[0] if pictures else {}
+    fields = [fields_of(picture["parameters"]) for picture in pictures]
+    model = fields[0] if fields else {}
+    subseeds = [int(one.get("Variation seed", -1)) for one in fields]
     info = {
         "prompt": request.prompt or asked["prompt"],
-        "all_prompts": [request.prompt or asked["prompt"]] * len(pictures),
+        "all_prompts": [one["Prompt"] for one in fields],  # with what its wildcards stood for
         "negative_prompt": asked["negative"],
         "all_negative_prompts": [asked["negative"]] * len(pictures),
         "seed": seeds[0] if seeds else asked["seed"],
         "all_seeds": seeds,
-        "all_subseeds": [int(fields_of(one["parameters"]).get("Variation seed", -1)) for one in pictures],
+        "subseed": subseeds[0] if subseeds else -1,
+        "all_subseeds": subseeds,
         "subseed_strength": asked["subseed_strength"],
         "width": first.get("width", asked["width"]),
         "height": first.get("height", asked["height"]),
@@ -197,6 +200,8 @@ def _answer(site: Site, job: Job, request: Txt2Img) -> dict[str, Any]:
         "cfg_scale": asked["guidance_scale"],
         "steps": asked["steps"],
         "batch_size": request.batch_size,
+        "sd_model_name": model.get("Model", ""),
+        "sd_model_hash": model.get("Model hash", ""),
         "clip_skip": asked["clip_skip"],
         "index_of_first_image": 0,
         "infotexts": [picture["parameters"] for picture in pictures],
@@ -238,7 +243,7 @@ def _progress(site: Site, *, with_picture: bool) -> dict[str, Any]:
     jobs = site.jobs.open()
     running = [job for job in jobs if job.state == "running" and job.kind == "draw"]
     waiting = sum(job.state == "queued" for job in jobs)
-    step = steps = 0
+    step = steps = done = count = 0
     share = left = 0.0
     image = None
     job_name = ""
@@ -247,9 +252,8 @@ def _progress(site: Site, *, with_picture: bool) -> dict[str, Any]:
         job = running[-1]
         job_name = job.id
         step, steps = int(job.progress.get("step", 0)), int(job.progress.get("steps", 0))
-        share = step / steps if steps else 0.0
-        if share > 0 and job.started is not None:
-            left = (time.time() - job.started) * (1 - share) / share
+        done, count = int(job.progress.get("done", 0)), int(job.progress.get("count", 1))
+        share, left = float(job.progress.get("share", 0)), float(job.progress.get("left") or 0)
         folder = site.jobs.folder / job.id
         skipped, interrupted = (folder / SKIP).exists(), (folder / "stop.json").exists()
         preview = folder / "preview.png"
@@ -262,8 +266,8 @@ def _progress(site: Site, *, with_picture: bool) -> dict[str, Any]:
             "skipped": skipped,
             "interrupted": interrupted,
             "job": job_name,
-            "job_count": len(running) + waiting,
-            "job_no": 0,
+            "job_count": count + waiting,
+            "job_no": done,
             "sampling_step": step,
             "sampling_steps": steps,
         },

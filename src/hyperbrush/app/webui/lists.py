@@ -10,11 +10,19 @@ from hyperbrush.app.settings import service as choices
 from hyperbrush.app.site import Site
 from hyperbrush.app.webui.options import title
 from hyperbrush.errors import UserError
+from hyperbrush.ldm.sampling.names import UPSCALERS
 
+# What enlarges for a second pass: `hr_upscaler` takes both kinds.
+UPSCALING = {
+    "upscalers": [
+        {"name": name, "model_name": None, "model_path": None, "model_url": None, "scale": 4.0}
+        for name, latent in UPSCALERS.items()
+        if latent is None
+    ],
+    "latent-upscale-modes": [{"name": name} for name, latent in UPSCALERS.items() if latent is not None],
+}
 # What clients ask for and there is none of.
 EMPTY: dict[str, Any] = {
-    "upscalers": [],
-    "latent-upscale-modes": [],
     "face-restorers": [],
     "realesrgan-models": [],
     "prompt-styles": [],
@@ -80,7 +88,7 @@ def add(router: APIRouter, site: Site) -> None:
             )
         ]
 
-    for path, value in EMPTY.items():
+    for path, value in {**UPSCALING, **EMPTY}.items():
         router.add_api_route(f"/{path}", _always(value), methods=["GET"], name=path)
     for what in ("checkpoints", "vae", "embeddings", "loras"):
         router.add_api_route(f"/refresh-{what}", _refresh(site), methods=["POST"], name=f"refresh-{what}")
