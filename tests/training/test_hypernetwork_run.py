@@ -381,6 +381,25 @@ def test_a_file_of_somebody_elses_is_not_replaced(tmp_path: Path, few: Path, emo
     assert train_run(config, tmp_path / "run", overwrite=True, model=emoji).file == file
 
 
+def test_a_run_that_goes_on_replaces_its_own_file_alone(
+    tmp_path: Path, few: Path, emoji: LatentDiffusion
+) -> None:
+    config = small(tmp_path, str(few), training={"max_steps": 1, "validation_share": 0.0})
+    file = train_run(config, tmp_path / "run", model=emoji).file
+    longer = small(tmp_path, str(few), training={"max_steps": 2, "validation_share": 0.0})
+    go_on = {"resume": True, "model": emoji}
+    before = file.read_bytes()
+    train_run(longer, tmp_path / "run", **go_on)
+    assert file.read_bytes() != before
+    others = hb.AttentionHypernetwork.for_unet(emoji.unet, name="t").save(file).read_bytes()
+    longest = small(tmp_path, str(few), training={"max_steps": 3, "validation_share": 0.0})
+    with pytest.raises(UserError, match="is not what .* left there: take another folder, or give --overwrite"):
+        train_run(longest, tmp_path / "run", **go_on)
+    assert file.read_bytes() == others
+    train_run(longest, tmp_path / "run", overwrite=True, **go_on)
+    assert file.read_bytes() != others
+
+
 def test_the_figures_are_of_the_weights_that_are_kept(tmp_path: Path) -> None:
     rows = [{"step": step, "loss": 1.0, "validation_loss": loss} for step, loss in ((1, 0.5), (2, 0.7))]
     rows[-1]["seconds"] = 3.0

@@ -128,7 +128,7 @@ def train_generator(
     check_place(config.generators, "generators")
     file = Path(config.generators) / f"{config.name}.safetensors"
     with opened_run(run, resume=resume, at=at):
-        check_file(file, config.start_from, again=resume or overwrite)
+        check_file(file, config.start_from, overwrite=overwrite, resumed=run if resume else None)
         opened = model or prepared(run, lambda: open_model(config.model, config.training), should_stop)
         config.training.check_model(opened)
         net = _begun(config, opened)

@@ -1,5 +1,6 @@
 """What a finished run leaves: its file in the run and in the library, its figures, its report."""
 
+import filecmp
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -77,16 +78,22 @@ def figures_of(run: Path, keeps_best: bool) -> dict[str, Any]:
     return {"steps": rows[-1]["step"], "seconds": rows[-1]["seconds"], "best": best, "keeps_best": keeps_best}
 
 
-def check_file(file: Path, source: str, *, again: bool) -> None:
+def check_file(file: Path, source: str, *, overwrite: bool, resumed: Path | None = None) -> None:
     """See that a training does not replace somebody's file at its end.
 
-    source: what it goes on from, which it may replace. again: it is resumed, or was told to overwrite.
+    source: what it goes on from, which it may replace. resumed: the run that goes on; what it left there before it may
+    replace too.
 
     Raises:
         UserError: it would.
     """
-    if not again and file.exists() and not (source and Path(source).exists() and file.samefile(source)):
+    if overwrite or not file.exists() or (source and Path(source).exists() and file.samefile(source)):
+        return
+    if resumed is None:
         raise UserError(f"{file} exists already: choose another name, or give --overwrite")
+    own = resumed / file.name
+    if not (own.exists() and filecmp.cmp(own, file, shallow=False)):
+        raise UserError(f"{file} is not what {resumed} left there: take another folder, or give --overwrite")
 
 
 def keep_result(result: RunResult, save: Callable[[Path], Any], again: str, *, trigger: str = "") -> None:
