@@ -31,7 +31,7 @@ from hyperbrush.training.attention.run import (
 from hyperbrush.training.before.plan import plan, suggest_batch_size
 from hyperbrush.training.generator.run import configured_generator
 from hyperbrush.training.loop.launch import _without_processes
-from hyperbrush.training.loop.settings import save_run
+from hyperbrush.training.loop.settings import resumed, save_run
 from hyperbrush.training.report.contact_sheet import run_prompts
 from hyperbrush.training.report.result import RunResult, figures_of
 
@@ -72,6 +72,35 @@ def test_settings_come_from_presets_then_file_then_flags(tmp_path: Path) -> None
     assert found.network.layer_norm
     assert configured(file, presets="style").training.templates == "style_filewords"
     assert configured(name="x", data=["a", "b"]).data[1].path == "b"
+
+
+def test_epochs_a_person_gives_win_over_a_presets_steps(tmp_path: Path) -> None:
+    def steps(**given: object) -> int:
+        return configured(name="x", data="a", presets="quick", **given).training.steps(32)
+
+    assert steps() == PRESETS["quick"]["max_steps"]
+    assert steps(settings=["max_epochs=3"]) == 6
+    assert steps(settings=["max_epochs=3", "max_steps=5"]) == 5
+    file = tmp_path / "ink.yaml"
+    file.write_text(yaml.safe_dump({"preset": "quick", "data": "a", "training": {"max_epochs": 4}}))
+    assert configured(file).training.steps(32) == 8
+    save_run(configured(name="x", data="a", presets="quick"), tmp_path / "run")
+    longer, _ = resumed(HypernetworkRun, tmp_path / "run", settings=["max_epochs=100"])
+    assert longer.training.steps(32) == 200
+
+
+def test_a_presets_patience_does_not_refuse_a_few_pictures(
+    tmp_path: Path, emoji: LatentDiffusion, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "few").mkdir()
+    for path in sorted(DATA.glob("*.png"))[:4]:
+        (tmp_path / "few" / path.name).write_bytes(path.read_bytes())
+    training = PRESETS["balanced"] | {"max_steps": 2, "batch_size": 2}
+    train_run(small(tmp_path, str(tmp_path / "few"), training=training), tmp_path / "run", model=emoji)
+    assert "patience is left out" in caplog.text
+    with pytest.raises(UserError, match="patience needs held-out pictures"):
+        none = training | {"validation_share": 0.0}
+        train_run(small(tmp_path, str(tmp_path / "few"), name="n", training=none), tmp_path / "n", model=emoji)
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,9 @@ from hyperbrush.training.data.pictures import LookAt, Pictures, hold_out, open_p
 from hyperbrush.training.generator.config import GeneratorConfig
 from hyperbrush.training.generator.objective import GeneratorObjective, generator_objective
 from hyperbrush.training.loop.caller import ModuleAsFound
+from hyperbrush.training.loop.config import TrainerConfig
 from hyperbrush.training.loop.optimizers import resolve, restore_moments
-from hyperbrush.training.loop.processes import join, main_first, prepared
+from hyperbrush.training.loop.processes import is_main, join, main_first, prepared
 from hyperbrush.training.loop.progress import PrepareCallback
 from hyperbrush.training.loop.run_folder import opened_run
 from hyperbrush.training.loop.trainer import OptimizerFactory, Progress, Trainer
@@ -126,7 +127,7 @@ class HypernetworkTrainer:
             stack.callback(objective.close)
             trainer = Trainer(
                 objective,
-                self.config.trainer(len(objective.data)),
+                self._loop(objective),
                 self.run,
                 on_progress=self.on_progress,
                 should_stop=self.should_stop,
@@ -137,6 +138,17 @@ class HypernetworkTrainer:
                 self._begin_with(trainer.optimizer, self.optimizer_state)
             self.optimizer = trainer.optimizer
             return trainer.train(resume=resume, at=at, held=True, on_begin=on_begin)
+
+    def _loop(self, objective: "HypernetworkObjective | GeneratorObjective") -> TrainerConfig:
+        """What the loop is told; a preset's patience must not keep a few pictures, of which none are held out, from it."""
+        loop = self.config.trainer(len(objective.data))
+        if loop.patience is None or objective.is_validated or not self.config.validation_share:
+            return loop
+        if is_main():
+            log.warning(
+                "patience is left out: with so few none are held out to judge by; give 'validation' to stop early"
+            )
+        return loop.model_copy(update={"patience": None})
 
     def _begin_with(self, optimizer: Any, state: OptimizerState) -> None:
         """Take an earlier training's moments, or say why the optimizer begins anew."""

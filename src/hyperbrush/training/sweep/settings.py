@@ -26,6 +26,7 @@ from hyperbrush.training.loop.config import Strict
 from hyperbrush.training.loop.optimizers import configured
 from hyperbrush.training.loop.rates import RateSchedule
 from hyperbrush.training.loop.run_folder import SWEEP
+from hyperbrush.training.loop.settings import merge_settings
 
 FILE = SWEEP
 FIXED = ("name", "hypernetworks")  # the same for all trials
@@ -208,9 +209,8 @@ def _configured(base: Mapping[str, Any], settings: Mapping[str, Any]) -> Hyperne
             values[room] = {}
         (values[room] if room else values)[last] = value
     first = preset(str(values.pop("preset", "") or ""))
-    own = values.get("training") or {}
-    values["training"] = first | own if isinstance(own, dict) else own
-    return load_config(HypernetworkRun, values)
+    values["training"] = values.get("training") or {}
+    return merge_settings(HypernetworkRun, None, values, first={"training": first})
 
 
 def _whole(name: str, where: str) -> str:
