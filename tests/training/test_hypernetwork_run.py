@@ -29,7 +29,7 @@ from hyperbrush.training.attention.run import (
     train_run,
 )
 from hyperbrush.training.before.plan import plan, suggest_batch_size
-from hyperbrush.training.generator.run import configured_generator
+from hyperbrush.training.generator.run import GeneratorRun, configured_generator
 from hyperbrush.training.loop.launch import _without_processes
 from hyperbrush.training.loop.settings import resumed, save_run
 from hyperbrush.training.report.contact_sheet import run_prompts
@@ -87,6 +87,14 @@ def test_epochs_a_person_gives_win_over_a_presets_steps(tmp_path: Path) -> None:
     save_run(configured(name="x", data="a", presets="quick"), tmp_path / "run")
     longer, _ = resumed(HypernetworkRun, tmp_path / "run", settings=["max_epochs=100"])
     assert longer.training.steps(32) == 200
+    by_steps = configured(name="y", data="a", settings=["schedule=5e-5:100"])
+    save_run(by_steps, tmp_path / "by_steps")
+    with pytest.raises(UserError, match="would change nothing"):
+        resumed(HypernetworkRun, tmp_path / "by_steps", training={"learning_rate": 1e-4})
+    generated = configured_generator(name="g", data="a", settings=["schedule=5e-5:100"])
+    assert generated.training.learning_rate == 3e-4, "the default says nothing"
+    save_run(generated, tmp_path / "generated")
+    assert resumed(GeneratorRun, tmp_path / "generated", training={"max_steps": 9})[1]
 
 
 def test_a_presets_patience_does_not_refuse_a_few_pictures(
@@ -122,6 +130,7 @@ def test_a_presets_patience_does_not_refuse_a_few_pictures(
         (["schedule=5e-5:100 5e-6:200"], "without a comma"),
         (["schedule=0:100"], "nothing would be learnt"),
         (["learning_rate=5e-5:100, 5e-6:200"], "training.learning_rate: .*'schedule'"),
+        (["learning_rate=1e-4", "schedule=5e-5:100"], "learning_rate 0.0001 would change nothing: the schedule"),
         (["max_grad_norm=1:30;2"], "training.max_grad_norm: .*clip schedule '1:30;2' holds a ';'"),
     ],
 )

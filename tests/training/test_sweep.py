@@ -197,6 +197,7 @@ def test_a_bug_in_one_trial_is_a_row_too(
             {"grid": {"batch_size": [4, 0, -1]}},
             r"trial 1 \(batch_size=0\): .* 1 .*; trial 2 \(batch_size=-1\)",
         ),
+        ({"grid": {"layer_structure": [[1, 1 / 2000, 1]]}}, "every layer must be at least 1 wide"),
         ({"grid": {"activation": ["relu", "rellu"]}}, r"trial 1 \(activation=rellu\): unknown activation"),
         ({"grid": {"weight_init": ["zero", "nought"]}}, "unknown weight_init"),
         ({"grid": {"optimizer": ["adamw", "adamm"]}}, "unknown optimizer 'adamm'"),
@@ -248,6 +249,8 @@ def test_files_and_folders_that_are_no_sweep(
 
 
 def test_presets_seeds_draws_and_structures(write: Callable[..., Path], tmp_path: Path) -> None:
+    narrow = begin(write({"grid": {"layer_structure": [[1, 1 / 16, 1]]}}), tmp_path / "narrow")
+    assert read_sweep(narrow).trials[0].config.network.layer_structure[1] == 1 / 16
     sweep: dict[str, Any] = {"grid": {"layer_structure": [[1, 1], [1, 2, 1]], "preset": ["quick", "style"]}}
     path = write(sweep | {"seeds": [5, 6]}, training={"validate_every": 7})
     folder = begin(path, tmp_path / "a")

@@ -321,16 +321,10 @@ def _sampler(config: "HypernetworkRun") -> None:
 
 
 def _new_network(config: "HypernetworkRun") -> None:
-    import torch
-
-    from hyperbrush.hypernetworks import AttentionHypernetwork
     from hyperbrush.training.attention.run import NetworkConfig
 
     if config.start_from:
         if config.network != NetworkConfig():
             raise UserError("start_from brings its own network; leave the settings of 'network' out")
         return
-    chosen: dict[str, Any] = config.network.model_dump(exclude={"per_site"})
-    make: Callable[..., Any] = AttentionHypernetwork
-    with torch.device("meta"):  # no memory is taken, however wide it is
-        make([8], **chosen)
+    config.network.check()

@@ -37,6 +37,8 @@ from hyperbrush.training.loop.run_folder import opened_run
 from hyperbrush.training.loop.settings import merge_settings, names_of, read_settings, write_settings
 from hyperbrush.training.report.result import RunResult, check_file, figures_of, keep_result
 
+USUAL_WIDTH = 1024  # of a context, where no model is open yet
+
 
 class NetworkConfig(Strict):
     """The hypernetwork itself; see `AttentionHypernetwork`."""
@@ -59,6 +61,15 @@ class NetworkConfig(Strict):
         False,
         description="a network for each attention instead of one for each width; not for the webui; on a transformer by default",
     )
+
+    def check(self) -> None:
+        """See that there is such a network, before a model says how wide it is.
+
+        Raises:
+            UserError: there is none.
+        """
+        with torch.device("meta"):  # no memory is taken, however wide it is
+            AttentionHypernetwork([USUAL_WIDTH], **self.model_dump(exclude={"per_site"}))
 
 
 class HypernetworkRun(Strict):

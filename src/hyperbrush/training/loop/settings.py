@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.files import write_text
+from hyperbrush.ldm.piecewise import is_piecewise
 from hyperbrush.ldm.util import load_config, parse_yaml, read_yaml
 from hyperbrush.training.loop import checkpoint as checkpoints
 
@@ -84,7 +85,9 @@ def merge_settings(
         for part in reversed(_full_name(model, key.strip())):
             parsed = {part: parsed}
         merged = _merged(merged, parsed)
-    return load_config(model, _merged(_without_length(first or {}, merged), merged))
+    found = load_config(model, _merged(_without_length(first or {}, merged), merged))
+    _check_rates(merged, found)
+    return found
 
 
 def save_run(config: BaseModel, run: Path) -> None:
@@ -141,6 +144,19 @@ def _without_length(first: Mapping[str, Any], above: Mapping[str, Any]) -> Mappi
     if not isinstance(below, Mapping) or not isinstance(training, Mapping) or not training.get("max_epochs"):
         return first
     return {**first, "training": {key: value for key, value in below.items() if key != "max_steps"}}
+
+
+def _check_rates(said: Mapping[str, Any], found: BaseModel) -> None:
+    """Refuse a learning rate that was said beside a schedule that says the rates itself, as in "5e-5:100, 5e-6"."""
+    values = _flat(found.model_dump())
+    for name, rate in _flat(said).items():
+        room, _, last = name.rpartition(".")
+        schedule = values.get(f"{room}.schedule", "")
+        if last == "learning_rate" and rate is not None and is_piecewise(schedule):
+            raise UserError(
+                f"learning_rate {values[name]:g} would change nothing: the schedule {schedule!r} says the rates; "
+                "leave it out, or give another schedule"
+            )
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from pydantic import Field, model_validator
 
 from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.files import write_text
-from hyperbrush.hypernetworks import AttentionHypernetwork
 from hyperbrush.ldm.data.archives import is_source
 from hyperbrush.ldm.util import keyed_seed, load_config, read_yaml
 from hyperbrush.training.attention.config import preset
@@ -233,7 +232,7 @@ def _bare(error: UserError) -> str:
 
 def _problems(config: HypernetworkRun) -> Iterator[str]:
     """What is wrong with a training, as far as it shows without opening the model or the pictures."""
-    t, network = config.training, config.network
+    t = config.training
     for folder in (*config.data, *config.validation):
         if not is_source(folder.path):
             yield f"there is no folder {folder.path}: expected one with pictures"
@@ -248,7 +247,7 @@ def _problems(config: HypernetworkRun) -> Iterator[str]:
         lambda: RateSchedule(t.trainer(MOST).optimizer, steps),
         t.check_draws,
         named.captioning,
-        lambda: AttentionHypernetwork([8], **network.model_dump(exclude={"per_site"})),
+        config.network.check,
     )
     for one in tried:
         try:
