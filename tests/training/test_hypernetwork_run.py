@@ -305,6 +305,13 @@ def test_networks_of_single_sites_in_one_block(tmp_path: Path, few: Path, emoji:
     made = hb.load(train_run(config, tmp_path / "run", model=emoji).file)
     assert made.sites
     assert all("mid_block" in site and "attn2" in site for site in made.sites)
+    for part in ({"blocks": ["mid"]}, {"target_layers": ["attn2"]}):
+        with pytest.raises(UserError, match=f"{next(iter(part))}: a network of a width acts on every attention"):
+            open_network(small(tmp_path, str(few), training=part), emoji)
+        file = hb.AttentionHypernetwork.for_unet(emoji.unet, name="a").save(tmp_path / "a.safetensors")
+        with pytest.raises(UserError, match="acts on every attention so wide"):
+            on = small(tmp_path, str(few), network={}, training=part, start_from=str(file))
+            open_network(on, emoji)
 
 
 def test_the_plan_counts_and_keeps_nothing(

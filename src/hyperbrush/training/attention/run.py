@@ -236,7 +236,8 @@ def open_network(
     """What a run begins with, and the optimizer's state if it goes on from a file that has one.
 
     Raises:
-        UserError: the file cannot be read; settings of a new network beside ``start_from``.
+        UserError: the file cannot be read; settings of a new network beside ``start_from``; a network that would be
+            drawn with where it is not trained.
     """
     about = {"sd_checkpoint_name": config.model}
     if config.start_from:
@@ -255,6 +256,7 @@ def open_network(
                     f"tune_rank {config.tune_rank} is below the file's rank {network.rank}, which cannot be made smaller here"
                 )
             return TunedWeights(network.expand_rank(max(config.tune_rank or 1, network.rank))), None
+        _check_reach(network, model, config.training)
         return network.requires_grad_(True), read_optimizer(config.start_from)
     if config.tune_rank is not None:
         raise UserError(
@@ -265,15 +267,30 @@ def open_network(
     per_site = settings.pop("per_site")
     attn, blocks = tuple(config.training.target_layers), config.training.blocks
     settings |= {"name": config.name, "metadata": about}
-    if find_transformer(model.unet) is None:
-        chosen: dict[str, Any] = {"blocks": blocks} if per_site else {}
-        return AttentionHypernetwork.for_unet(
-            model.unet, attn=attn, per_site=per_site, **chosen, **settings
-        ), None
     if per_site:
-        return AttentionHypernetwork.for_transformer(model.unet, attn=attn, blocks=blocks, **settings), None
+        settings |= {"attn": attn, "blocks": blocks}
+        if find_transformer(model.unet) is None:
+            return AttentionHypernetwork.for_unet(model.unet, per_site=True, **settings), None
+        return AttentionHypernetwork.for_transformer(model.unet, **settings), None
     widths = {site.context_width for site in attention_sites(model.unet, attn, blocks)}
-    return AttentionHypernetwork(sorted(widths), **settings), None
+    made = AttentionHypernetwork(sorted(widths), **settings)
+    _check_reach(made, model, config.training)
+    return made, None
+
+
+def _check_reach(
+    network: AttentionHypernetwork, model: LatentDiffusion, training: HypernetworkConfig
+) -> None:
+    """Refuse a network of a width that is trained at some of its attentions: drawn with, it acts on all so wide."""
+    trained = attention_sites(model.unet, training.target_layers, training.blocks)
+    paths = {*network.sites, *(site.path for site in trained)}
+    widths = {site.context_width for site in trained if site.path not in network.sites} & {*network.widths}
+    if any(s.context_width in widths and s.path not in paths for s in attention_sites(model.unet)):
+        chosen = "target_layers" if training.blocks is None else "blocks"
+        raise UserError(
+            f"{chosen}: a network of a width acts on every attention so wide when it is drawn with, and it would be trained "
+            "on some of them alone; take per_site, or leave this out"
+        )
 
 
 def file_of_run(config: HypernetworkRun) -> Path:
