@@ -27,11 +27,13 @@ import hyperbrush as hb
 from hyperbrush.assets import style_folder
 from hyperbrush.cli import console, main
 from hyperbrush.errors import UserError
+from hyperbrush.generation import grids
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.shell import quoted
 from hyperbrush.training.attention.run import train_run
 from hyperbrush.training.loop import checkpoint as checkpoints
 from hyperbrush.training.loop.progress import Progress
+from hyperbrush.training.report.contact_sheet import save_previews
 from hyperbrush.training.sweep.claim import Held, claim
 from hyperbrush.training.sweep.outcome import outcome_of
 from hyperbrush.training.sweep.run import begin, same_threads, work
@@ -619,3 +621,24 @@ def test_the_best_network_replaces_nobody_elses(write: Callable[..., Path], tmp_
         begin(path, tmp_path / "sweep")
     assert not (tmp_path / "sweep").exists()
     assert begin(path, tmp_path / "sweep", overwrite=True) == tmp_path / "sweep"
+
+
+def test_the_best_network_has_its_trigger_and_columns_their_prompts(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write({"grid": {"seed": [1, 2]}}, training={"trigger": "inkish"})
+    folder = begin(path, tmp_path / "sweep")
+    ended(folder, best_loss=[0.3, 0.2], base_loss=[0.5, 0.5])
+    for trial, other in zip(read_sweep(folder).trials, ("dog", "cow"), strict=True):
+        save_previews(trial.run, 2, [Image.new("RGB", (8, 8))] * 2, ["cat", other])
+    columns: list[Any] = []
+    drawn = grids.labelled_grid
+
+    def looked(cells: Any, rows: Any, names: Any, **how: Any) -> Image.Image:
+        columns.append(names)
+        return drawn(cells, rows, names, **how)
+
+    monkeypatch.setattr(grids, "labelled_grid", looked)
+    finish(folder)
+    assert columns == [["cat", ""]], "what differs from row to row calls no column"
+    assert hb.HypernetworkLibrary(tmp_path / "library").notes("ink").activation_text == "inkish"

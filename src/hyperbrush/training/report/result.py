@@ -96,11 +96,17 @@ def check_file(file: Path, source: str, *, overwrite: bool, resumed: Path | None
         raise UserError(f"{file} is not what {resumed} left there: take another folder, or give --overwrite")
 
 
+def note_trigger(file: Path, trigger: str) -> None:
+    """Note a word beside a library's file, if nobody has noted trigger words there; "" is none."""
+    notes, wrong = collect_notes(file)
+    if trigger and not notes.activation_text and not wrong:  # what is damaged is its owner's to mend
+        write_notes(file, replace(notes, activation_text=trigger))
+
+
 def keep_result(result: RunResult, save: Callable[[Path], Any], again: str, *, trigger: str = "") -> None:
     """Write the finished file into the run and into the library, and the report.
 
-    save: writes the file. again: a command that writes it elsewhere. trigger: noted beside the library's file, if
-    nobody has noted trigger words there.
+    save: writes the file. again: a command that writes it elsewhere. trigger: see `note_trigger`.
 
     Raises:
         UserError: it cannot be written; says where it stands, if it does.
@@ -109,9 +115,7 @@ def keep_result(result: RunResult, save: Callable[[Path], Any], again: str, *, t
     save(own)
     try:
         save(result.file)
-        notes, wrong = collect_notes(result.file)
-        if trigger and not notes.activation_text and not wrong:  # what is damaged is its owner's to mend
-            write_notes(result.file, replace(notes, activation_text=trigger))
+        note_trigger(result.file, trigger)
     except UserError as error:
         raise UserError(
             f"{error}. The training is done and its file stands at {own}; to write it elsewhere: {again}"
