@@ -20,7 +20,7 @@ from hyperbrush.ldm.util import load_config
 from hyperbrush.training.attention.config import HypernetworkConfig, usual_rate
 from hyperbrush.training.attention.objective import Compute, HypernetworkObjective
 from hyperbrush.training.data.cached import cached_latents, cached_texts
-from hyperbrush.training.data.conditioned import conditioned
+from hyperbrush.training.data.conditioned import check_wanted, conditioned
 from hyperbrush.training.data.pictures import LookAt, Pictures, hold_out, open_pictures
 from hyperbrush.training.generator.config import GeneratorConfig
 from hyperbrush.training.generator.objective import GeneratorObjective, generator_objective
@@ -233,6 +233,15 @@ class HypernetworkTrainer:
     ) -> HypernetworkObjective:
         assert isinstance(self.hypernetwork, AttentionHypernetwork | TunedWeights)
         train, held_out = pictures_of(opened, c, dataset, validation, self.look)
+        about: dict[str, Any] = {
+            "seed": c.seed,
+            "missing": c.missing,
+            "classes": c.classes,
+            "condition_folder": c.condition_folder,
+        }
+        check_wanted(opened, c.prompts or [])  # before anything is encoded, as what pictures are told beside
+        for some in filter(None, (train, held_out)):
+            conditioned(opened, some, some, **about)
         order = BatchOrder(train.groups, c.batch_size, c.seed)
         captions = ["", *captions_seen(train, order, c.steps(len(train)))]
         if held_out is not None:
@@ -249,12 +258,6 @@ class HypernetworkTrainer:
             on_prepare=self.on_prepare,
         )
         assert data is not None
-        about: dict[str, Any] = {
-            "seed": c.seed,
-            "missing": c.missing,
-            "classes": c.classes,
-            "condition_folder": c.condition_folder,
-        }
         if texts is None and opened.conditioning == "text":
             log.warning(
                 "%d different captions are too many to keep: each is encoded in its step", len(captions)
