@@ -74,7 +74,7 @@ def test_settings_come_from_presets_then_file_then_flags(tmp_path: Path) -> None
     assert configured(name="x", data=["a", "b"]).data[1].path == "b"
 
 
-def test_epochs_a_person_gives_win_over_a_presets_steps(tmp_path: Path) -> None:
+def test_epochs_a_person_gives_win_and_what_moved_goes_on(tmp_path: Path) -> None:
     def steps(**given: object) -> int:
         return configured(name="x", data="a", presets="quick", **given).training.steps(32)
 
@@ -87,6 +87,12 @@ def test_epochs_a_person_gives_win_over_a_presets_steps(tmp_path: Path) -> None:
     save_run(configured(name="x", data="a", presets="quick"), tmp_path / "run")
     longer, _ = resumed(HypernetworkRun, tmp_path / "run", settings=["max_epochs=100"])
     assert longer.training.steps(32) == 200
+    masks = {"masks": "files", "mask_folder": "here"}
+    save_run(configured(name="m", data="a", training=masks), tmp_path / "masked")
+    moved, changed = resumed(HypernetworkRun, tmp_path / "masked", settings=["mask_folder=there"])
+    assert (moved.training.mask_folder, changed) == ("there", True)
+    with pytest.raises(UserError, match="training.mask_folder"):
+        resumed(HypernetworkRun, tmp_path / "masked", settings=["mask_folder=null"])
     by_steps = configured(name="y", data="a", settings=["schedule=5e-5:100"])
     save_run(by_steps, tmp_path / "by_steps")
     with pytest.raises(UserError, match="would change nothing"):

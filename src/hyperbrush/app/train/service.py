@@ -193,7 +193,7 @@ def _paths_of_training(workspace: Workspace, config: "HypernetworkRun") -> None:
     if t.mask_folder:
         t.mask_folder = str(places.inside(workspace, t.mask_folder))
     if t.condition_folder:
-        t.condition_folder = str(places.inside(workspace, t.condition_folder))
+        t.condition_folder = str(places.pictures(workspace, t.condition_folder))
 
 
 def _name_and_config(workspace: Workspace, settings: Mapping[str, Any], presets: str) -> tuple[str, Any]:

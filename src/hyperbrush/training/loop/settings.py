@@ -37,6 +37,7 @@ MAY_CHANGE = frozenset(
     ]
 )
 PLACES = ("data", "validation", "data.folders", "data.held_out")  # folders that may have moved
+MOVED = ("mask_folder", "condition_folder")  # such too, of one place each
 FLAGS = {
     "name": "--name",
     "model": "--model",
@@ -233,7 +234,7 @@ def _check_steps(run: Path, at: int | None, now: Mapping[str, Any]) -> None:
 def _may_change(name: str, was: Any, now: Any) -> bool:
     if name in PLACES and isinstance(was, list) and isinstance(now, list):
         return [one | {"path": ""} for one in was] == [one | {"path": ""} for one in now]
-    return name in MAY_CHANGE
+    return name in MAY_CHANGE or (name.rpartition(".")[2] in MOVED and bool(was and now))
 
 
 def _moved(key: str, before: Any, places: Any) -> Any:
