@@ -287,6 +287,10 @@ def test_wrong_styles_are_clear_errors(emoji, world: Path, tmp_path: Path) -> No
         objective(emoji, world, tmp_path, pictures_per_style=3)
     with pytest.raises(UserError, match="did you mean 'style_dropout'"):
         configured_generator(name="x", data="y", settings=["style_droput=1"])
+    with pytest.raises(UserError, match="reconstruction_weight is of objective 'mixed', and it is 'denoising'"):
+        configured_generator(name="x", data="y", settings=["reconstruction_weight=1"])
+    with pytest.raises(UserError, match="retain is of the null condition, which style_dropout 0 never shows"):
+        configured_generator(name="x", data="y", settings=["retain=1", "style_dropout=0"])
     with pytest.raises(UserError, match="no generator ships"):
         open_generator(None, "elsewhere")
 
