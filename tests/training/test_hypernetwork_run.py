@@ -112,6 +112,13 @@ def test_a_presets_patience_does_not_refuse_a_few_pictures(
     training = PRESETS["balanced"] | {"max_steps": 2, "batch_size": 2}
     train_run(small(tmp_path, str(tmp_path / "few"), training=training), tmp_path / "run", model=emoji)
     assert "patience is left out" in caplog.text
+    half = small(tmp_path, str(tmp_path / "few"), name="h", training={"mixed_precision": "fp16"})
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="mixed_precision fp16 needs a GPU"):
+            train_run(half, tmp_path / "h", model=emoji)
+        assert not (tmp_path / "h" / "cache").exists(), "said before anything is encoded"
+        with pytest.raises(UserError, match="mixed_precision fp16 needs a GPU"):
+            plan(half, emoji)
     with pytest.raises(UserError, match="patience needs held-out pictures"):
         none = training | {"validation_share": 0.0}
         train_run(small(tmp_path, str(tmp_path / "few"), name="n", training=none), tmp_path / "n", model=emoji)

@@ -27,7 +27,7 @@ from hyperbrush.training.generator.objective import GeneratorObjective, generato
 from hyperbrush.training.loop.caller import ModuleAsFound
 from hyperbrush.training.loop.config import TrainerConfig
 from hyperbrush.training.loop.optimizers import resolve, restore_moments
-from hyperbrush.training.loop.processes import is_main, join, main_first, prepared
+from hyperbrush.training.loop.processes import check_precision, is_main, join, main_first, prepared
 from hyperbrush.training.loop.progress import PrepareCallback
 from hyperbrush.training.loop.run_folder import opened_run
 from hyperbrush.training.loop.trainer import OptimizerFactory, Progress, Trainer
@@ -206,6 +206,7 @@ class HypernetworkTrainer:
         self, opened: LatentDiffusion, dataset: Any, validation: Any
     ) -> "HypernetworkObjective | GeneratorObjective":
         self.config.check_model(opened)
+        check_precision(self.config.mixed_precision, join())
         opened.to(join()).requires_grad_(False).eval()
         if self.config.gradient_checkpointing:
             opened.unet.enable_gradient_checkpointing()  # type: ignore[operator]
