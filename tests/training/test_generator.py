@@ -222,6 +222,8 @@ def test_another_generator_is_gone_on_from(emoji, world: Path, tmp_path: Path) -
     )
     shutil.rmtree(tmp_path / "generators")
     second = trained(emoji, own, tmp_path / "second")
+    steps = [hb.Hypernetwork.load(tmp_path / run / "maker.safetensors", emoji).step for run in ("first", "second")]
+    assert steps[1] == steps[0] + 1
     assert torch.allclose(first, second, atol=1e-6)  # one step at next to no rate
     assert not torch.equal(first, second)
     shutil.rmtree(tmp_path / "generators")

@@ -311,6 +311,22 @@ def test_goes_on_from_a_file_with_its_optimizer(tmp_path: Path, few: Path, emoji
         open_network(small(tmp_path, str(few), start_from=str(webui)), emoji)
 
 
+def test_steps_are_counted_from_the_file_a_run_goes_on_from(
+    tmp_path: Path, few: Path, emoji: LatentDiffusion
+) -> None:
+    def trained(steps: int, **how: object) -> int:
+        training = {"max_steps": steps, "validation_share": 0.0, "checkpoint_every": 1, "save_every": 1}
+        config = small(tmp_path, str(few), start_from=str(file), training=training, network={})
+        return hb.load(train_run(config, tmp_path / "run", model=emoji, **how).file).step
+
+    file = tmp_path / "library" / "t.safetensors"  # which the finished one takes the place of
+    hb.AttentionHypernetwork.for_unet(emoji.unet, layer_structure=[1, 1], name="t", step=100).save(file)
+    assert trained(2) == 102
+    assert trained(3, resume=True) == 103
+    for step in (1, 2, 3):
+        assert hb.load(tmp_path / f"run/saved/step-{step:08d}/t.safetensors").step == 100 + step
+
+
 def test_networks_of_single_sites_in_one_block(tmp_path: Path, few: Path, emoji: LatentDiffusion) -> None:
     config = small(
         tmp_path,

@@ -35,7 +35,7 @@ from hyperbrush.training.loop.processes import is_main, prepared
 from hyperbrush.training.loop.progress import PrepareCallback, Progress
 from hyperbrush.training.loop.run_folder import opened_run
 from hyperbrush.training.loop.settings import merge_settings, names_of, read_settings, write_settings
-from hyperbrush.training.report.result import RunResult, check_file, figures_of, keep_result
+from hyperbrush.training.report.result import RunResult, check_file, figures_of, keep_result, steps_before
 
 USUAL_WIDTH = 1024  # of a context, where no model is open yet
 
@@ -349,7 +349,7 @@ def train_run(
             return opened, *open_network(config, opened)
 
         opened, network, optimizer_state = prepared(run, begin, should_stop)
-        steps_before = int(network.step or 0)
+        network.step = steps_before(run, network.step, resumed=resume)
         trainer = HypernetworkTrainer(
             network,
             config.training,
@@ -377,7 +377,7 @@ def train_run(
             conditioning=opened.conditioning,
             **figures_of(run, config.training.keep_best),
         )
-        network.step = steps_before + result.best_step
+        network.step += result.best_step
 
         def save(path: Path) -> None:
             network.save(path)

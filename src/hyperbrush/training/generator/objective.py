@@ -35,7 +35,7 @@ from hyperbrush.training.generator.styles import (
     find_styles,
 )
 from hyperbrush.training.ldm.objectives import grid_losses
-from hyperbrush.training.loop.objectives import Objective
+from hyperbrush.training.loop.objectives import Objective, steps_added
 from hyperbrush.training.loop.progress import PrepareCallback
 
 if TYPE_CHECKING:
@@ -301,7 +301,8 @@ class GeneratorObjective(Objective):
         with_text = self.config.text_share > 0 and any(style.text for style in self.batches.styles)
         learned = ("pictures", "text") if with_text else ("pictures",)
         self.net.learned = tuple(dict.fromkeys((*self.net.learned, *learned)))
-        return self.net.save(folder / f"{self.net.name}.safetensors")
+        with steps_added(self.net, self.step):
+            return self.net.save(folder / f"{self.net.name}.safetensors")
 
 
 @torch.no_grad()

@@ -180,6 +180,7 @@ class Trainer:
                     "intact. Resume on a larger device, or with smaller pictures"
                 ) from error
             self.state.finish()
+            self.objective.step = self.state.step if self.state.best is None else self.state.best.step
             share_from_main(self.accelerator, self.objective.parameters())  # the main one knows the best
             return on_main(self.accelerator, lambda: self.objective.save(self.run))
 
@@ -414,6 +415,7 @@ class Trainer:
             }
             self.metrics.write(step, values | {f"validation_{k}": v for k, v in progress.validation.items()})
         if config.save_every is not None and step % config.save_every == 0:
+            self.objective.step = step
             with self.state.averaged():
                 self.objective.save(self.run / "saved" / f"step-{step:08d}")
         if end or stop or step % config.checkpoint_every == 0:

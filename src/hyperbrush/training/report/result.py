@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from hyperbrush.errors import UserError
+from hyperbrush.files import read_json, write_json
 from hyperbrush.hypernetworks.library.notes import collect_notes, write_notes
 from hyperbrush.training.loop.metrics import read
+from hyperbrush.training.loop.processes import is_main
 from hyperbrush.training.report.report import report_run
 
 
@@ -64,6 +66,17 @@ class RunResult:
         lines = [f"{self.file}  ({self.steps} steps, {self.seconds:.0f} s)"]
         lines += [self.judged()] if math.isfinite(self.best_loss) else []
         return "\n".join([*lines, f"report: {self.report}", f"try: {self.command()}"])
+
+ORIGIN = "origin.json"  # of a run folder, where it goes on from another's file
+
+
+def steps_before(run: Path, step: int | None, *, resumed: bool) -> int:
+    """Steps that what a run goes on from had made; kept there, for its own file may take that one's place in the end."""
+    if resumed:
+        return int(read_json(run / ORIGIN).get("step", step or 0))
+    if step and is_main():
+        write_json(run / ORIGIN, {"step": step})
+    return step or 0
 
 
 def figures_of(run: Path, keeps_best: bool) -> dict[str, Any]:
