@@ -21,6 +21,7 @@ from hyperbrush.hypernetworks.library.notes import Notes, write_notes
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.piecewise import parse_piecewise
 from hyperbrush.training.attention.config import PRESETS
+from hyperbrush.training.attention.objective import HypernetworkObjective
 from hyperbrush.training.attention.run import (
     HypernetworkRun,
     configured,
@@ -28,8 +29,10 @@ from hyperbrush.training.attention.run import (
     setting_names,
     train_run,
 )
+from hyperbrush.training.before import plan as plan_module
 from hyperbrush.training.before.plan import plan, suggest_batch_size
 from hyperbrush.training.generator.run import GeneratorRun, configured_generator
+from hyperbrush.training.loop.config import TrainerConfig
 from hyperbrush.training.loop.launch import _without_processes
 from hyperbrush.training.loop.settings import resumed, save_run
 from hyperbrush.training.report.contact_sheet import run_prompts
@@ -325,6 +328,30 @@ def test_steps_are_counted_from_the_file_a_run_goes_on_from(
     assert trained(3, resume=True) == 103
     for step in (1, 2, 3):
         assert hb.load(tmp_path / f"run/saved/step-{step:08d}/t.safetensors").step == 100 + step
+
+
+def test_the_plan_counts_pictures_once_and_computes_as_the_training(
+    tmp_path: Path, few: Path, emoji: LatentDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (few / "5_more").mkdir()
+    for number, path in enumerate(sorted(DATA.glob("*.png"))[12:14]):
+        (few / "5_more" / f"{number}.png").write_bytes(path.read_bytes())
+    seen = []
+    planned = plan_module.timed
+
+    def looked(objective: HypernetworkObjective, loop: TrainerConfig) -> tuple[float, int | None]:
+        unet = objective.model.unet
+        weight = unet.conv_in.weight
+        seen.append((unet.is_gradient_checkpointing, weight.is_contiguous(memory_format=torch.channels_last)))
+        return planned(objective, loop)
+
+    monkeypatch.setattr(plan_module, "timed", looked)
+    memory = {"gradient_checkpointing": True, "channels_last": True}
+    found = plan(small(tmp_path, str(few), training=memory | {"validation_share": 0.0}), emoji)
+    assert seen == [(True, True)]
+    assert not emoji.unet.is_gradient_checkpointing
+    assert (found.pictures, sum(found.shapes.values())) == (14, 14)
+    assert found.epochs == pytest.approx(4 * 4 / 14)
 
 
 def test_networks_of_single_sites_in_one_block(tmp_path: Path, few: Path, emoji: LatentDiffusion) -> None:

@@ -24,6 +24,7 @@ from hyperbrush.training.data.conditioned import check_wanted, conditioned
 from hyperbrush.training.data.pictures import LookAt, Pictures, hold_out, open_pictures
 from hyperbrush.training.generator.config import GeneratorConfig
 from hyperbrush.training.generator.objective import GeneratorObjective, generator_objective
+from hyperbrush.training.loop.adapter_settings import AdapterSettings
 from hyperbrush.training.loop.caller import ModuleAsFound
 from hyperbrush.training.loop.config import TrainerConfig
 from hyperbrush.training.loop.optimizers import resolve, restore_moments
@@ -208,10 +209,7 @@ class HypernetworkTrainer:
         self.config.check_model(opened)
         check_precision(self.config.mixed_precision, join())
         opened.to(join()).requires_grad_(False).eval()
-        if self.config.gradient_checkpointing:
-            opened.unet.enable_gradient_checkpointing()  # type: ignore[operator]
-        if self.config.channels_last:
-            opened.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        lay_out(opened, self.config)
         if isinstance(self.config, GeneratorConfig):
             assert isinstance(self.hypernetwork, Hypernetwork)
             if self._target_layers is not None:
@@ -273,6 +271,14 @@ class HypernetworkTrainer:
             loss=self.loss,
             compute=self.compute,
         )
+
+
+def lay_out(model: LatentDiffusion, config: AdapterSettings) -> None:
+    """Have a model compute as the settings of memory say; `ModuleAsFound` takes it back."""
+    if config.gradient_checkpointing:
+        model.unet.enable_gradient_checkpointing()  # type: ignore[operator]
+    if config.channels_last:
+        model.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _settings(
