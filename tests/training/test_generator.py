@@ -275,6 +275,15 @@ def test_validation_looks_at_held_out_styles(emoji, world: Path, tmp_path: Path)
     assert style_losses(own, plum, None).shape == (3, 4)
 
 
+def test_previews_show_trained_styles_where_none_are_held_out(emoji, world: Path, tmp_path: Path) -> None:
+    own = objective(emoji, world, tmp_path, prompts=["cat face"], preview_steps=1)
+    own.held_out = None
+    page = own.preview()
+    assert page is not None
+    side, styles = emoji.image_size, min(6, len(own.batches.styles))
+    assert page.size == (3 * (side + 2) - 2, styles * (side + 2) - 2)
+
+
 def test_wrong_styles_are_clear_errors(emoji, world: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="expected one folder of pictures for each style"):

@@ -265,13 +265,11 @@ class GeneratorObjective(Objective):
         return float(torch.stack(losses).mean())
 
     def preview(self) -> "Image | None":
-        """For some held-out styles: two references, then the prompts with their weights."""
+        """For some styles, held-out ones where there are: two references, then the prompts with their weights."""
         from hyperbrush.ldm.pictures import grid, to_pictures
 
         c = self.config
-        if not self.held_out:
-            return None
-        styles = self.held_out[:6]
+        styles = (self.held_out or self.batches.styles)[:6]
         prompts = list(dict.fromkeys(styles[0].captions))[:4] if c.prompts is None else c.prompts
         if not prompts:
             return None
