@@ -147,11 +147,21 @@ class TestCommandLine:
         assert "8 pictures and masks of" in done.stderr
         assert (app.root / "datasets/masked/3.mask.png").is_file()
         done = self.run(
-            *("--data", str(tmp_path / "masked"), "--name", "cli-conditions", *self.tiny(), "--server", app.url),
+            *(
+                "--data",
+                str(tmp_path / "masked"),
+                "--name",
+                "cli-conditions",
+                *self.tiny(),
+                "--server",
+                app.url,
+            ),
             *("-s", f"condition_folder={tmp_path / 'masks'}"),
         )
         assert "condition_folder is for models conditioned by pictures" in " ".join(done.stderr.split())
-        assert (app.root / "datasets/masks/3.png").is_file(), "it was sent, and the model there is told of none"
+        assert (app.root / "datasets/masks/3.png").is_file(), (
+            "it was sent, and the model there is told of none"
+        )
 
     @pytest.mark.parametrize(
         ("arguments", "said"),

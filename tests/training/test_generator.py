@@ -222,7 +222,9 @@ def test_another_generator_is_gone_on_from(emoji, world: Path, tmp_path: Path) -
     )
     shutil.rmtree(tmp_path / "generators")
     second = trained(emoji, own, tmp_path / "second")
-    steps = [hb.Hypernetwork.load(tmp_path / run / "maker.safetensors", emoji).step for run in ("first", "second")]
+    steps = [
+        hb.Hypernetwork.load(tmp_path / run / "maker.safetensors", emoji).step for run in ("first", "second")
+    ]
     assert steps[1] == steps[0] + 1
     assert torch.allclose(first, second, atol=1e-6)  # one step at next to no rate
     assert not torch.equal(first, second)
@@ -298,7 +300,9 @@ def test_wrong_styles_are_clear_errors(emoji, world: Path, tmp_path: Path) -> No
         objective(emoji, world, tmp_path, pictures_per_style=3)
     with pytest.raises(UserError, match="did you mean 'style_dropout'"):
         configured_generator(name="x", data="y", settings=["style_droput=1"])
-    with pytest.raises(UserError, match="reconstruction_weight is of objective 'mixed', and it is 'denoising'"):
+    with pytest.raises(
+        UserError, match="reconstruction_weight is of objective 'mixed', and it is 'denoising'"
+    ):
         configured_generator(name="x", data="y", settings=["reconstruction_weight=1"])
     with pytest.raises(UserError, match="retain is of the null condition, which style_dropout 0 never shows"):
         configured_generator(name="x", data="y", settings=["retain=1", "style_dropout=0"])

@@ -124,7 +124,9 @@ def test_a_presets_patience_does_not_refuse_a_few_pictures(
             plan(half, emoji)
     with pytest.raises(UserError, match="patience needs held-out pictures"):
         none = training | {"validation_share": 0.0}
-        train_run(small(tmp_path, str(tmp_path / "few"), name="n", training=none), tmp_path / "n", model=emoji)
+        train_run(
+            small(tmp_path, str(tmp_path / "few"), name="n", training=none), tmp_path / "n", model=emoji
+        )
 
 
 @pytest.mark.parametrize(
@@ -146,10 +148,19 @@ def test_a_presets_patience_does_not_refuse_a_few_pictures(
         (["schedule=5e-5:100 5e-6:200"], "without a comma"),
         (["schedule=0:100"], "nothing would be learnt"),
         (["learning_rate=5e-5:100, 5e-6:200"], "training.learning_rate: .*'schedule'"),
-        (["num_cycles=2"], "num_cycles is of cosine_with_restarts, and the schedule is 'cosine': leave one out"),
+        (
+            ["num_cycles=2"],
+            "num_cycles is of cosine_with_restarts, and the schedule is 'cosine': leave one out",
+        ),
         (["bucket_step=8"], "bucket_step is of buckets, and there are none"),
-        (["bucket_ratio=3", "buckets=original"], "bucket_ratio is of buckets: aspect, and they are 'original'"),
-        (["learning_rate=1e-4", "schedule=5e-5:100"], "learning_rate 0.0001 would change nothing: the schedule"),
+        (
+            ["bucket_ratio=3", "buckets=original"],
+            "bucket_ratio is of buckets: aspect, and they are 'original'",
+        ),
+        (
+            ["learning_rate=1e-4", "schedule=5e-5:100"],
+            "learning_rate 0.0001 would change nothing: the schedule",
+        ),
         (["max_grad_norm=1:30;2"], "training.max_grad_norm: .*clip schedule '1:30;2' holds a ';'"),
     ],
 )
@@ -365,7 +376,9 @@ def test_networks_of_single_sites_in_one_block(tmp_path: Path, few: Path, emoji:
     assert made.sites
     assert all("mid_block" in site and "attn2" in site for site in made.sites)
     for part in ({"blocks": ["mid"]}, {"target_layers": ["attn2"]}):
-        with pytest.raises(UserError, match=f"{next(iter(part))}: a network of a width acts on every attention"):
+        with pytest.raises(
+            UserError, match=f"{next(iter(part))}: a network of a width acts on every attention"
+        ):
             open_network(small(tmp_path, str(few), training=part), emoji)
         file = hb.AttentionHypernetwork.for_unet(emoji.unet, name="a").save(tmp_path / "a.safetensors")
         with pytest.raises(UserError, match="acts on every attention so wide"):
@@ -497,7 +510,9 @@ def test_a_run_that_goes_on_replaces_its_own_file_alone(
     assert file.read_bytes() != before
     others = hb.AttentionHypernetwork.for_unet(emoji.unet, name="t").save(file).read_bytes()
     longest = small(tmp_path, str(few), training={"max_steps": 3, "validation_share": 0.0})
-    with pytest.raises(UserError, match="is not what .* left there: take another folder, or give --overwrite"):
+    with pytest.raises(
+        UserError, match="is not what .* left there: take another folder, or give --overwrite"
+    ):
         train_run(longest, tmp_path / "run", **go_on)
     assert file.read_bytes() == others
     train_run(longest, tmp_path / "run", overwrite=True, **go_on)

@@ -422,7 +422,9 @@ def test_a_precision_that_accelerate_refuses_is_a_line(
         raise ValueError("bf16 mixed precision requires a supported device.")
 
     monkeypatch.setattr(accelerate, "Accelerator", refuse)
-    with pytest.raises(UserError, match="mixed_precision bf16 on .*: bf16 mixed precision requires .*; take another, or no"):
+    with pytest.raises(
+        UserError, match="mixed_precision bf16 on .*: bf16 mixed precision requires .*; take another, or no"
+    ):
         train(Regression(), tmp_path / "run", mixed_precision="bf16")
 
 

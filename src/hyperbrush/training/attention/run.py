@@ -331,7 +331,9 @@ def train_run(
     trigger = trigger_of(config)
     check_place(config.hypernetworks, "--hypernetworks")
     with opened_run(run, resume=resume, at=at):
-        check_file(file_of_run(config), config.start_from, overwrite=overwrite, resumed=run if resume else None)
+        check_file(
+            file_of_run(config), config.start_from, overwrite=overwrite, resumed=run if resume else None
+        )
         reports: list[Preflight] = []
 
         def begin() -> tuple[LatentDiffusion, Any, OptimizerState | None]:

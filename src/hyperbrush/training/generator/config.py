@@ -106,7 +106,9 @@ class GeneratorConfig(AdapterSettings):
                 f"reconstruction_weight is of objective 'mixed', and it is {self.objective!r}: leave one out"
             )
         if self.retain and not self.style_dropout:
-            raise ValueError("retain is of the null condition, which style_dropout 0 never shows: leave one out")
+            raise ValueError(
+                "retain is of the null condition, which style_dropout 0 never shows: leave one out"
+            )
         return self
 
     def steps(self, pictures: int) -> int:

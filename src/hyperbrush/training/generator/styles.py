@@ -132,7 +132,10 @@ def find_styles(
 
 
 def encode_styles(
-    found: Sequence[FoundStyle], model: LatentDiffusion, cache: Path, on_prepare: PrepareCallback | None = None
+    found: Sequence[FoundStyle],
+    model: LatentDiffusion,
+    cache: Path,
+    on_prepare: PrepareCallback | None = None,
 ) -> list[Style]:
     """Their pictures as latents, kept in ``cache``."""
     styles = []

@@ -67,6 +67,7 @@ class RunResult:
         lines += [self.judged()] if math.isfinite(self.best_loss) else []
         return "\n".join([*lines, f"report: {self.report}", f"try: {self.command()}"])
 
+
 ORIGIN = "origin.json"  # of a run folder, where it goes on from another's file
 
 
