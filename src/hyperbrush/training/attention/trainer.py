@@ -239,7 +239,8 @@ class HypernetworkTrainer:
             "condition_folder": c.condition_folder,
         }
         check_wanted(opened, c.prompts or [])  # before anything is encoded, as what pictures are told beside
-        for some in filter(None, (train, held_out)):
+        pictures: list[Pictures] = [train] if held_out is None else [train, held_out]
+        for some in pictures:
             conditioned(opened, some, some, **about)
         order = BatchOrder(train.groups, c.batch_size, c.seed)
         captions = ["", *captions_seen(train, order, c.steps(len(train)))]
