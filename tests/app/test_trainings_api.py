@@ -37,6 +37,8 @@ class TestTrainings:
         values["training"]["condition_folder"] = f"datasets/{colours}"
         found = run_config(Workspace(app.root), values)
         assert found.training.condition_folder == str(app.root / "datasets" / colours)
+        values["training"]["condition_folder"] = colours
+        assert run_config(Workspace(app.root), values) == found
 
     def test_the_plan_and_the_report(self, app: Any, colours: str) -> None:
         request = {"settings": {"name": "api-plan", "data": colours, "training": TINY}}
@@ -144,6 +146,22 @@ class TestCommandLine:
         assert done.returncode == 0, done.stderr
         assert "8 pictures and masks of" in done.stderr
         assert (app.root / "datasets/masked/3.mask.png").is_file()
+        done = self.run(
+            *(
+                "--data",
+                str(tmp_path / "masked"),
+                "--name",
+                "cli-conditions",
+                *self.tiny(),
+                "--server",
+                app.url,
+            ),
+            *("-s", f"condition_folder={tmp_path / 'masks'}"),
+        )
+        assert "condition_folder is for models conditioned by pictures" in " ".join(done.stderr.split())
+        assert (app.root / "datasets/masks/3.png").is_file(), (
+            "it was sent, and the model there is told of none"
+        )
 
     @pytest.mark.parametrize(
         ("arguments", "said"),

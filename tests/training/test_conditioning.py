@@ -308,7 +308,14 @@ def test_hypernetworks_act_on_self_attention_alone(
     with pytest.raises(
         UserError, match="unknown class 'star'" if kind == "class" else "which reads none: leave them out"
     ):
-        HypernetworkTrainer(network, settings, run=tmp_path / "no").objective(model, world / "pictures")
+        HypernetworkTrainer(network, settings, run=tmp_path / "early").objective(model, world / "pictures")
+    if kind != "class":
+        settings = {"classes": "captions", "max_steps": 1, "batch_size": 2}
+        with pytest.raises(UserError, match=f"classes is for models conditioned by classes, .* by '{kind}'"):
+            HypernetworkTrainer(network, settings, run=tmp_path / "early").objective(
+                model, world / "pictures"
+            )
+    assert not (tmp_path / "early").exists(), "said before anything is encoded"
     out = tmp_path / "s.png"
     how = f"--image {world / 'held' / 'circle' / '11.png'}" if kind == "image" else ""
     assert (

@@ -65,6 +65,18 @@ def test_rows_are_prompts_and_columns_steps(run: Path) -> None:
     assert all(place[tint(s, 0)][0] == place[tint(s, 1)][0] for s in steps)
 
 
+def test_a_generators_page_of_styles_stays_whole(tmp_path: Path) -> None:
+    (tmp_path / "previews").mkdir()
+    about = {"name": "maker", "kind": "generator", "training": {"prompts": PROMPTS}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(about))
+    page = grid(pictures(20, 4) * 2, columns=2 + len(PROMPTS))  # two styles
+    page.save(tmp_path / "previews/step-00000020.png")
+    sheet = contact_sheet(tmp_path)
+    assert sheet is not None
+    assert sheet.height < 2 * page.height, "one row"
+    assert len({tint(20, n) for n in range(4)} & {colour for _, colour in sheet.getcolors(1 << 20)}) == 4
+
+
 def _where(page: Image.Image, colour: tuple[int, int, int]) -> list[tuple[int, int]]:
     data = page.load()
     return [(x, y) for x in range(0, page.width, 4) for y in range(0, page.height, 4) if data[x, y] == colour]

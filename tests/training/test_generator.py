@@ -222,6 +222,10 @@ def test_another_generator_is_gone_on_from(emoji, world: Path, tmp_path: Path) -
     )
     shutil.rmtree(tmp_path / "generators")
     second = trained(emoji, own, tmp_path / "second")
+    steps = [
+        hb.Hypernetwork.load(tmp_path / run / "maker.safetensors", emoji).step for run in ("first", "second")
+    ]
+    assert steps[1] == steps[0] + 1
     assert torch.allclose(first, second, atol=1e-6)  # one step at next to no rate
     assert not torch.equal(first, second)
     shutil.rmtree(tmp_path / "generators")
@@ -273,6 +277,15 @@ def test_validation_looks_at_held_out_styles(emoji, world: Path, tmp_path: Path)
     assert style_losses(own, plum, None).shape == (3, 4)
 
 
+def test_previews_show_trained_styles_where_none_are_held_out(emoji, world: Path, tmp_path: Path) -> None:
+    own = objective(emoji, world, tmp_path, prompts=["cat face"], preview_steps=1)
+    own.held_out = None
+    page = own.preview()
+    assert page is not None
+    side, styles = emoji.image_size, min(6, len(own.batches.styles))
+    assert page.size == (3 * (side + 2) - 2, styles * (side + 2) - 2)
+
+
 def test_wrong_styles_are_clear_errors(emoji, world: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="expected one folder of pictures for each style"):
@@ -287,6 +300,12 @@ def test_wrong_styles_are_clear_errors(emoji, world: Path, tmp_path: Path) -> No
         objective(emoji, world, tmp_path, pictures_per_style=3)
     with pytest.raises(UserError, match="did you mean 'style_dropout'"):
         configured_generator(name="x", data="y", settings=["style_droput=1"])
+    with pytest.raises(
+        UserError, match="reconstruction_weight is of objective 'mixed', and it is 'denoising'"
+    ):
+        configured_generator(name="x", data="y", settings=["reconstruction_weight=1"])
+    with pytest.raises(UserError, match="retain is of the null condition, which style_dropout 0 never shows"):
+        configured_generator(name="x", data="y", settings=["retain=1", "style_dropout=0"])
     with pytest.raises(UserError, match="no generator ships"):
         open_generator(None, "elsewhere")
 

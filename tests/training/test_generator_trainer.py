@@ -138,6 +138,7 @@ def test_what_this_training_cannot_do_is_refused(emoji, world: Path, tmp_path: P
         UserError, match=r"text_share 0\.5 .* none of the 2 styles has any: write a style\.txt"
     ):
         begin(make(emoji), {"text_share": 0.5})
+    assert not (tmp_path / "cache").exists(), "said before anything is encoded"
     with pytest.raises(UserError, match="leave optimizer_state out"):
         begin(make(emoji), optimizer_state=OptimizerState("Adam", {}, None))
 

@@ -21,6 +21,7 @@ from hyperbrush.hypernetworks.library.notes import Notes, write_notes
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.piecewise import parse_piecewise
 from hyperbrush.training.attention.config import PRESETS
+from hyperbrush.training.attention.objective import HypernetworkObjective
 from hyperbrush.training.attention.run import (
     HypernetworkRun,
     configured,
@@ -28,10 +29,12 @@ from hyperbrush.training.attention.run import (
     setting_names,
     train_run,
 )
+from hyperbrush.training.before import plan as plan_module
 from hyperbrush.training.before.plan import plan, suggest_batch_size
-from hyperbrush.training.generator.run import configured_generator
+from hyperbrush.training.generator.run import GeneratorRun, configured_generator
+from hyperbrush.training.loop.config import TrainerConfig
 from hyperbrush.training.loop.launch import _without_processes
-from hyperbrush.training.loop.settings import save_run
+from hyperbrush.training.loop.settings import resumed, save_run
 from hyperbrush.training.report.contact_sheet import run_prompts
 from hyperbrush.training.report.result import RunResult, figures_of
 
@@ -74,6 +77,58 @@ def test_settings_come_from_presets_then_file_then_flags(tmp_path: Path) -> None
     assert configured(name="x", data=["a", "b"]).data[1].path == "b"
 
 
+def test_epochs_a_person_gives_win_and_what_moved_goes_on(tmp_path: Path) -> None:
+    def steps(**given: object) -> int:
+        return configured(name="x", data="a", presets="quick", **given).training.steps(32)
+
+    assert steps() == PRESETS["quick"]["max_steps"]
+    assert steps(settings=["max_epochs=3"]) == 6
+    assert steps(settings=["max_epochs=3", "max_steps=5"]) == 5
+    file = tmp_path / "ink.yaml"
+    file.write_text(yaml.safe_dump({"preset": "quick", "data": "a", "training": {"max_epochs": 4}}))
+    assert configured(file).training.steps(32) == 8
+    save_run(configured(name="x", data="a", presets="quick"), tmp_path / "run")
+    longer, _ = resumed(HypernetworkRun, tmp_path / "run", settings=["max_epochs=100"])
+    assert longer.training.steps(32) == 200
+    masks = {"masks": "files", "mask_folder": "here"}
+    save_run(configured(name="m", data="a", training=masks), tmp_path / "masked")
+    moved, changed = resumed(HypernetworkRun, tmp_path / "masked", settings=["mask_folder=there"])
+    assert (moved.training.mask_folder, changed) == ("there", True)
+    with pytest.raises(UserError, match="training.mask_folder"):
+        resumed(HypernetworkRun, tmp_path / "masked", settings=["mask_folder=null"])
+    by_steps = configured(name="y", data="a", settings=["schedule=5e-5:100"])
+    save_run(by_steps, tmp_path / "by_steps")
+    with pytest.raises(UserError, match="would change nothing"):
+        resumed(HypernetworkRun, tmp_path / "by_steps", training={"learning_rate": 1e-4})
+    generated = configured_generator(name="g", data="a", settings=["schedule=5e-5:100"])
+    assert generated.training.learning_rate == 3e-4, "the default says nothing"
+    save_run(generated, tmp_path / "generated")
+    assert resumed(GeneratorRun, tmp_path / "generated", training={"max_steps": 9})[1]
+
+
+def test_a_presets_patience_does_not_refuse_a_few_pictures(
+    tmp_path: Path, emoji: LatentDiffusion, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "few").mkdir()
+    for path in sorted(DATA.glob("*.png"))[:4]:
+        (tmp_path / "few" / path.name).write_bytes(path.read_bytes())
+    training = PRESETS["balanced"] | {"max_steps": 2, "batch_size": 2}
+    train_run(small(tmp_path, str(tmp_path / "few"), training=training), tmp_path / "run", model=emoji)
+    assert "patience is left out" in caplog.text
+    half = small(tmp_path, str(tmp_path / "few"), name="h", training={"mixed_precision": "fp16"})
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="mixed_precision fp16 needs a GPU"):
+            train_run(half, tmp_path / "h", model=emoji)
+        assert not (tmp_path / "h" / "cache").exists(), "said before anything is encoded"
+        with pytest.raises(UserError, match="mixed_precision fp16 needs a GPU"):
+            plan(half, emoji)
+    with pytest.raises(UserError, match="patience needs held-out pictures"):
+        none = training | {"validation_share": 0.0}
+        train_run(
+            small(tmp_path, str(tmp_path / "few"), name="n", training=none), tmp_path / "n", model=emoji
+        )
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
@@ -93,6 +148,19 @@ def test_settings_come_from_presets_then_file_then_flags(tmp_path: Path) -> None
         (["schedule=5e-5:100 5e-6:200"], "without a comma"),
         (["schedule=0:100"], "nothing would be learnt"),
         (["learning_rate=5e-5:100, 5e-6:200"], "training.learning_rate: .*'schedule'"),
+        (
+            ["num_cycles=2"],
+            "num_cycles is of cosine_with_restarts, and the schedule is 'cosine': leave one out",
+        ),
+        (["bucket_step=8"], "bucket_step is of buckets, and there are none"),
+        (
+            ["bucket_ratio=3", "buckets=original"],
+            "bucket_ratio is of buckets: aspect, and they are 'original'",
+        ),
+        (
+            ["learning_rate=1e-4", "schedule=5e-5:100"],
+            "learning_rate 0.0001 would change nothing: the schedule",
+        ),
         (["max_grad_norm=1:30;2"], "training.max_grad_norm: .*clip schedule '1:30;2' holds a ';'"),
     ],
 )
@@ -257,6 +325,46 @@ def test_goes_on_from_a_file_with_its_optimizer(tmp_path: Path, few: Path, emoji
         open_network(small(tmp_path, str(few), start_from=str(webui)), emoji)
 
 
+def test_steps_are_counted_from_the_file_a_run_goes_on_from(
+    tmp_path: Path, few: Path, emoji: LatentDiffusion
+) -> None:
+    def trained(steps: int, **how: object) -> int:
+        training = {"max_steps": steps, "validation_share": 0.0, "checkpoint_every": 1, "save_every": 1}
+        config = small(tmp_path, str(few), start_from=str(file), training=training, network={})
+        return hb.load(train_run(config, tmp_path / "run", model=emoji, **how).file).step
+
+    file = tmp_path / "library" / "t.safetensors"  # which the finished one takes the place of
+    hb.AttentionHypernetwork.for_unet(emoji.unet, layer_structure=[1, 1], name="t", step=100).save(file)
+    assert trained(2) == 102
+    assert trained(3, resume=True) == 103
+    for step in (1, 2, 3):
+        assert hb.load(tmp_path / f"run/saved/step-{step:08d}/t.safetensors").step == 100 + step
+
+
+def test_the_plan_counts_pictures_once_and_computes_as_the_training(
+    tmp_path: Path, few: Path, emoji: LatentDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (few / "5_more").mkdir()
+    for number, path in enumerate(sorted(DATA.glob("*.png"))[12:14]):
+        (few / "5_more" / f"{number}.png").write_bytes(path.read_bytes())
+    seen = []
+    planned = plan_module.timed
+
+    def looked(objective: HypernetworkObjective, loop: TrainerConfig) -> tuple[float, int | None]:
+        unet = objective.model.unet
+        weight = unet.conv_in.weight
+        seen.append((unet.is_gradient_checkpointing, weight.is_contiguous(memory_format=torch.channels_last)))
+        return planned(objective, loop)
+
+    monkeypatch.setattr(plan_module, "timed", looked)
+    memory = {"gradient_checkpointing": True, "channels_last": True}
+    found = plan(small(tmp_path, str(few), training=memory | {"validation_share": 0.0}), emoji)
+    assert seen == [(True, True)]
+    assert not emoji.unet.is_gradient_checkpointing
+    assert (found.pictures, sum(found.shapes.values())) == (14, 14)
+    assert found.epochs == pytest.approx(4 * 4 / 14)
+
+
 def test_networks_of_single_sites_in_one_block(tmp_path: Path, few: Path, emoji: LatentDiffusion) -> None:
     config = small(
         tmp_path,
@@ -267,6 +375,15 @@ def test_networks_of_single_sites_in_one_block(tmp_path: Path, few: Path, emoji:
     made = hb.load(train_run(config, tmp_path / "run", model=emoji).file)
     assert made.sites
     assert all("mid_block" in site and "attn2" in site for site in made.sites)
+    for part in ({"blocks": ["mid"]}, {"target_layers": ["attn2"]}):
+        with pytest.raises(
+            UserError, match=f"{next(iter(part))}: a network of a width acts on every attention"
+        ):
+            open_network(small(tmp_path, str(few), training=part), emoji)
+        file = hb.AttentionHypernetwork.for_unet(emoji.unet, name="a").save(tmp_path / "a.safetensors")
+        with pytest.raises(UserError, match="acts on every attention so wide"):
+            on = small(tmp_path, str(few), network={}, training=part, start_from=str(file))
+            open_network(on, emoji)
 
 
 def test_the_plan_counts_and_keeps_nothing(
@@ -379,6 +496,27 @@ def test_a_file_of_somebody_elses_is_not_replaced(tmp_path: Path, few: Path, emo
     train_run(on, tmp_path / "on", model=emoji)
     assert file.read_bytes() != before, "what it goes on from is its own"
     assert train_run(config, tmp_path / "run", overwrite=True, model=emoji).file == file
+
+
+def test_a_run_that_goes_on_replaces_its_own_file_alone(
+    tmp_path: Path, few: Path, emoji: LatentDiffusion
+) -> None:
+    config = small(tmp_path, str(few), training={"max_steps": 1, "validation_share": 0.0})
+    file = train_run(config, tmp_path / "run", model=emoji).file
+    longer = small(tmp_path, str(few), training={"max_steps": 2, "validation_share": 0.0})
+    go_on = {"resume": True, "model": emoji}
+    before = file.read_bytes()
+    train_run(longer, tmp_path / "run", **go_on)
+    assert file.read_bytes() != before
+    others = hb.AttentionHypernetwork.for_unet(emoji.unet, name="t").save(file).read_bytes()
+    longest = small(tmp_path, str(few), training={"max_steps": 3, "validation_share": 0.0})
+    with pytest.raises(
+        UserError, match="is not what .* left there: take another folder, or give --overwrite"
+    ):
+        train_run(longest, tmp_path / "run", **go_on)
+    assert file.read_bytes() == others
+    train_run(longest, tmp_path / "run", overwrite=True, **go_on)
+    assert file.read_bytes() != others
 
 
 def test_the_figures_are_of_the_weights_that_are_kept(tmp_path: Path) -> None:

@@ -152,6 +152,17 @@ def test_validation_does_not_depend_on_batch_or_mode(pictures: Path, make_tiny: 
     )
     torch.testing.assert_close(found[:2], validation_losses(model, data, limit=2), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(found, validation_losses(model, data, limit=6, seed=1))
+    losses, counts = model.diffusion.losses, []
+
+    def small(latents: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
+        counts.append(len(latents))
+        if len(latents) > 2:
+            raise torch.OutOfMemoryError
+        return losses(latents, *rest, **more)
+
+    model.diffusion.losses = small  # type: ignore[method-assign]
+    torch.testing.assert_close(found, validation_losses(model, data, limit=6), rtol=1e-4, atol=1e-5)
+    assert set(counts) == {6, 3, 2, 1}
 
 
 def test_a_full_disk_at_the_end_is_one_clear_error(

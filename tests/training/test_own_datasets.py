@@ -258,6 +258,7 @@ def test_generators(folder: Path, tmp_path: Path, tiny: LatentDiffusion) -> None
     assert open_styles({"x": parts}, tiny, tmp_path / "c")[0].references == 1
     with tarfile.open(root / "packed.tar", "w") as tar:
         tar.add(root / "sea", ".")
+    (root / ".ipynb_checkpoints").mkdir()
     assert [s.name for s in open_styles(root, tiny, tmp_path / "b")] == ["ink", "moss", "packed.tar", "sea"]
     assert open_styles(root, tiny, tmp_path / "b")[2].text == "like the sea"
     net = hb.Hypernetwork(

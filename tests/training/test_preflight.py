@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from hyperbrush.errors import UserError
 from hyperbrush.ldm.data import Buckets, Captioning, FileNames, ImageFolder, Masks, OriginalSizes, pictures
 from hyperbrush.ldm.models.text import default_tokenizer
 from hyperbrush.training.before.likeness import COLOUR_LIMIT, Fingerprint, alike
-from hyperbrush.training.before.preflight import preflight
+from hyperbrush.training.before.preflight import preflight, preflight_of
+from hyperbrush.training.data.pictures import FolderConfig, PictureSettings
 
 
 def scene(seed: int, size: tuple[int, int] = (96, 96)) -> Image.Image:
@@ -259,6 +261,20 @@ def test_captions_are_counted_as_the_templates_make_them(tmp_path: Path) -> None
     (tmp_path / "cat.txt").write_text("cat\n" + "cat " * 41)
     several = preflight(tmp_path, size=64, tokenizer=tokenizer, caption_lines=True).of("cut_captions")
     assert several.notes[0].figures["tokens"] == 41
+
+
+def test_captions_are_counted_with_their_folders_own_words(tmp_path: Path) -> None:
+    for seed, name in enumerate(("plain", "wordy")):
+        (tmp_path / name).mkdir()
+        scene(seed).save(tmp_path / name / "cat.png")
+    folders = [
+        FolderConfig(path=str(tmp_path / "plain")),
+        FolderConfig(path=str(tmp_path / "wordy"), caption_suffix=", cat" * 90),
+    ]
+    about: dict[str, Any] = {"size": 64, "downscale": 4, "multiple": 8, "batch_size": 1}
+    report = preflight_of(folders, [], PictureSettings(), tokenizer=default_tokenizer(), **about)
+    (note,) = report.of("cut_captions").notes
+    assert note.paths[0].parent.name == "wordy"
 
 
 def test_shapes_and_buckets(tmp_path: Path) -> None:

@@ -27,11 +27,13 @@ import hyperbrush as hb
 from hyperbrush.assets import style_folder
 from hyperbrush.cli import console, main
 from hyperbrush.errors import UserError
+from hyperbrush.generation import grids
 from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.shell import quoted
 from hyperbrush.training.attention.run import train_run
 from hyperbrush.training.loop import checkpoint as checkpoints
 from hyperbrush.training.loop.progress import Progress
+from hyperbrush.training.report.contact_sheet import save_previews
 from hyperbrush.training.sweep.claim import Held, claim
 from hyperbrush.training.sweep.outcome import outcome_of
 from hyperbrush.training.sweep.run import begin, same_threads, work
@@ -197,6 +199,7 @@ def test_a_bug_in_one_trial_is_a_row_too(
             {"grid": {"batch_size": [4, 0, -1]}},
             r"trial 1 \(batch_size=0\): .* 1 .*; trial 2 \(batch_size=-1\)",
         ),
+        ({"grid": {"layer_structure": [[1, 1 / 2000, 1]]}}, "every layer must be at least 1 wide"),
         ({"grid": {"activation": ["relu", "rellu"]}}, r"trial 1 \(activation=rellu\): unknown activation"),
         ({"grid": {"weight_init": ["zero", "nought"]}}, "unknown weight_init"),
         ({"grid": {"optimizer": ["adamw", "adamm"]}}, "unknown optimizer 'adamm'"),
@@ -248,6 +251,8 @@ def test_files_and_folders_that_are_no_sweep(
 
 
 def test_presets_seeds_draws_and_structures(write: Callable[..., Path], tmp_path: Path) -> None:
+    narrow = begin(write({"grid": {"layer_structure": [[1, 1 / 16, 1]]}}), tmp_path / "narrow")
+    assert read_sweep(narrow).trials[0].config.network.layer_structure[1] == 1 / 16
     sweep: dict[str, Any] = {"grid": {"layer_structure": [[1, 1], [1, 2, 1]], "preset": ["quick", "style"]}}
     path = write(sweep | {"seeds": [5, 6]}, training={"validate_every": 7})
     folder = begin(path, tmp_path / "a")
@@ -616,3 +621,24 @@ def test_the_best_network_replaces_nobody_elses(write: Callable[..., Path], tmp_
         begin(path, tmp_path / "sweep")
     assert not (tmp_path / "sweep").exists()
     assert begin(path, tmp_path / "sweep", overwrite=True) == tmp_path / "sweep"
+
+
+def test_the_best_network_has_its_trigger_and_columns_their_prompts(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write({"grid": {"seed": [1, 2]}}, training={"trigger": "inkish"})
+    folder = begin(path, tmp_path / "sweep")
+    ended(folder, best_loss=[0.3, 0.2], base_loss=[0.5, 0.5])
+    for trial, other in zip(read_sweep(folder).trials, ("dog", "cow"), strict=True):
+        save_previews(trial.run, 2, [Image.new("RGB", (8, 8))] * 2, ["cat", other])
+    columns: list[Any] = []
+    drawn = grids.labelled_grid
+
+    def looked(cells: Any, rows: Any, names: Any, **how: Any) -> Image.Image:
+        columns.append(names)
+        return drawn(cells, rows, names, **how)
+
+    monkeypatch.setattr(grids, "labelled_grid", looked)
+    finish(folder)
+    assert columns == [["cat", ""]], "what differs from row to row calls no column"
+    assert hb.HypernetworkLibrary(tmp_path / "library").notes("ink").activation_text == "inkish"

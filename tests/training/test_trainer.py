@@ -413,6 +413,21 @@ def test_fp16_needs_a_gpu(tmp_path: Path) -> None:
         train(Regression(), tmp_path / "run", mixed_precision="fp16")
 
 
+def test_a_precision_that_accelerate_refuses_is_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import accelerate
+
+    def refuse(**_: Any) -> None:
+        raise ValueError("bf16 mixed precision requires a supported device.")
+
+    monkeypatch.setattr(accelerate, "Accelerator", refuse)
+    with pytest.raises(
+        UserError, match="mixed_precision bf16 on .*: bf16 mixed precision requires .*; take another, or no"
+    ):
+        train(Regression(), tmp_path / "run", mixed_precision="bf16")
+
+
 def test_a_first_stage_is_what_its_config_says(pictures: Path, tmp_path: Path) -> None:
     from diffusers import AutoencoderTiny, ControlNetModel
 

@@ -18,7 +18,6 @@ from hyperbrush.cli.training import (
     Seed,
     Settings,
     check_at,
-    check_rate,
     launch_processes,
     loop_values,
     watch,
@@ -87,7 +86,6 @@ def hyper_train(
         raise UserError("give --data FOLDER and --name NAME, a file of settings, or --resume RUN")
     else:
         settings = configured_generator(config, **given)
-    check_rate(learning_rate, settings.training.schedule)
     folder = resume or run or Path("runs") / settings.name
 
     def trained(**listeners: Any) -> str:

@@ -15,7 +15,6 @@ from hyperbrush.cli.training import (
     Processes,
     Seed,
     check_at,
-    check_rate,
     launch_processes,
     show_report,
     watch,
@@ -72,7 +71,6 @@ def ldm_train(
         assert config is not None
         folder, changed = run or Path("runs") / config.stem, False
         settings = settings_of(config, **wanted)
-    check_rate(learning_rate, settings.training.optimizer.schedule)
     if dry_run:
         from hyperbrush.cli import console
         from hyperbrush.training.before.plan import plan_ldm

@@ -134,6 +134,9 @@ def train(config: "HypernetworkRun", given: Mapping[str, Any], server: Server, *
             ]
     if folder is not None:  # there they lie beside their pictures
         settings["training"] = {k: v for k, v in settings["training"].items() if k != "mask_folder"}
+    if training.condition_folder is not None:
+        told = dataset(server, training.condition_folder, "none")
+        settings["training"] = {**settings["training"], "condition_folder": told}
     request = {"settings": settings}
     if dry_run:
         job = follow(server, server.ask("POST", "/plans", json=request)["id"], config.name)

@@ -21,7 +21,6 @@ from hyperbrush.cli.training import (
     Seed,
     Settings,
     check_at,
-    check_rate,
     launch_processes,
     loop_values,
     show_report,
@@ -144,7 +143,6 @@ def train(
         raise UserError("give --data FOLDER and --name NAME, a file of settings, or --resume RUN")
     else:
         settings = configured(config, presets=preset, **given)
-    check_rate(learning_rate, settings.training.schedule)
     folder = resume or run or Path("runs") / settings.name
     if server:
         from hyperbrush.cli import remote

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hyperbrush.errors import UserError
-from hyperbrush.ldm.piecewise import is_piecewise
 
 if TYPE_CHECKING:
     from hyperbrush.training.before.preflight import Preflight
@@ -62,14 +61,6 @@ def check_at(at: int | None, resume: Path | None) -> None:
     if at is not None and resume is None:
         raise UserError(
             f"--at {at} is the step that --resume RUN goes on from; give the run, or leave it out"
-        )
-
-
-def check_rate(learning_rate: float | None, schedule: str) -> None:
-    """Refuse --lr where the schedule says the rates themselves, as in "5e-5:100, 5e-6"."""
-    if learning_rate is not None and is_piecewise(schedule):
-        raise UserError(
-            f"--lr {learning_rate:g} would change nothing: the schedule {schedule!r} says the rates; give -s schedule=… instead"
         )
 
 

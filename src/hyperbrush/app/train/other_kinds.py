@@ -85,7 +85,7 @@ def _ldm(workspace: Workspace, kind: str, settings: Mapping[str, Any]) -> "Run":
     if data.mask_folder:
         data.mask_folder = str(places.inside(workspace, data.mask_folder))
     if data.condition_folder:
-        data.condition_folder = str(places.inside(workspace, data.condition_folder))
+        data.condition_folder = str(places.pictures(workspace, data.condition_folder))
     if getattr(getattr(config, "loss", None), "perceptual", 0):
         raise UserError(
             "loss.perceptual: its network's weights are fetched, which the app does not; leave it out"

@@ -4,7 +4,7 @@ import contextlib
 import json
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -193,7 +193,7 @@ def _paths_of_training(workspace: Workspace, config: "HypernetworkRun") -> None:
     if t.mask_folder:
         t.mask_folder = str(places.inside(workspace, t.mask_folder))
     if t.condition_folder:
-        t.condition_folder = str(places.inside(workspace, t.condition_folder))
+        t.condition_folder = str(places.pictures(workspace, t.condition_folder))
 
 
 def _name_and_config(workspace: Workspace, settings: Mapping[str, Any], presets: str) -> tuple[str, Any]:
@@ -321,16 +321,10 @@ def _sampler(config: "HypernetworkRun") -> None:
 
 
 def _new_network(config: "HypernetworkRun") -> None:
-    import torch
-
-    from hyperbrush.hypernetworks import AttentionHypernetwork
     from hyperbrush.training.attention.run import NetworkConfig
 
     if config.start_from:
         if config.network != NetworkConfig():
             raise UserError("start_from brings its own network; leave the settings of 'network' out")
         return
-    chosen: dict[str, Any] = config.network.model_dump(exclude={"per_site"})
-    make: Callable[..., Any] = AttentionHypernetwork
-    with torch.device("meta"):  # no memory is taken, however wide it is
-        make([8], **chosen)
+    config.network.check()

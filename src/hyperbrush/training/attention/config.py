@@ -32,7 +32,7 @@ class HypernetworkConfig(PictureSettings, AdapterSettings):
         ["attn1", "attn2"], min_length=1, description="self-attention, cross-attention or both"
     )
     blocks: list[str] | None = Field(
-        None, description="parts of the UNet, such as mid, up, down.1; all by default"
+        None, description="parts of the UNet, such as mid, up, down.1, with per_site; all by default"
     )
     learning_rate: Rate | None = Field(
         None,

@@ -21,7 +21,7 @@ from hyperbrush.training.data.ahead import Ahead
 from hyperbrush.training.data.cached import Texts, text_states
 from hyperbrush.training.data.conditioned import check_wanted, shown_conditions
 from hyperbrush.training.ldm.objectives import latent_shape, spread, validation_losses
-from hyperbrush.training.loop.objectives import Objective
+from hyperbrush.training.loop.objectives import Objective, steps_added
 from hyperbrush.training.report.contact_sheet import save_previews
 
 # (model with the network attached, batch) → the loss to minimise, or several terms with "loss" among them.
@@ -195,4 +195,5 @@ class HypernetworkObjective(Objective):
 
     def save(self, folder: Path) -> Path:
         """Write folder/NAME.safetensors."""
-        return self.hypernetwork.save(folder / f"{self.hypernetwork.name}.safetensors")
+        with steps_added(self.hypernetwork, self.step):
+            return self.hypernetwork.save(folder / f"{self.hypernetwork.name}.safetensors")

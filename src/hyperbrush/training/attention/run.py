@@ -35,7 +35,9 @@ from hyperbrush.training.loop.processes import is_main, prepared
 from hyperbrush.training.loop.progress import PrepareCallback, Progress
 from hyperbrush.training.loop.run_folder import opened_run
 from hyperbrush.training.loop.settings import merge_settings, names_of, read_settings, write_settings
-from hyperbrush.training.report.result import RunResult, check_file, figures_of, keep_result
+from hyperbrush.training.report.result import RunResult, check_file, figures_of, keep_result, steps_before
+
+USUAL_WIDTH = 1024  # of a context, where no model is open yet
 
 
 class NetworkConfig(Strict):
@@ -59,6 +61,15 @@ class NetworkConfig(Strict):
         False,
         description="a network for each attention instead of one for each width; not for the webui; on a transformer by default",
     )
+
+    def check(self) -> None:
+        """See that there is such a network, before a model says how wide it is.
+
+        Raises:
+            UserError: there is none.
+        """
+        with torch.device("meta"):  # no memory is taken, however wide it is
+            AttentionHypernetwork([USUAL_WIDTH], **self.model_dump(exclude={"per_site"}))
 
 
 class HypernetworkRun(Strict):
@@ -225,7 +236,8 @@ def open_network(
     """What a run begins with, and the optimizer's state if it goes on from a file that has one.
 
     Raises:
-        UserError: the file cannot be read; settings of a new network beside ``start_from``.
+        UserError: the file cannot be read; settings of a new network beside ``start_from``; a network that would be
+            drawn with where it is not trained.
     """
     about = {"sd_checkpoint_name": config.model}
     if config.start_from:
@@ -244,6 +256,7 @@ def open_network(
                     f"tune_rank {config.tune_rank} is below the file's rank {network.rank}, which cannot be made smaller here"
                 )
             return TunedWeights(network.expand_rank(max(config.tune_rank or 1, network.rank))), None
+        _check_reach(network, model, config.training)
         return network.requires_grad_(True), read_optimizer(config.start_from)
     if config.tune_rank is not None:
         raise UserError(
@@ -254,15 +267,30 @@ def open_network(
     per_site = settings.pop("per_site")
     attn, blocks = tuple(config.training.target_layers), config.training.blocks
     settings |= {"name": config.name, "metadata": about}
-    if find_transformer(model.unet) is None:
-        chosen: dict[str, Any] = {"blocks": blocks} if per_site else {}
-        return AttentionHypernetwork.for_unet(
-            model.unet, attn=attn, per_site=per_site, **chosen, **settings
-        ), None
     if per_site:
-        return AttentionHypernetwork.for_transformer(model.unet, attn=attn, blocks=blocks, **settings), None
+        settings |= {"attn": attn, "blocks": blocks}
+        if find_transformer(model.unet) is None:
+            return AttentionHypernetwork.for_unet(model.unet, per_site=True, **settings), None
+        return AttentionHypernetwork.for_transformer(model.unet, **settings), None
     widths = {site.context_width for site in attention_sites(model.unet, attn, blocks)}
-    return AttentionHypernetwork(sorted(widths), **settings), None
+    made = AttentionHypernetwork(sorted(widths), **settings)
+    _check_reach(made, model, config.training)
+    return made, None
+
+
+def _check_reach(
+    network: AttentionHypernetwork, model: LatentDiffusion, training: HypernetworkConfig
+) -> None:
+    """Refuse a network of a width that is trained at some of its attentions: drawn with, it acts on all so wide."""
+    trained = attention_sites(model.unet, training.target_layers, training.blocks)
+    paths = {*network.sites, *(site.path for site in trained)}
+    widths = {site.context_width for site in trained if site.path not in network.sites} & {*network.widths}
+    if any(s.context_width in widths and s.path not in paths for s in attention_sites(model.unet)):
+        chosen = "target_layers" if training.blocks is None else "blocks"
+        raise UserError(
+            f"{chosen}: a network of a width acts on every attention so wide when it is drawn with, and it would be trained "
+            "on some of them alone; take per_site, or leave this out"
+        )
 
 
 def file_of_run(config: HypernetworkRun) -> Path:
@@ -303,7 +331,9 @@ def train_run(
     trigger = trigger_of(config)
     check_place(config.hypernetworks, "--hypernetworks")
     with opened_run(run, resume=resume, at=at):
-        check_file(file_of_run(config), config.start_from, again=resume or overwrite)
+        check_file(
+            file_of_run(config), config.start_from, overwrite=overwrite, resumed=run if resume else None
+        )
         reports: list[Preflight] = []
 
         def begin() -> tuple[LatentDiffusion, Any, OptimizerState | None]:
@@ -321,7 +351,7 @@ def train_run(
             return opened, *open_network(config, opened)
 
         opened, network, optimizer_state = prepared(run, begin, should_stop)
-        steps_before = int(network.step or 0)
+        network.step = steps_before(run, network.step, resumed=resume)
         trainer = HypernetworkTrainer(
             network,
             config.training,
@@ -349,7 +379,7 @@ def train_run(
             conditioning=opened.conditioning,
             **figures_of(run, config.training.keep_best),
         )
-        network.step = steps_before + result.best_step
+        network.step += result.best_step
 
         def save(path: Path) -> None:
             network.save(path)

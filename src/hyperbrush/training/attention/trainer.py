@@ -20,13 +20,15 @@ from hyperbrush.ldm.util import load_config
 from hyperbrush.training.attention.config import HypernetworkConfig, usual_rate
 from hyperbrush.training.attention.objective import Compute, HypernetworkObjective
 from hyperbrush.training.data.cached import cached_latents, cached_texts
-from hyperbrush.training.data.conditioned import conditioned
+from hyperbrush.training.data.conditioned import check_wanted, conditioned
 from hyperbrush.training.data.pictures import LookAt, Pictures, hold_out, open_pictures
 from hyperbrush.training.generator.config import GeneratorConfig
 from hyperbrush.training.generator.objective import GeneratorObjective, generator_objective
+from hyperbrush.training.loop.adapter_settings import AdapterSettings
 from hyperbrush.training.loop.caller import ModuleAsFound
+from hyperbrush.training.loop.config import TrainerConfig
 from hyperbrush.training.loop.optimizers import resolve, restore_moments
-from hyperbrush.training.loop.processes import join, main_first, prepared
+from hyperbrush.training.loop.processes import check_precision, is_main, join, main_first, prepared
 from hyperbrush.training.loop.progress import PrepareCallback
 from hyperbrush.training.loop.run_folder import opened_run
 from hyperbrush.training.loop.trainer import OptimizerFactory, Progress, Trainer
@@ -126,7 +128,7 @@ class HypernetworkTrainer:
             stack.callback(objective.close)
             trainer = Trainer(
                 objective,
-                self.config.trainer(len(objective.data)),
+                self._loop(objective),
                 self.run,
                 on_progress=self.on_progress,
                 should_stop=self.should_stop,
@@ -137,6 +139,17 @@ class HypernetworkTrainer:
                 self._begin_with(trainer.optimizer, self.optimizer_state)
             self.optimizer = trainer.optimizer
             return trainer.train(resume=resume, at=at, held=True, on_begin=on_begin)
+
+    def _loop(self, objective: "HypernetworkObjective | GeneratorObjective") -> TrainerConfig:
+        """What the loop is told; a preset's patience must not keep a few pictures, of which none are held out, from it."""
+        loop = self.config.trainer(len(objective.data))
+        if loop.patience is None or objective.is_validated or not self.config.validation_share:
+            return loop
+        if is_main():
+            log.warning(
+                "patience is left out: with so few none are held out to judge by; give 'validation' to stop early"
+            )
+        return loop.model_copy(update={"patience": None})
 
     def _begin_with(self, optimizer: Any, state: OptimizerState) -> None:
         """Take an earlier training's moments, or say why the optimizer begins anew."""
@@ -194,11 +207,9 @@ class HypernetworkTrainer:
         self, opened: LatentDiffusion, dataset: Any, validation: Any
     ) -> "HypernetworkObjective | GeneratorObjective":
         self.config.check_model(opened)
+        check_precision(self.config.mixed_precision, join())
         opened.to(join()).requires_grad_(False).eval()
-        if self.config.gradient_checkpointing:
-            opened.unet.enable_gradient_checkpointing()  # type: ignore[operator]
-        if self.config.channels_last:
-            opened.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        lay_out(opened, self.config)
         if isinstance(self.config, GeneratorConfig):
             assert isinstance(self.hypernetwork, Hypernetwork)
             if self._target_layers is not None:
@@ -221,6 +232,16 @@ class HypernetworkTrainer:
     ) -> HypernetworkObjective:
         assert isinstance(self.hypernetwork, AttentionHypernetwork | TunedWeights)
         train, held_out = pictures_of(opened, c, dataset, validation, self.look)
+        about: dict[str, Any] = {
+            "seed": c.seed,
+            "missing": c.missing,
+            "classes": c.classes,
+            "condition_folder": c.condition_folder,
+        }
+        check_wanted(opened, c.prompts or [])  # before anything is encoded, as what pictures are told beside
+        pictures: list[Pictures] = [train] if held_out is None else [train, held_out]
+        for some in pictures:
+            conditioned(opened, some, some, **about)
         order = BatchOrder(train.groups, c.batch_size, c.seed)
         captions = ["", *captions_seen(train, order, c.steps(len(train)))]
         if held_out is not None:
@@ -237,12 +258,6 @@ class HypernetworkTrainer:
             on_prepare=self.on_prepare,
         )
         assert data is not None
-        about: dict[str, Any] = {
-            "seed": c.seed,
-            "missing": c.missing,
-            "classes": c.classes,
-            "condition_folder": c.condition_folder,
-        }
         if texts is None and opened.conditioning == "text":
             log.warning(
                 "%d different captions are too many to keep: each is encoded in its step", len(captions)
@@ -257,6 +272,14 @@ class HypernetworkTrainer:
             loss=self.loss,
             compute=self.compute,
         )
+
+
+def lay_out(model: LatentDiffusion, config: AdapterSettings) -> None:
+    """Have a model compute as the settings of memory say; `ModuleAsFound` takes it back."""
+    if config.gradient_checkpointing:
+        model.unet.enable_gradient_checkpointing()  # type: ignore[operator]
+    if config.channels_last:
+        model.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _settings(

@@ -15,6 +15,7 @@ from hyperbrush.training.loop.memory import PeakMemory, free_memory
 from hyperbrush.training.loop.micro_batches import MicroBatches, is_out_of_memory
 from hyperbrush.training.loop.objectives import Objective
 from hyperbrush.training.loop.optimizers import begin_training, configured
+from hyperbrush.training.loop.processes import check_precision, join
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -34,6 +35,7 @@ def trial(objective: Objective, config: TrainerConfig) -> Iterator["Accelerator"
     from accelerate import Accelerator
 
     with AccelerateStates().entered(), generators_kept(), modes_kept(objective):
+        check_precision(config.mixed_precision, join())
         accelerator = Accelerator(mixed_precision=config.mixed_precision)
         objective.to(accelerator.device)
         objective.place(accelerator.device)

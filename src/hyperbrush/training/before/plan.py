@@ -24,7 +24,7 @@ from hyperbrush.training.attention.run import (
     run_preflight,
     settled,
 )
-from hyperbrush.training.attention.trainer import HypernetworkTrainer, pictures_of
+from hyperbrush.training.attention.trainer import HypernetworkTrainer, lay_out, pictures_of
 from hyperbrush.training.before.finders import TIMED_STEPS, find_batch_size, timed
 from hyperbrush.training.before.preflight import Preflight
 from hyperbrush.training.ldm.config import FirstStageRun, Run
@@ -51,7 +51,7 @@ class Plan:
     """A run before its first step.
 
     loop: settings of its loop. report: what the preflight found. kind, network: what is trained, in words.
-    pictures, held_out: as many examples an epoch; captions: different ones. shapes: (height, width) in pixels → examples.
+    pictures, held_out, captions: different ones, whatever their repeats. shapes: (height, width) in pixels → pictures.
     parameters: trained ones. seconds: of the steps to do, from ``TIMED_STEPS`` steps timed now; memory: bytes one step
     takes beside the model, None where that cannot be measured. advice: about settings that are legal but rarely meant.
     done: steps made already, of a run that goes on.
@@ -78,7 +78,7 @@ class Plan:
 
     @property
     def epochs(self) -> float:
-        """Times each picture is seen."""
+        """Times each picture is seen, on average where some have more repeats."""
         return self.steps * self.loop.batch_size / self.pictures
 
     def text(self) -> str:
@@ -118,16 +118,16 @@ def _planned(
     train, held_out = pictures
     assert train is not None
     parameters = sum(p.numel() for p in objective.parameters() if p.requires_grad)
-    optimizer = loop.optimizer
+    optimizer, shapes = loop.optimizer, dict(zip(train.paths, train.groups, strict=True))
     return Plan(
         loop,
         report,
         kind,
         f"{name}{parameters:,} trained numbers",
-        len(train),
-        0 if held_out is None else len(held_out),
+        len(shapes),
+        0 if held_out is None else len(set(held_out.paths)),
         len({train.caption(i, 0) for i in range(len(train))}),
-        dict(Counter(train.groups)),
+        dict(Counter(shapes.values())),
         parameters,
         seconds * max(0, loop.steps - done),
         memory,
@@ -245,6 +245,7 @@ def _trial_objective(
 ) -> HypernetworkObjective:
     """An objective on blanks of the largest shape."""
     model.to(join()).requires_grad_(False)
+    lay_out(model, config)
     texts = None
     if model.conditioning == "text":
         with torch.no_grad():

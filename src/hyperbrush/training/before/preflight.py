@@ -99,7 +99,7 @@ def preflight(
     captions: str = "auto",
     file_names: FileNames | None = None,
     caption_lines: bool = False,
-    captioning: Captioning | None = None,
+    captioning: Captioning | Sequence[Captioning] | None = None,
     masks: Masks | None = None,
     tokenizer: Any = None,
     batch_size: int | None = None,
@@ -111,7 +111,8 @@ def preflight(
     Args:
         folders: of the training pictures.
         validation: held-out pictures; those that are in the training folders too are named.
-        size, buckets, crop, captions, file_names, caption_lines, captioning, masks: as for `ImageFolder`.
+        size, buckets, crop, captions, file_names, caption_lines, captioning, masks: as for `ImageFolder`; captioning
+            also one for each folder.
         tokenizer: the text encoder's own, such as `model.tokenizer`: its room is looked at, and the words
             it takes apart. None leaves that out.
         batch_size: tells of shapes with fewer pictures than a batch has.
@@ -129,9 +130,12 @@ def preflight(
     looks: dict[Path, pictures.Look] = {}
     seen = _look(folders, captions, looks, progress, file_names, caption_lines, masks)
     items = seen.items
-    finished = {
-        item.path: max((captioning or Captioning()).variants(item.written), key=len) for item in items
-    }
+    if captioning is None or isinstance(captioning, Captioning):
+        captioning = [captioning or Captioning()] * len(seen.folders)
+    finished: dict[Path, str] = {}
+    for item, folder in zip(items, seen.places, strict=True):
+        said = (finished.get(item.path, ""), *captioning[folder].variants(item.written))
+        finished[item.path] = max(said, key=len)
     shapes = [buckets.assign(item.width, item.height) if buckets else shape for item in items]
     findings = [
         *_unusable(seen.problems),
@@ -174,7 +178,7 @@ def preflight_of(
         captions=settings.captions,
         file_names=settings.file_names(),
         caption_lines=settings.caption_lines,
-        captioning=settings.captioning(),
+        captioning=[settings.captioning(folder.caption_suffix, folder.append) for folder in folders],
         masks=settings.mask_settings(downscale),
         tokenizer=tokenizer,
         batch_size=batch_size,
@@ -194,6 +198,7 @@ def preflight_of(
 class _Seen:
     folders: tuple[Path, ...]
     items: list[Item]
+    places: list[int]  # of each of them, its folder's number
     problems: list[Problem]
     prints: dict[Path, Fingerprint]
     found: int
@@ -213,7 +218,7 @@ def _look(
     given = [folders] if isinstance(folders, str | Path) else list(folders)
     if not given:
         raise UserError("no folder to look at; expected one or more")
-    total = _Seen(tuple(Path(folder).expanduser() for folder in given), [], [], {}, 0, [])
+    total = _Seen(tuple(Path(folder).expanduser() for folder in given), [], [], [], {}, 0, [])
     counted = 0
     if masks is not None and len(given) > 1:
         masks = replace(masks, needed=False)
@@ -230,7 +235,7 @@ def _look(
         if progress is not None:
             progress(done, of)
 
-    for folder in total.folders:
+    for number, folder in enumerate(total.folders):
         exclude = masks.folder if masks is not None else None
         scanned = scan(
             folder,
@@ -247,6 +252,7 @@ def _look(
             problems += bad_masks
             total.unmasked += [item.path for item, file in zip(items, files, strict=True) if file is None]
         total.items += items
+        total.places += [number] * len(items)
         total.problems += problems
         total.found += counted
     bad = any(problem.kind == "mask" and problem.reason != ORPHAN for problem in total.problems)

@@ -140,6 +140,10 @@ def conditioned(
         raise UserError(
             f"missing is {missing!r}, and this model is none for inpainting: its UNet reads no masks; leave it out"
         )
+    if classes != "folders" and model.conditioning != "class":
+        raise UserError(
+            f"classes is for models conditioned by classes, and this one is by {model.conditioning!r}; leave it out"
+        )
     if condition_folder and model.conditioning != "image":
         raise UserError(
             f"condition_folder is for models conditioned by pictures, and this one is by {model.conditioning!r}; leave it out"

@@ -205,6 +205,16 @@ class PictureSettings(CaptionSettings):
             raise ValueError("mask_floor is of masks, and there are none (masks: none): leave it out")
         return self
 
+    @model_validator(mode="after")
+    def _of_buckets(self) -> Self:
+        if self.bucket_step is not None and self.buckets == "none":
+            raise ValueError("bucket_step is of buckets, and there are none (buckets: none): leave it out")
+        if self.bucket_ratio != 2 and self.buckets != "aspect":
+            raise ValueError(
+                f"bucket_ratio is of buckets: aspect, and they are {self.buckets!r}: leave it out"
+            )
+        return self
+
     def shapes(self, size: Size, multiple: int) -> Buckets | OriginalSizes | None:
         """Buckets for a model whose pictures' sides are multiples of ``multiple``.
 

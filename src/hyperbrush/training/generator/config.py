@@ -98,6 +98,19 @@ class GeneratorConfig(AdapterSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _weighs(self) -> "GeneratorConfig":
+        weight = GeneratorConfig.model_fields["reconstruction_weight"].default
+        if self.reconstruction_weight != weight and self.objective != "mixed":
+            raise ValueError(
+                f"reconstruction_weight is of objective 'mixed', and it is {self.objective!r}: leave one out"
+            )
+        if self.retain and not self.style_dropout:
+            raise ValueError(
+                "retain is of the null condition, which style_dropout 0 never shows: leave one out"
+            )
+        return self
+
     def steps(self, pictures: int) -> int:
         """Optimizer steps for so many pictures of all styles an epoch."""
         if self.max_epochs is None:

@@ -25,9 +25,17 @@ from hyperbrush.ldm.util import keyed_generator
 from hyperbrush.training.attention.objective import Compute
 from hyperbrush.training.data.cached import Texts, cached_texts, text_states
 from hyperbrush.training.generator.config import GeneratorConfig
-from hyperbrush.training.generator.styles import ABOUT, References, Style, StyleBatches, open_styles
+from hyperbrush.training.generator.styles import (
+    ABOUT,
+    FoundStyle,
+    References,
+    Style,
+    StyleBatches,
+    encode_styles,
+    find_styles,
+)
 from hyperbrush.training.ldm.objectives import grid_losses
-from hyperbrush.training.loop.objectives import Objective
+from hyperbrush.training.loop.objectives import Objective, steps_added
 from hyperbrush.training.loop.progress import PrepareCallback
 
 if TYPE_CHECKING:
@@ -257,13 +265,11 @@ class GeneratorObjective(Objective):
         return float(torch.stack(losses).mean())
 
     def preview(self) -> "Image | None":
-        """For some held-out styles: two references, then the prompts with their weights."""
+        """For some styles, held-out ones where there are: two references, then the prompts with their weights."""
         from hyperbrush.ldm.pictures import grid, to_pictures
 
         c = self.config
-        if not self.held_out:
-            return None
-        styles = self.held_out[:6]
+        styles = (self.held_out or self.batches.styles)[:6]
         prompts = list(dict.fromkeys(styles[0].captions))[:4] if c.prompts is None else c.prompts
         if not prompts:
             return None
@@ -293,7 +299,8 @@ class GeneratorObjective(Objective):
         with_text = self.config.text_share > 0 and any(style.text for style in self.batches.styles)
         learned = ("pictures", "text") if with_text else ("pictures",)
         self.net.learned = tuple(dict.fromkeys((*self.net.learned, *learned)))
-        return self.net.save(folder / f"{self.net.name}.safetensors")
+        with steps_added(self.net, self.step):
+            return self.net.save(folder / f"{self.net.name}.safetensors")
 
 
 @torch.no_grad()
@@ -328,7 +335,7 @@ def generator_objective(
 ) -> GeneratorObjective:
     """Styles opened and encoded, the hypernetwork bound.
 
-    dataset, validation: a folder of one folder a style, a mapping of styles (see `open_styles`), or a list of `Style`.
+    dataset, validation: a folder of one folder a style, a mapping of styles (see `find_styles`), or a list of `Style`.
     loss, compute: see `GeneratorObjective`.
 
     Raises:
@@ -364,19 +371,27 @@ def generator_objective(
     net.bind(model).size = config.size
     adapters = config.objective != "denoising"
 
-    def opened(source: Any, adapters: bool) -> list[Style]:
+    def found(source: Any, adapters: bool) -> list[Style] | list[FoundStyle]:
         if isinstance(source, list | tuple) and all(isinstance(s, Style) for s in source):
             return list(source)
-        cache = run / "cache/latents"
-        return open_styles(source, model, cache, adapters=adapters, size=config.size, on_prepare=on_prepare)
+        return find_styles(source, config.size or model.image_size, adapters=adapters)
 
-    styles = opened(dataset, adapters)
-    if config.text_share and not any(style.text for style in styles):
+    def encoded(styles: list[Style] | list[FoundStyle]) -> list[Style]:
+        new = [style for style in styles if isinstance(style, FoundStyle)]
+        own = [style for style in styles if isinstance(style, Style)]
+        return [*own, *(encode_styles(new, model, run / "cache/latents", on_prepare) if new else [])]
+
+    # All that can be refused comes before anything is encoded, which takes long.
+    chosen = found(dataset, adapters)
+    if config.text_share and not any(style.text for style in chosen):
         raise UserError(
-            f"text_share {config.text_share:g} tells styles in words, and none of the {len(styles)} styles has any: write a "
+            f"text_share {config.text_share:g} tells styles in words, and none of the {len(chosen)} styles has any: write a "
             f"{ABOUT} into each style's folder, or leave text_share at 0"
         )
-    held = opened(validation, False) if validation is not None else None
+    judged = None if validation is None else found(validation, False)
+    if config.shared_steps:
+        net.decoder.shared_parameters()  # type: ignore[operator]  # or says that this form has none
+    styles, held = encoded(chosen), None if judged is None else encoded(judged)
     if held is None and config.validation_share and len(styles) >= 10:
         order = BatchOrder(len(styles), 1, config.seed)
         count = min(len(styles) - 1, max(2, round(config.validation_share * len(styles))))
@@ -386,8 +401,6 @@ def generator_objective(
     captions = ["", *(c for s in (*styles, *(held or ())) for i in range(len(s)) for c in s.said(i))]
     texts = cached_texts(model, captions, run / "cache/texts", on_prepare)
     net.requires_grad_(True)
-    if config.shared_steps:
-        net.decoder.shared_parameters()  # type: ignore[operator]  # or says that this form has none
     if net.settings.tasks:
         log.warning(
             "styles are told in pictures and words: the tasks of %r (%s) are not trained",

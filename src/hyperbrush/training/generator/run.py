@@ -24,7 +24,7 @@ from hyperbrush.training.loop.processes import is_main, prepared
 from hyperbrush.training.loop.progress import PrepareCallback, Progress
 from hyperbrush.training.loop.run_folder import opened_run
 from hyperbrush.training.loop.settings import merge_settings, write_settings
-from hyperbrush.training.report.result import RunResult, check_file, figures_of, keep_result
+from hyperbrush.training.report.result import RunResult, check_file, figures_of, keep_result, steps_before
 
 
 class GeneratorRun(Strict):
@@ -128,10 +128,11 @@ def train_generator(
     check_place(config.generators, "generators")
     file = Path(config.generators) / f"{config.name}.safetensors"
     with opened_run(run, resume=resume, at=at):
-        check_file(file, config.start_from, again=resume or overwrite)
+        check_file(file, config.start_from, overwrite=overwrite, resumed=run if resume else None)
         opened = model or prepared(run, lambda: open_model(config.model, config.training), should_stop)
         config.training.check_model(opened)
         net = _begun(config, opened)
+        net.step = steps_before(run, net.step, resumed=resume)
         if is_main() and not resume:
             write_settings(config, run)
         trainer = HypernetworkTrainer(
@@ -155,7 +156,7 @@ def train_generator(
         result = GeneratorResult(
             run=run, file=file, config=config, **figures_of(run, config.training.keep_best)
         )
-        net.step = result.best_step
+        net.step += result.best_step
         if is_main():
             keep_result(result, net.save, f"hyperbrush hyper train --resume {run} -s generators=FOLDER")
         return result

@@ -51,6 +51,31 @@ class Style:
         return self.alternatives[picture] if self.alternatives else (self.captions[picture],)
 
 
+@dataclass(frozen=True)
+class FoundStyle:
+    """One style as it was found, nothing of it encoded: its pictures, or its references and its targets; the rest as of `Style`."""
+
+    name: str
+    pictures: tuple[ImageFolder, ...]
+    text: str = ""
+    adapter: GeneratedWeights | None = None
+
+    def encoded(self, model: LatentDiffusion, cache: LatentCache) -> Style:
+        """With the latents of its pictures."""
+        latents = [_latents(model, one, cache) for one in self.pictures]
+        said = tuple(captions for one in self.pictures for captions in one.alternatives)
+        return Style(
+            self.name,
+            torch.cat(latents),
+            tuple(captions[0] for captions in said),
+            len(latents[0]) if len(latents) == 2 else len(latents[0]) // 2,
+            self.text,
+            self.adapter,
+            said,
+            tuple(str(path) for one in self.pictures for path in getattr(one, "paths", ())),
+        )
+
+
 def open_styles(
     source: str | Path | Mapping[str, Any],
     model: LatentDiffusion,
@@ -60,11 +85,23 @@ def open_styles(
     size: int | None = None,
     on_prepare: PrepareCallback | None = None,
 ) -> list[Style]:
+    """`find_styles`, and `encode_styles`.
+
+    Raises:
+        UserError: see `find_styles`.
+    """
+    found = find_styles(source, size or model.image_size, adapters=adapters)
+    return encode_styles(found, model, cache, on_prepare)
+
+
+def find_styles(
+    source: str | Path | Mapping[str, Any], size: int, *, adapters: bool = False
+) -> list[FoundStyle]:
     """Each subfolder, tar or table as a style: its pictures (captions as for training), or references/ and targets/ in it.
 
     source: a folder of these, or a mapping of styles' names to their pictures: a folder, tar or table, or a dataset of
         one's own (see `PictureRows`), or a mapping of "references" and "targets" to such.
-    adapters: read each style's adapter.safetensors or lora.safetensors too. size: of the pictures; None: the model's own.
+    size: of the pictures. adapters: read each style's adapter.safetensors or lora.safetensors too.
 
     Raises:
         UserError: no such folder, no styles in it, a style of fewer than two pictures; adapters are wanted and one
@@ -77,39 +114,42 @@ def open_styles(
     found = dict(source) if isinstance(source, Mapping) else _named_styles(Path(source).expanduser())
     if not found:
         raise UserError("no styles: expected a mapping of names to pictures with one or more in it")
-    opened = {
-        name: [_opened(part, name, size or model.image_size) for part in _parts(pictures)]
-        for name, pictures in found.items()
-    }
+    styles = []
+    for name, pictures in found.items():
+        data = tuple(_opened(part, name, size) for part in _parts(pictures))
+        count = sum(map(len, data))
+        if count < 2:
+            where = pictures if isinstance(pictures, str | Path) else f"style {name!r}"
+            raise UserError(f"{where} has {count} picture; a style needs two: one to look at, one to draw")
+        folder = Path(pictures) if isinstance(pictures, str | Path) else None
+        if adapters and folder is None:
+            raise UserError(
+                f"style {name!r} is no folder, so it has no adapter to reconstruct: take objective 'denoising'"
+            )
+        adapter = _adapter(folder) if adapters and folder is not None else None
+        styles.append(FoundStyle(name, data, "" if folder is None else _about(folder), adapter))
+    return styles
+
+
+def encode_styles(
+    found: Sequence[FoundStyle],
+    model: LatentDiffusion,
+    cache: Path,
+    on_prepare: PrepareCallback | None = None,
+) -> list[Style]:
+    """Their pictures as latents, kept in ``cache``."""
     styles = []
     with LatentCache(cache, digest(dict(model.first_stage.state_dict()))) as kept:
-        for number, (name, pictures) in enumerate(found.items()):
-            data = opened[name]
-            latents = [_latents(model, one, kept) for one in data]
-            said = tuple(captions for one in data for captions in one.alternatives)
-            references = len(latents[0]) if len(data) == 2 else len(latents[0]) // 2
-            if len(said) < 2:
-                where = pictures if isinstance(pictures, str | Path) else f"style {name!r}"
-                raise UserError(
-                    f"{where} has {len(said)} picture; a style needs two: one to look at, one to draw"
-                )
-            folder = Path(pictures) if isinstance(pictures, str | Path) else None
-            if adapters and folder is None:
-                raise UserError(
-                    f"style {name!r} is no folder, so it has no adapter to reconstruct: take objective 'denoising'"
-                )
-            adapter = _adapter(folder) if adapters and folder is not None else None
-            first = tuple(captions[0] for captions in said)
-            about = "" if folder is None else _about(folder)
-            paths = tuple(str(path) for one in data for path in getattr(one, "paths", ()))
-            styles.append(Style(name, torch.cat(latents), first, references, about, adapter, said, paths))
+        for number, style in enumerate(found):
+            styles.append(style.encoded(model, kept))
             if on_prepare is not None:
                 on_prepare("styles", number + 1, len(found))
     return styles
 
 
 def _named_styles(root: Path) -> dict[str, Path]:
-    found = sorted(path for path in root.iterdir() if is_source(path)) if root.is_dir() else []
+    inside = root.iterdir() if root.is_dir() else ()
+    found = sorted(path for path in inside if is_source(path) and not path.name.startswith("."))
     if not found:
         raise UserError(f"{root} has no folders in it: expected one folder of pictures for each style")
     return {path.name: path for path in found}

@@ -12,6 +12,7 @@ from hyperbrush.ldm.models import LatentDiffusion
 from hyperbrush.ldm.util import keyed_generator
 from hyperbrush.training.data.ahead import Ahead, Examples, as_batch
 from hyperbrush.training.data.conditioned import check_wanted, shown_conditions
+from hyperbrush.training.loop.micro_batches import is_out_of_memory
 from hyperbrush.training.loop.objectives import Objective
 
 if TYPE_CHECKING:
@@ -161,19 +162,38 @@ def validation_losses(
     the batch or the adapter; so that two models differ by what they know alone.  With four shares of
     the process the first is nearly clean and the last nearly noise.
 
+    batch_size: pictures at once; where memory is short, a batch is halved until it fits.
     text_states: captions to "embeddings", where they are known already.
     """
+
+    def judged(indices: list[int]) -> Tensor:
+        batch = make_batch(data, [(0, i) for i in indices])
+        states = {} if text_states is None else text_states(batch["captions"])
+        conditions: dict[str, Any] = model.conditions(batch | states)
+        return grid_losses(model, model.latents_of(batch), indices, conditions, shares, seed)
+
     count = len(data) if limit is None else min(limit, len(data))
     was_training = model.training
     model.eval()
     found = torch.empty(count, len(shares))
     for indices in batches_by_shape(data, range(count), batch_size):
-        batch = make_batch(data, [(0, i) for i in indices])
-        states = {} if text_states is None else text_states(batch["captions"])
-        conditions: dict[str, Any] = model.conditions(batch | states)
-        found[indices] = grid_losses(model, model.latents_of(batch), indices, conditions, shares, seed)
+        found[indices] = in_halves(judged, indices)
     model.train(was_training)
     return found
+
+
+def in_halves(of: Callable[[list[int]], Tensor], indices: list[int]) -> Tensor:
+    """A row for each of the numbers, all computed at once; where memory is short, one half after the other."""
+    from accelerate.utils.memory import clear_device_cache
+
+    try:
+        return of(indices)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or len(indices) == 1:
+            raise
+    clear_device_cache(garbage_collection=True)
+    middle = len(indices) // 2
+    return torch.cat([in_halves(of, indices[:middle]), in_halves(of, indices[middle:])])
 
 
 @torch.no_grad()

@@ -33,7 +33,7 @@ from hyperbrush.training.ldm.objectives import DenoisingObjective, batches_by_sh
 from hyperbrush.training.loop.caller import generators_kept
 from hyperbrush.training.loop.objectives import Objective
 from hyperbrush.training.loop.optimizers import peak_rate
-from hyperbrush.training.loop.processes import is_main, join, prepared
+from hyperbrush.training.loop.processes import check_precision, is_main, join, prepared
 from hyperbrush.training.loop.progress import PrepareCallback, Progress
 from hyperbrush.training.loop.run_folder import opened_run
 from hyperbrush.training.loop.settings import write_settings
@@ -73,6 +73,7 @@ def train_ldm(
     """
 
     def begin() -> Objective:
+        check_precision(config.training.mixed_precision, join())
         opened, report = open_origin(config), None
         if is_main() and not resume:
             progress = None if on_prepare is None else partial(on_prepare, "looking at")

@@ -99,6 +99,10 @@ class StepSettings(Strict):
             raise ValueError(
                 f"decay_from is when a schedule begins to fall, and {self.schedule!r} says all of it: leave one out"
             )
+        if self.num_cycles > 1 and self.schedule.strip() != "cosine_with_restarts":
+            raise ValueError(
+                f"num_cycles is of cosine_with_restarts, and the schedule is {self.schedule!r}: leave one out"
+            )
         return self
 
 

@@ -5,8 +5,9 @@ comes from generators keyed by (seed, purpose, step), drawn for the whole batch 
 parts, so that neither accumulation nor the number of processes changes a result.
 """
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,12 @@ if TYPE_CHECKING:
 
 
 class Objective(nn.Module, ABC):
-    """Base of all objectives; parameters that require a gradient are what is trained."""
+    """Base of all objectives; parameters that require a gradient are what is trained.
+
+    step: whose weights these are, as the Trainer says before it has them saved.
+    """
+
+    step = 0
 
     def place(self, device: torch.device) -> None:
         """Move what is not a submodule (a frozen model) to the device of the training."""
@@ -80,6 +86,17 @@ class Objective(nn.Module, ABC):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups for the optimizer; "scale" multiplies the learning rate."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+
+@contextlib.contextmanager
+def steps_added(network: Any, steps: int) -> Iterator[None]:
+    """Within, a network has made so many steps more than it had, which its file tells."""
+    before = network.step
+    network.step = int(before or 0) + steps
+    try:
+        yield
+    finally:
+        network.step = before
 
 
 def rows(batch: Mapping[str, Any], start: int, stop: int, size: int) -> dict[str, Any]:

@@ -55,6 +55,16 @@ def join() -> torch.device:
     return torch.device(state.device)
 
 
+def check_precision(precision: str, device: torch.device) -> None:
+    """Refuse, before anything is encoded, what a device cannot compute in.
+
+    Raises:
+        UserError: fp16 on the CPU.
+    """
+    if precision == "fp16" and device.type == "cpu":
+        raise UserError(f"mixed_precision fp16 needs a GPU, and this is {device}: take bf16 or no")
+
+
 def is_main() -> bool:
     """Whether this process is the one that writes and speaks."""
     from accelerate import PartialState

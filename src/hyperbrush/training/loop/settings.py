@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.files import write_text
+from hyperbrush.ldm.piecewise import is_piecewise
 from hyperbrush.ldm.util import load_config, parse_yaml, read_yaml
 from hyperbrush.training.loop import checkpoint as checkpoints
 
@@ -36,6 +37,7 @@ MAY_CHANGE = frozenset(
     ]
 )
 PLACES = ("data", "validation", "data.folders", "data.held_out")  # folders that may have moved
+MOVED = ("mask_folder", "condition_folder")  # such too, of one place each
 FLAGS = {
     "name": "--name",
     "model": "--model",
@@ -61,7 +63,7 @@ def merge_settings(
     Args:
         model: with inner models such as "training".
         source, values: a file and what it holds; its stem is the name where it has none.
-        first: what the file's settings lie over.
+        first: what all of these lie over; its ``max_steps`` say nothing beside their ``max_epochs``.
         settings: "KEY=VALUE" texts; a key is written whole ("network.activation") or, where that is clear, as its
             last part; values are YAML.
         training, given: settings by name; None, "" and empty lists say nothing.
@@ -72,7 +74,7 @@ def merge_settings(
     named = {} if source is None else {"name": Path(source).stem}
     own = {key: value for key, value in (training or {}).items() if value is not None}
     said = {key: value for key, value in given.items() if value not in (None, "", [], ())}
-    merged = _merged(_merged(first or {}, {**named, **values}), said | {"training": own})
+    merged = _merged({**named, **values}, said | {"training": own})
     for text in settings:
         key, separator, value = text.partition("=")
         if not separator:
@@ -84,7 +86,9 @@ def merge_settings(
         for part in reversed(_full_name(model, key.strip())):
             parsed = {part: parsed}
         merged = _merged(merged, parsed)
-    return load_config(model, merged)
+    found = load_config(model, _merged(_without_length(first or {}, merged), merged))
+    _check_rates(merged, found)
+    return found
 
 
 def save_run(config: BaseModel, run: Path) -> None:
@@ -135,6 +139,27 @@ def _full_name(model: type[BaseModel], key: str) -> list[str]:
     return found[0].split(".")
 
 
+def _without_length(first: Mapping[str, Any], above: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Settings below others that say how long by epochs, which steps would win over."""
+    below, training = first.get("training"), above.get("training")
+    if not isinstance(below, Mapping) or not isinstance(training, Mapping) or not training.get("max_epochs"):
+        return first
+    return {**first, "training": {key: value for key, value in below.items() if key != "max_steps"}}
+
+
+def _check_rates(said: Mapping[str, Any], found: BaseModel) -> None:
+    """Refuse a learning rate that was said beside a schedule that says the rates itself, as in "5e-5:100, 5e-6"."""
+    values = _flat(found.model_dump())
+    for name, rate in _flat(said).items():
+        room, _, last = name.rpartition(".")
+        schedule = values.get(f"{room}.schedule", "")
+        if last == "learning_rate" and rate is not None and is_piecewise(schedule):
+            raise UserError(
+                f"learning_rate {values[name]:g} would change nothing: the schedule {schedule!r} says the rates; "
+                "leave it out, or give another schedule"
+            )
+
+
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(below)
     for key, value in above.items():
@@ -177,7 +202,7 @@ def resumed(
     for key in ("data", "validation"):
         if places := given.pop(key, None):
             given[key] = _moved(key, getattr(before, key), places)
-    after = merge_settings(model, None, own, settings=settings, training=training, **given)
+    after = merge_settings(model, None, {}, first=own, settings=settings, training=training, **given)
     was, now = _flat(before.model_dump(mode="json")), _flat(after.model_dump(mode="json"))
     different = [name for name in {**was, **now} if was.get(name) != now.get(name)]
     if wrong := [name for name in different if not _may_change(name, was.get(name), now.get(name))]:
@@ -209,7 +234,7 @@ def _check_steps(run: Path, at: int | None, now: Mapping[str, Any]) -> None:
 def _may_change(name: str, was: Any, now: Any) -> bool:
     if name in PLACES and isinstance(was, list) and isinstance(now, list):
         return [one | {"path": ""} for one in was] == [one | {"path": ""} for one in now]
-    return name in MAY_CHANGE
+    return name in MAY_CHANGE or (name.rpartition(".")[2] in MOVED and bool(was and now))
 
 
 def _moved(key: str, before: Any, places: Any) -> Any:

@@ -23,7 +23,7 @@ from hyperbrush.training.loop.metrics import Metrics
 from hyperbrush.training.loop.micro_batches import MicroBatches, is_out_of_memory
 from hyperbrush.training.loop.objectives import Objective
 from hyperbrush.training.loop.optimizers import begin_training, configured, rate_scales
-from hyperbrush.training.loop.processes import join, on_main, share_from_main, worst
+from hyperbrush.training.loop.processes import check_precision, join, on_main, share_from_main, worst
 from hyperbrush.training.loop.progress import Interrupted as Interrupted
 from hyperbrush.training.loop.progress import Live, NotFinite
 from hyperbrush.training.loop.progress import Progress as Progress
@@ -57,7 +57,7 @@ class Trainer:
         learning_rate: from the steps made to the rate of the next, instead of the config's schedule, see `OwnRate`.
 
     Raises:
-        UserError: nothing is trainable; the batch cannot be cut into its parts; FSDP or the like.
+        UserError: nothing is trainable; a precision that the device has not; the batch cannot be cut into its parts; FSDP or the like.
     """
 
     def __init__(
@@ -86,16 +86,16 @@ class Trainer:
         from accelerate import Accelerator
 
         objective, config = self.objective, self.config
-        join()
-        self.accelerator = Accelerator(
-            mixed_precision=config.mixed_precision,
-            log_with=make_trackers(config.trackers, self.run) or None,
-            project_dir=str(self.run),
-        )
-        if config.mixed_precision == "fp16" and self.accelerator.scaler is None:
-            raise UserError(
-                f"mixed_precision fp16 needs a GPU, and this is {self.accelerator.device}: take bf16 or no"
+        device, log_with = join(), make_trackers(config.trackers, self.run) or None
+        check_precision(config.mixed_precision, device)
+        try:
+            self.accelerator = Accelerator(
+                mixed_precision=config.mixed_precision, log_with=log_with, project_dir=str(self.run)
             )
+        except ValueError as error:  # an old torch on Apple's GPUs, a device without such numbers
+            raise UserError(
+                f"mixed_precision {config.mixed_precision} on {device}: {error}; take another, or no"
+            ) from error
         if self.accelerator.distributed_type.value in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
             raise UserError(
                 f"{self.accelerator.distributed_type.value} splits the weights, which checkpoints cannot hold "
@@ -180,6 +180,7 @@ class Trainer:
                     "intact. Resume on a larger device, or with smaller pictures"
                 ) from error
             self.state.finish()
+            self.objective.step = self.state.step if self.state.best is None else self.state.best.step
             share_from_main(self.accelerator, self.objective.parameters())  # the main one knows the best
             return on_main(self.accelerator, lambda: self.objective.save(self.run))
 
@@ -414,6 +415,7 @@ class Trainer:
             }
             self.metrics.write(step, values | {f"validation_{k}": v for k, v in progress.validation.items()})
         if config.save_every is not None and step % config.save_every == 0:
+            self.objective.step = step
             with self.state.averaged():
                 self.objective.save(self.run / "saved" / f"step-{step:08d}")
         if end or stop or step % config.checkpoint_every == 0:

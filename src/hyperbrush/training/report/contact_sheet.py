@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PREVIEWS = "previews"  # of a run folder
 NAME = "contact_sheet.png"
-SMALLEST, LARGEST = 128, 256  # pixels of a cell's height
+SMALLEST, LARGEST, PAGE = 128, 256, 512  # pixels of a cell's height; PAGE: with many pictures in it
 COLUMNS = 8  # steps shown at most
 ACROSS = 8  # pictures a row in the grids of older runs, see `objectives`
 GAP = 2  # pixels between them
@@ -111,7 +111,9 @@ def contact_sheet(run: str | Path, *, best: int | None = None) -> "Image | None"
 
     from hyperbrush.generation.grids import labelled_grid
 
-    said = run_prompts(run)
+    # Of a generator a preview is a page of styles, each with its prompts, which stays whole.
+    whole = run_config(run).get("kind") == "generator"
+    said, most = ([], PAGE) if whole else (run_prompts(run), LARGEST)
     found = find_previews(run)
     shown: dict[int, list[Image.Image]] = {}
     for step in chosen_steps(list(found), COLUMNS):
@@ -122,7 +124,7 @@ def contact_sheet(run: str | Path, *, best: int | None = None) -> "Image | None"
     shown = {step: pictures for step, pictures in shown.items() if pictures}
     if not shown:
         return None
-    height = min(LARGEST, max(SMALLEST, max(p.height for row in shown.values() for p in row)))
+    height = min(most, max(SMALLEST, max(p.height for row in shown.values() for p in row)))
     rows = max(map(len, shown.values()))
     nothing = Image.new("RGB", next(iter(shown.values()))[0].size, "white")
     cells = [[row[y] if y < len(row) else nothing for row in shown.values()] for y in range(rows)]

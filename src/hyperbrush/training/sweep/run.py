@@ -53,7 +53,7 @@ def begin(
     def check(sweep: Sweep) -> None:
         _check_workers(workers)
         own = sweep.library / f"{sweep.name}.safetensors"
-        check_file(own, sweep.trials[0].config.start_from, again=overwrite)
+        check_file(own, sweep.trials[0].config.start_from, overwrite=overwrite)
         if executor:
             from hyperbrush.training.sweep.cluster import check_cluster
 

@@ -17,7 +17,6 @@ from pydantic import Field, model_validator
 
 from hyperbrush.errors import UserError, unknown_name
 from hyperbrush.files import write_text
-from hyperbrush.hypernetworks import AttentionHypernetwork
 from hyperbrush.ldm.data.archives import is_source
 from hyperbrush.ldm.util import keyed_seed, load_config, read_yaml
 from hyperbrush.training.attention.config import preset
@@ -26,6 +25,7 @@ from hyperbrush.training.loop.config import Strict
 from hyperbrush.training.loop.optimizers import configured
 from hyperbrush.training.loop.rates import RateSchedule
 from hyperbrush.training.loop.run_folder import SWEEP
+from hyperbrush.training.loop.settings import merge_settings
 
 FILE = SWEEP
 FIXED = ("name", "hypernetworks")  # the same for all trials
@@ -208,9 +208,8 @@ def _configured(base: Mapping[str, Any], settings: Mapping[str, Any]) -> Hyperne
             values[room] = {}
         (values[room] if room else values)[last] = value
     first = preset(str(values.pop("preset", "") or ""))
-    own = values.get("training") or {}
-    values["training"] = first | own if isinstance(own, dict) else own
-    return load_config(HypernetworkRun, values)
+    values["training"] = values.get("training") or {}
+    return merge_settings(HypernetworkRun, None, values, first={"training": first})
 
 
 def _whole(name: str, where: str) -> str:
@@ -233,7 +232,7 @@ def _bare(error: UserError) -> str:
 
 def _problems(config: HypernetworkRun) -> Iterator[str]:
     """What is wrong with a training, as far as it shows without opening the model or the pictures."""
-    t, network = config.training, config.network
+    t = config.training
     for folder in (*config.data, *config.validation):
         if not is_source(folder.path):
             yield f"there is no folder {folder.path}: expected one with pictures"
@@ -248,7 +247,7 @@ def _problems(config: HypernetworkRun) -> Iterator[str]:
         lambda: RateSchedule(t.trainer(MOST).optimizer, steps),
         t.check_draws,
         named.captioning,
-        lambda: AttentionHypernetwork([8], **network.model_dump(exclude={"per_site"})),
+        config.network.check,
     )
     for one in tried:
         try:

@@ -14,10 +14,12 @@ from hyperbrush.errors import UserError
 from hyperbrush.files import atomic_path, write_json, write_text
 from hyperbrush.hypernetworks.files.optimizer import sidecar_of
 from hyperbrush.shell import quoted
+from hyperbrush.training.attention.run import trigger_of
 from hyperbrush.training.loop.metrics import read
 from hyperbrush.training.report.charts import Chart, Line
 from hyperbrush.training.report.contact_sheet import find_previews, open_previews, run_prompts
 from hyperbrush.training.report.report import duration, write_report
+from hyperbrush.training.report.result import note_trigger
 from hyperbrush.training.sweep.outcome import Outcome, outcome_of
 from hyperbrush.training.sweep.settings import Sweep, Trial, described, read_sweep, short, shown
 
@@ -145,8 +147,10 @@ def finish(folder: str | Path) -> Comparison:
     found = compare(read_sweep(Path(folder)))
     if (best := found.best) is not None:
         trained = best.trial.run / best.outcome.file
-        found = replace(found, file=found.sweep.library / trained.name)
-        _copy(trained, found.sweep.library / trained.name)
+        file = found.sweep.library / trained.name
+        found = replace(found, file=file)
+        _copy(trained, file)
+        note_trigger(file, trigger_of(best.trial.config))
     _write(found)
     return found
 
@@ -216,13 +220,16 @@ def chart(found: Comparison) -> Chart:
 
 
 def previews(found: Comparison) -> "Image | None":
-    """The last previews of the best trials, a row for each and a column for each prompt; None: there are none."""
+    """The last previews of the best trials, a row for each and a column for each prompt; None: there are none.
+
+    A column is called by its prompt where that is the same in all rows, as captions of held-out pictures may not be.
+    """
     from PIL import Image
 
     from hyperbrush.generation.grids import labelled_grid
 
     shown_rows: list[tuple[str, list[Image.Image]]] = []
-    prompts: list[str] = []
+    prompts: list[dict[str, None]] = []  # different ones of each column
     for row in found.rows:
         said = run_prompts(row.trial.run)
         steps = find_previews(row.trial.run)
@@ -231,14 +238,17 @@ def previews(found: Comparison) -> "Image | None":
         step = max(steps)
         pictures = open_previews(steps[step], len(said))
         shown_rows.append((f"{row.trial.label}; step {step}", pictures))
-        prompts = max(prompts, said, key=len)
+        prompts += [{} for _ in said[len(prompts) :]]
+        for column, prompt in zip(prompts, said, strict=False):
+            column[prompt] = None
     if not shown_rows:
         return None
     nothing = Image.new("RGB", shown_rows[0][1][0].size, "white")
     cells = [[*pictures, *[nothing] * (len(prompts) - len(pictures))] for _, pictures in shown_rows]
     side = min(256, max(128, nothing.height))
+    columns = [next(iter(own)) if len(own) == 1 else "" for own in prompts]
     return labelled_grid(
-        cells, [label for label, _ in shown_rows], prompts, side=side, title=found.sweep.name
+        cells, [label for label, _ in shown_rows], columns, side=side, title=found.sweep.name
     )
 
 
