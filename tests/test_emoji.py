@@ -61,9 +61,9 @@ def test_card_says_what_it_must() -> None:
     for part in (
         "licence",
         "PSNR",
-        "recognisab",
+        "judge",
         "understanding",
-        "validation",
+        "held-out",
         "recipes/emoji",
         "Noto",
         "seen",

@@ -28,14 +28,7 @@ if TYPE_CHECKING:
 
 NAME = "ink"
 STRENGTHS = (0.0, 0.5, 1.0)
-PROMPTS = (
-    "cat face",
-    "red heart",
-    "grinning face",
-    "three oclock",
-    "woman",
-    "hourglass done",
-)  # none of the 48
+PROMPTS = ("red heart", "mushroom", "guitar", "umbrella", "hammer", "anchor")  # none of the 48
 
 
 @dataclass(frozen=True)
