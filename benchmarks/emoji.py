@@ -221,7 +221,8 @@ def pictures(draw: Drawer, icons: Path, out: Path) -> None:
     made = draw([f"{word} {name}" if word else name for name in SHOWN for word in columns])
     shown = to_pictures(made / 2 + 0.5)
     table = [shown[i : i + len(columns)] for i in range(0, len(shown), len(columns))]
-    labelled_grid(table, rows=SHOWN, columns=["bare name", *words]).save(out / "emoji-looks.png")
+    sheet = labelled_grid(table, rows=SHOWN, columns=["bare name", *words])
+    sheet.quantize(256).save(out / "emoji-looks.png", optimize=True)
 
 
 def main() -> None:

@@ -54,8 +54,8 @@ ENTRIES = (
     Entry(
         "Looks",
         "Words before the name choose the look.",
-        'hyperbrush compare "glossy 3d cat face" --x "prompt=glossy 3d,flat,line with grey,solid black,pixel art" '
-        '--y "prompt=cat face,red heart,house" --seed 2 --out looks.png',
+        'hyperbrush compare "black ink umbrella" --x "prompt=black ink,glossy 3d,flat,line with grey,thin line,solid black" '
+        "--y seed=2,5 --out looks.png",
         "looks.png",
     ),
     Entry(
@@ -67,13 +67,13 @@ ENTRIES = (
     Entry(
         "Strength",
         "From nothing to all of it, and a little beyond.",
-        f'hyperbrush compare "cat face <hypernet:ink:1>" --x strength=0-1.25:0.25 {INK} --seed 5 --out strength.png',
+        f'hyperbrush compare "umbrella <hypernet:ink:1>" --x strength=0-1.25:0.25 {INK} --seed 5 --out strength.png',
         "strength.png",
     ),
     Entry(
         "Steps",
         "The same start after 5 to 40 steps, with two samplers.",
-        'hyperbrush compare "grinning face <hypernet:ink:0.6>" --x steps=5,10,20,40 --y "sampler=DPM++ 2M Karras,Euler a" '
+        'hyperbrush compare "mushroom <hypernet:ink:0.7>" --x steps=5,10,20,40 --y "sampler=DPM++ 2M Karras,Euler a" '
         f"{INK} --seed 4 --out steps.png",
         "steps.png",
     ),

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests/app"))
 from running import ARGUMENTS, CHROMIUM, App, until
 
 OUT = Path(__file__).parent / "app"
-PROMPTS = ["cat face", "rocket", "crescent moon"]
+PROMPTS = ["red heart", "mushroom", "umbrella"]
 STEPS = 150
 
 
@@ -51,7 +51,7 @@ def main() -> None:
             prompt = page.get_by_label(re.compile("^Prompt"))
             page.wait_for_function("document.querySelector('textarea').value.includes('ink')")
             page.wait_for_timeout(1000)  # what the address says is written by then
-            prompt.fill("crescent moon <hypernet:ink:0.8>")
+            prompt.fill("umbrella <hypernet:ink:0.8>")
             prompt.press("Control+Enter")
             page.locator("main img").first.wait_for(timeout=120_000)
             page.wait_for_timeout(8000)
@@ -59,7 +59,7 @@ def main() -> None:
             page.goto(f"{app.url}/hypernetworks")
             page.wait_for_timeout(1500)
             shoot(page, "hypernetworks")
-            page.goto(f"{app.url}/compare?prompt=cat+face+%3Chypernet%3Aink%3A1%3E&seed=3")
+            page.goto(f"{app.url}/compare?prompt=umbrella+%3Chypernet%3Aink%3A1%3E&seed=3")
             shoot(page, "compare")
             page.goto(f"{app.url}/styles")
             references = sorted((style_folder() / "train").glob("*.png"))[:3]

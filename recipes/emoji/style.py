@@ -25,6 +25,10 @@ SHOWN = {
     "woman",
     "hourglass-done",
     "grinning-face",
+    "guitar",
+    "umbrella",
+    "hammer",
+    "anchor",
 }
 
 

@@ -181,7 +181,7 @@ def test_accumulation_and_gradient_checkpointing_change_nothing(
     fresh = LatentDiffusion.from_pretrained("emoji")
     spared = weights(train(fresh, tmp_path / "c", **settings, gradient_checkpointing=True))
     for other in (parts, spared):
-        assert (base - other).norm() < 5e-4 * base.norm()
+        assert (base - other).norm() < 2e-3 * base.norm()
 
 
 def test_epochs_previews_and_dataset(emoji: LatentDiffusion, tmp_path: Path) -> None:

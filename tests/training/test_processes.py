@@ -115,7 +115,7 @@ def test_a_real_hypernetwork(place: Path, found: list[dict], tmp_path: Path) -> 
     alone = worker.hypernetwork(tmp_path / "run")
     assert alone.abs().max() > 1e-4, "it learned"
     two = torch.tensor(found[0]["hypernetwork"], dtype=alone.dtype)
-    assert (two - alone).norm() < 2e-3 * alone.norm()
+    assert (two - alone).norm() < 1e-2 * alone.norm()
     close(losses(place / "hypernetwork"), losses(tmp_path / "run"), 1e-4)
 
 

@@ -76,7 +76,7 @@ def next_commands(result: Result) -> list[str]:
     folder = quoted(result.file.parent)
     return [
         f'hyperbrush generate "crescent moon <hypernet:{NAME}:1>" --hypernetworks {folder} --out moon.png',
-        f'hyperbrush generate "tulip <hypernet:{NAME}:0.6>" --hypernetworks {folder} --seed 7 --out tulip.png',
+        f'hyperbrush generate "star <hypernet:{NAME}:0.6>" --hypernetworks {folder} --seed 7 --out star.png',
         "hyperbrush train --data YOUR_PICTURES --name mine",
     ]
 

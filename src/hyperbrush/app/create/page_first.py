@@ -14,12 +14,12 @@ from hyperbrush.app.ui.frame import CHOICE_AGE, title_of
 
 COOKIE = "steps"  # "no" where somebody has closed them
 DRAWN = (
-    (3, 2),
-    (2, 4),
-    (5, 0),
-    (1, 3),
-    (7, 3),
-    (5, 6),
+    (4, 7),
+    (2, 2),
+    (7, 1),
+    (5, 1),
+    (7, 4),
+    (1, 4),
 )  # (column, row) in the model's grid of eight by eight
 STYLE = {"see": (), "train": SIX, "make": THREE}
 ICONS = {"see": "brush", "train": "model_training", "make": "auto_awesome"}
