@@ -65,6 +65,12 @@ ENTRIES = (
         "demo/grid.png",
     ),
     Entry(
+        "A style from three pictures",
+        "Weights generated in one pass from three black-line pictures, from the same in negative, and 50 steps of training on.",
+        "hyperbrush demo --hyper --out hyper --no-open",
+        "hyper/hyper-grid.png",
+    ),
+    Entry(
         "Strength",
         "From nothing to all of it, and a little beyond.",
         f'hyperbrush compare "umbrella <hypernet:ink:1>" --x strength=0-1.25:0.25 {INK} --seed 5 --out strength.png',

@@ -61,6 +61,13 @@ def test_python_blocks_run(page: str, desk: dict[str, Any]) -> None:
 def test_the_settings_reference_is_the_models(open_script: Callable[[str], ModuleType]) -> None:
     module = open_script("docs/make_settings.py")
     assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run python docs/make_settings.py"
+
+
+def test_the_gallery_is_what_its_script_writes(open_script: Callable[[str], ModuleType]) -> None:
+    module = open_script("docs/make_gallery.py")
+    assert (DOCS / "gallery.md").read_text(encoding="utf-8") == module.page(), "run python docs/make_gallery.py"
+    shown = {entry.picture for entry in module.ENTRIES}
+    assert shown == {path.name for path in (DOCS / "gallery").iterdir()}
     assert not re.findall(r"^.*\|  \|$", module.page(), re.M), "every setting has a meaning"
 
 
