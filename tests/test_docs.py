@@ -65,7 +65,9 @@ def test_the_settings_reference_is_the_models(open_script: Callable[[str], Modul
 
 def test_the_gallery_is_what_its_script_writes(open_script: Callable[[str], ModuleType]) -> None:
     module = open_script("docs/make_gallery.py")
-    assert (DOCS / "gallery.md").read_text(encoding="utf-8") == module.page(), "run python docs/make_gallery.py"
+    assert (DOCS / "gallery.md").read_text(encoding="utf-8") == module.page(), (
+        "run python docs/make_gallery.py"
+    )
     shown = {entry.picture for entry in module.ENTRIES}
     assert shown == {path.name for path in (DOCS / "gallery").iterdir()}
     assert not re.findall(r"^.*\|  \|$", module.page(), re.M), "every setting has a meaning"

@@ -349,6 +349,8 @@ def unknown_words(model: "LatentDiffusion", texts: Sequence[str]) -> list[str]:
     told = []
     for word in odd:
         close = get_close_matches(word, known, n=6, cutoff=0.7)
-        close = sorted(close, key=lambda near: near[0] != word[0])[:3]  # a first letter is seldom the wrong one
+        close = sorted(close, key=lambda near: near[0] != word[0])[
+            :3
+        ]  # a first letter is seldom the wrong one
         told.append(f"{word!r}" + (f" (near: {', '.join(close)})" if close else ""))
     return [f"the model has never seen the {'word' if len(odd) == 1 else 'words'} {', '.join(told)}"]
