@@ -111,6 +111,7 @@ def test_prompts_of_before_are_taken_saved_and_forgotten(app: Any, open_page: Op
     assert saved["my own"] == "saved words"
     box.get_by_role("button", name="Remove the saved prompt my own").click()
     until(lambda: "my own" not in [one["name"] for one in app.call(f"{API}/prompts")["saved"]])
+    box.get_by_text("my own").wait_for(state="hidden")  # the list is built anew then
     box.get_by_role("button", name="__tree__").click()
     until(lambda: prompt(page).input_value() == "saved words __tree__")
 
